@@ -1,0 +1,208 @@
+//! Who is alive, by foca's SWIM (Das, Gupta, Motivala, 2002).
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foca::{
+    AccumulatingRuntime, Codec, Config, Foca, NoCustomBroadcast, OwnedNotification, PeriodicParams, PostcardCodec,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use weft_crypto::{HostLabel, Time};
+
+/// The longest SWIM packet, in bytes.
+pub const MAX_PACKET: usize = 1024;
+
+/// A member as SWIM sees it: the host, and which life of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemberId {
+    /// The host.
+    pub host: HostLabel,
+    /// Higher wins: raised at each start, and when a host finds itself declared down.
+    pub life: u64,
+}
+
+impl foca::Identity for MemberId {
+    type Addr = HostLabel;
+
+    fn renew(&self) -> Option<Self> {
+        Some(MemberId { host: self.host, life: self.life + 1 })
+    }
+
+    fn addr(&self) -> HostLabel {
+        self.host
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.life > adversary.life
+    }
+}
+
+/// What membership found out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MembershipEvent {
+    /// The host is alive.
+    Up(HostLabel),
+    /// The host left or has been silent for seconds to everyone.
+    Down(HostLabel),
+}
+
+/// The SWIM state of this host.
+pub struct Membership {
+    foca: Foca<MemberId, PostcardCodec, ChaCha8Rng, NoCustomBroadcast>,
+    runtime: AccumulatingRuntime<MemberId>,
+    timers: BinaryHeap<Reverse<Due>>,
+    scheduled: u64,
+    rejected: u64,
+}
+
+struct Due {
+    at: Time,
+    /// Keeps timers of one instant in the order they were set.
+    order: u64,
+    timer: foca::Timer<MemberId>,
+}
+
+impl Due {
+    fn key(&self) -> (Time, u64) {
+        (self.at, self.order)
+    }
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Membership {
+    /// A member that knows nobody yet. `seed` drives the choice of whom to probe.
+    pub fn new(host: HostLabel, incarnation: u64, seed: u64) -> Self {
+        // Room for a host to renew itself within one incarnation.
+        let id = MemberId { host, life: incarnation << 20 };
+        Membership {
+            foca: Foca::new(id, config(), ChaCha8Rng::seed_from_u64(seed), PostcardCodec),
+            runtime: AccumulatingRuntime::new(),
+            timers: BinaryHeap::new(),
+            scheduled: 0,
+            rejected: 0,
+        }
+    }
+
+    /// Introduces this host to `peer`, whose present life need not be known.
+    pub fn announce(&mut self, peer: HostLabel, now: Time) {
+        // It fails only on encoding, which a plain identity cannot.
+        let _ = self.foca.announce(MemberId { host: peer, life: 0 }, &mut self.runtime);
+        self.collect_timers(now);
+    }
+
+    /// Takes a SWIM packet that `from` is proven to have sent; one that claims another source is dropped.
+    pub fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
+        let header = PostcardCodec.decode_header(packet);
+        if !header.is_ok_and(|header: foca::Header<MemberId>| header.src.host == from) {
+            self.rejected += 1;
+            return;
+        }
+        // An error leaves foca's state usable and concerns this packet alone.
+        if self.foca.handle_data(packet, &mut self.runtime).is_err() {
+            self.rejected += 1;
+        }
+        self.collect_timers(now);
+    }
+
+    /// Runs the timers that are due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while self.timers.peek().is_some_and(|Reverse(due)| due.at <= now) {
+            let Some(Reverse(due)) = self.timers.pop() else { break };
+            if self.foca.handle_timer(due.timer, &mut self.runtime).is_err() {
+                self.rejected += 1;
+            }
+            self.collect_timers(now);
+        }
+    }
+
+    /// When [`Membership::handle_timeout`] is next to be called.
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.timers.peek().map(|Reverse(due)| due.at)
+    }
+
+    /// Tells the others that this host leaves.
+    pub fn leave(&mut self, now: Time) {
+        let _ = self.foca.leave_cluster(&mut self.runtime);
+        self.collect_timers(now);
+    }
+
+    /// A packet to send.
+    pub fn poll_transmit(&mut self) -> Option<(HostLabel, Bytes)> {
+        self.runtime.to_send().map(|(to, packet)| (to.host, packet))
+    }
+
+    /// Something found out.
+    pub fn poll_event(&mut self) -> Option<MembershipEvent> {
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(member) => return Some(MembershipEvent::Up(member.host)),
+                OwnedNotification::MemberDown(member) => return Some(MembershipEvent::Down(member.host)),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Members believed alive, this host not counted.
+    pub fn alive(&self) -> usize {
+        self.foca.num_members()
+    }
+
+    /// Packets that were no SWIM packets of their sender.
+    pub fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    fn collect_timers(&mut self, now: Time) {
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            self.scheduled += 1;
+            self.timers.push(Reverse(Due { at: now + after, order: self.scheduled, timer }));
+        }
+    }
+}
+
+fn config() -> Config {
+    let periodic = |millis, count| {
+        // Both are non-zero constants.
+        let num_members = NonZeroUsize::new(count).expect("non-zero");
+        Some(PeriodicParams { frequency: Duration::from_millis(millis), num_members })
+    };
+    Config {
+        probe_period: Duration::from_millis(1000),
+        probe_rtt: Duration::from_millis(400),
+        num_indirect_probes: NonZeroUsize::MIN.saturating_add(2),
+        max_transmissions: NonZeroU8::MIN.saturating_add(7),
+        suspect_to_down_after: Duration::from_secs(3),
+        remove_down_after: Some(Duration::from_secs(3600)),
+        max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_PACKET - 1),
+        notify_down_members: true,
+        // A thousand hosts joining at once had incomplete views for minutes without this.
+        periodic_announce: periodic(5000, 3),
+        periodic_announce_to_down_members: periodic(5000, 2),
+        periodic_gossip: periodic(500, 3),
+    }
+}

@@ -1,0 +1,536 @@
+//! The record store: one log of signed batches per origin.
+//!
+//! A log is complete once its snapshot (the re-issued live set) is held; only then does it replace the
+//! log of an older generation, so a half-arrived re-issue takes nothing away.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weft_crypto::{HostLabel, Identity, PeerId};
+
+use crate::record::{Batch, Change, MAX_KEY, MAX_VALUE, Version, pack};
+use crate::sync::{DELTA_BYTES, DIGEST_ENTRIES, Held, Message};
+
+/// What one origin may hold in all, in bytes of batches.
+pub const MAX_ORIGIN_BYTES: usize = 16 << 20;
+/// How many origins are kept.
+pub const MAX_ORIGINS: usize = 8192;
+/// Batches of one message that carries batches: one, so that it fits a datagram.
+const BATCHES_PER_MESSAGE: usize = 1;
+
+/// What changed in the records of an origin, this host's own included.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreEvent {
+    /// A value was set.
+    Set {
+        /// Who says so.
+        origin: PeerId,
+        /// Its key.
+        key: Vec<u8>,
+        /// The new value.
+        value: Vec<u8>,
+    },
+    /// A value is no longer there.
+    Unset {
+        /// Whose value.
+        origin: PeerId,
+        /// Its key.
+        key: Vec<u8>,
+    },
+    /// Somebody holds records of this host that it did not write: an old disk was restored, state was
+    /// lost, or another host lives with the same key. [`Store::jump_above`] is the cure.
+    OwnAhead {
+        /// The incarnation found.
+        incarnation: u64,
+    },
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// Kept: pass it on to the neighbours.
+    New,
+    /// Held already, or older than what is held.
+    Old,
+    /// Something before it is missing: ask with a digest.
+    Gap,
+    /// Malformed, forged or over a limit; not kept.
+    Refused,
+}
+
+/// Why a record was not taken. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PutError {
+    /// Key or value over its limit.
+    #[error("a record of {size} bytes is over the limit of {MAX_KEY} for its key and {MAX_VALUE} for its value")]
+    TooLarge {
+        /// Key and value together.
+        size: usize,
+    },
+    /// This host's records are at their limit in all.
+    #[error("this host's records are at their limit of {MAX_ORIGIN_BYTES} bytes; remove some first")]
+    Full,
+}
+
+/// All records this host knows.
+pub struct Store {
+    identity: Identity,
+    boot: u32,
+    incarnation: u64,
+    generation: u64,
+    live: BTreeMap<Vec<u8>, Vec<u8>>,
+    live_bytes: usize,
+    dirty: BTreeSet<Vec<u8>>,
+    origins: BTreeMap<HostLabel, Origin>,
+    floors: BTreeMap<PeerId, u64>,
+    events: Vec<StoreEvent>,
+    refused: u64,
+}
+
+struct Origin {
+    id: PeerId,
+    /// The newest log that is held whole, and what it says.
+    current: Option<Log>,
+    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// A newer log whose snapshot is still arriving.
+    staging: Option<Log>,
+}
+
+struct Log {
+    incarnation: u64,
+    generation: u64,
+    boot: u32,
+    snapshot: u64,
+    batches: Vec<Arc<Batch>>,
+    bytes: usize,
+}
+
+impl Log {
+    fn new(batch: &Batch) -> Self {
+        let Version { incarnation, generation, .. } = batch.version;
+        Log { incarnation, generation, boot: batch.boot, snapshot: batch.snapshot, batches: Vec::new(), bytes: 0 }
+    }
+
+    fn version(&self) -> Version {
+        Version { incarnation: self.incarnation, generation: self.generation, sequence: self.batches.len() as u64 }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.batches.len() as u64 >= self.snapshot
+    }
+
+    fn push(&mut self, batch: Arc<Batch>) {
+        self.bytes += batch.encoded.len();
+        self.batches.push(batch);
+    }
+}
+
+impl Origin {
+    /// The newest log, whole or not: what digests speak of.
+    fn newest(&self) -> Option<&Log> {
+        self.staging.as_ref().or(self.current.as_ref())
+    }
+
+    fn held(&self) -> Held {
+        let label = self.id.label();
+        match self.newest() {
+            Some(log) => Held { origin: label, version: log.version(), boot: log.boot },
+            None => Held { origin: label, version: Version::default(), boot: 0 },
+        }
+    }
+}
+
+impl Store {
+    /// An empty store for `identity`, writing under `incarnation` (which was persisted first) and `boot`.
+    pub fn new(identity: Identity, incarnation: u64, boot: u32) -> Self {
+        Store {
+            identity,
+            boot,
+            incarnation,
+            generation: 1,
+            live: BTreeMap::new(),
+            live_bytes: 0,
+            dirty: BTreeSet::new(),
+            origins: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            events: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    /// The incarnation this host writes under.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Sets one of this host's records; it takes effect with the next [`Store::flush`].
+    pub fn put(&mut self, key: &[u8], value: Vec<u8>) -> Result<(), PutError> {
+        if key.len() > MAX_KEY || value.len() > MAX_VALUE {
+            return Err(PutError::TooLarge { size: key.len() + value.len() });
+        }
+        if self.live.get(key) == Some(&value) {
+            return Ok(());
+        }
+        let old = self.live.get(key).map_or(0, |old| old.len() + key.len());
+        let bytes = self.live_bytes - old + key.len() + value.len();
+        // Batches cost more than their values, and a log holds superseded ones until it is compacted.
+        if bytes > MAX_ORIGIN_BYTES / 8 {
+            return Err(PutError::Full);
+        }
+        self.live_bytes = bytes;
+        self.live.insert(key.to_vec(), value);
+        self.dirty.insert(key.to_vec());
+        Ok(())
+    }
+
+    /// Deletes one of this host's records.
+    pub fn delete(&mut self, key: &[u8]) {
+        if let Some(old) = self.live.remove(key) {
+            self.live_bytes -= old.len() + key.len();
+            self.dirty.insert(key.to_vec());
+        }
+    }
+
+    /// One of this host's records as it will be after the next flush.
+    pub fn own(&self, key: &[u8]) -> Option<&[u8]> {
+        self.live.get(key).map(Vec::as_slice)
+    }
+
+    /// Signs what has been put and deleted since the last flush; returns the batches to push to neighbours.
+    pub fn flush(&mut self) -> Vec<Bytes> {
+        if self.dirty.is_empty() {
+            return Vec::new();
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let label = self.identity.peer_id().label();
+        let log = self.origins.get(&label).and_then(|origin| origin.current.as_ref());
+        let fresh = log.is_none_or(|log| (log.incarnation, log.generation) != (self.incarnation, self.generation));
+        let bloated = log.is_some_and(|log| log.batches.len() > 16 && log.bytes > 4 * (self.live_bytes + 2048));
+        if fresh || bloated {
+            return self.reissue();
+        }
+        let next = log.map_or(1, |log| log.batches.len() as u64 + 1);
+        let snapshot = log.map_or(0, |log| log.snapshot);
+        let changes = dirty.into_iter().map(|key| Change { value: self.live.get(&key).cloned(), key });
+        let packed = pack(changes);
+        self.append(packed, next, snapshot)
+    }
+
+    /// Starts a new incarnation above `incarnation` and re-issues everything; returns the new
+    /// incarnation, to be persisted, and the batches to push.
+    pub fn jump_above(&mut self, incarnation: u64) -> (u64, Vec<Bytes>) {
+        self.incarnation = self.incarnation.max(incarnation) + 1;
+        self.generation = 0;
+        (self.incarnation, self.reissue())
+    }
+
+    fn reissue(&mut self) -> Vec<Bytes> {
+        let label = self.identity.peer_id().label();
+        let held = self.origins.get(&label).and_then(Origin::newest).map(|log| log.version());
+        let used = held.is_some_and(|held| held.log() == (self.incarnation, self.generation));
+        if used || self.generation == 0 {
+            self.generation += 1;
+        }
+        self.dirty.clear();
+        let changes = self.live.iter().map(|(key, value)| Change { key: key.clone(), value: Some(value.clone()) });
+        let mut packed = pack(changes);
+        if packed.is_empty() {
+            packed.push(Vec::new());
+        }
+        let snapshot = packed.len() as u64;
+        self.append(packed, 1, snapshot)
+    }
+
+    fn append(&mut self, packed: Vec<Vec<Change>>, first: u64, snapshot: u64) -> Vec<Bytes> {
+        let (incarnation, generation) = (self.incarnation, self.generation);
+        let mut encoded = Vec::with_capacity(packed.len());
+        for (changes, sequence) in packed.into_iter().zip(first..) {
+            let version = Version { incarnation, generation, sequence };
+            let batch = Batch::sign(&self.identity, version, self.boot, snapshot, changes);
+            encoded.push(batch.encoded.clone());
+            self.keep(batch);
+        }
+        encoded
+    }
+
+    /// Takes a batch from the network.
+    pub fn receive(&mut self, encoded: &Bytes) -> Received {
+        let Ok(batch) = Batch::parse(encoded) else {
+            self.refused += 1;
+            return Received::Refused;
+        };
+        let own = batch.origin == self.identity.peer_id();
+        let decided = if own { self.is_own_ahead(&batch).then_some(Received::New) } else { self.place(&batch) };
+        match decided {
+            None => Received::Old,
+            Some(Received::New) if batch.verify().is_err() => {
+                self.refused += 1;
+                Received::Refused
+            }
+            Some(Received::New) if own => {
+                self.events.push(StoreEvent::OwnAhead { incarnation: batch.version.incarnation });
+                Received::Old
+            }
+            Some(Received::New) => {
+                self.keep(batch);
+                Received::New
+            }
+            Some(other) => other,
+        }
+    }
+
+    /// A batch of this host that this process did not write.
+    fn is_own_ahead(&self, batch: &Batch) -> bool {
+        batch.version.incarnation > self.incarnation
+            || (batch.version.incarnation == self.incarnation && batch.boot != self.boot)
+    }
+
+    /// Where a foreign batch belongs; `None` if it is old.
+    fn place(&mut self, batch: &Batch) -> Option<Received> {
+        let version = batch.version;
+        if self.floors.get(&batch.origin).is_some_and(|floor| version.incarnation <= *floor) {
+            return None;
+        }
+        let Some(origin) = self.origins.get(&batch.origin.label()) else {
+            let full = self.origins.len() >= MAX_ORIGINS;
+            let place = if full { Received::Refused } else { Received::New };
+            return Some(if version.sequence == 1 || full { place } else { Received::Gap });
+        };
+        if origin.id != batch.origin {
+            self.refused += 1;
+            return Some(Received::Refused);
+        }
+        let Some(newest) = origin.newest() else {
+            return Some(if version.sequence == 1 { Received::New } else { Received::Gap });
+        };
+        let held = newest.version();
+        if version.log() < held.log() || (version.log() == held.log() && version.sequence <= held.sequence) {
+            return None;
+        }
+        let follows = version.log() == held.log() && version.sequence == held.sequence + 1;
+        let starts = version.log() > held.log() && version.sequence == 1;
+        if follows && newest.boot != batch.boot {
+            // Two writers under one incarnation: the first stays until the origin jumps above both.
+            return None;
+        }
+        if follows && newest.bytes + batch.encoded.len() > MAX_ORIGIN_BYTES {
+            self.refused += 1;
+            return Some(Received::Refused);
+        }
+        Some(if follows || starts { Received::New } else { Received::Gap })
+    }
+
+    /// Adds a batch that is next in its log, or first of a newer one.
+    fn keep(&mut self, batch: Batch) {
+        let batch = Arc::new(batch);
+        let origin = self.origins.entry(batch.origin.label()).or_insert_with(|| Origin {
+            id: batch.origin,
+            current: None,
+            values: BTreeMap::new(),
+            staging: None,
+        });
+        if let Some(current) = &mut origin.current
+            && current.version().log() == batch.version.log()
+        {
+            current.push(batch.clone());
+            apply(&mut self.events, origin, &batch.changes);
+            return;
+        }
+        let same_log = origin.staging.as_ref().is_some_and(|log| log.version().log() == batch.version.log());
+        if !same_log {
+            origin.staging = Some(Log::new(&batch));
+        }
+        let Some(mut log) = origin.staging.take() else { return };
+        log.push(batch);
+        if log.is_whole() {
+            replace(&mut self.events, origin, log);
+        } else {
+            origin.staging = Some(log);
+        }
+    }
+
+    /// Drops the records of `origin` up to `incarnation` and refuses them from now on.
+    pub fn forget(&mut self, origin: PeerId, incarnation: u64) {
+        let floor = self.floors.entry(origin).or_default();
+        *floor = incarnation.max(*floor);
+        let floor = *floor;
+        let gone = |log: &Option<Log>| log.as_ref().is_none_or(|log| log.incarnation <= floor);
+        let label = origin.label();
+        let Some(held) = self.origins.get_mut(&label) else { return };
+        if origin == self.identity.peer_id() || held.id != origin {
+            return;
+        }
+        if gone(&held.staging) {
+            held.staging = None;
+        }
+        if gone(&held.current) {
+            held.current = None;
+            let values = std::mem::take(&mut held.values);
+            self.events.extend(values.into_keys().map(|key| StoreEvent::Unset { origin, key }));
+        }
+        if held.current.is_none() && held.staging.is_none() {
+            self.origins.remove(&label);
+        }
+    }
+
+    /// Events since the last call.
+    pub fn take_events(&mut self) -> Vec<StoreEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Batches refused so far.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// The origins held.
+    pub fn origins(&self) -> impl Iterator<Item = PeerId> {
+        self.origins.values().map(|origin| origin.id)
+    }
+
+    /// The incarnation an origin's whole log was written under.
+    pub fn incarnation_of(&self, origin: PeerId) -> Option<u64> {
+        Some(self.origins.get(&origin.label()).filter(|held| held.id == origin)?.current.as_ref()?.incarnation)
+    }
+
+    /// The values of one origin.
+    pub fn values(&self, origin: PeerId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let held = self.origins.get(&origin.label()).filter(|held| held.id == origin);
+        held.into_iter().flat_map(|held| held.values.iter().map(|(key, value)| (key.as_slice(), value.as_slice())))
+    }
+
+    /// A hash over all versions held: equal on two hosts that hold the same.
+    pub fn summary(&self) -> u64 {
+        use std::hash::Hasher;
+        let mut hasher = siphasher::sip::SipHasher24::new();
+        for held in self.origins.values().map(Origin::held) {
+            hasher.write(&held.origin.0);
+            for part in [held.version.incarnation, held.version.generation, held.version.sequence] {
+                hasher.write_u64(part);
+            }
+            hasher.write_u32(held.boot);
+        }
+        hasher.finish()
+    }
+
+    /// Digests of everything held, each within one datagram.
+    pub fn digests(&self) -> Vec<Message> {
+        self.digests_between(HostLabel([0; 6]), HostLabel([0xff; 6]), false)
+    }
+
+    fn digests_between(&self, from: HostLabel, to: HostLabel, answer: bool) -> Vec<Message> {
+        let held: Vec<Held> = self.origins.range(from..=to).map(|(_, origin)| origin.held()).collect();
+        if held.is_empty() {
+            return vec![Message::Digest { from, to, held, answer }];
+        }
+        let chunks: Vec<&[Held]> = held.chunks(DIGEST_ENTRIES).collect();
+        // Each range reaches up to the label before the next chunk begins, so that all labels are covered.
+        let starts: Vec<HostLabel> = chunks.iter().skip(1).map(|chunk| chunk[0].origin).collect();
+        (chunks.iter().enumerate())
+            .map(|(index, chunk)| Message::Digest {
+                from: if index == 0 { from } else { starts[index - 1] },
+                to: starts.get(index).map_or(to, |next| before(*next)),
+                held: chunk.to_vec(),
+                answer,
+            })
+            .collect()
+    }
+
+    /// Answers a message that asks; batches go to [`Store::receive`] one by one instead.
+    pub fn answer(&self, message: &Message) -> Vec<Message> {
+        match message {
+            Message::Summary { hash } if *hash == self.summary() => Vec::new(),
+            Message::Summary { .. } => self.digests(),
+            Message::Digest { from, to, held, answer } => {
+                let (mut replies, behind) = self.deltas(*from, *to, held);
+                if behind && !answer {
+                    replies.extend(self.digests_between(*from, *to, true));
+                }
+                replies
+            }
+            Message::Batches { .. } => Vec::new(),
+        }
+    }
+
+    /// The batches that a host holding `held` lacks, and whether it holds something this one lacks.
+    fn deltas(&self, from: HostLabel, to: HostLabel, held: &[Held]) -> (Vec<Message>, bool) {
+        let theirs: BTreeMap<HostLabel, &Held> = held.iter().map(|held| (held.origin, held)).collect();
+        let mut behind = held.iter().any(|held| !self.origins.contains_key(&held.origin));
+        let (mut missing, mut bytes, mut more) = (Vec::new(), 0, false);
+        for (label, origin) in self.origins.range(from..=to) {
+            let their = theirs.get(label);
+            let version = their.map_or(Version::default(), |held| held.version);
+            let ours = origin.held();
+            let forked = their.is_some_and(|held| held.version.log() == ours.version.log() && held.boot != ours.boot);
+            behind |= version > ours.version || forked;
+            // A re-issue that never got whole is preceded by the log it was to replace.
+            for log in [&origin.current, &origin.staging].into_iter().flatten() {
+                let skip = match version.log().cmp(&log.version().log()) {
+                    Ordering::Less => 0,
+                    Ordering::Equal if forked => 0,
+                    Ordering::Equal => version.sequence,
+                    Ordering::Greater => continue,
+                };
+                for batch in log.batches.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)) {
+                    if bytes + batch.encoded.len() > DELTA_BYTES {
+                        more = true;
+                        break;
+                    }
+                    bytes += batch.encoded.len();
+                    missing.push(batch.encoded.clone());
+                }
+            }
+        }
+        let count = missing.len();
+        let messages = missing.chunks(BATCHES_PER_MESSAGE).enumerate().map(|(index, batches)| Message::Batches {
+            batches: batches.to_vec(),
+            more: more && (index + 1) * BATCHES_PER_MESSAGE >= count,
+        });
+        (messages.collect(), behind)
+    }
+}
+
+fn before(label: HostLabel) -> HostLabel {
+    let mut number = [0; 8];
+    number[2..].copy_from_slice(&label.0);
+    let number = u64::from_be_bytes(number).saturating_sub(1).to_be_bytes();
+    HostLabel(core::array::from_fn(|i| number[i + 2]))
+}
+
+fn apply(events: &mut Vec<StoreEvent>, origin: &mut Origin, changes: &[Change]) {
+    for Change { key, value } in changes {
+        match value {
+            Some(value) => {
+                if origin.values.insert(key.clone(), value.clone()).as_ref() != Some(value) {
+                    events.push(StoreEvent::Set { origin: origin.id, key: key.clone(), value: value.clone() });
+                }
+            }
+            None => {
+                if origin.values.remove(key).is_some() {
+                    events.push(StoreEvent::Unset { origin: origin.id, key: key.clone() });
+                }
+            }
+        }
+    }
+}
+
+/// Makes a whole log the current one; only what differs becomes an event.
+fn replace(events: &mut Vec<StoreEvent>, origin: &mut Origin, log: Log) {
+    let mut values = BTreeMap::new();
+    for change in log.batches.iter().flat_map(|batch| &batch.changes) {
+        match &change.value {
+            Some(value) => values.insert(change.key.clone(), value.clone()),
+            None => values.remove(&change.key),
+        };
+    }
+    for key in origin.values.keys().filter(|key| !values.contains_key(*key)) {
+        events.push(StoreEvent::Unset { origin: origin.id, key: key.clone() });
+    }
+    for (key, value) in values.iter().filter(|(key, value)| origin.values.get(*key) != Some(*value)) {
+        events.push(StoreEvent::Set { origin: origin.id, key: key.clone(), value: value.clone() });
+    }
+    origin.values = values;
+    origin.current = Some(log);
+}

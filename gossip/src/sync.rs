@@ -1,0 +1,80 @@
+//! Anti-entropy: what two hosts say to find out which batches one of them lacks.
+//!
+//! 1. [`Message::Summary`]: a hash of all versions held. Equal: done, in 20 bytes.
+//! 2. [`Message::Digest`]: the versions held in a range of origins; an origin of the range that is not
+//!    listed is not held. The receiver answers with what is newer here, and with its own digest of the range
+//!    if the sender holds something newer.
+//! 3. [`Message::Batches`]: the missing batches, oldest first, bounded; `more` asks for another digest.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use weft_crypto::HostLabel;
+
+use crate::record::{MAX_BATCH, Version};
+
+/// Entries of one digest message.
+pub const DIGEST_ENTRIES: usize = 32;
+/// Bytes of batches sent in answer to one digest message.
+pub const DELTA_BYTES: usize = 64 * 1024;
+
+/// What one host holds of one origin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// The origin.
+    pub origin: HostLabel,
+    /// Up to where its newest log is held.
+    pub version: Version,
+    /// The boot tag of that log.
+    pub boot: u32,
+}
+
+/// A gossip message; encoded it is below 1,100 bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// Hash over everything held.
+    Summary {
+        /// Equal hashes mean equal holdings.
+        hash: u64,
+    },
+    /// Versions held of the origins from `from` to `to`, both included.
+    Digest {
+        /// First label of the range.
+        from: HostLabel,
+        /// Last label of the range.
+        to: HostLabel,
+        /// What is held, sorted by label.
+        held: Vec<Held>,
+        /// Whether this answers a digest, so that two hosts do not ask each other in turns for ever.
+        answer: bool,
+    },
+    /// Batches the receiver lacks, or new ones pushed to it.
+    Batches {
+        /// Encoded batches.
+        batches: Vec<Bytes>,
+        /// Whether there is more to fetch.
+        more: bool,
+    },
+}
+
+impl Message {
+    /// Encodes for the wire.
+    pub fn encode(&self) -> Vec<u8> {
+        // Serialising plain data into a Vec has no way to fail.
+        postcard::to_allocvec(self).expect("plain data")
+    }
+
+    /// Decodes what [`Message::encode`] made; `None` if it is malformed or over a limit.
+    pub fn decode(bytes: &[u8]) -> Option<Message> {
+        let (message, rest) = postcard::take_from_bytes::<Message>(bytes).ok()?;
+        let valid = match &message {
+            Message::Summary { .. } => true,
+            Message::Digest { from, to, held, .. } => {
+                held.len() <= DIGEST_ENTRIES
+                    && held.is_sorted_by(|a, b| a.origin < b.origin)
+                    && held.iter().all(|held| (*from..=*to).contains(&held.origin))
+            }
+            Message::Batches { batches, .. } => batches.iter().all(|batch| batch.len() <= MAX_BATCH),
+        };
+        (rest.is_empty() && valid).then_some(message)
+    }
+}
