@@ -1,1 +1,15 @@
+//! The mesh node: all of weft's protocol and state, without I/O, clock or OS randomness.
+//!
+//! A frame's way: [`egress`] → wire → [`ingress`], on a [`snapshot`] that the [`node`] publishes. Everything
+//! that is not a frame goes through [`node::Node`].
 
+pub mod datapath;
+pub mod egress;
+pub mod frame;
+pub mod ingress;
+pub mod node;
+pub mod records;
+pub mod routes;
+pub mod snapshot;
+pub mod vnet;
+pub mod wire;

@@ -1,0 +1,463 @@
+//! The data path of one worker: [`egress`](crate::egress) and [`ingress`](crate::ingress) with what they keep
+//! between batches. Production runs one in each worker thread, the simulator one in each host, and the node
+//! its own for what it sends itself.
+
+use std::collections::BTreeMap;
+
+use weft_crypto::Time;
+
+use crate::egress::{self, DropReason, Sender, Verdict, egress};
+use crate::frame::{self, Mac};
+use crate::ingress::{Bucket, Punt, Receiver, RxBuffer, Sink};
+use crate::snapshot::Snapshot;
+use crate::vnet::VnetHeader;
+use crate::wire::SegmentId;
+
+/// Frames a second that one endpoint may have flooded, and how many at once.
+const FLOOD_PER_SECOND: u64 = 2_000;
+const FLOOD_BURST: u64 = 4_000;
+const MAX_FLOODERS: usize = 1_024;
+
+/// State of one worker.
+pub struct Datapath {
+    /// Cuts, seals and holds what is to be sent.
+    pub sender: Sender,
+    receiver: Receiver,
+    flooders: BTreeMap<(SegmentId, Mac), Bucket>,
+}
+
+impl Datapath {
+    /// A data path whose runs get at most `max_segments` datagrams.
+    pub fn new(max_segments: usize) -> Self {
+        Datapath { sender: Sender::new(max_segments), receiver: Receiver::default(), flooders: BTreeMap::new() }
+    }
+
+    /// Takes a frame from the TAP of `segment`; datagrams wait in `sender.batch` afterwards.
+    pub fn frame(
+        &mut self,
+        snapshot: &Snapshot,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &mut [u8],
+        now: Time,
+        sink: &mut impl Sink,
+    ) {
+        let Some(switch) = snapshot.segments.get(&segment) else { return sink.dropped(DropReason::NoSegment) };
+        let verdict = egress(snapshot, switch, bytes);
+        let is_legitimate = !matches!(verdict, Verdict::Drop(DropReason::Malformed | DropReason::Spoofed));
+        if let Some(mac) = frame::source(bytes).filter(|_| is_legitimate) {
+            match switch.macs.get(&mac) {
+                Some(port) if port.host == snapshot.own => {
+                    port.seen.store(now.as_nanos(), std::sync::atomic::Ordering::Relaxed);
+                }
+                _ => sink.punt(Punt::Learn { segment, mac, host: snapshot.own }),
+            }
+        }
+        match verdict {
+            Verdict::ToPeer(_, outbound) => {
+                if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
+                    sink.dropped(reason);
+                }
+            }
+            Verdict::Punt(host) => {
+                sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
+            }
+            Verdict::ToTap(answer) => sink.to_tap(segment, &VnetHeader::default(), &[&answer]),
+            Verdict::Drop(reason) => sink.dropped(reason),
+            Verdict::Flood(hosts) => {
+                if !self.may_flood(segment, bytes, now) {
+                    return sink.dropped(DropReason::FloodBudget);
+                }
+                for host in hosts {
+                    match snapshot.outbound.get(host) {
+                        Some(outbound) if outbound.hop.is_none() => {}
+                        Some(outbound) if outbound.send.is_none() => {
+                            sink.punt(Punt::NoSession { host: *host, segment, vnet: *vnet, frame: bytes.to_vec() });
+                        }
+                        Some(outbound) => {
+                            if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
+                                sink.dropped(reason);
+                            }
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes received buffers.
+    pub fn datagrams(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
+        self.receiver.receive(snapshot, now, buffers, sink);
+    }
+
+    fn may_flood(&mut self, segment: SegmentId, bytes: &[u8], now: Time) -> bool {
+        let Some(mac) = frame::source(bytes) else { return false };
+        if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&(segment, mac)) {
+            // Forgetting gives each a fresh burst at most; the table stays bounded.
+            self.flooders.clear();
+        }
+        let bucket = self.flooders.entry((segment, mac)).or_insert_with(|| Bucket::new(FLOOD_BURST, now));
+        bucket.take(1, FLOOD_PER_SECOND, FLOOD_BURST, now)
+    }
+}
+
+pub use egress::Run;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use proptest::prelude::*;
+    use weft_crypto::aead::{CipherSource, Native};
+    use weft_crypto::session::{ReceiveKey, SendKey};
+    use weft_crypto::{HostLabel, Suite, envelope};
+
+    use super::*;
+    use crate::frame::tests::{checksums_are_right, tcp_frame};
+    use crate::frame::{ETHERNET_LEN, Headers};
+    use crate::ingress::TapOffloads;
+    use crate::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Port, Segment};
+    use crate::vnet::Gso;
+    use crate::wire::OVERHEAD;
+
+    const ALL: TapOffloads = TapOffloads { checksum: true, tcp: true, udp: true };
+
+    struct Taps {
+        offloads: TapOffloads,
+        frames: Vec<(VnetHeader, Vec<u8>)>,
+        relayed: Vec<(SocketAddr, Vec<u8>, usize)>,
+        punts: Vec<Punt>,
+        dropped: Vec<DropReason>,
+    }
+
+    impl Taps {
+        fn new(offloads: TapOffloads) -> Self {
+            Taps { offloads, frames: vec![], relayed: vec![], punts: vec![], dropped: vec![] }
+        }
+    }
+
+    impl Sink for Taps {
+        fn offloads(&self, _: SegmentId) -> TapOffloads {
+            self.offloads
+        }
+        fn to_tap(&mut self, _: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]) {
+            self.frames.push((*vnet, parts.concat()));
+        }
+        fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+            self.relayed.push((to, datagrams.to_vec(), stride));
+        }
+        fn punt(&mut self, punt: Punt) {
+            self.punts.push(punt);
+        }
+        fn dropped(&mut self, reason: DropReason) {
+            self.dropped.push(reason);
+        }
+    }
+
+    fn label(n: u8) -> HostLabel {
+        HostLabel([n; 6])
+    }
+
+    fn address(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], 6783))
+    }
+
+    const MAC_A: Mac = [2, 0, 0, 0, 0, 1];
+    const MAC_C: Mac = [2, 0, 0, 0, 0, 2];
+
+    fn segment() -> SegmentId {
+        SegmentId::of("test")
+    }
+
+    /// Host `own`, with a session and a link to each neighbour, and a route to `far` via `relay` if given.
+    fn snapshot(own: u8, neighbours: &[u8], far: Option<(u8, u8)>, datagram: usize) -> Snapshot {
+        let mut snapshot = Snapshot::empty(label(own), Hashing(1, 2));
+        let hop_key = |from: u8, to: u8| [from * 16 + to; 16];
+        let session = |from: u8, to: u8| Native.bulk(Suite::Aes256Gcm, &[from * 16 + to; 32]);
+        let index = |at: u8, of: u8| u32::from(at) * 100 + u32::from(of);
+        for peer in neighbours.iter().copied().chain(far.map(|(far, _)| far)) {
+            let meter = Arc::new(Meter::default());
+            let via = far.filter(|(far, _)| *far == peer).map_or(peer, |(_, relay)| relay);
+            let hop = Hop {
+                via: label(via),
+                remote: address(via),
+                link_index: index(via, own),
+                hop_send: hop_key(own, via),
+                max_datagram: datagram,
+                meter: meter.clone(),
+            };
+            let outbound = Outbound {
+                send: Some(Arc::new(SendKey::new(session(own, peer), index(peer, own)))),
+                envelope: hop.envelope(envelope::MAX_TTL, label(peer)),
+                link: (via == peer).then(|| address(peer)),
+                hop: Some(hop),
+                meter: meter.clone(),
+            };
+            snapshot.outbound.insert(label(peer), Arc::new(outbound));
+            let inbound = Inbound {
+                peer: label(peer),
+                receive: ReceiveKey::new(session(peer, own)),
+                hop_receive: hop_key(peer, own),
+                current: AtomicBool::new(true),
+                meter,
+            };
+            snapshot.inbound.insert(index(own, peer), Arc::new(inbound));
+        }
+        let mut switch = Segment {
+            id: segment(),
+            macs: crate::snapshot::Map::with_hasher(Hashing(1, 2)),
+            ips: crate::snapshot::Map::with_hasher(Hashing(1, 2)),
+            flood: neighbours.iter().copied().chain(far.map(|(far, _)| far)).map(label).collect(),
+        };
+        for (mac, host) in [(MAC_A, 1), (MAC_C, 3)] {
+            switch.macs.insert(mac, Port { host: label(host), recorded: true, seen: Arc::default() });
+        }
+        snapshot.segments.insert(segment(), Arc::new(switch));
+        snapshot
+    }
+
+    /// Carries a frame from host 1 to host 3, through relay 2 if `relayed`; returns what host 3's TAP got.
+    fn carry(frame: &[u8], vnet: VnetHeader, relayed: bool, datagram: usize, offloads: TapOffloads) -> Taps {
+        let (mut a, mut c) = (Datapath::new(64), Datapath::new(64));
+        let far = |own: u8| relayed.then_some((own, 2));
+        let neighbour = |own: u8| if relayed { vec![2] } else { vec![own] };
+        let sender = snapshot(1, &neighbour(3), far(3), datagram);
+        let receiver = snapshot(3, &neighbour(1), far(1), datagram);
+        let mut taps = Taps::new(offloads);
+        a.frame(&sender, segment(), &vnet, &mut frame.to_vec(), Time::ZERO, &mut taps);
+        assert_eq!((taps.dropped.clone(), taps.punts.clone()), (vec![], vec![]));
+        let mut wire: Vec<(SocketAddr, Vec<u8>, usize)> =
+            a.sender.batch.runs().map(|(run, bytes)| (run.to, bytes.to_vec(), run.stride)).collect();
+        if relayed {
+            let relay = snapshot(2, &[1, 3], None, datagram);
+            let mut passed = Taps::new(offloads);
+            let mut b = Datapath::new(64);
+            for (to, bytes, stride) in &mut wire {
+                assert_eq!(*to, address(2));
+                let mut buffers = [RxBuffer { from: address(1), data: bytes, stride: *stride }];
+                b.datagrams(&relay, Time::ZERO, &mut buffers, &mut passed);
+            }
+            assert_eq!(passed.dropped, []);
+            assert_eq!(passed.relayed.len(), wire.len(), "a run stays a run");
+            wire = passed.relayed;
+        }
+        let from = if relayed { address(2) } else { address(1) };
+        let mut buffers: Vec<RxBuffer<'_>> = wire
+            .iter_mut()
+            .map(|(to, bytes, stride)| {
+                assert_eq!(*to, address(3));
+                RxBuffer { from, data: bytes, stride: *stride }
+            })
+            .collect();
+        c.datagrams(&receiver, Time::ZERO, &mut buffers, &mut taps);
+        taps
+    }
+
+    fn super_frame(v6: bool, len: usize, mss: usize, flags: u8) -> (Vec<u8>, VnetHeader) {
+        let payload: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+        let mut frame = tcp_frame(v6, &payload, flags);
+        let headers = Headers::parse(&frame).unwrap();
+        headers.set_partial_checksum(&mut frame, headers.end);
+        let vnet = VnetHeader {
+            partial_checksum: true,
+            gso: if v6 { Gso::TcpV6 } else { Gso::TcpV4 },
+            header_len: headers.payload as u16,
+            gso_size: mss as u16,
+            checksum_start: headers.l4 as u16,
+            checksum_offset: 16,
+        };
+        (frame, vnet)
+    }
+
+    #[test]
+    fn a_super_frame_arrives_as_it_left_direct_and_relayed() {
+        for (v6, relayed) in [(false, false), (true, false), (false, true), (true, true)] {
+            for len in [1300 * 2, 1300 * 3 + 1, 60_000] {
+                let (frame, vnet) = super_frame(v6, len, 1300, 0x18);
+                let taps = carry(&frame, vnet, relayed, 1452, ALL);
+                assert_eq!(taps.dropped, []);
+                assert_eq!(taps.frames.len(), 1);
+                assert_eq!(taps.frames[0].0, vnet);
+                assert!(taps.frames[0].1 == frame, "v6 {v6} relayed {relayed} len {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_smaller_path_recuts_tcp_and_fragments_the_rest() {
+        let (frame, vnet) = super_frame(false, 5000, 1300, 0x18);
+        let taps = carry(&frame, vnet, false, 1232, ALL);
+        assert_eq!(taps.frames.len(), 1);
+        assert!(taps.frames[0].1 == frame);
+        assert_eq!(usize::from(taps.frames[0].0.gso_size), 1232 - OVERHEAD - usize::from(vnet.header_len));
+
+        let plain = tcp_frame(true, &[9; 1300], 0x10);
+        let taps = carry(&plain, VnetHeader::default(), true, 1232, ALL);
+        assert_eq!(taps.frames, [(VnetHeader::default(), plain)]);
+    }
+
+    #[test]
+    fn a_tap_without_offloads_gets_whole_frames_with_whole_checksums() {
+        for v6 in [false, true] {
+            let (frame, vnet) = super_frame(v6, 4000, 1300, 0x19);
+            let taps = carry(&frame, vnet, false, 1452, TapOffloads::NONE);
+            assert_eq!(taps.frames.len(), 4);
+            let header = usize::from(vnet.header_len);
+            let mut stream = Vec::new();
+            for (index, (vnet, frame)) in taps.frames.iter().enumerate() {
+                assert_eq!(*vnet, VnetHeader::default());
+                assert!(checksums_are_right(frame));
+                let headers = Headers::parse(frame).unwrap();
+                assert_eq!(crate::frame::TcpCut::flags(frame, &headers), if index == 3 { 0x19 } else { 0x10 });
+                let sequence = u32::from_be_bytes(frame[headers.l4 + 4..headers.l4 + 8].try_into().unwrap());
+                assert_eq!(sequence as usize, 1 + stream.len());
+                stream.extend_from_slice(&frame[headers.payload..]);
+            }
+            assert!(stream == frame[header..]);
+        }
+    }
+
+    #[test]
+    fn udp_super_frames_keep_their_datagrams() {
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 17, 64];
+        frame.extend_from_slice(&[0xfd; 32]);
+        frame.extend_from_slice(&[1, 2, 3, 4, 0, 0, 0, 0]);
+        frame.extend((0..3100).map(|i| i as u8));
+        let headers = Headers { v6: true, transport: frame::Transport::Udp, l4: 54, payload: 62, end: frame.len() };
+        headers.set_end(&mut frame, headers.end);
+        headers.set_partial_checksum(&mut frame, headers.end);
+        let vnet = VnetHeader {
+            partial_checksum: true,
+            gso: Gso::Udp,
+            header_len: 62,
+            gso_size: 1200,
+            checksum_start: 54,
+            checksum_offset: 6,
+        };
+        let joined = carry(&frame, vnet, false, 1452, ALL);
+        assert_eq!(joined.frames, [(vnet, frame.clone())]);
+        // On a path too small for them, the datagrams are fragmented, not re-cut.
+        let singly = carry(&frame, vnet, false, 1232, ALL);
+        let lengths: Vec<usize> = singly.frames.iter().map(|(_, frame)| frame.len() - 62).collect();
+        assert_eq!(lengths, [1200, 1200, 700]);
+        let whole = carry(&frame, vnet, false, 1452, TapOffloads::NONE);
+        assert!(whole.frames.iter().all(|(_, frame)| checksums_are_right(frame)));
+        assert_eq!(whole.frames.len(), 3);
+    }
+
+    #[test]
+    fn spoofed_frames_are_dropped_on_both_sides() {
+        let mut spoofed = tcp_frame(false, b"x", 0x10);
+        spoofed[6..12].copy_from_slice(&MAC_C);
+        let sender = snapshot(1, &[3], None, 1452);
+        let mut taps = Taps::new(ALL);
+        let mut path = Datapath::new(64);
+        path.frame(&sender, segment(), &VnetHeader::default(), &mut spoofed.clone(), Time::ZERO, &mut taps);
+        assert_eq!(taps.dropped, [DropReason::Spoofed]);
+        // A host that does not check: the far side does.
+        let outbound = sender.outbound.get(&label(3)).unwrap();
+        let vnet = VnetHeader::default();
+        path.sender.send(outbound, segment(), &vnet, &mut spoofed, Time::ZERO).unwrap();
+        let mut wire = path.sender.batch.runs().next().unwrap().1.to_vec();
+        let stride = wire.len();
+        let receiver = snapshot(3, &[1], None, 1452);
+        let mut buffers = [RxBuffer { from: address(1), data: &mut wire, stride }];
+        path.datagrams(&receiver, Time::ZERO, &mut buffers, &mut taps);
+        assert_eq!(taps.dropped, [DropReason::Spoofed, DropReason::Spoofed]);
+        assert_eq!(taps.frames, []);
+    }
+
+    #[test]
+    fn flooding_has_a_budget() {
+        let sender = snapshot(1, &[3], None, 1452);
+        let (mut path, mut taps) = (Datapath::new(64), Taps::new(ALL));
+        let mut broadcast = vec![0xff; 6];
+        broadcast.extend_from_slice(&MAC_A);
+        broadcast.extend_from_slice(&[0x88, 0xb5, 1, 2, 3]);
+        for _ in 0..FLOOD_BURST + 10 {
+            path.frame(&sender, segment(), &VnetHeader::default(), &mut broadcast, Time::ZERO, &mut taps);
+            path.sender.batch.clear();
+        }
+        assert_eq!(taps.dropped, vec![DropReason::FloodBudget; 10]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever is lost or reordered between, what arrives are valid pieces of the stream.
+        #[test]
+        fn any_loss_leaves_only_right_frames(
+            len in 1usize..20_000, mss in 100usize..1380, keep in any::<u64>(), swap in any::<bool>(), fin in any::<bool>(),
+        ) {
+            let flags = if fin { 0x19 } else { 0x18 };
+            let (frame, mut vnet) = super_frame(false, len, mss, flags);
+            if len <= mss {
+                vnet.gso = Gso::None;
+            }
+            let header = usize::from(vnet.header_len);
+            let sender = snapshot(1, &[3], None, 1500);
+            let receiver = snapshot(3, &[1], None, 1500);
+            let (mut path, mut taps) = (Datapath::new(64), Taps::new(ALL));
+            path.frame(&sender, segment(), &vnet, &mut frame.clone(), Time::ZERO, &mut taps);
+            let mut datagrams: Vec<Vec<u8>> = path.sender.batch.runs()
+                .flat_map(|(run, bytes)| bytes.chunks(run.stride).map(<[u8]>::to_vec).collect::<Vec<_>>())
+                .enumerate()
+                .filter(|(index, _)| keep >> (index % 64) & 1 == 1)
+                .map(|(_, datagram)| datagram)
+                .collect();
+            if swap && datagrams.len() > 2 {
+                let middle = datagrams.len() / 2;
+                datagrams.swap(middle, middle - 1);
+            }
+            let count = datagrams.len();
+            let mut buffers: Vec<RxBuffer<'_>> = datagrams.iter_mut()
+                .map(|datagram| { let stride = datagram.len(); RxBuffer { from: address(1), data: datagram, stride } })
+                .collect();
+            path.datagrams(&receiver, Time::ZERO, &mut buffers, &mut taps);
+            let mut pieces = 0;
+            for (vnet, got) in &taps.frames {
+                let headers = Headers::parse(got).unwrap();
+                prop_assert_eq!(headers.end, got.len());
+                let sequence = u32::from_be_bytes(got[headers.l4 + 4..headers.l4 + 8].try_into().unwrap());
+                let at = header + sequence as usize - 1;
+                let payload = &got[headers.payload..];
+                prop_assert!(&frame[at..at + payload.len()] == payload);
+                let is_last = at + payload.len() == frame.len();
+                let flags_seen = crate::frame::TcpCut::flags(got, &headers) & 0x09;
+                prop_assert_eq!(flags_seen, if is_last { flags & 0x09 } else { 0 });
+                pieces += match vnet.gso {
+                    Gso::None => 1,
+                    _ => payload.len().div_ceil(vnet.gso_size.into()),
+                };
+                let mut completed = got.clone();
+                headers.set_full_checksum(&mut completed);
+                let mut by_kernel = got.clone();
+                frame::complete_checksum(&mut by_kernel, vnet.checksum_start.into(), vnet.checksum_offset.into());
+                prop_assert!(completed == by_kernel);
+            }
+            prop_assert_eq!(pieces, count);
+        }
+
+        /// Bytes that no member sealed change nothing.
+        #[test]
+        fn junk_is_dropped(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0..3u8) {
+            let receiver = snapshot(3, &[1], None, 1500);
+            let (mut path, mut taps) = (Datapath::new(64), Taps::new(ALL));
+            let mut junk = bytes;
+            if let Some(first) = junk.first_mut() {
+                *first = [envelope::TRANSIT, 0, 0xff][usize::from(kind)];
+            }
+            let stride = junk.len().max(1);
+            path.datagrams(&receiver, Time::ZERO, &mut [RxBuffer { from: address(9), data: &mut junk, stride }], &mut taps);
+            prop_assert!(taps.frames.is_empty() && taps.punts.is_empty() && taps.relayed.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_smallest_datagram_holds_a_frame() {
+        assert!(crate::wire::MIN_DATAGRAM > OVERHEAD + ETHERNET_LEN + 60 + 60 + 100);
+    }
+}

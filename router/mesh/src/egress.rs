@@ -1,0 +1,416 @@
+//! From a container's frame to sealed datagrams.
+//!
+//! 1. [`egress`] decides on the snapshot alone where a frame goes: a pure function.
+//! 2. [`Sender::send`] carries the verdict out for one peer: it cuts a super-frame into pieces that fit
+//!    the path, each a valid frame of its own, and seals each in place in the send buffer.
+//! 3. [`TxBatch`] holds runs of datagrams, each run one `sendmsg` with `UDP_SEGMENT`.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use weft_crypto::{HostLabel, Time, envelope, session};
+
+use crate::frame::{self, Headers, Solicitation, TcpCut, Transport};
+use crate::snapshot::{Outbound, Segment, Snapshot};
+use crate::vnet::{Gso, VnetHeader};
+use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind};
+
+/// Most fragments one frame is cut into.
+pub const MAX_FRAGMENTS: usize = 64;
+
+/// What is to become of a frame from this host's containers.
+pub enum Verdict<'s> {
+    /// Send it to one host.
+    ToPeer(HostLabel, &'s Outbound),
+    /// Send a copy to each of these hosts.
+    Flood(&'s [HostLabel]),
+    /// Write this answer back to the TAP.
+    ToTap(Vec<u8>),
+    /// Hand it to the node: there is no session with that host yet.
+    Punt(HostLabel),
+    /// Nothing.
+    Drop(DropReason),
+}
+
+/// Why a frame or datagram went no further. Counted by reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum DropReason {
+    /// Not an Ethernet frame, or a text that is none.
+    Malformed,
+    /// Its destination is on this host: the bridge delivers it.
+    Local,
+    /// The source MAC or claimed address belongs to an endpoint elsewhere.
+    Spoofed,
+    /// No route to the host.
+    Unreachable,
+    /// The flooding budget of its source is used up.
+    FloodBudget,
+    /// The session's counters are used up.
+    Exhausted,
+    /// The segment is not on this host.
+    NoSegment,
+    /// An envelope that no neighbour made.
+    BadEnvelope,
+    /// No such session.
+    NoSession,
+    /// A replay.
+    Replayed,
+    /// The seal does not match.
+    Forged,
+    /// The TTL ran out.
+    TtlExpired,
+    /// The relay budget of the neighbour is used up.
+    RelayBudget,
+    /// A fragment without its others.
+    Incomplete,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [DropReason; 14] = [
+        DropReason::Malformed,
+        DropReason::Local,
+        DropReason::Spoofed,
+        DropReason::Unreachable,
+        DropReason::FloodBudget,
+        DropReason::Exhausted,
+        DropReason::NoSegment,
+        DropReason::BadEnvelope,
+        DropReason::NoSession,
+        DropReason::Replayed,
+        DropReason::Forged,
+        DropReason::TtlExpired,
+        DropReason::RelayBudget,
+        DropReason::Incomplete,
+    ];
+}
+
+/// Decides where a frame goes that came from this host's bridge of `segment`.
+pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, bytes: &[u8]) -> Verdict<'s> {
+    let (Some(to), Some(from)) = (frame::destination(bytes), frame::source(bytes)) else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
+    if bytes.len() < frame::ETHERNET_LEN || frame::is_group(&from) {
+        return Verdict::Drop(DropReason::Malformed);
+    }
+    if !may_speak(segment, snapshot.own, &from, bytes) {
+        return Verdict::Drop(DropReason::Spoofed);
+    }
+    if frame::is_group(&to) {
+        return match Solicitation::parse(bytes)
+            .and_then(|question| Some((segment.ips.get(&question.target)?, question)))
+        {
+            // The bridge delivers the question to an endpoint of this host, which answers itself.
+            Some((owner, _)) if owner.host == snapshot.own => Verdict::Drop(DropReason::Local),
+            // A probe by the owner itself: an answer would kill it by duplicate detection.
+            Some((owner, question)) if question.asker == owner.mac => Verdict::Flood(&segment.flood),
+            Some((owner, question)) => Verdict::ToTap(question.answer(owner.mac)),
+            None => Verdict::Flood(&segment.flood),
+        };
+    }
+    match segment.macs.get(&to) {
+        Some(port) if port.host == snapshot.own => Verdict::Drop(DropReason::Local),
+        Some(port) => match snapshot.outbound.get(&port.host) {
+            Some(outbound) if outbound.hop.is_none() => Verdict::Drop(DropReason::Unreachable),
+            Some(outbound) if outbound.send.is_none() => Verdict::Punt(port.host),
+            Some(outbound) => Verdict::ToPeer(port.host, outbound),
+            None => Verdict::Drop(DropReason::Unreachable),
+        },
+        None => Verdict::Flood(&segment.flood),
+    }
+}
+
+/// Whether `host` may send a frame with this source MAC and what the frame claims by ARP or ND: records
+/// beat what frames say.
+pub(crate) fn may_speak(segment: &Segment, host: HostLabel, from: &frame::Mac, bytes: &[u8]) -> bool {
+    let is_elsewhere = |mac: &frame::Mac| segment.macs.get(mac).is_some_and(|port| port.recorded && port.host != host);
+    let claimed_elsewhere = || {
+        frame::claim(bytes)
+            .is_some_and(|(mac, ip)| is_elsewhere(&mac) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host))
+    };
+    !is_elsewhere(from) && !claimed_elsewhere()
+}
+
+/// Datagrams waiting to be sent, in runs of one destination and one size.
+pub struct TxBatch {
+    buffer: Vec<u8>,
+    used: usize,
+    runs: Vec<Run>,
+    max_segments: usize,
+}
+
+/// One `sendmsg`: datagrams of `stride` bytes, the last one maybe shorter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Where to.
+    pub to: SocketAddr,
+    /// Size of each datagram but the last.
+    pub stride: usize,
+    start: usize,
+    end: usize,
+    segments: usize,
+}
+
+/// What one `sendmsg` may carry at most: a UDP payload of 64 KB less headers.
+const MAX_RUN_BYTES: usize = 65_000;
+
+impl TxBatch {
+    /// An empty batch; runs get at most `max_segments` datagrams.
+    pub fn new(max_segments: usize) -> Self {
+        TxBatch { buffer: vec![0; 256 * 1024], used: 0, runs: Vec::new(), max_segments: max_segments.max(1) }
+    }
+
+    /// Bytes waiting.
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The runs and their bytes.
+    pub fn runs(&self) -> impl Iterator<Item = (Run, &[u8])> {
+        self.runs.iter().map(|run| (*run, &self.buffer[run.start..run.end]))
+    }
+
+    /// Forgets what was waiting.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.used = 0;
+    }
+
+    /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
+    fn datagram(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
+        let (start, end) = (self.used, self.used + len);
+        if end > self.buffer.len() {
+            self.buffer.resize(end.next_power_of_two(), 0);
+        }
+        self.used = end;
+        match self.runs.last_mut() {
+            Some(run)
+                if run.to == to
+                    && len <= run.stride
+                    && run.end - run.start == run.segments * run.stride
+                    && run.segments < self.max_segments
+                    && end - run.start <= MAX_RUN_BYTES =>
+            {
+                run.end = end;
+                run.segments += 1;
+            }
+            _ => self.runs.push(Run { to, stride: len, start, end, segments: 1 }),
+        }
+        &mut self.buffer[start..end]
+    }
+}
+
+/// Cuts and seals frames into a batch.
+pub struct Sender {
+    /// What waits to be sent.
+    pub batch: TxBatch,
+    next_id: u16,
+}
+
+/// One piece of a frame about to be sealed: headers and payload lie apart.
+struct Piece<'a> {
+    flags: u8,
+    kind: TextKind,
+    index: u8,
+    count: u8,
+    header: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl Sender {
+    /// A sender whose runs get at most `max_segments` datagrams.
+    pub fn new(max_segments: usize) -> Self {
+        Sender { batch: TxBatch::new(max_segments), next_id: 0 }
+    }
+
+    /// Seals `bytes` for a host with session and hop.
+    pub fn send(
+        &mut self,
+        outbound: &Outbound,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &mut [u8],
+        now: Time,
+    ) -> Result<(), DropReason> {
+        let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
+        let room = hop.max_datagram.saturating_sub(OVERHEAD);
+        let headers = Headers::parse(bytes);
+        let is_partial = vnet.partial_checksum && headers.is_some();
+        if vnet.partial_checksum && !is_partial {
+            // The far side could not tell where the checksum belongs: complete it here.
+            frame::complete_checksum(bytes, vnet.checksum_start.into(), vnet.checksum_offset.into());
+        }
+        let flags = if is_partial { TextHeader::PARTIAL_CHECKSUM } else { 0 };
+        let before = self.batch.len();
+        let datagrams = match (vnet.gso, headers) {
+            (Gso::TcpV4 | Gso::TcpV6, Some(headers)) if headers.transport == Transport::Tcp => {
+                self.cut_tcp(outbound, segment, vnet, bytes, &headers, room)?
+            }
+            (Gso::Udp, Some(headers)) if headers.transport == Transport::Udp => {
+                self.cut_udp(outbound, segment, vnet, bytes, &headers, room)?
+            }
+            (Gso::None, _) => self.whole(outbound, segment, flags, bytes, room)?,
+            _ => return Err(DropReason::Malformed),
+        };
+        outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
+        hop.meter.sent.on_link(datagrams, now);
+        Ok(())
+    }
+
+    /// Seals an encoded control message; `hop` is none to follow the route.
+    pub fn control(&mut self, outbound: &Outbound, text: &[u8], now: Time) -> Result<(), DropReason> {
+        let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
+        let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
+        let counter = send.reserve(1).map_err(|_| DropReason::Exhausted)?.start;
+        let datagram = self.batch.datagram(hop.remote, envelope::LEN + session::OVERHEAD + text.len());
+        datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
+        let packet = &mut datagram[envelope::LEN..];
+        packet[session::HEADER_LEN..session::HEADER_LEN + text.len()].copy_from_slice(text);
+        send.seal(counter, packet);
+        hop.meter.sent.on_link(1, now);
+        Ok(())
+    }
+
+    /// A frame that fits goes as it is; a larger one is fragmented inside the session.
+    fn whole(
+        &mut self,
+        outbound: &Outbound,
+        segment: SegmentId,
+        flags: u8,
+        bytes: &[u8],
+        room: usize,
+    ) -> Result<u64, DropReason> {
+        let id = self.id();
+        let kind = if bytes.len() <= room { TextKind::Frame } else { TextKind::Fragment };
+        let count = bytes.len().div_ceil(room.max(1)).max(1);
+        if count > MAX_FRAGMENTS {
+            return Err(DropReason::Malformed);
+        }
+        let counters = reserve(outbound, count)?;
+        for ((part, index), counter) in bytes.chunks(room).zip(0u8..).zip(counters) {
+            let piece = Piece { flags, kind, index, count: count as u8, header: &[], payload: part };
+            self.seal(outbound, segment, id, &piece, counter);
+        }
+        Ok(count as u64)
+    }
+
+    /// TCP may be re-cut to a smaller path MTU: a segment is a segment.
+    fn cut_tcp(
+        &mut self,
+        outbound: &Outbound,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &[u8],
+        headers: &Headers,
+        room: usize,
+    ) -> Result<u64, DropReason> {
+        let size = usize::from(vnet.gso_size).min(room.saturating_sub(headers.payload));
+        if size == 0 {
+            return Err(DropReason::Malformed);
+        }
+        let payload = &bytes[headers.payload..headers.end];
+        let tcp_flags = TcpCut::flags(bytes, headers);
+        let flags = TextHeader::PARTIAL_CHECKSUM | TextHeader::BURST;
+
+        let count = payload.len().div_ceil(size).max(1);
+        let counters = reserve(outbound, count)?;
+        let mut id = self.id();
+        let mut template = [0; 14 + 60 + 60];
+        let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
+        template.copy_from_slice(&bytes[..headers.payload]);
+        for (index, counter) in counters.enumerate() {
+            let part = &payload[index * size..payload.len().min((index + 1) * size)];
+            let (first, last) = (index == 0, index + 1 == count);
+            let keep = !if first { 0 } else { TcpCut::CWR } & !if last { 0 } else { TcpCut::FIN | TcpCut::PSH };
+            TcpCut::set_flags(template, headers, tcp_flags & keep);
+            headers.set_end(template, headers.payload + part.len());
+            headers.set_partial_checksum(template, headers.payload + part.len());
+            if index > 0 && index % 256 == 0 {
+                id = self.id();
+            }
+            let kind = TextKind::Frame;
+            let piece = Piece { flags, kind, index: (index % 256) as u8, count: 1, header: template, payload: part };
+            self.seal(outbound, segment, id, &piece, counter);
+            TcpCut::add_sequence(template, headers, part.len() as u32);
+            headers.add_ipv4_id(template, 1);
+        }
+        Ok(count as u64)
+    }
+
+    /// UDP may not be re-cut: each datagram travels whole, fragmented inside the session if it must.
+    fn cut_udp(
+        &mut self,
+        outbound: &Outbound,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &[u8],
+        headers: &Headers,
+        room: usize,
+    ) -> Result<u64, DropReason> {
+        let size = usize::from(vnet.gso_size);
+        if size == 0 {
+            return Err(DropReason::Malformed);
+        }
+        let payload = &bytes[headers.payload..headers.end];
+        let fits = headers.payload + size <= room;
+        let mut sent = 0;
+        let mut id = self.id();
+        let mut template = [0; 14 + 60 + 8];
+        let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
+        template.copy_from_slice(&bytes[..headers.payload]);
+        let counters = if fits { reserve(outbound, payload.len().div_ceil(size).max(1))? } else { 0..0 };
+        let mut counters = counters.into_iter();
+        for (index, part) in payload.chunks(size).enumerate() {
+            headers.set_end(template, headers.payload + part.len());
+            headers.set_partial_checksum(template, headers.payload + part.len());
+            if index > 0 && index % 256 == 0 {
+                id = self.id();
+            }
+            match counters.next() {
+                Some(counter) => {
+                    let flags = TextHeader::PARTIAL_CHECKSUM | TextHeader::BURST;
+                    let (kind, index) = (TextKind::Frame, (index % 256) as u8);
+                    let piece = Piece { flags, kind, index, count: 1, header: template, payload: part };
+                    self.seal(outbound, segment, id, &piece, counter);
+                    sent += 1;
+                }
+                None => {
+                    let whole = [&*template, part].concat();
+                    sent += self.whole(outbound, segment, TextHeader::PARTIAL_CHECKSUM, &whole, room)?;
+                }
+            }
+            headers.add_ipv4_id(template, 1);
+        }
+        Ok(sent)
+    }
+
+    fn seal(&mut self, outbound: &Outbound, segment: SegmentId, id: u16, piece: &Piece<'_>, counter: u64) {
+        let (Some(hop), Some(send)) = (&outbound.hop, &outbound.send) else { return };
+        let (header, payload) = (piece.header, piece.payload);
+        let datagram = self.batch.datagram(hop.remote, OVERHEAD + header.len() + payload.len());
+        let text_header =
+            TextHeader { kind: piece.kind, flags: piece.flags, id, index: piece.index, count: piece.count, segment };
+        datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
+        let packet = &mut datagram[envelope::LEN..];
+        let text = &mut packet[session::HEADER_LEN..];
+        text[..TEXT_HEADER].copy_from_slice(&text_header.encode());
+        text[TEXT_HEADER..][..header.len()].copy_from_slice(header);
+        text[TEXT_HEADER + header.len()..][..payload.len()].copy_from_slice(payload);
+        send.seal(counter, packet);
+    }
+
+    fn id(&mut self) -> u16 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+}
+
+fn reserve(outbound: &Outbound, count: usize) -> Result<std::ops::Range<u64>, DropReason> {
+    let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
+    send.reserve(count as u64).map_err(|_| DropReason::Exhausted)
+}

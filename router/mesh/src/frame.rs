@@ -1,0 +1,428 @@
+//! Views of Ethernet frames: total accessors, no panic on any input.
+//!
+//! Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200, without extension headers), TCP (RFC 9293), UDP (RFC 768),
+//! ARP (RFC 826) and neighbour discovery (RFC 4861); checksums after RFC 1071.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET_LEN: usize = 14;
+/// The largest frame a TAP hands over or takes: a 64 KB IP packet and its Ethernet header.
+pub const MAX_FRAME: usize = ETHERNET_LEN + 65_535;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_ICMPV6: u8 = 58;
+
+/// The destination MAC of a frame.
+pub fn destination(frame: &[u8]) -> Option<Mac> {
+    frame.first_chunk::<6>().copied()
+}
+
+/// The source MAC of a frame.
+pub fn source(frame: &[u8]) -> Option<Mac> {
+    frame.get(6..)?.first_chunk::<6>().copied()
+}
+
+/// Whether a MAC is a group address (broadcast or multicast).
+pub fn is_group(mac: &Mac) -> bool {
+    mac[0] & 1 != 0
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk::<2>().map(|pair| u16::from_be_bytes(*pair))
+}
+
+fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(pair) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) {
+        *pair = value.to_be_bytes();
+    }
+}
+
+/// Which transport a packet carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Where the headers of a TCP or UDP packet in a frame are. Made by [`Headers::parse`] only, so that
+/// `l4 + transport header ≤ len ≤ frame length` always holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Headers {
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Where the transport header begins.
+    pub l4: usize,
+    /// Where the payload begins.
+    pub payload: usize,
+    /// Where the IP packet ends.
+    pub end: usize,
+}
+
+impl Headers {
+    /// Parses an unfragmented TCP or UDP packet over IPv4 or IPv6; `None` for anything else. The IP length
+    /// field is believed only up to the frame's length.
+    pub fn parse(frame: &[u8]) -> Option<Headers> {
+        let (v6, protocol, l4, end) = match u16_at(frame, 12)? {
+            ETHERTYPE_IPV4 => {
+                let first = *frame.get(14)?;
+                let header = usize::from(first & 0x0f) * 4;
+                let fragment = u16_at(frame, 20)? & 0x3fff;
+                if first >> 4 != 4 || header < 20 || fragment != 0 {
+                    return None;
+                }
+                (false, *frame.get(23)?, 14 + header, 14 + usize::from(u16_at(frame, 16)?))
+            }
+            ETHERTYPE_IPV6 => {
+                if frame.get(14)? >> 4 != 6 {
+                    return None;
+                }
+                (true, *frame.get(20)?, 54, 54 + usize::from(u16_at(frame, 18)?))
+            }
+            _ => return None,
+        };
+        let (transport, payload) = match protocol {
+            PROTOCOL_TCP => (Transport::Tcp, l4 + usize::from(frame.get(l4 + 12)? >> 4) * 4),
+            PROTOCOL_UDP => (Transport::Udp, l4 + 8),
+            _ => return None,
+        };
+        let shortest = if transport == Transport::Tcp { l4 + 20 } else { l4 + 8 };
+        (payload >= shortest && payload <= end && end <= frame.len()).then_some(Headers {
+            v6,
+            transport,
+            l4,
+            payload,
+            end,
+        })
+    }
+
+    /// Where in the transport header the checksum stands.
+    pub fn checksum_offset(&self) -> usize {
+        match self.transport {
+            Transport::Tcp => 16,
+            Transport::Udp => 6,
+        }
+    }
+
+    /// Writes the IP length (and for UDP the datagram's), for a packet that ends at `end` bytes from the
+    /// frame's start, and the IPv4 header checksum. Only the headers need to be in `frame`.
+    pub fn set_end(&self, frame: &mut [u8], end: usize) {
+        if self.v6 {
+            put_u16(frame, 18, (end - 54) as u16);
+        } else {
+            put_u16(frame, 16, (end - 14) as u16);
+            self.set_ipv4_checksum(frame);
+        }
+        if self.transport == Transport::Udp {
+            put_u16(frame, self.l4 + 4, (end - self.l4) as u16);
+        }
+    }
+
+    fn set_ipv4_checksum(&self, frame: &mut [u8]) {
+        put_u16(frame, 24, 0);
+        let sum = !fold(sum(&frame[14..self.l4]));
+        put_u16(frame, 24, sum);
+    }
+
+    /// Adds `n` to the IPv4 identification, and writes the header checksum.
+    pub fn add_ipv4_id(&self, frame: &mut [u8], n: u16) {
+        if !self.v6 {
+            let id = u16_at(frame, 18).unwrap_or(0);
+            put_u16(frame, 18, id.wrapping_add(n));
+            self.set_ipv4_checksum(frame);
+        }
+    }
+
+    /// The pseudo-header's sum for a packet that ends at `end`, folded, not inverted: what a partial
+    /// checksum field holds.
+    pub fn pseudo_sum(&self, frame: &[u8], end: usize) -> u16 {
+        let addresses = if self.v6 { &frame[22..54] } else { &frame[26..34] };
+        let protocol = if self.transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
+        fold(sum(addresses) + u64::from(protocol) + (end - self.l4) as u64)
+    }
+
+    /// Makes the checksum partial: the field holds the sum over the pseudo-header, the rest is for
+    /// whoever puts the packet on a wire.
+    pub fn set_partial_checksum(&self, frame: &mut [u8], end: usize) {
+        let pseudo = self.pseudo_sum(frame, end);
+        put_u16(frame, self.l4 + self.checksum_offset(), pseudo);
+    }
+
+    /// Computes the whole checksum of the packet in `frame`.
+    pub fn set_full_checksum(&self, frame: &mut [u8]) {
+        self.set_partial_checksum(frame, self.end);
+        complete_checksum(&mut frame[..self.end], self.l4, self.checksum_offset());
+        let at = self.l4 + self.checksum_offset();
+        if self.transport == Transport::Udp && frame[at..at + 2] == [0, 0] {
+            frame[at..at + 2].copy_from_slice(&[0xff, 0xff]);
+        }
+    }
+}
+
+/// A TCP header's flag byte and sequence number, for cutting.
+pub struct TcpCut;
+
+impl TcpCut {
+    /// FIN and PSH belong to the last piece, CWR to the first.
+    pub const FIN: u8 = 0x01;
+    /// Push.
+    pub const PSH: u8 = 0x08;
+    /// Congestion window reduced.
+    pub const CWR: u8 = 0x80;
+
+    /// The flag byte.
+    pub fn flags(frame: &[u8], headers: &Headers) -> u8 {
+        frame[headers.l4 + 13]
+    }
+
+    /// Writes the flag byte.
+    pub fn set_flags(frame: &mut [u8], headers: &Headers, flags: u8) {
+        frame[headers.l4 + 13] = flags;
+    }
+
+    /// Adds `n` to the sequence number.
+    pub fn add_sequence(frame: &mut [u8], headers: &Headers, n: u32) {
+        if let Some(field) = frame.get_mut(headers.l4 + 4..).and_then(|rest| rest.first_chunk_mut::<4>()) {
+            *field = u32::from_be_bytes(*field).wrapping_add(n).to_be_bytes();
+        }
+    }
+}
+
+/// Completes a partial checksum: sums from `start` to the end and stores the inverse at `start + offset`.
+/// Out-of-range places leave the packet as it is.
+pub fn complete_checksum(packet: &mut [u8], start: usize, offset: usize) {
+    if start + offset + 2 <= packet.len() {
+        let inverse = !fold(sum(&packet[start..]));
+        put_u16(packet, start + offset, inverse);
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    // Sums 32 bits at a time; the fold makes it the same ones' complement sum (RFC 1071, section 2).
+    let mut chunks = bytes.chunks_exact(4);
+    let mut total: u64 =
+        chunks.by_ref().map(|word| u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]]))).sum();
+    let rest = chunks.remainder();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    total += u64::from(u32::from_be_bytes(last));
+    total
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// A question "who has this address?", by ARP or neighbour discovery.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Solicitation {
+    /// The MAC that asks.
+    pub asker: Mac,
+    /// The address it asks from; `None` for a probe (ARP sender 0.0.0.0, NS from `::`).
+    pub asker_ip: Option<IpAddr>,
+    /// The address asked for.
+    pub target: IpAddr,
+}
+
+impl Solicitation {
+    /// Reads an ARP request or a neighbour solicitation.
+    pub fn parse(frame: &[u8]) -> Option<Solicitation> {
+        match u16_at(frame, 12)? {
+            ETHERTYPE_ARP => {
+                let (asker, asker_ip, target) = arp(frame, 1)?;
+                Some(Solicitation { asker, asker_ip: (!asker_ip.is_unspecified()).then_some(asker_ip.into()), target })
+            }
+            ETHERTYPE_IPV6 => {
+                let target = icmpv6_target(frame, 135)?;
+                let asker = source(frame)?;
+                let from = Ipv6Addr::from(*frame.get(22..)?.first_chunk::<16>()?);
+                let asker_ip = (!from.is_unspecified()).then_some(from.into());
+                Some(Solicitation { asker, asker_ip, target: target.into() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The answer that `mac` owns the target.
+    pub fn answer(&self, mac: Mac) -> Vec<u8> {
+        match self.target {
+            IpAddr::V4(target) => self.arp_reply(mac, target),
+            IpAddr::V6(target) => self.advertisement(mac, target),
+        }
+    }
+
+    fn arp_reply(&self, mac: Mac, target: Ipv4Addr) -> Vec<u8> {
+        let asker_ip = match self.asker_ip {
+            Some(IpAddr::V4(ip)) => ip,
+            _ => Ipv4Addr::UNSPECIFIED,
+        };
+        let mut frame = Vec::with_capacity(42);
+        frame.extend_from_slice(&self.asker);
+        frame.extend_from_slice(&mac);
+        frame.extend_from_slice(&ETHERTYPE_ARP.to_be_bytes());
+        frame.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
+        frame.extend_from_slice(&mac);
+        frame.extend_from_slice(&target.octets());
+        frame.extend_from_slice(&self.asker);
+        frame.extend_from_slice(&asker_ip.octets());
+        frame
+    }
+
+    fn advertisement(&self, mac: Mac, target: Ipv6Addr) -> Vec<u8> {
+        // A probe is answered to all nodes (RFC 4861, section 7.2.4).
+        let to = match self.asker_ip {
+            Some(IpAddr::V6(ip)) => ip,
+            _ => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
+        };
+        let solicited = if self.asker_ip.is_some() { 0x40 } else { 0 };
+        let mut frame = Vec::with_capacity(86);
+        frame.extend_from_slice(if self.asker_ip.is_some() { &self.asker } else { &[0x33, 0x33, 0, 0, 0, 1] });
+        frame.extend_from_slice(&mac);
+        frame.extend_from_slice(&ETHERTYPE_IPV6.to_be_bytes());
+        frame.extend_from_slice(&[0x60, 0, 0, 0, 0, 32, PROTOCOL_ICMPV6, 255]);
+        frame.extend_from_slice(&target.octets());
+        frame.extend_from_slice(&to.octets());
+        frame.extend_from_slice(&[136, 0, 0, 0, solicited | 0x20, 0, 0, 0]);
+        frame.extend_from_slice(&target.octets());
+        frame.extend_from_slice(&[2, 1]);
+        frame.extend_from_slice(&mac);
+        let pseudo = fold(sum(&frame[22..54]) + 32 + u64::from(PROTOCOL_ICMPV6));
+        put_u16(&mut frame, 56, pseudo);
+        complete_checksum(&mut frame, 54, 2);
+        frame
+    }
+}
+
+/// The (MAC, address) that a frame claims to be true: an ARP packet's sender or an advertisement's target.
+pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
+    match u16_at(frame, 12)? {
+        ETHERTYPE_ARP => {
+            let (mac, ip, _) = arp(frame, 1).or_else(|| arp(frame, 2))?;
+            (!ip.is_unspecified()).then_some((mac, ip.into()))
+        }
+        ETHERTYPE_IPV6 => {
+            let target = icmpv6_target(frame, 136)?;
+            let option = frame.get(78..86)?;
+            let mac = if option[..2] == [2, 1] { *option[2..].first_chunk::<6>()? } else { source(frame)? };
+            Some((mac, target.into()))
+        }
+        _ => None,
+    }
+}
+
+fn arp(frame: &[u8], operation: u16) -> Option<(Mac, Ipv4Addr, IpAddr)> {
+    let body = frame.get(14..42)?;
+    if body[..6] != [0, 1, 8, 0, 6, 4] || u16_at(body, 6)? != operation {
+        return None;
+    }
+    let ip = |at: usize| body.get(at..)?.first_chunk::<4>().map(|ip| Ipv4Addr::from(*ip));
+    Some((*body.get(8..)?.first_chunk::<6>()?, ip(14)?, ip(24)?.into()))
+}
+
+fn icmpv6_target(frame: &[u8], kind: u8) -> Option<Ipv6Addr> {
+    // Neighbour discovery is sent with hop limit 255 and no other (RFC 4861, section 7.1).
+    let is_nd = *frame.get(20)? == PROTOCOL_ICMPV6 && *frame.get(21)? == 255 && *frame.get(54)? == kind;
+    is_nd.then_some(Ipv6Addr::from(*frame.get(62..)?.first_chunk::<16>()?))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A TCP frame with a full checksum.
+    pub(crate) fn tcp_frame(v6: bool, payload: &[u8], flags: u8) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+        let l4_len = 20 + 12 + payload.len();
+        if v6 {
+            frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend_from_slice(&(l4_len as u16).to_be_bytes());
+            frame.extend_from_slice(&[6, 64]);
+            frame.extend_from_slice(&[0xfd; 32]);
+        } else {
+            frame.extend_from_slice(&[8, 0, 0x45, 0]);
+            frame.extend_from_slice(&((l4_len + 20) as u16).to_be_bytes());
+            frame.extend_from_slice(&[0x12, 0x34, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        }
+        frame.extend_from_slice(&[0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, flags, 1, 0, 0, 0, 0, 0]);
+        frame.extend_from_slice(&[1; 12]);
+        frame.extend_from_slice(payload);
+        let headers = Headers::parse(&frame).unwrap();
+        headers.set_end(&mut frame, headers.end);
+        headers.set_full_checksum(&mut frame);
+        frame
+    }
+
+    pub(crate) fn checksums_are_right(frame: &[u8]) -> bool {
+        let Some(headers) = Headers::parse(frame) else { return false };
+        let pseudo = u64::from(headers.pseudo_sum(frame, headers.end));
+        let ip_right = headers.v6 || fold(sum(&frame[14..headers.l4])) == 0xffff;
+        ip_right && fold(pseudo + sum(&frame[headers.l4..headers.end])) == 0xffff
+    }
+
+    #[test]
+    fn checksums_verify_and_partial_ones_complete_to_the_same() {
+        for v6 in [false, true] {
+            for len in [0, 1, 2, 3, 1000, 1001] {
+                let frame = tcp_frame(v6, &vec![0xa5; len], 0x10);
+                assert!(checksums_are_right(&frame));
+                let headers = Headers::parse(&frame).unwrap();
+                let mut partial = frame.clone();
+                headers.set_partial_checksum(&mut partial, headers.end);
+                complete_checksum(&mut partial, headers.l4, headers.checksum_offset());
+                assert_eq!(partial, frame);
+            }
+        }
+    }
+
+    #[test]
+    fn arp_and_nd_questions_get_answers_that_claim_the_right_thing() {
+        let asker = [2, 0, 0, 0, 0, 9];
+        let owner = [2, 0, 0, 0, 0, 7];
+        let v4 =
+            Solicitation { asker, asker_ip: Some(IpAddr::from([10, 0, 0, 1])), target: IpAddr::from([10, 0, 0, 7]) };
+        let v6 = Solicitation { asker, asker_ip: Some("fd00::1".parse().unwrap()), target: "fd00::7".parse().unwrap() };
+        for question in [v4, v6, Solicitation { asker_ip: None, ..v6 }] {
+            let answer = question.answer(owner);
+            assert_eq!(claim(&answer), Some((owner, question.target)));
+            assert_eq!(source(&answer), Some(owner));
+        }
+        let advertisement = v6.answer(owner);
+        let pseudo = sum(&advertisement[22..54]) + 32 + 58;
+        assert_eq!(fold(pseudo + sum(&advertisement[54..])), 0xffff);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_views_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..3usize) {
+            let mut frame = bytes;
+            let ethertype = [ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_ARP][kind];
+            put_u16(&mut frame, 12, ethertype);
+            if let Some(question) = Solicitation::parse(&frame) {
+                question.answer([2; 6]);
+            }
+            claim(&frame);
+            if let Some(headers) = Headers::parse(&frame) {
+                prop_assert!(headers.payload <= headers.end && headers.end <= frame.len());
+                headers.set_end(&mut frame, headers.end);
+                headers.set_full_checksum(&mut frame);
+                prop_assert!(checksums_are_right(&frame));
+            }
+        }
+    }
+}

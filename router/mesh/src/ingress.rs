@@ -1,0 +1,702 @@
+//! From received datagrams to frames for the TAP.
+//!
+//! 1. [`ingress`] decides about one datagram: it checks the envelope, and for this host opens the packet in place.
+//! 2. [`Receiver::receive`] runs a whole batch of buffers through it, collecting pieces and relay runs.
+//! 3. Consecutive pieces of one burst are joined into one super-frame without being parsed; only the
+//!    first header counts, and is checked. Any gap or the end of the batch ends a super-frame.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use weft_crypto::envelope::Envelope;
+use weft_crypto::session::{self, OpenError, Opener};
+use weft_crypto::{HostLabel, Time, envelope};
+
+use crate::egress::{DropReason, MAX_FRAGMENTS, may_speak};
+use crate::frame::{self, ETHERNET_LEN, Headers, Mac, TcpCut, Transport};
+use crate::snapshot::{Hop, Inbound, Segment, Snapshot};
+use crate::vnet::{Gso, VnetHeader};
+use crate::wire::{HandshakePacket, SegmentId, TEXT_HEADER, TextHeader, TextKind};
+
+/// What a TAP can take on write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TapOffloads {
+    /// Partial checksums.
+    pub checksum: bool,
+    /// TCP super-frames.
+    pub tcp: bool,
+    /// UDP super-frames.
+    pub udp: bool,
+}
+
+impl TapOffloads {
+    /// Whole frames with whole checksums only.
+    pub const NONE: TapOffloads = TapOffloads { checksum: false, tcp: false, udp: false };
+}
+
+/// What the node has to look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Punt {
+    /// A handshake packet, straight from an address.
+    Handshake {
+        /// Where it came from.
+        from: SocketAddr,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// A handshake packet that a neighbour relayed.
+    RelayedHandshake {
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// A control message inside a session.
+    Control {
+        /// This host's index of the session.
+        index: u32,
+        /// Who sent it.
+        peer: HostLabel,
+        /// The address it came from if it came straight from the peer.
+        direct: Option<SocketAddr>,
+        /// Bytes of the datagram.
+        size: usize,
+        /// The text.
+        text: Vec<u8>,
+    },
+    /// The first opened packet of a batch from a peer that came from a new address, or under a session
+    /// that is not the one used for sending.
+    Heard {
+        /// This host's index of the session.
+        index: u32,
+        /// Who.
+        peer: HostLabel,
+        /// From where, if straight from the peer.
+        direct: Option<SocketAddr>,
+    },
+    /// A frame for a host there is no session with.
+    NoSession {
+        /// The host.
+        host: HostLabel,
+        /// The segment.
+        segment: SegmentId,
+        /// How to cut it.
+        vnet: VnetHeader,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// A MAC seen where no table has it.
+    Learn {
+        /// The segment.
+        segment: SegmentId,
+        /// The MAC.
+        mac: Mac,
+        /// Where it was seen.
+        host: HostLabel,
+    },
+}
+
+/// Where a batch's results go.
+pub trait Sink {
+    /// What the segment's TAP takes.
+    fn offloads(&self, segment: SegmentId) -> TapOffloads;
+    /// A frame, in parts that lie apart.
+    fn to_tap(&mut self, segment: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]);
+    /// Datagrams to pass on: `stride` bytes each, the last one maybe shorter.
+    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize);
+    /// Something for the node.
+    fn punt(&mut self, punt: Punt);
+    /// A datagram or frame that went no further.
+    fn dropped(&mut self, reason: DropReason);
+}
+
+/// A received buffer: one datagram, or a GRO run of them.
+pub struct RxBuffer<'a> {
+    /// Where from.
+    pub from: SocketAddr,
+    /// The bytes.
+    pub data: &'a mut [u8],
+    /// Size of each datagram but the last.
+    pub stride: usize,
+}
+
+/// What is to become of a datagram.
+pub enum Verdict<'s> {
+    /// A text for this host, opened in place at this range of the datagram.
+    Text {
+        /// The session.
+        index: u32,
+        /// Where the text is.
+        text: Range<usize>,
+    },
+    /// Pass it on; the new envelope is in place.
+    Relay(&'s Hop),
+    /// A handshake packet for the node, at this range.
+    Handshake(Range<usize>, HandshakePath),
+    /// Nothing.
+    Drop(DropReason),
+}
+
+/// How a handshake packet came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandshakePath {
+    /// Alone in a datagram.
+    Direct,
+    /// Behind an envelope.
+    Relayed,
+}
+
+/// What stays the same from one datagram of a run to the next.
+pub struct RunState<'s> {
+    envelope: [u8; envelope::LEN],
+    decision: Option<Decision<'s>>,
+    session: Option<(u32, &'s Inbound, Opener<'s>)>,
+}
+
+#[derive(Clone, Copy)]
+enum Decision<'s> {
+    Mine { neighbour: &'s Inbound },
+    Pass { neighbour: &'s Inbound, hop: &'s Hop, envelope: [u8; envelope::LEN] },
+    Drop(DropReason),
+}
+
+impl<'s> RunState<'s> {
+    /// Before the first datagram.
+    pub fn new() -> Self {
+        RunState { envelope: [0; envelope::LEN], decision: None, session: None }
+    }
+
+    fn neighbour(&self) -> Option<&'s Inbound> {
+        match self.decision {
+            Some(Decision::Mine { neighbour } | Decision::Pass { neighbour, .. }) => Some(neighbour),
+            _ => None,
+        }
+    }
+}
+
+impl Default for RunState<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Decides about one datagram, on the snapshot and what the run so far has shown.
+pub fn ingress<'s>(snapshot: &'s Snapshot, run: &mut RunState<'s>, datagram: &mut [u8]) -> Verdict<'s> {
+    let Some(bytes) = datagram.first_chunk::<{ envelope::LEN }>() else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
+    if bytes[0] != envelope::TRANSIT {
+        let handshake = HandshakePacket::is_first_byte(bytes[0]);
+        let whole = 0..datagram.len();
+        let none = Verdict::Drop(DropReason::Malformed);
+        return if handshake { Verdict::Handshake(whole, HandshakePath::Direct) } else { none };
+    }
+    // The datagrams of a run have one envelope: it is checked once.
+    let decision = match run.decision {
+        Some(decision) if run.envelope == *bytes => decision,
+        _ => {
+            let decision = judge(snapshot, bytes);
+            (run.envelope, run.decision) = (*bytes, Some(decision));
+            decision
+        }
+    };
+    match decision {
+        Decision::Drop(reason) => Verdict::Drop(reason),
+        Decision::Pass { hop, envelope, .. } => {
+            datagram[..envelope::LEN].copy_from_slice(&envelope);
+            Verdict::Relay(hop)
+        }
+        Decision::Mine { .. } => open(snapshot, run, datagram),
+    }
+}
+
+fn judge<'s>(snapshot: &'s Snapshot, bytes: &[u8; envelope::LEN]) -> Decision<'s> {
+    let Some(envelope) = Envelope::parse(bytes) else { return Decision::Drop(DropReason::Malformed) };
+    let Some(neighbour) = snapshot.inbound.get(&envelope.link_index) else {
+        return Decision::Drop(DropReason::BadEnvelope);
+    };
+    if !envelope.verify(&neighbour.hop_receive) {
+        return Decision::Drop(DropReason::BadEnvelope);
+    }
+    if envelope.destination == snapshot.own {
+        return Decision::Mine { neighbour };
+    }
+    let Some(ttl) = envelope.ttl.checked_sub(1).filter(|ttl| *ttl > 0) else {
+        return Decision::Drop(DropReason::TtlExpired);
+    };
+    match snapshot.outbound.get(&envelope.destination).and_then(|outbound| outbound.hop.as_ref()) {
+        // Back to where it came from is a loop of two.
+        Some(hop) if hop.via != neighbour.peer => {
+            Decision::Pass { neighbour, hop, envelope: hop.envelope(ttl, envelope.destination) }
+        }
+        _ => Decision::Drop(DropReason::Unreachable),
+    }
+}
+
+fn open<'s>(snapshot: &'s Snapshot, run: &mut RunState<'s>, datagram: &mut [u8]) -> Verdict<'s> {
+    let packet = &mut datagram[envelope::LEN..];
+    let Some(index) = session::index_of(packet) else { return Verdict::Drop(DropReason::Malformed) };
+    if index == 0 {
+        let inner = envelope::LEN + session::HEADER_LEN..datagram.len();
+        return match datagram.get(inner.start).copied().is_some_and(HandshakePacket::is_first_byte) {
+            true => Verdict::Handshake(inner, HandshakePath::Relayed),
+            false => Verdict::Drop(DropReason::Malformed),
+        };
+    }
+    if run.session.as_ref().is_none_or(|(current, ..)| *current != index) {
+        // The old session's lock goes before the new one's is taken.
+        run.session = None;
+        let Some(inbound) = snapshot.inbound.get(&index) else { return Verdict::Drop(DropReason::NoSession) };
+        run.session = Some((index, inbound, inbound.receive.opener()));
+    }
+    let Some((_, _, opener)) = &mut run.session else { return Verdict::Drop(DropReason::NoSession) };
+    let start = envelope::LEN + session::HEADER_LEN;
+    match opener.open(packet) {
+        Ok(text) => Verdict::Text { index, text: start..start + text.len() },
+        Err(OpenError::Short) => Verdict::Drop(DropReason::Malformed),
+        Err(OpenError::Replayed) => Verdict::Drop(DropReason::Replayed),
+        Err(OpenError::Forged) => Verdict::Drop(DropReason::Forged),
+    }
+}
+
+/// Runs batches of buffers through [`ingress`].
+pub struct Receiver {
+    texts: Vec<Text>,
+    relays: Vec<RelayRun>,
+    fragments: Reassembly,
+    relay_budgets: BTreeMap<HostLabel, Bucket>,
+    relay_bytes_per_second: u64,
+}
+
+/// An opened text in one of the batch's buffers.
+struct Text {
+    buffer: usize,
+    range: Range<usize>,
+    index: u32,
+    peer: HostLabel,
+}
+
+struct RelayRun {
+    to: SocketAddr,
+    buffer: usize,
+    range: Range<usize>,
+    stride: usize,
+}
+
+/// What one neighbour may have relayed: 10 Gbit/s, so that none starves the others on a fast host.
+const RELAY_BYTES_PER_SECOND: u64 = 1_250_000_000;
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Receiver {
+            texts: Vec::new(),
+            relays: Vec::new(),
+            fragments: Reassembly::default(),
+            relay_budgets: BTreeMap::new(),
+            relay_bytes_per_second: RELAY_BYTES_PER_SECOND,
+        }
+    }
+}
+
+impl Receiver {
+    /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival.
+    pub fn receive(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
+        self.texts.clear();
+        self.relays.clear();
+        for (number, buffer) in buffers.iter_mut().enumerate() {
+            self.open_buffer(snapshot, now, number, buffer, sink);
+        }
+        for run in &self.relays {
+            sink.relay(run.to, &buffers[run.buffer].data[run.range.clone()], run.stride);
+        }
+        let mut join = Join::new();
+        for text in &self.texts {
+            let bytes = &buffers[text.buffer].data[text.range.clone()];
+            let Some(header) = TextHeader::parse(bytes) else {
+                sink.dropped(DropReason::Malformed);
+                continue;
+            };
+            let piece = &bytes[TEXT_HEADER..];
+            match header.kind {
+                TextKind::Frame => {
+                    if !join.append(text.peer, &header, piece) {
+                        join.finish(snapshot, now, sink);
+                        join.start(text.peer, header, piece);
+                    }
+                }
+                _ => {
+                    join.finish(snapshot, now, sink);
+                    match self.fragments.add(text.index, &header, piece, now) {
+                        Ok(Some(frame)) => {
+                            let mut whole = Join::new();
+                            whole.start(text.peer, TextHeader { kind: TextKind::Frame, ..header }, &frame);
+                            whole.finish(snapshot, now, sink);
+                        }
+                        Ok(None) => {}
+                        Err(reason) => sink.dropped(reason),
+                    }
+                }
+            }
+        }
+        join.finish(snapshot, now, sink);
+    }
+
+    fn open_buffer(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Time,
+        number: usize,
+        buffer: &mut RxBuffer<'_>,
+        sink: &mut impl Sink,
+    ) {
+        let stride = buffer.stride.max(1);
+        let mut run = RunState::new();
+        let mut heard: Option<(u32, HostLabel)> = None;
+        let mut offset = 0;
+        for datagram in buffer.data.chunks_mut(stride) {
+            let len = datagram.len();
+            let verdict = ingress(snapshot, &mut run, datagram);
+            let neighbour = run.neighbour();
+            match verdict {
+                Verdict::Text { index, text } => {
+                    let Some((_, inbound, _)) = &run.session else { continue };
+                    let is_direct = neighbour.is_some_and(|neighbour| neighbour.peer == inbound.peer);
+                    inbound.meter.received.bytes.fetch_add(len as u64, Ordering::Relaxed);
+                    if is_direct {
+                        inbound.meter.received.on_link(1, now);
+                    }
+                    let direct = is_direct.then_some(buffer.from);
+                    if heard != Some((index, inbound.peer)) {
+                        heard = Some((index, inbound.peer));
+                        let sending = snapshot.outbound.get(&inbound.peer);
+                        let moved = is_direct && sending.is_none_or(|sending| sending.link != direct);
+                        if moved || sending.is_none_or(|sending| sending.send.is_none()) || !is_current(snapshot, index)
+                        {
+                            sink.punt(Punt::Heard { index, peer: inbound.peer, direct });
+                        }
+                    }
+                    if datagram.get(text.start) == Some(&(TextKind::Control as u8)) {
+                        let text = datagram[text].to_vec();
+                        sink.punt(Punt::Control { index, peer: inbound.peer, direct, size: len, text });
+                    } else {
+                        let range = offset + text.start..offset + text.end;
+                        self.texts.push(Text { buffer: number, range, index, peer: inbound.peer });
+                    }
+                }
+                Verdict::Relay(hop) => match neighbour {
+                    Some(neighbour) if self.may_relay(neighbour.peer, len, now) => {
+                        neighbour.meter.received.relayed.fetch_add(1, Ordering::Relaxed);
+                        hop.meter.sent.on_link(1, now);
+                        self.relay(hop.remote, number, offset..offset + len, stride);
+                    }
+                    _ => sink.dropped(DropReason::RelayBudget),
+                },
+                Verdict::Handshake(range, path) => {
+                    let packet = datagram[range].to_vec();
+                    sink.punt(match path {
+                        HandshakePath::Direct => Punt::Handshake { from: buffer.from, packet },
+                        HandshakePath::Relayed => Punt::RelayedHandshake { packet },
+                    });
+                }
+                Verdict::Drop(reason) => sink.dropped(reason),
+            }
+            offset += len;
+        }
+    }
+
+    /// A datagram that follows its predecessor in the buffer joins its run.
+    fn relay(&mut self, to: SocketAddr, buffer: usize, range: Range<usize>, stride: usize) {
+        match self.relays.last_mut() {
+            Some(run) if run.to == to && run.buffer == buffer && run.range.end == range.start => {
+                run.range.end = range.end;
+            }
+            _ => self.relays.push(RelayRun { to, buffer, range, stride }),
+        }
+    }
+
+    fn may_relay(&mut self, neighbour: HostLabel, bytes: usize, now: Time) -> bool {
+        let rate = self.relay_bytes_per_second;
+        let bucket = self.relay_budgets.entry(neighbour).or_insert_with(|| Bucket::new(rate / 10, now));
+        bucket.take(bytes as u64, rate, rate / 10, now)
+    }
+}
+
+/// Whether the session is the one used for sending to its peer; another one wants the node's eye.
+fn is_current(snapshot: &Snapshot, index: u32) -> bool {
+    snapshot.inbound.get(&index).is_some_and(|inbound| inbound.current.load(Ordering::Relaxed))
+}
+
+/// A token bucket.
+pub(crate) struct Bucket {
+    tokens: u64,
+    filled: Time,
+}
+
+impl Bucket {
+    pub(crate) fn new(tokens: u64, now: Time) -> Self {
+        Bucket { tokens, filled: now }
+    }
+
+    /// Takes `amount` if it is there; the bucket fills at `rate` a second up to `size`.
+    pub(crate) fn take(&mut self, amount: u64, rate: u64, size: u64, now: Time) -> bool {
+        let earned = (u128::from(rate) * now.since(self.filled).as_nanos() / 1_000_000_000) as u64;
+        if earned > 0 {
+            self.tokens = self.tokens.saturating_add(earned).min(size);
+            self.filled = now;
+        }
+        let enough = self.tokens >= amount;
+        if enough {
+            self.tokens -= amount;
+        }
+        enough
+    }
+}
+
+/// A super-frame being put together from the pieces of one burst.
+struct Join<'a> {
+    first: Option<(HostLabel, TextHeader, &'a [u8], Option<Headers>)>,
+    payloads: Vec<&'a [u8]>,
+    end: usize,
+    next_index: u8,
+    /// FIN and PSH, which stand in the header of the last piece.
+    ends: u8,
+    is_closed: bool,
+}
+
+impl<'a> Join<'a> {
+    fn new() -> Self {
+        Join { first: None, payloads: Vec::new(), end: 0, next_index: 0, ends: 0, is_closed: false }
+    }
+
+    fn start(&mut self, peer: HostLabel, header: TextHeader, piece: &'a [u8]) {
+        let headers = Headers::parse(piece);
+        self.end = headers.map_or(piece.len(), |headers| headers.end);
+        self.next_index = header.index.wrapping_add(1);
+        self.ends = headers.map_or(0, |headers| ends(piece, &headers));
+        self.is_closed = header.flags & TextHeader::BURST == 0 || header.index == u8::MAX || self.ends != 0;
+        self.payloads.clear();
+        self.first = Some((peer, header, piece, headers));
+    }
+
+    /// Whether `piece` follows and was taken: the same burst, the next index, headers of the same length, a payload
+    /// no longer than the first one's. A shorter one is the last.
+    fn append(&mut self, peer: HostLabel, header: &TextHeader, piece: &'a [u8]) -> bool {
+        let Some((first_peer, first, first_piece, Some(headers))) = &self.first else { return false };
+        let follows = !self.is_closed
+            && *first_peer == peer
+            && first.id == header.id
+            && header.index == self.next_index
+            && first.segment == header.segment
+            && first.flags == header.flags;
+        let Some(payload) = piece.get(headers.payload..) else { return false };
+        let size = first_piece.len() - headers.payload;
+        if !follows || payload.is_empty() || payload.len() > size || self.end + payload.len() > frame::MAX_FRAME {
+            return false;
+        }
+        self.ends |= ends(piece, headers);
+        self.is_closed = payload.len() < size || header.index == u8::MAX || self.ends != 0;
+        self.end += payload.len();
+        self.next_index = self.next_index.wrapping_add(1);
+        self.payloads.push(payload);
+        true
+    }
+
+    /// Checks the first header and writes what has come together.
+    fn finish(&mut self, snapshot: &Snapshot, now: Time, sink: &mut impl Sink) {
+        let Some((peer, header, piece, headers)) = self.first.take() else { return };
+        let Some(segment) = snapshot.segments.get(&header.segment) else {
+            return sink.dropped(DropReason::NoSegment);
+        };
+        match admit(segment, peer, piece, now) {
+            Err(reason) => return sink.dropped(reason),
+            Ok(Some(mac)) => sink.punt(Punt::Learn { segment: header.segment, mac, host: peer }),
+            Ok(None) => {}
+        }
+        let offloads = sink.offloads(header.segment);
+        match headers {
+            Some(headers) if header.flags & TextHeader::PARTIAL_CHECKSUM != 0 => {
+                self.write_partial(&header, piece, &headers, offloads, sink);
+            }
+            _ => {
+                sink.to_tap(header.segment, &VnetHeader::default(), &[piece]);
+                // Only packets with partial checksums are cut, so nothing was joined to this one.
+                self.payloads.clear();
+            }
+        }
+    }
+
+    fn write_partial(
+        &mut self,
+        header: &TextHeader,
+        piece: &[u8],
+        headers: &Headers,
+        offloads: TapOffloads,
+        sink: &mut impl Sink,
+    ) {
+        let takes = if headers.transport == Transport::Tcp { offloads.tcp } else { offloads.udp };
+        if !offloads.checksum || (!self.payloads.is_empty() && !takes) {
+            self.write_singly(header, piece, headers, offloads, sink);
+            return;
+        }
+        let mut patched = [0; 14 + 60 + 60];
+        let Some(patched) = patched.get_mut(..headers.payload) else {
+            return sink.dropped(DropReason::Malformed);
+        };
+        patched.copy_from_slice(&piece[..headers.payload]);
+        let is_joined = !self.payloads.is_empty();
+        if is_joined && headers.transport == Transport::Tcp {
+            let flags = TcpCut::flags(patched, headers);
+            TcpCut::set_flags(patched, headers, flags | self.ends);
+        }
+        headers.set_end(patched, self.end);
+        headers.set_partial_checksum(patched, self.end);
+        let size = headers.end - headers.payload;
+        let gso = match (is_joined, headers.transport, headers.v6) {
+            (false, ..) => Gso::None,
+            (true, Transport::Udp, _) => Gso::Udp,
+            (true, Transport::Tcp, false) => Gso::TcpV4,
+            (true, Transport::Tcp, true) => Gso::TcpV6,
+        };
+        let vnet = VnetHeader {
+            partial_checksum: true,
+            gso,
+            header_len: headers.payload as u16,
+            gso_size: if is_joined { size as u16 } else { 0 },
+            checksum_start: headers.l4 as u16,
+            checksum_offset: headers.checksum_offset() as u16,
+        };
+        let mut parts: [&[u8]; 260] = [&[]; 260];
+        parts[0] = patched;
+        parts[1] = &piece[headers.payload..headers.end];
+        let count = self.payloads.len().min(258);
+        parts[2..2 + count].copy_from_slice(&self.payloads[..count]);
+        sink.to_tap(header.segment, &vnet, &parts[..2 + count]);
+    }
+
+    /// For a TAP that cannot take what was joined: each piece again a frame of its own, with its own place in
+    /// the stream, its checksum completed where the TAP wants that.
+    fn write_singly(
+        &self,
+        header: &TextHeader,
+        piece: &[u8],
+        headers: &Headers,
+        offloads: TapOffloads,
+        sink: &mut impl Sink,
+    ) {
+        let mut template = piece[..headers.payload].to_vec();
+        let first = &piece[headers.payload..headers.end];
+        for (index, payload) in std::iter::once(&first).chain(&self.payloads).enumerate() {
+            if headers.transport == Transport::Tcp && index == self.payloads.len() {
+                let flags = TcpCut::flags(&template, headers);
+                TcpCut::set_flags(&mut template, headers, flags | self.ends);
+            }
+            let end = headers.payload + payload.len();
+            headers.set_end(&mut template, end);
+            headers.set_partial_checksum(&mut template, end);
+            if offloads.checksum {
+                let vnet = VnetHeader {
+                    partial_checksum: true,
+                    checksum_start: headers.l4 as u16,
+                    checksum_offset: headers.checksum_offset() as u16,
+                    ..VnetHeader::default()
+                };
+                sink.to_tap(header.segment, &vnet, &[&template, payload]);
+            } else {
+                let mut whole = [&template, *payload].concat();
+                Headers { end, ..*headers }.set_full_checksum(&mut whole);
+                sink.to_tap(header.segment, &VnetHeader::default(), &[&whole]);
+            }
+            if headers.transport == Transport::Tcp {
+                TcpCut::add_sequence(&mut template, headers, payload.len() as u32);
+            }
+            headers.add_ipv4_id(&mut template, 1);
+        }
+    }
+}
+
+/// The flags of a TCP piece that belong to the end of its burst.
+fn ends(piece: &[u8], headers: &Headers) -> u8 {
+    let is_tcp = headers.transport == Transport::Tcp && piece.len() > headers.l4 + 13;
+    if is_tcp { TcpCut::flags(piece, headers) & (TcpCut::FIN | TcpCut::PSH) } else { 0 }
+}
+
+/// Whether `peer` may bring this frame into the segment; a MAC not known to live there is returned.
+fn admit(segment: &Segment, peer: HostLabel, bytes: &[u8], now: Time) -> Result<Option<Mac>, DropReason> {
+    let (Some(from), true) = (frame::source(bytes), bytes.len() >= ETHERNET_LEN) else {
+        return Err(DropReason::Malformed);
+    };
+    if frame::is_group(&from) {
+        return Err(DropReason::Malformed);
+    }
+    if !may_speak(segment, peer, &from, bytes) {
+        return Err(DropReason::Spoofed);
+    }
+    match segment.macs.get(&from) {
+        Some(port) if port.host == peer => {
+            port.seen.store(now.as_nanos(), Ordering::Relaxed);
+            Ok(None)
+        }
+        _ => Ok(Some(from)),
+    }
+}
+
+/// Frames whose fragments are arriving: bounded in number, size and time.
+#[derive(Default)]
+struct Reassembly {
+    partial: BTreeMap<(u32, u16), Partial>,
+}
+
+struct Partial {
+    parts: Vec<Option<Vec<u8>>>,
+    flags: u8,
+    segment: SegmentId,
+    started: Time,
+}
+
+const MAX_PARTIAL: usize = 64;
+const PARTIAL_LIFETIME: Duration = Duration::from_millis(500);
+
+impl Reassembly {
+    fn add(
+        &mut self,
+        session: u32,
+        header: &TextHeader,
+        part: &[u8],
+        now: Time,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        let (index, count) = (usize::from(header.index), usize::from(header.count));
+        if count < 2 || count > MAX_FRAGMENTS || index >= count || part.is_empty() {
+            return Err(DropReason::Malformed);
+        }
+        let key = (session, header.id);
+        let stale = |partial: &Partial| {
+            now.since(partial.started) > PARTIAL_LIFETIME
+                || partial.parts.len() != count
+                || partial.segment != header.segment
+                || partial.flags != header.flags
+        };
+        let mut result = Ok(None);
+        if self.partial.get(&key).is_some_and(stale) {
+            self.partial.remove(&key);
+            result = Err(DropReason::Incomplete);
+        }
+        if self.partial.len() >= MAX_PARTIAL && !self.partial.contains_key(&key) {
+            let oldest = self.partial.iter().min_by_key(|(_, partial)| partial.started).map(|(key, _)| *key);
+            oldest.map(|oldest| self.partial.remove(&oldest));
+            result = Err(DropReason::Incomplete);
+        }
+        let partial = self.partial.entry(key).or_insert_with(|| Partial {
+            parts: vec![None; count],
+            flags: header.flags,
+            segment: header.segment,
+            started: now,
+        });
+        partial.parts[index] = Some(part.to_vec());
+        if partial.parts.iter().any(Option::is_none) {
+            return result;
+        }
+        let whole: Vec<u8> = self.partial.remove(&key).into_iter().flat_map(|p| p.parts).flatten().flatten().collect();
+        if whole.len() > frame::MAX_FRAME { Err(DropReason::Malformed) } else { Ok(Some(whole)) }
+    }
+}

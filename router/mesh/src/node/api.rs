@@ -1,0 +1,330 @@
+//! What goes into a node and what comes out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+
+use crate::ingress::Punt;
+use crate::records::{EndpointId, EndpointRecord};
+use crate::snapshot::Snapshot;
+use crate::vnet::VnetHeader;
+use crate::wire::SegmentId;
+
+/// How a node is set up.
+pub struct Config {
+    /// The host's keys.
+    pub identity: Identity,
+    /// Its nickname.
+    pub name: String,
+    /// The live network secrets.
+    pub keyring: Keyring,
+    /// The ciphers it has.
+    pub ciphers: Ciphers,
+    /// The underlay's MTU in bytes.
+    pub underlay_mtu: usize,
+    /// The UDP port it listens on.
+    pub port: u16,
+    /// Whether it links to hosts it was not told of.
+    pub discovery: bool,
+    /// How long a host may be gone before its records are dropped.
+    pub grace: Duration,
+    /// What was persisted before: keys and values as [`Output::Persist`] gave them.
+    pub restored: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Matches a reply to its command.
+pub type CommandId = u64;
+
+/// What a node is told.
+pub enum Input {
+    /// Time has passed.
+    Timeout,
+    /// The data path met something for the node.
+    Punt(Punt),
+    /// Somebody wants something; a [`Output::Reply`] with the id follows at once.
+    Command(CommandId, Command),
+}
+
+/// What may be asked of a node.
+pub enum Command {
+    /// Try to link to these: a name for people, and the addresses it stands for now.
+    Connect(Vec<Target>),
+    /// Stop trying these.
+    Forget(Vec<String>),
+    /// Bring an endpoint into a segment, or confirm that it is there.
+    Attach(EndpointId, EndpointRecord),
+    /// Take an endpoint out.
+    Detach(EndpointId),
+    /// Use these secrets from now on; sessions under others end.
+    SetKeyring(Keyring),
+    /// This host's own addresses, to be told to others.
+    SetAddresses(Vec<IpAddr>),
+    /// Report.
+    Status,
+    /// Take leave of the neighbours.
+    Leave,
+}
+
+/// A host to link to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// As the user wrote it.
+    pub name: String,
+    /// What it resolves to; may be empty for now.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// What a node wants done. [`Output::Timeout`] comes last.
+pub enum Output {
+    /// Send datagrams of `stride` bytes each, the last one maybe shorter.
+    Transmit {
+        /// Where to.
+        to: SocketAddr,
+        /// The bytes.
+        data: Vec<u8>,
+        /// Size of each datagram but the last.
+        stride: usize,
+    },
+    /// Write a frame to a segment's TAP.
+    Tap {
+        /// The segment.
+        segment: SegmentId,
+        /// How it is to be understood.
+        vnet: VnetHeader,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// The data path is to work with this from now on.
+    Publish(Arc<Snapshot>),
+    /// The answer to a command.
+    Reply(CommandId, Result<Reply, CommandError>),
+    /// Keep this across restarts, or (with `None`) forget it.
+    Persist {
+        /// What it is filed under.
+        key: Vec<u8>,
+        /// What to keep.
+        value: Option<Vec<u8>>,
+    },
+    /// Something people may want to know.
+    Event(Event),
+    /// Call with [`Input::Timeout`] at this time, and why.
+    Timeout(Time, &'static str),
+}
+
+/// A command was done.
+#[derive(Debug)]
+pub enum Reply {
+    /// Nothing more to say.
+    Done,
+    /// The report asked for.
+    Status(Box<Status>),
+}
+
+/// A command was not done; nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CommandError {
+    /// An address belongs to another endpoint.
+    #[error("{ip} is in use by {owner} in segment {segment}; choose another address")]
+    AddressInUse {
+        /// The address.
+        ip: IpAddr,
+        /// Whose it is.
+        owner: String,
+        /// In which segment.
+        segment: String,
+    },
+    /// A MAC belongs to another endpoint.
+    #[error("the MAC is in use by {owner}")]
+    MacInUse {
+        /// Whose it is.
+        owner: String,
+    },
+    /// Not a valid endpoint.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// Two segments whose names collide.
+    #[error("the segment names {0} and {1} have one id; choose another name")]
+    SegmentCollision(String, String),
+    /// No such endpoint.
+    #[error("no such endpoint")]
+    UnknownEndpoint,
+    /// No such peer.
+    #[error("no peer {0} was to be connected; see: weft status targets")]
+    UnknownTarget(String),
+    /// The records are full.
+    #[error("{0}")]
+    Record(#[from] weft_gossip::PutError),
+}
+
+/// Something people may want to know, for the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A direct link is up.
+    LinkUp {
+        /// With whom.
+        peer: PeerId,
+        /// Where.
+        remote: SocketAddr,
+    },
+    /// A direct link is gone.
+    LinkDown {
+        /// With whom.
+        peer: PeerId,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A link goes on at another address.
+    LinkMoved {
+        /// With whom.
+        peer: PeerId,
+        /// Where it is now.
+        remote: SocketAddr,
+    },
+    /// An end-to-end session is there.
+    Session {
+        /// With whom.
+        peer: PeerId,
+        /// Its cipher.
+        cipher: &'static str,
+    },
+    /// SWIM says a host is gone.
+    PeerDead(HostLabel),
+    /// SWIM says a host is alive.
+    PeerAlive(HostLabel),
+    /// Another host lives with this host's key.
+    Cloned,
+    /// Another host lives with a peer's key; the one met first is kept.
+    PeerCloned(PeerId),
+    /// Records of this host from another life were found; it wrote itself above them.
+    Reincarnated(u64),
+    /// An address or MAC of this host is claimed by another that has the older right to it.
+    Conflict {
+        /// What is claimed.
+        what: String,
+        /// By whom.
+        by: String,
+    },
+}
+
+/// How a peer stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// Session and route are there.
+    Connected,
+    /// On the way.
+    Connecting,
+    /// No route.
+    Unreachable,
+    /// SWIM declared it dead.
+    Dead,
+}
+
+/// One peer in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    /// Nickname.
+    pub name: String,
+    /// Key, in hex.
+    pub peer_id: String,
+    /// How it stands.
+    pub state: PeerState,
+    /// `direct` or `relay`.
+    pub path: Option<&'static str>,
+    /// The relay's nickname.
+    pub via: Option<String>,
+    /// `udp`, `tcp` or none.
+    pub transport: Option<&'static str>,
+    /// Address of the direct link.
+    pub remote: Option<SocketAddr>,
+    /// Cipher suite of the session.
+    pub cipher: Option<&'static str>,
+    /// Smoothed round-trip time of the direct link, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Largest frame the path takes whole, in bytes.
+    pub mtu: Option<usize>,
+    /// Bytes received in sessions with it.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// One link in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkStatus {
+    /// One end's nickname.
+    pub from: String,
+    /// The other end's.
+    pub to: String,
+    /// Announced cost.
+    pub cost: u32,
+}
+
+/// One route in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct RouteStatus {
+    /// Where to, nickname.
+    pub to: String,
+    /// Through which neighbour.
+    pub via: String,
+    /// Through which when that is lost.
+    pub backup: Option<String>,
+    /// Cost of the path.
+    pub cost: u32,
+    /// Largest datagram in bytes.
+    pub max_datagram: u16,
+}
+
+/// One endpoint in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    /// Id in hex.
+    pub id: String,
+    /// Segment name.
+    pub segment: String,
+    /// Host nickname.
+    pub host: String,
+    /// MAC.
+    pub mac: String,
+    /// Addresses with prefix lengths.
+    pub ips: Vec<String>,
+    /// Names.
+    pub names: Vec<String>,
+    /// Whether it may be answered for.
+    pub healthy: bool,
+}
+
+/// One target in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct TargetStatus {
+    /// As the user wrote it.
+    pub name: String,
+    /// What it resolves to.
+    pub addresses: Vec<SocketAddr>,
+    /// The peer found there.
+    pub peer: Option<String>,
+}
+
+/// What a node knows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// This host's nickname.
+    pub name: String,
+    /// Its key, in hex.
+    pub peer_id: String,
+    /// Whether another host lives with its key.
+    pub cloned: bool,
+    /// All peers.
+    pub peers: Vec<PeerStatus>,
+    /// All links of the mesh.
+    pub links: Vec<LinkStatus>,
+    /// Routes from here.
+    pub routes: Vec<RouteStatus>,
+    /// All endpoints.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Hosts to link to.
+    pub targets: Vec<TargetStatus>,
+}

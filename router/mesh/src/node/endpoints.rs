@@ -1,0 +1,317 @@
+//! Who is in which segment: endpoint records of all hosts, MACs learnt from frames, and what the
+//! data path sees of both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use weft_crypto::{HostLabel, Time};
+
+use crate::frame::Mac;
+use crate::records::{EndpointId, EndpointRecord};
+use crate::snapshot::{Hashing, Map, Owner, Port, Segment};
+use crate::wire::SegmentId;
+
+/// How long a learnt MAC stays without a frame from it.
+const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
+/// How soon a learnt MAC may move again.
+const MOVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Learnt MACs in all.
+const MAX_LEARNT: usize = 16_384;
+
+/// All that is known of segments and endpoints.
+pub(super) struct Endpoints {
+    own: HostLabel,
+    hashing: Hashing,
+    all: BTreeMap<(HostLabel, EndpointId), EndpointRecord>,
+    presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
+    macs: BTreeMap<(SegmentId, Mac), BTreeSet<(HostLabel, EndpointId)>>,
+    ips: BTreeMap<(SegmentId, IpAddr), BTreeSet<(HostLabel, EndpointId)>>,
+    learnt: BTreeMap<(SegmentId, Mac), Learnt>,
+    /// What the data path sees: segments of this host.
+    segments: BTreeMap<SegmentId, Segment>,
+    changed: BTreeSet<SegmentId>,
+}
+
+struct Learnt {
+    moved: Time,
+}
+
+impl Endpoints {
+    pub(super) fn new(own: HostLabel, hashing: Hashing) -> Self {
+        Endpoints {
+            own,
+            hashing,
+            all: BTreeMap::new(),
+            presence: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            ips: BTreeMap::new(),
+            learnt: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// All endpoints with their hosts.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
+        self.all.iter().map(|((host, id), record)| (*host, *id, record))
+    }
+
+    /// One endpoint.
+    pub(super) fn get(&self, host: HostLabel, id: &EndpointId) -> Option<&EndpointRecord> {
+        self.all.get(&(host, *id))
+    }
+
+    /// The hosts known to be in a segment.
+    pub(super) fn hosts_in(&self, segment: SegmentId) -> impl Iterator<Item = HostLabel> {
+        self.presence.get(&segment).into_iter().flat_map(|hosts| hosts.keys().copied())
+    }
+
+    /// The segments of this host.
+    pub(super) fn local_segments(&self) -> impl Iterator<Item = SegmentId> {
+        self.segments.keys().copied()
+    }
+
+    /// Another name with the same id, if some host uses one.
+    pub(super) fn collision(&self, name: &str) -> Option<&str> {
+        let hosts = self.presence.get(&SegmentId::of(name))?;
+        hosts.values().map(String::as_str).find(|other| *other != name)
+    }
+
+    /// Somebody else who holds the address in the segment.
+    pub(super) fn owner_of_ip(&self, segment: SegmentId, ip: IpAddr, but: EndpointId) -> Option<(HostLabel, EndpointId)> {
+        self.ips.get(&(segment, ip))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
+    }
+
+    /// Somebody else who holds the MAC in the segment.
+    pub(super) fn owner_of_mac(&self, segment: SegmentId, mac: Mac, but: EndpointId) -> Option<(HostLabel, EndpointId)> {
+        self.macs.get(&(segment, mac))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
+    }
+
+    /// A host is in a segment.
+    pub(super) fn set_presence(&mut self, host: HostLabel, segment: SegmentId, name: String) {
+        self.presence.entry(segment).or_default().insert(host, name);
+        if host == self.own && !self.segments.contains_key(&segment) {
+            self.open(segment);
+        }
+        self.refresh_flood(segment);
+    }
+
+    /// A host left a segment.
+    pub(super) fn unset_presence(&mut self, host: HostLabel, segment: SegmentId) {
+        if let Some(hosts) = self.presence.get_mut(&segment) {
+            hosts.remove(&host);
+            if hosts.is_empty() {
+                self.presence.remove(&segment);
+            }
+        }
+        if host == self.own {
+            self.segments.remove(&segment);
+            self.learnt.retain(|(at, _), _| *at != segment);
+            self.changed.insert(segment);
+        }
+        self.refresh_flood(segment);
+    }
+
+    fn refresh_flood(&mut self, segment: SegmentId) {
+        let own = self.own;
+        let hosts: Arc<[HostLabel]> = self.hosts_in(segment).filter(|host| *host != own).collect();
+        if let Some(switch) = self.segments.get_mut(&segment)
+            && switch.flood != hosts
+        {
+            switch.flood = hosts;
+            self.changed.insert(segment);
+        }
+    }
+
+    /// Builds a segment's tables when this host enters it.
+    fn open(&mut self, segment: SegmentId) {
+        let (macs, ips) = (Map::with_hasher(self.hashing), Map::with_hasher(self.hashing));
+        self.segments.insert(segment, Segment { id: segment, macs, ips, flood: Arc::new([]) });
+        let macs: Vec<Mac> = self.macs.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
+        let ips: Vec<IpAddr> = self.ips.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
+        macs.into_iter().for_each(|mac| self.refresh_mac(segment, mac));
+        ips.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
+        self.changed.insert(segment);
+    }
+
+    /// A host has an endpoint.
+    pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, record: EndpointRecord) {
+        self.unset(host, id);
+        let segment = SegmentId::of(&record.segment);
+        self.macs.entry((segment, record.mac)).or_default().insert((host, id));
+        self.refresh_mac(segment, record.mac);
+        for (ip, _) in &record.ips {
+            self.ips.entry((segment, *ip)).or_default().insert((host, id));
+        }
+        let ips: Vec<IpAddr> = record.ips.iter().map(|(ip, _)| *ip).collect();
+        self.all.insert((host, id), record);
+        ips.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
+    }
+
+    /// A host no longer has an endpoint.
+    pub(super) fn unset(&mut self, host: HostLabel, id: EndpointId) {
+        let Some(record) = self.all.remove(&(host, id)) else { return };
+        let segment = SegmentId::of(&record.segment);
+        withdraw(&mut self.macs, (segment, record.mac), (host, id));
+        self.refresh_mac(segment, record.mac);
+        for (ip, _) in &record.ips {
+            withdraw(&mut self.ips, (segment, *ip), (host, id));
+            self.refresh_ip(segment, *ip);
+        }
+    }
+
+    /// Of several claims the lowest label's holds, on every host alike.
+    fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
+        let claim = self.macs.get(&(segment, mac)).and_then(BTreeSet::first).copied();
+        let Some(switch) = self.segments.get_mut(&segment) else { return };
+        match claim {
+            Some((host, _)) => {
+                self.learnt.remove(&(segment, mac));
+                switch.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
+            }
+            None => {
+                switch.macs.remove(&mac);
+            }
+        }
+        self.changed.insert(segment);
+    }
+
+    fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
+        let claim = self.ips.get(&(segment, ip)).and_then(BTreeSet::first).copied();
+        let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.all.get(&(host, id))?.mac, host }));
+        let Some(switch) = self.segments.get_mut(&segment) else { return };
+        match owner {
+            Some(owner) => switch.ips.insert(ip, owner),
+            None => switch.ips.remove(&ip),
+        };
+        self.changed.insert(segment);
+    }
+
+    /// A frame came from a MAC that no record has. True if the table changed.
+    pub(super) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
+        let Some(switch) = self.segments.get_mut(&segment) else { return false };
+        match switch.macs.get(&mac) {
+            Some(port) if port.recorded || port.host == host => return false,
+            Some(_) if self.learnt.get(&(segment, mac)).is_some_and(|l| now.since(l.moved) < MOVE_INTERVAL) => {
+                return false;
+            }
+            None if self.learnt.len() >= MAX_LEARNT => return false,
+            _ => {}
+        }
+        let seen = Arc::new(AtomicU64::new(now.as_nanos()));
+        switch.macs.insert(mac, Port { host, recorded: false, seen });
+        self.learnt.insert((segment, mac), Learnt { moved: now });
+        self.changed.insert(segment);
+        true
+    }
+
+    /// Drops learnt MACs that have been silent.
+    pub(super) fn age(&mut self, now: Time) {
+        let (segments, changed) = (&mut self.segments, &mut self.changed);
+        self.learnt.retain(|(segment, mac), _| {
+            let Some(switch) = segments.get_mut(segment) else { return false };
+            let seen = switch.macs.get(mac).map(|port| Time::from_nanos(port.seen.load(Ordering::Relaxed)));
+            let is_live = seen.is_some_and(|seen| now.since(seen) < LEARNT_LIFETIME);
+            if !is_live {
+                switch.macs.remove(mac);
+                changed.insert(*segment);
+            }
+            is_live
+        });
+    }
+
+    /// Segments whose tables changed since the last call; `None` for one that is gone.
+    pub(super) fn take_changed(&mut self) -> Vec<(SegmentId, Option<Arc<Segment>>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|id| (id, self.segments.get(&id).cloned().map(Arc::new))).collect()
+    }
+
+    /// Claims on what this host's endpoint has by hosts with the better right.
+    pub(super) fn conflicts(&self, id: &EndpointId) -> Vec<(String, HostLabel)> {
+        let Some(record) = self.all.get(&(self.own, *id)) else { return Vec::new() };
+        let segment = SegmentId::of(&record.segment);
+        let better = |claims: Option<&BTreeSet<(HostLabel, EndpointId)>>| {
+            claims.and_then(BTreeSet::first).filter(|(host, _)| *host != self.own).map(|(host, _)| *host)
+        };
+        let ips = record.ips.iter().filter_map(|(ip, _)| Some((ip.to_string(), better(self.ips.get(&(segment, *ip)))?)));
+        let mac = better(self.macs.get(&(segment, record.mac))).map(|host| ("its MAC".to_owned(), host));
+        ips.chain(mac).collect()
+    }
+}
+
+fn withdraw<K: Ord, V: Ord>(claims: &mut BTreeMap<K, BTreeSet<V>>, key: K, value: V) {
+    if let Some(set) = claims.get_mut(&key) {
+        set.remove(&value);
+        if set.is_empty() {
+            claims.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u8) -> HostLabel {
+        HostLabel([n; 6])
+    }
+
+    fn record(mac: u8, ip: [u8; 4]) -> EndpointRecord {
+        let ips = vec![(IpAddr::from(ip), 24)];
+        EndpointRecord { segment: "s".into(), mac: [2, 0, 0, 0, 0, mac], ips, names: vec![], healthy: true }
+    }
+
+    fn table() -> (Endpoints, SegmentId) {
+        let segment = SegmentId::of("s");
+        let mut table = Endpoints::new(host(1), Hashing(1, 2));
+        table.set_presence(host(1), segment, "s".into());
+        (table, segment)
+    }
+
+    #[test]
+    fn records_beat_what_was_learnt_and_the_next_claim_takes_over() {
+        let (mut table, segment) = table();
+        let mac = [2, 0, 0, 0, 0, 9];
+        let port = |table: &Endpoints| table.segments[&segment].macs.get(&mac).map(|port| (port.host, port.recorded));
+        assert!(table.learn(segment, mac, host(5), Time::ZERO));
+        table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
+        assert_eq!(port(&table), Some((host(3), true)));
+        assert!(!table.learn(segment, mac, host(5), Time::ZERO));
+        table.set(host(2), [2; 16], record(9, [10, 0, 0, 9]));
+        assert_eq!(port(&table), Some((host(2), true)));
+        table.unset(host(2), [2; 16]);
+        assert_eq!(port(&table), Some((host(3), true)));
+        table.unset(host(3), [3; 16]);
+        assert_eq!(port(&table), None);
+        assert_eq!(table.segments[&segment].ips.len(), 0);
+    }
+
+    #[test]
+    fn learnt_macs_move_slowly_and_age() {
+        let (mut table, segment) = table();
+        let mac = [2, 0, 0, 0, 0, 9];
+        let at = |millis| Time::ZERO + Duration::from_millis(millis);
+        assert!(table.learn(segment, mac, host(5), at(0)));
+        assert!(!table.learn(segment, mac, host(6), at(500)));
+        assert!(table.learn(segment, mac, host(6), at(1500)));
+        table.age(at(200_000));
+        assert!(table.segments[&segment].macs.contains_key(&mac));
+        table.age(at(302_000));
+        assert!(!table.segments[&segment].macs.contains_key(&mac));
+    }
+
+    #[test]
+    fn a_segment_entered_late_has_all_that_was_known() {
+        let mut table = Endpoints::new(host(1), Hashing(1, 2));
+        let segment = SegmentId::of("s");
+        table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
+        table.set_presence(host(3), segment, "s".into());
+        assert!(table.segments.is_empty());
+        table.set_presence(host(1), segment, "s".into());
+        let switch = &table.segments[&segment];
+        assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (1, 1, &[host(3)][..]));
+    }
+}

@@ -1,0 +1,389 @@
+//! Direct paths to peers: finding them, judging them by what comes back, their cost and their MTU.
+//!
+//! A link is up once a ping to its address was answered. One that carries frames is probed as soon as
+//! nothing came back for [`QUIET`], and is down after [`DOWN_AFTER`] of silence with [`LOST_PINGS`] pings lost;
+//! an idle one is probed each second.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+use weft_crypto::{HostLabel, Time, envelope, session};
+
+use super::peer::{Link, Peer, PingSent};
+use super::{Event, Node};
+use crate::records::{Key, LinkRecord, encode};
+use crate::routes::announced_cost;
+use crate::wire::{Control, MIN_DATAGRAM};
+
+/// Silence on a used link that is worth a question.
+const QUIET: Duration = Duration::from_millis(100);
+/// Silence, with pings lost, that ends a link.
+const DOWN_AFTER: Duration = Duration::from_millis(250);
+const LOST_PINGS: usize = 3;
+/// How often an idle link is probed.
+const IDLE_PROBE: Duration = Duration::from_secs(1);
+/// How often the full size of a link is probed, and how long without an answer until it is distrusted.
+const SIZE_PROBE: Duration = Duration::from_secs(10);
+const SIZE_DISTRUST: Duration = Duration::from_secs(25);
+/// How often the announced cost may change.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a link has to be silent before the host that chose its address gives it up for another.
+const MOVE_AFTER: Duration = Duration::from_millis(1200);
+/// Longest waits between tries of an address: one that worked or was named, and any other.
+const LONGEST_LIKELY: Duration = Duration::from_secs(2);
+const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
+/// Tries of addresses in one tick.
+const TRIES_PER_TICK: usize = 16;
+/// Hosts up to which everybody links with everybody.
+const SMALL_MESH: usize = 24;
+/// How long a link opened for traffic stays without any.
+const ON_DEMAND: Duration = Duration::from_secs(25);
+/// Addresses at which others see this host, kept.
+const MAX_SEEN_ADDRESSES: usize = 4;
+
+impl Node {
+    /// Looks after every link and every peer that should have one.
+    pub(super) fn tend_links(&mut self, now: Time) {
+        let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
+        let mut tries = TRIES_PER_TICK;
+        for label in labels {
+            let Some(peer) = self.peers.get_mut(&label) else { continue };
+            note_traffic(peer, now);
+            if peer.link.is_some() {
+                self.tend_link(label, now);
+            } else if self.wants_link(label, now) {
+                self.try_candidates(label, &mut tries, now);
+            }
+        }
+    }
+
+    fn tend_link(&mut self, label: HostLabel, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let (heard, current) = (peer.last_heard(), peer.current);
+        let Some(link) = &mut peer.link else { return };
+        let sent = peer.meter.sent.link_datagrams.load(std::sync::atomic::Ordering::Relaxed);
+        let is_used = sent != link.sent_seen;
+        link.sent_seen = sent;
+        if is_used {
+            link.last_used = now;
+        }
+        let quiet = now.since(heard.max(link.since));
+        let patience = link.patience();
+        let lost = (peer.pings.values())
+            .filter(|ping| ping.to == link.remote && !ping.is_probe_of_size)
+            .filter(|ping| ping.at >= heard && now.since(ping.at) > patience)
+            .count();
+        if lost >= LOST_PINGS && quiet > DOWN_AFTER.max(patience) {
+            self.link_down(label, "nothing comes back", now);
+            return;
+        }
+        peer.pings.retain(|_, ping| {
+            let is_lost = now.since(ping.at) > patience.max(Duration::from_secs(2));
+            if is_lost && ping.to == link.remote && !ping.is_probe_of_size {
+                link.on_lost_ping();
+            }
+            !is_lost
+        });
+        let since_ping = now.since(link.last_ping);
+        let is_due = since_ping >= IDLE_PROBE || (quiet >= QUIET && (is_used || lost > 0 || since_ping < DOWN_AFTER));
+        let remote = link.remote;
+        if is_due && since_ping >= super::TICK.mul_f64(0.9) {
+            link.last_ping = now;
+            if let Some(index) = current {
+                self.ping(label, index, remote, 0, now);
+            }
+        }
+        self.tend_link_size(label, now);
+        self.announce_link(label, now);
+        self.let_go_of_idle(label, now);
+    }
+
+    /// A link opened for traffic that has ended, in a mesh too large for everyone to be linked to everyone.
+    fn let_go_of_idle(&mut self, label: HostLabel, now: Time) {
+        let is_idle = self.peers.get(&label).is_some_and(|peer| {
+            peer.link.as_ref().is_some_and(|link| now.since(link.last_used.max(link.since)) > ON_DEMAND)
+        });
+        if is_idle && self.peers.len() > SMALL_MESH && !self.wants_link(label, now) && !self.is_wanted_by(label) {
+            self.send_control(label, &Control::Bye, now);
+            self.link_down(label, "no longer needed", now);
+        }
+    }
+
+    /// Finds the largest datagram a link takes: pings of several sizes, the largest answered counts.
+    fn tend_link_size(&mut self, label: HostLabel, now: Time) {
+        let underlay = self.underlay_mtu;
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let (Some(link), Some(index)) = (&mut peer.link, peer.current) else { return };
+        let top = underlay.saturating_sub(if link.remote.is_ipv4() { 28 } else { 48 }).max(MIN_DATAGRAM);
+        if link.max_datagram > MIN_DATAGRAM && now.since(link.size_confirmed) > SIZE_DISTRUST {
+            // Large datagrams vanish while small ones pass: start over from what every path takes.
+            link.max_datagram = MIN_DATAGRAM;
+            link.size_confirmed = now;
+            link.last_size_probe = Time::ZERO;
+            self.routes_stale = true;
+            return;
+        }
+        let eager = link.max_datagram < top && now.since(link.since) < Duration::from_secs(3);
+        let interval = if eager { Duration::from_millis(500) } else { SIZE_PROBE };
+        if link.last_size_probe != Time::ZERO && now.since(link.last_size_probe) < interval {
+            return;
+        }
+        link.last_size_probe = now;
+        let (remote, known) = (link.remote, link.max_datagram);
+        let steps = [top, 8952, 1472, 1452, 1420, 1372, 1320];
+        let sizes = steps.into_iter().enumerate().filter(|(i, size)| *i == 0 || (*size < top && *size > known));
+        for (_, size) in sizes.chain([(0, known)]).take(6) {
+            self.ping(label, index, remote, size, now);
+        }
+    }
+
+    /// Tells the others what the link costs, when that has changed enough.
+    fn announce_link(&mut self, label: HostLabel, now: Time) {
+        let own = self.own;
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        let Some(srtt) = link.srtt else { return };
+        let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
+        let max_datagram = link.max_datagram.min(usize::from(u16::MAX)) as u16;
+        let is_news = link.announced != Some((cost, max_datagram));
+        let is_grown = link.announced.is_none_or(|(_, announced)| announced != max_datagram);
+        if !is_news || (!is_grown && now.since(link.last_announced) < ANNOUNCE_INTERVAL) {
+            return;
+        }
+        link.announced = Some((cost, max_datagram));
+        link.last_announced = now;
+        let record = LinkRecord { cost, max_datagram };
+        self.graph.set(own, label, record);
+        self.routes_stale = true;
+        // A link record is a few bytes; the number of links is bounded by the number of peers.
+        let _ = self.store.put(&Key::Link(label).encode(), encode(&record));
+    }
+
+    /// Whether this host should try to have a direct link with a peer.
+    fn wants_link(&self, label: HostLabel, now: Time) -> bool {
+        let Some(peer) = self.peers.get(&label) else { return false };
+        let is_named = peer.candidates.keys().any(|address| self.target_addresses.contains_key(address));
+        if is_named {
+            return true;
+        }
+        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.is_finger(self.own, label))
+    }
+
+    /// Whether the peer itself keeps the link by the same rule.
+    fn is_wanted_by(&self, label: HostLabel) -> bool {
+        self.is_finger(label, self.own)
+    }
+
+    /// In a large mesh each host keeps links at distances 1, 2, 4, ... around the ring of labels: log N
+    /// links that connect everything (after Chord, SIGCOMM 2001).
+    fn is_finger(&self, of: HostLabel, to: HostLabel) -> bool {
+        let ring: Vec<HostLabel> = self.hosts.keys().copied().collect();
+        let (Ok(from), Ok(at)) = (ring.binary_search(&of), ring.binary_search(&to)) else { return false };
+        let distance = (at + ring.len() - from) % ring.len();
+        distance.is_power_of_two()
+    }
+
+    fn try_candidates(&mut self, label: HostLabel, tries: &mut usize, now: Time) {
+        let jitter = self.rng.random();
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let current = peer.current;
+        let mut due = Vec::new();
+        for (address, candidate) in &mut peer.candidates {
+            if *tries > 0 && candidate.retry.is_due(now) && !self.own_addresses.contains(address) {
+                *tries -= 1;
+                let failures = candidate.retry.failures;
+                let longest = if candidate.is_likely { LONGEST_LIKELY } else { LONGEST_UNLIKELY };
+                candidate.retry.on_try(now, longest, jitter);
+                due.push((*address, failures));
+            }
+        }
+        for (address, failures) in due {
+            match current {
+                // With a session a ping is enough; but the peer may have lost its side of it.
+                Some(index) => {
+                    self.ping(label, index, address, 0, now);
+                    if failures % 3 == 2 {
+                        self.start_handshake(Some(label), Some(address), failures / 3, now);
+                    }
+                }
+                None => self.start_handshake(Some(label), Some(address), failures, now),
+            }
+        }
+    }
+
+    /// Addresses the user named and nobody has answered from yet.
+    pub(super) fn tend_targets(&mut self, now: Time) {
+        let mut due = Vec::new();
+        for (address, target) in &mut self.target_addresses {
+            let is_met = target.peer.is_some_and(|peer| self.peers.contains_key(&peer));
+            if !is_met && target.retry.is_due(now) && !self.own_addresses.contains(address) {
+                due.push((*address, target.retry.failures));
+                target.retry.on_try(now, LONGEST_LIKELY, 0.5);
+            }
+        }
+        for (address, failures) in due {
+            self.start_handshake(None, Some(address), failures, now);
+        }
+    }
+
+    /// A host answered from an address: if the user named that address, it is whom the user meant.
+    pub(super) fn claim_target(&mut self, address: SocketAddr, label: HostLabel) {
+        if let Some(target) = self.target_addresses.get_mut(&address) {
+            target.peer = Some(label);
+        }
+    }
+
+    /// Asks a peer, straight at an address, whether it hears this; `size` pads the datagram.
+    pub(super) fn ping(&mut self, label: HostLabel, index: u32, to: SocketAddr, size: usize, now: Time) {
+        let id = self.rng.next_u32();
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        peer.add_ping(id, PingSent { to, at: now, is_probe_of_size: size > 0 });
+        let text = Control::Ping { id }.encode(size.saturating_sub(envelope::LEN + session::OVERHEAD));
+        self.send_text_at(label, index, to, &text, now);
+    }
+
+    pub(super) fn on_ping(
+        &mut self,
+        label: HostLabel,
+        index: u32,
+        from: SocketAddr,
+        id: u32,
+        size: usize,
+        now: Time,
+    ) {
+        let pong = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
+        self.send_text_at(label, index, from, &pong.encode(0), now);
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let is_new = peer.link.is_none();
+        let asked_lately = peer.pings.values().any(|ping| ping.to == from && now.since(ping.at) < QUIET);
+        if is_new {
+            peer.add_candidate(from, true);
+            if !asked_lately {
+                self.ping(label, index, from, 0, now);
+            }
+        }
+    }
+
+    pub(super) fn on_pong(
+        &mut self,
+        label: HostLabel,
+        from: SocketAddr,
+        id: u32,
+        seen: SocketAddr,
+        size: u16,
+        now: Time,
+    ) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(ping) = peer.pings.remove(&id) else { return };
+        let rtt = now.since(ping.at);
+        if peer.link.is_none() {
+            peer.link = Some(Link::new(from, now));
+            self.link_up(label, from, now);
+        }
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        if link.remote != from {
+            return;
+        }
+        link.last_from_remote = now;
+        if ping.is_probe_of_size {
+            let size = usize::from(size);
+            if size >= link.max_datagram {
+                link.size_confirmed = now;
+            }
+            if size > link.max_datagram {
+                link.max_datagram = size;
+                self.routes_stale = true;
+            }
+        } else {
+            link.on_rtt(rtt);
+        }
+        self.announce_link(label, now);
+        self.note_seen_address(seen);
+    }
+
+    fn link_up(&mut self, label: HostLabel, remote: SocketAddr, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let id = peer.id;
+        peer.add_candidate(remote, true);
+        if let Some(candidate) = peer.candidates.get_mut(&remote) {
+            candidate.retry.reset(now);
+        }
+        peer.retry.reset(now);
+        let likely: Vec<SocketAddr> =
+            peer.candidates.iter().filter(|(_, candidate)| candidate.is_likely).map(|(address, _)| *address).collect();
+        self.persist(&[super::PERSISTED_PEER, &id.0].concat(), Some(encode(&likely)));
+        self.event(Event::LinkUp { peer: id, remote });
+        self.membership.announce(label, now);
+        self.greet(label, now);
+    }
+
+    /// Ends a link. Routes over it take their precomputed alternative at once; the rest is computed anew.
+    pub(super) fn link_down(&mut self, label: HostLabel, reason: &'static str, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(link) = peer.link.take() else { return };
+        peer.pings.clear();
+        if let Some(candidate) = peer.candidates.get_mut(&link.remote) {
+            candidate.retry.reset(now);
+        }
+        peer.retry.reset(now);
+        let id = peer.id;
+        self.graph.unset(self.own, label);
+        self.store.delete(&Key::Link(label).encode());
+        self.fail_over(label);
+        self.event(Event::LinkDown { peer: id, reason });
+    }
+
+    /// An authenticated packet came straight from a peer.
+    pub(super) fn on_heard_from(&mut self, label: HostLabel, index: u32, from: SocketAddr, now: Time) {
+        let own = self.own;
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let (id, is_current) = (peer.id, peer.current == Some(index));
+        let Some(link) = &mut peer.link else {
+            let asked = peer.pings.values().any(|ping| ping.to == from);
+            if is_current && !asked {
+                self.ping(label, index, from, 0, now);
+            }
+            return;
+        };
+        if link.remote == from {
+            link.last_from_remote = now;
+            return;
+        }
+        // Of two hosts with several paths between them the one with the lower label chooses.
+        let may_choose = own < label && now.since(link.last_from_remote) < MOVE_AFTER;
+        if may_choose || !is_current || now.since(link.since) < IDLE_PROBE {
+            return;
+        }
+        link.remote = from;
+        link.last_from_remote = now;
+        link.max_datagram = MIN_DATAGRAM;
+        link.size_confirmed = now;
+        link.last_size_probe = Time::ZERO;
+        peer.add_candidate(from, true);
+        self.routes_stale = true;
+        self.event(Event::LinkMoved { peer: id, remote: from });
+        self.ping(label, index, from, 0, now);
+    }
+
+    /// Others see this host at an address: it may be the way in through a NAT.
+    fn note_seen_address(&mut self, seen: SocketAddr) {
+        if self.own_addresses.contains(&seen) || self.seen_addresses.contains(&seen) {
+            return;
+        }
+        if self.seen_addresses.len() >= MAX_SEEN_ADDRESSES {
+            self.seen_addresses.pop_front();
+        }
+        self.seen_addresses.push_back(seen);
+        self.write_host_record();
+    }
+}
+
+/// Notes whether frames went to the peer lately: a path worth shortening, a session worth keeping.
+fn note_traffic(peer: &mut Peer, now: Time) {
+    let sent = peer.meter.sent.bytes.load(std::sync::atomic::Ordering::Relaxed);
+    if sent != peer.sent_seen {
+        peer.sent_seen = sent;
+        peer.last_traffic = now;
+    }
+}

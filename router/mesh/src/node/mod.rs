@@ -1,0 +1,417 @@
+//! The node: one state machine for links, sessions, routes, records and segments.
+//!
+//! Inputs come with the time; outputs are polled until [`Output::Timeout`], which comes last. Work is spread by
+//! what it is about:
+//!
+//! - `handshakes`: from a first packet to a session;
+//! - `links`: direct paths, their liveness, cost and MTU;
+//! - `talk`: records and SWIM, to and from neighbours;
+//! - `publish`: what the data path is to know;
+//! - `endpoints`: who is in which segment;
+//! - `status`: the report.
+
+mod api;
+mod endpoints;
+mod handshakes;
+mod links;
+mod peer;
+mod publish;
+mod status;
+mod talk;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use api::*;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use weft_crypto::cookie::CookieJar;
+use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+use weft_gossip::{Membership, Store};
+
+use crate::datapath::Datapath;
+use crate::ingress::Punt;
+use crate::records::{self, EndpointId, EndpointRecord, HostRecord, Key, SegmentRecord};
+use crate::routes::{Graph, Route};
+use crate::snapshot::{Hashing, Snapshot};
+use crate::wire::SegmentId;
+use endpoints::Endpoints;
+use handshakes::Handshakes;
+use peer::{Backoff, Peer};
+
+/// How often links, sessions and targets are looked after.
+const TICK: Duration = Duration::from_millis(50);
+/// Hosts this one keeps apart.
+const MAX_PEERS: usize = 8192;
+/// How long another host with this key counts as being around.
+const CLONE_MEMORY: Duration = Duration::from_secs(60);
+const PERSISTED_INCARNATION: &[u8] = b"incarnation";
+const PERSISTED_TARGET: &[u8] = b"target/";
+const PERSISTED_ENDPOINT: &[u8] = b"endpoint/";
+const PERSISTED_PEER: &[u8] = b"peer/";
+
+/// A host of the mesh, without the host.
+pub struct Node {
+    identity: Identity,
+    own: HostLabel,
+    name: String,
+    keyring: Keyring,
+    ciphers: Ciphers,
+    underlay_mtu: usize,
+    port: u16,
+    discovery: bool,
+    grace: Duration,
+    rng: ChaCha20Rng,
+    /// Tells this life of the host from others.
+    boot: u64,
+
+    peers: BTreeMap<HostLabel, Peer>,
+    by_noise_key: BTreeMap<[u8; 32], HostLabel>,
+    by_index: BTreeMap<u32, HostLabel>,
+    targets: BTreeMap<String, Vec<SocketAddr>>,
+    target_addresses: BTreeMap<SocketAddr, TargetAddress>,
+    own_addresses: Vec<SocketAddr>,
+    seen_addresses: VecDeque<SocketAddr>,
+    handshakes: Handshakes,
+    cookies: CookieJar,
+
+    store: Store,
+    membership: Membership,
+    graph: Graph,
+    routes: BTreeMap<HostLabel, Route>,
+    routes_stale: bool,
+    /// When routes may be computed again.
+    routes_after: Time,
+    endpoints: Endpoints,
+    hosts: BTreeMap<HostLabel, HostRecord>,
+    /// When another host with this one's key was last heard of.
+    cloned: Option<Time>,
+    jumps: VecDeque<Time>,
+    conflicts: Vec<Event>,
+
+    snapshot: Snapshot,
+    snapshot_stale: bool,
+    path: Datapath,
+    outputs: VecDeque<Output>,
+    next_tick: Time,
+    ticks: u64,
+}
+
+/// An address the user named, until it is known whose it is.
+#[derive(Default)]
+struct TargetAddress {
+    peer: Option<HostLabel>,
+    retry: Backoff,
+}
+
+impl Node {
+    /// A node at `now`. `entropy` must be fresh and secret; everything random comes from it.
+    pub fn new(config: Config, entropy: [u8; 32], now: Time) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(entropy);
+        let own = config.identity.peer_id().label();
+        let hashing = Hashing(rng.next_u64(), rng.next_u64());
+        let boot = rng.next_u64();
+        let restored: BTreeMap<Vec<u8>, Vec<u8>> = config.restored.into_iter().collect();
+        let last: Option<u64> = restored.get(PERSISTED_INCARNATION).and_then(|value| records::decode(value));
+        let incarnation = last.unwrap_or(0) + 1;
+        let mut node = Node {
+            own,
+            name: config.name,
+            keyring: config.keyring,
+            ciphers: config.ciphers,
+            underlay_mtu: config.underlay_mtu,
+            port: config.port,
+            discovery: config.discovery,
+            grace: config.grace,
+            boot,
+            peers: BTreeMap::new(),
+            by_noise_key: BTreeMap::new(),
+            by_index: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            target_addresses: BTreeMap::new(),
+            own_addresses: Vec::new(),
+            seen_addresses: VecDeque::new(),
+            handshakes: Handshakes::default(),
+            cookies: CookieJar::new(rng.random(), now),
+            store: Store::new(config.identity.clone(), incarnation, boot as u32),
+            membership: Membership::new(own, incarnation, rng.next_u64()),
+            graph: Graph::default(),
+            routes: BTreeMap::new(),
+            routes_stale: false,
+            routes_after: now,
+            endpoints: Endpoints::new(own, hashing),
+            hosts: BTreeMap::new(),
+            cloned: None,
+            jumps: VecDeque::new(),
+            conflicts: Vec::new(),
+            snapshot: Snapshot::empty(own, hashing),
+            snapshot_stale: true,
+            path: Datapath::new(64),
+            outputs: VecDeque::new(),
+            next_tick: now,
+            ticks: 0,
+            identity: config.identity,
+            rng,
+        };
+        node.persist(PERSISTED_INCARNATION, Some(records::encode(&incarnation)));
+        node.restore(&restored, now);
+        node.write_host_record();
+        node.finish(now);
+        node
+    }
+
+    /// This host.
+    pub fn peer_id(&self) -> PeerId {
+        self.identity.peer_id()
+    }
+
+    /// Takes an input; all it leads to waits in [`Node::poll_output`].
+    pub fn handle_input(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Timeout => {}
+            Input::Punt(punt) => self.handle_punt(punt, now),
+            Input::Command(id, command) => {
+                let reply = self.handle_command(command, now);
+                self.outputs.push_back(Output::Reply(id, reply));
+            }
+        }
+        self.membership.handle_timeout(now);
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.tick(now);
+        }
+        self.finish(now);
+    }
+
+    /// What is to be done; once it is the timeout, there is nothing more until the next input.
+    pub fn poll_output(&mut self) -> Output {
+        self.outputs.pop_front().unwrap_or_else(|| {
+            let tick = (self.next_tick, "links and sessions");
+            let swim = self.membership.next_timeout().map(|at| (at, "SWIM"));
+            let routes = self.routes_stale.then_some((self.routes_after, "routes"));
+            let (at, why) = [swim, routes].into_iter().flatten().fold(tick, std::cmp::min);
+            Output::Timeout(at, why)
+        })
+    }
+
+    fn handle_punt(&mut self, punt: Punt, now: Time) {
+        match punt {
+            Punt::Handshake { from, packet } => self.on_handshake(Some(from), &packet, now),
+            Punt::RelayedHandshake { packet } => self.on_handshake(None, &packet, now),
+            Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, now),
+            Punt::Control { index, peer, direct, size, text } => {
+                self.on_heard(index, peer, direct, now);
+                self.on_control(index, peer, direct, size, &text, now);
+            }
+            Punt::NoSession { host, segment, vnet, frame } => {
+                if let Some(peer) = self.peers.get_mut(&host) {
+                    peer.wait(peer::WaitingFrame { segment, vnet, frame });
+                    self.send_waiting(host, now);
+                    self.want_session(host, now);
+                }
+            }
+            Punt::Learn { segment, mac, host } => {
+                self.endpoints.learn(segment, mac, host, now);
+            }
+        }
+    }
+
+    fn handle_command(&mut self, command: Command, now: Time) -> Result<Reply, CommandError> {
+        match command {
+            Command::Connect(targets) => self.connect(targets, now),
+            Command::Forget(names) => return self.forget_targets(&names),
+            Command::Attach(id, record) => return self.attach(id, record),
+            Command::Detach(id) => return self.detach(id),
+            Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
+            Command::SetAddresses(addresses) => {
+                self.own_addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
+                self.write_host_record();
+            }
+            Command::Status => return Ok(Reply::Status(Box::new(self.status(now)))),
+            Command::Leave => self.leave(now),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Looks after everything that time changes.
+    fn tick(&mut self, now: Time) {
+        self.ticks += 1;
+        self.tend_links(now);
+        self.tend_sessions(now);
+        self.tend_targets(now);
+        self.tend_segments(now);
+        if self.ticks.is_multiple_of(20) {
+            self.compare_records(now);
+        }
+        if self.ticks.is_multiple_of(100) {
+            self.endpoints.age(now);
+            self.tend_gone(now);
+        }
+    }
+
+    /// Carries out what the input led to: records first, then routes, then the snapshot.
+    fn finish(&mut self, now: Time) {
+        self.tend_membership(now);
+        self.flush_records(now);
+        self.apply_record_events(now);
+        if self.routes_stale && now >= self.routes_after {
+            self.routes_stale = false;
+            self.routes_after = now + publish::ROUTE_INTERVAL;
+            self.recompute_routes(now);
+        }
+        self.publish();
+        self.drain_batch();
+    }
+
+    fn connect(&mut self, targets: Vec<Target>, now: Time) {
+        for target in targets {
+            let key = [PERSISTED_TARGET, target.name.as_bytes()].concat();
+            self.persist(&key, Some(records::encode(&target.addresses)));
+            for address in &target.addresses {
+                self.target_addresses.entry(*address).or_default().retry.reset(now);
+            }
+            self.targets.insert(target.name, target.addresses);
+        }
+        let named: Vec<SocketAddr> = self.targets.values().flatten().copied().collect();
+        self.target_addresses.retain(|address, _| named.contains(address));
+        self.tend_targets(now);
+    }
+
+    fn forget_targets(&mut self, names: &[String]) -> Result<Reply, CommandError> {
+        if let Some(unknown) = names.iter().find(|name| !self.targets.contains_key(*name)) {
+            return Err(CommandError::UnknownTarget(unknown.clone()));
+        }
+        for name in names {
+            self.targets.remove(name);
+            self.persist(&[PERSISTED_TARGET, name.as_bytes()].concat(), None);
+        }
+        let named: Vec<SocketAddr> = self.targets.values().flatten().copied().collect();
+        self.target_addresses.retain(|address, _| named.contains(address));
+        for peer in self.peers.values_mut() {
+            for (address, candidate) in &mut peer.candidates {
+                candidate.is_likely &= named.contains(address);
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn attach(&mut self, id: EndpointId, record: EndpointRecord) -> Result<Reply, CommandError> {
+        if let Some(problem) = record.problem() {
+            return Err(CommandError::Invalid(problem));
+        }
+        let segment = SegmentId::of(&record.segment);
+        if let Some(other) = self.endpoints.collision(&record.segment) {
+            return Err(CommandError::SegmentCollision(record.segment, other.to_owned()));
+        }
+        for (ip, _) in &record.ips {
+            if let Some((host, other)) = self.endpoints.owner_of_ip(segment, *ip, id) {
+                let owner = self.describe_endpoint(host, &other);
+                return Err(CommandError::AddressInUse { ip: *ip, owner, segment: record.segment });
+            }
+        }
+        if let Some((host, other)) = self.endpoints.owner_of_mac(segment, record.mac, id) {
+            return Err(CommandError::MacInUse { owner: self.describe_endpoint(host, &other) });
+        }
+        self.write_endpoint(id, record)?;
+        Ok(Reply::Done)
+    }
+
+    /// Writes the records of an endpoint of this host, and keeps it across restarts.
+    fn write_endpoint(&mut self, id: EndpointId, record: EndpointRecord) -> Result<(), CommandError> {
+        let value = records::encode(&record);
+        self.store.put(&Key::Endpoint(id).encode(), value.clone())?;
+        let name = record.segment.clone();
+        self.store.put(&Key::Segment(SegmentId::of(&name)).encode(), records::encode(&SegmentRecord { name }))?;
+        self.persist(&[PERSISTED_ENDPOINT, &id].concat(), Some(value));
+        Ok(())
+    }
+
+    fn detach(&mut self, id: EndpointId) -> Result<Reply, CommandError> {
+        let Some(record) = self.endpoints.get(self.own, &id).cloned() else {
+            return Err(CommandError::UnknownEndpoint);
+        };
+        self.store.delete(&Key::Endpoint(id).encode());
+        self.persist(&[PERSISTED_ENDPOINT, &id].concat(), None);
+        let is_last = !self.endpoints.iter().any(|(host, other, theirs)| {
+            host == self.own && other != id && theirs.segment == record.segment
+        });
+        if is_last {
+            self.store.delete(&Key::Segment(SegmentId::of(&record.segment)).encode());
+        }
+        Ok(Reply::Done)
+    }
+
+    fn restore(&mut self, restored: &BTreeMap<Vec<u8>, Vec<u8>>, now: Time) {
+        for (key, value) in restored {
+            if let Some(id) = key.strip_prefix(PERSISTED_ENDPOINT).and_then(|id| EndpointId::try_from(id).ok()) {
+                let record = records::decode::<EndpointRecord>(value).filter(|record| record.problem().is_none());
+                // Nothing that was once written can be over a limit now.
+                let _ = record.map(|record| self.write_endpoint(id, record));
+            } else if let Some(name) = key.strip_prefix(PERSISTED_TARGET) {
+                let (Ok(name), Some(addresses)) = (String::from_utf8(name.to_vec()), records::decode(value)) else {
+                    continue;
+                };
+                let addresses: Vec<SocketAddr> = addresses;
+                for address in &addresses {
+                    self.target_addresses.entry(*address).or_default();
+                }
+                self.targets.insert(name, addresses);
+            } else if let Some(id) = key.strip_prefix(PERSISTED_PEER).and_then(|id| <[u8; 32]>::try_from(id).ok())
+                && let Some(addresses) = records::decode::<Vec<SocketAddr>>(value)
+                && let Some(label) = self.meet(PeerId(id), now)
+                && let Some(peer) = self.peers.get_mut(&label)
+            {
+                addresses.into_iter().for_each(|address| peer.add_candidate(address, false));
+            }
+        }
+    }
+
+    /// The peer with this key, made known if it was not; `None` for this host itself, a key that is no key, or a
+    /// table that is full.
+    fn meet(&mut self, id: PeerId, now: Time) -> Option<HostLabel> {
+        let label = id.label();
+        if id == self.identity.peer_id() || label == self.own {
+            return None;
+        }
+        match self.peers.get(&label) {
+            Some(peer) => (peer.id == id).then_some(label),
+            None if self.peers.len() >= MAX_PEERS => None,
+            None => {
+                self.by_noise_key.insert(id.noise_public()?, label);
+                self.peers.insert(label, Peer::new(id, now));
+                Some(label)
+            }
+        }
+    }
+
+    fn write_host_record(&mut self) {
+        let mut addresses = self.own_addresses.clone();
+        for seen in &self.seen_addresses {
+            if !addresses.contains(seen) {
+                addresses.push(*seen);
+            }
+        }
+        addresses.truncate(records::MAX_LIST);
+        let record = HostRecord { name: self.name.clone(), addresses };
+        // A name and eight addresses are far below the limit.
+        let _ = self.store.put(&Key::Host.encode(), records::encode(&record));
+    }
+
+    fn persist(&mut self, key: &[u8], value: Option<Vec<u8>>) {
+        self.outputs.push_back(Output::Persist { key: key.to_vec(), value });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn random_index(&mut self) -> u32 {
+        loop {
+            let index = self.rng.next_u32();
+            if index != 0 && !self.by_index.contains_key(&index) && !self.handshakes.uses(index) {
+                return index;
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The report.
+
+use std::sync::atomic::Ordering;
+
+use weft_crypto::{HostLabel, Time};
+
+use super::peer::Peer;
+use super::{CLONE_MEMORY, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, RouteStatus, Status, TargetStatus};
+use crate::records::EndpointId;
+use crate::wire::OVERHEAD;
+
+impl Node {
+    /// What this node knows now.
+    pub fn status(&self, now: Time) -> Status {
+        Status {
+            name: self.name.clone(),
+            peer_id: self.identity.peer_id().to_string(),
+            cloned: self.cloned.is_some_and(|seen| now.since(seen) < CLONE_MEMORY),
+            peers: self.peers.iter().map(|(label, peer)| self.peer_status(*label, peer)).collect(),
+            links: (self.graph.iter())
+                .map(|(from, to, link)| LinkStatus { from: self.name_of(from), to: self.name_of(to), cost: link.cost })
+                .collect(),
+            routes: (self.routes.iter())
+                .map(|(to, route)| RouteStatus {
+                    to: self.name_of(*to),
+                    via: self.name_of(route.via),
+                    backup: route.backup.map(|label| self.name_of(label)),
+                    cost: route.cost,
+                    max_datagram: route.max_datagram,
+                })
+                .collect(),
+            endpoints: self.endpoints.iter().map(|(host, id, _)| self.endpoint_status(host, id)).collect(),
+            targets: (self.targets.iter())
+                .map(|(name, addresses)| TargetStatus {
+                    name: name.clone(),
+                    addresses: addresses.clone(),
+                    peer: (addresses.iter())
+                        .find_map(|address| self.target_addresses.get(address)?.peer)
+                        .map(|label| self.name_of(label)),
+                })
+                .collect(),
+        }
+    }
+
+    fn peer_status(&self, label: HostLabel, peer: &Peer) -> PeerStatus {
+        let route = self.routes.get(&label);
+        let hop = self.hop_towards(label);
+        let current = peer.current();
+        let state = match (current, route) {
+            (Some(_), Some(_)) => PeerState::Connected,
+            (None, Some(_)) => PeerState::Connecting,
+            (_, None) if !peer.is_alive && self.store.incarnation_of(peer.id).is_some() => PeerState::Dead,
+            (_, None) => PeerState::Unreachable,
+        };
+        let is_direct = hop.as_ref().is_some_and(|hop| hop.via == label);
+        let relay = hop.as_ref().filter(|_| !is_direct).map(|hop| self.name_of(hop.via));
+        PeerStatus {
+            name: self.name_of(label),
+            peer_id: peer.id.to_string(),
+            state,
+            path: hop.as_ref().map(|_| if is_direct { "direct" } else { "relay" }),
+            via: relay,
+            transport: hop.as_ref().map(|_| "udp"),
+            remote: peer.link.as_ref().map(|link| link.remote),
+            cipher: current.map(|session| session.suite.name()),
+            rtt_us: peer.link.as_ref().and_then(|link| link.srtt).map(|srtt| srtt.as_micros() as u64),
+            mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
+            rx_bytes: peer.meter.received.bytes.load(Ordering::Relaxed),
+            tx_bytes: peer.meter.sent.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn endpoint_status(&self, host: HostLabel, id: EndpointId) -> EndpointStatus {
+        let record = self.endpoints.get(host, &id);
+        let hex = |bytes: &[u8], separator: &str| {
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(separator)
+        };
+        EndpointStatus {
+            id: hex(&id, ""),
+            segment: record.map(|record| record.segment.clone()).unwrap_or_default(),
+            host: self.name_of(host),
+            mac: record.map(|record| hex(&record.mac, ":")).unwrap_or_default(),
+            ips: record.iter().flat_map(|record| &record.ips).map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
+            names: record.map(|record| record.names.clone()).unwrap_or_default(),
+            healthy: record.is_some_and(|record| record.healthy),
+        }
+    }
+
+    pub(super) fn describe_endpoint(&self, host: HostLabel, id: &EndpointId) -> String {
+        let names = self.endpoints.get(host, id).map(|record| record.names.join(", ")).unwrap_or_default();
+        let names = if names.is_empty() { "an endpoint".to_owned() } else { names };
+        format!("{names} on {}", self.name_of(host))
+    }
+
+    /// A host's nickname, or the start of its key.
+    pub(super) fn name_of(&self, label: HostLabel) -> String {
+        if label == self.own {
+            return self.name.clone();
+        }
+        match (self.hosts.get(&label), self.peer_key(label)) {
+            (Some(host), _) => host.name.clone(),
+            (None, Some(id)) => id.short(),
+            (None, None) => format!("{label:?}"),
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! What nodes say to each other inside sessions: records, SWIM, and small talk.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt;
+use weft_crypto::{HostLabel, PeerId, Time, envelope};
+use weft_gossip::{MembershipEvent, Message, Received, StoreEvent};
+
+use super::peer::Session;
+use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
+use crate::records::{self, EndpointRecord, HostRecord, Key, LinkRecord, SegmentRecord};
+use crate::snapshot::{Hop, Meter, Outbound};
+use crate::wire::{Control, MIN_DATAGRAM};
+
+/// How often records are asked for after a gap, at most.
+const PULL_INTERVAL: Duration = Duration::from_millis(100);
+/// Times this host writes itself above records it did not write, within [`CLONE_MEMORY`], before it believes in
+/// another host with its key.
+const MAX_JUMPS: usize = 4;
+
+impl Node {
+    /// Takes a control message that was opened under a session with `label`.
+    pub(super) fn on_control(
+        &mut self,
+        index: u32,
+        label: HostLabel,
+        direct: Option<SocketAddr>,
+        size: usize,
+        text: &[u8],
+        now: Time,
+    ) {
+        match (Control::decode(text), direct) {
+            (Some(Control::Ping { id }), Some(from)) => self.on_ping(label, index, from, id, size, now),
+            (Some(Control::Pong { id, seen, size }), Some(from)) => self.on_pong(label, from, id, seen, size, now),
+            (Some(Control::Records(bytes)), _) => self.on_records(label, &bytes, now),
+            (Some(Control::Swim(packet)), _) => self.membership.receive(label, &packet, now),
+            (Some(Control::AreYouThere), _) => self.send_under(label, index, None, &Control::StillHere, now),
+            (Some(Control::StillHere), _) => self.on_still_here(label, index, now),
+            (Some(Control::Cloned), _) => self.on_clone(now),
+            (Some(Control::Bye), _) => self.link_down(label, "the peer said goodbye", now),
+            _ => {}
+        }
+    }
+
+    /// Sends a message along the route; it waits for a session if there is none.
+    pub(super) fn send_control(&mut self, label: HostLabel, control: &Control, now: Time) {
+        self.send_text(label, control.encode(0), now);
+    }
+
+    fn send_text(&mut self, label: HostLabel, text: Vec<u8>, now: Time) {
+        if let Some(outbound) = self.snapshot.outbound.get(&label)
+            && outbound.send.is_some()
+        {
+            // Without a route there is nobody to tell; what matters is said again.
+            let _ = self.path.sender.control(outbound, &text, now);
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&label) {
+            peer.wait_control(text);
+            self.want_session(label, now);
+        }
+    }
+
+    /// Sends a message under one session, along the route or straight to an address.
+    pub(super) fn send_under(
+        &mut self,
+        label: HostLabel,
+        index: u32,
+        to: Option<SocketAddr>,
+        control: &Control,
+        now: Time,
+    ) {
+        if let Some(to) = to {
+            return self.send_text_at(label, index, to, &control.encode(0), now);
+        }
+        let Some(hop) = self.hop_towards(label) else { return };
+        let Some(session) = self.peers.get(&label).and_then(|peer| peer.session(index)) else { return };
+        let outbound = Outbound {
+            send: Some(session.send.clone()),
+            link: None,
+            envelope: hop.envelope(envelope::MAX_TTL, label),
+            hop: Some(hop),
+            meter: Arc::default(),
+        };
+        let _ = self.path.sender.control(&outbound, &control.encode(0), now);
+    }
+
+    /// Sends a text under one session straight to an address, link or not. It does not count as use of a link.
+    pub(super) fn send_text_at(&mut self, label: HostLabel, index: u32, to: SocketAddr, text: &[u8], now: Time) {
+        let Some(session) = self.peers.get(&label).and_then(|peer| peer.session(index)) else { return };
+        let outbound = straight(label, session, to);
+        let _ = self.path.sender.control(&outbound, text, now);
+    }
+
+    /// Sends a message under a session that is not in use.
+    pub(super) fn send_session(
+        &mut self,
+        label: HostLabel,
+        session: &Session,
+        to: SocketAddr,
+        control: &Control,
+        now: Time,
+    ) {
+        let _ = self.path.sender.control(&straight(label, session, to), &control.encode(0), now);
+    }
+
+    fn neighbours(&self) -> Vec<HostLabel> {
+        self.peers.iter().filter(|(_, peer)| peer.link.is_some()).map(|(label, _)| *label).collect()
+    }
+
+    /// A new neighbour is told what this host holds, and answers with what it lacks.
+    pub(super) fn greet(&mut self, label: HostLabel, now: Time) {
+        for digest in self.store.digests() {
+            self.send_control(label, &Control::Records(digest.encode()), now);
+        }
+    }
+
+    /// Asks a random neighbour whether it holds the same.
+    pub(super) fn compare_records(&mut self, now: Time) {
+        let neighbours = self.neighbours();
+        if neighbours.is_empty() {
+            return;
+        }
+        let label = neighbours[self.rng.random_range(0..neighbours.len())];
+        let summary = Message::Summary { hash: self.store.summary() };
+        self.send_control(label, &Control::Records(summary.encode()), now);
+    }
+
+    fn on_records(&mut self, label: HostLabel, bytes: &[u8], now: Time) {
+        let Some(message) = Message::decode(bytes) else { return };
+        if let Message::Batches { batches, more } = &message {
+            let mut pull = *more;
+            for batch in batches {
+                match self.store.receive(batch) {
+                    Received::New => self.push(batch, Some(label), now),
+                    Received::Gap => pull = true,
+                    Received::Old | Received::Refused => {}
+                }
+            }
+            if pull {
+                self.pull(label, now);
+            }
+        }
+        for reply in self.store.answer(&message) {
+            self.send_control(label, &Control::Records(reply.encode()), now);
+        }
+    }
+
+    fn pull(&mut self, label: HostLabel, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        if now.since(peer.last_pull) >= PULL_INTERVAL {
+            peer.last_pull = now;
+            self.greet(label, now);
+        }
+    }
+
+    /// Passes a new batch on to all neighbours but the one it came from.
+    fn push(&mut self, batch: &Bytes, from: Option<HostLabel>, now: Time) {
+        let message = Message::Batches { batches: vec![batch.clone()], more: false };
+        let text = Control::Records(message.encode()).encode(0);
+        for label in self.neighbours() {
+            if Some(label) != from {
+                self.send_text(label, text.clone(), now);
+            }
+        }
+    }
+
+    /// Signs and spreads what this host has to say.
+    pub(super) fn flush_records(&mut self, now: Time) {
+        for batch in self.store.flush() {
+            self.push(&batch, None, now);
+        }
+    }
+
+    /// Carries over into links, segments and peers what the records have come to say.
+    pub(super) fn apply_record_events(&mut self, now: Time) {
+        loop {
+            let events = self.store.take_events();
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                match event {
+                    StoreEvent::Set { origin, key, value } => self.on_record(origin, &key, Some(&value), now),
+                    StoreEvent::Unset { origin, key } => self.on_record(origin, &key, None, now),
+                    StoreEvent::OwnAhead { incarnation } => self.jump_above(incarnation, now),
+                }
+            }
+        }
+    }
+
+    fn on_record(&mut self, origin: PeerId, key: &[u8], value: Option<&[u8]>, now: Time) {
+        let label = origin.label();
+        let is_own = origin == self.identity.peer_id();
+        if !is_own && self.meet(origin, now).is_none() {
+            return;
+        }
+        match Key::parse(key) {
+            Some(Key::Host) => self.on_host_record(label, value.and_then(records::decode)),
+            Some(Key::Link(to)) if !is_own => {
+                let changed = match value.and_then(records::decode::<LinkRecord>) {
+                    Some(link) => self.graph.set(label, to, link),
+                    None => self.graph.unset(label, to),
+                };
+                self.routes_stale |= changed;
+            }
+            Some(Key::Segment(segment)) => {
+                let record = value.and_then(records::decode::<SegmentRecord>);
+                match record.filter(|record| crate::wire::SegmentId::of(&record.name) == segment) {
+                    Some(record) => self.endpoints.set_presence(label, segment, record.name),
+                    None => self.endpoints.unset_presence(label, segment),
+                }
+            }
+            Some(Key::Endpoint(id)) => {
+                let record = value.and_then(records::decode::<EndpointRecord>);
+                match record.filter(|record| record.problem().is_none()) {
+                    Some(record) => {
+                        self.endpoints.set(label, id, record);
+                        self.warn_of_conflicts();
+                    }
+                    None => self.endpoints.unset(label, id),
+                }
+            }
+            Some(Key::Forgotten(gone)) => {
+                if let Some(incarnation) = value.and_then(records::decode::<u64>) {
+                    self.on_forgotten(gone, incarnation, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_host_record(&mut self, label: HostLabel, record: Option<HostRecord>) {
+        let Some(record) = record.filter(|record| records::is_name(&record.name)) else {
+            self.hosts.remove(&label);
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(&label)
+            && self.discovery
+        {
+            for address in record.addresses.iter().take(records::MAX_LIST) {
+                peer.add_candidate(*address, false);
+            }
+        }
+        self.hosts.insert(label, record);
+    }
+
+    fn on_forgotten(&mut self, gone: PeerId, incarnation: u64, now: Time) {
+        if gone != self.identity.peer_id() {
+            self.store.forget(gone, incarnation);
+        } else if incarnation >= self.store.incarnation() {
+            self.jump_above(incarnation, now);
+        }
+    }
+
+    /// Writes this host above records of it that another life wrote, unless that life goes on.
+    fn jump_above(&mut self, incarnation: u64, now: Time) {
+        if incarnation < self.store.incarnation() || self.cloned.is_some_and(|seen| now.since(seen) < CLONE_MEMORY) {
+            return;
+        }
+        while self.jumps.front().is_some_and(|at| now.since(*at) > CLONE_MEMORY) {
+            self.jumps.pop_front();
+        }
+        if self.jumps.len() >= MAX_JUMPS {
+            self.on_clone(now);
+            return;
+        }
+        self.jumps.push_back(now);
+        let (incarnation, batches) = self.store.jump_above(incarnation);
+        self.persist(PERSISTED_INCARNATION, Some(records::encode(&incarnation)));
+        self.event(Event::Reincarnated(incarnation));
+        for batch in batches {
+            self.push(&batch, None, now);
+        }
+    }
+
+    fn warn_of_conflicts(&mut self) {
+        let own: Vec<_> = self.endpoints.iter().filter(|(host, ..)| *host == self.own).map(|(_, id, _)| id).collect();
+        for id in own {
+            for (what, host) in self.endpoints.conflicts(&id) {
+                let conflict = Event::Conflict { what, by: self.name_of(host) };
+                if !self.conflicts.contains(&conflict) {
+                    self.conflicts.push(conflict.clone());
+                    self.event(conflict);
+                }
+            }
+        }
+    }
+
+    /// Carries SWIM's packets and findings.
+    pub(super) fn tend_membership(&mut self, now: Time) {
+        while let Some((to, packet)) = self.membership.poll_transmit() {
+            self.send_control(to, &Control::Swim(packet.to_vec()), now);
+        }
+        while let Some(event) = self.membership.poll_event() {
+            let (label, is_alive) = match event {
+                MembershipEvent::Up(label) => (label, true),
+                MembershipEvent::Down(label) => (label, false),
+            };
+            if let Some(peer) = self.peers.get_mut(&label) {
+                peer.is_alive = is_alive;
+                peer.last_there = now;
+                self.event(if is_alive { Event::PeerAlive(label) } else { Event::PeerDead(label) });
+            }
+        }
+    }
+
+    /// Drops the records of hosts that have been gone for longer than the grace. One host of those that
+    /// reach each other says so for all: the one with the lowest label.
+    pub(super) fn tend_gone(&mut self, now: Time) {
+        for (label, peer) in &mut self.peers {
+            if peer.is_alive || self.routes.contains_key(label) {
+                peer.last_there = now;
+            }
+        }
+        let speaks = self.routes.keys().next().is_none_or(|first| self.own < *first);
+        let gone: Vec<PeerId> = (self.peers.values())
+            .filter(|peer| now.since(peer.last_there) > self.grace)
+            .map(|peer| peer.id)
+            .collect();
+        for id in gone {
+            let label = id.label();
+            match self.store.incarnation_of(id) {
+                Some(incarnation) if speaks => {
+                    // A number is far below the limit.
+                    let _ = self.store.put(&Key::Forgotten(id).encode(), records::encode(&incarnation));
+                }
+                Some(_) => {}
+                None => {
+                    let is_named = self.target_addresses.values().any(|target| target.peer == Some(label));
+                    if !is_named {
+                        self.drop_peer(label);
+                    }
+                }
+            }
+        }
+    }
+
+    fn drop_peer(&mut self, label: HostLabel) {
+        let Some(peer) = self.peers.get(&label) else { return };
+        let (id, sessions): (PeerId, Vec<u32>) = (peer.id, peer.sessions.iter().map(|s| s.index).collect());
+        sessions.into_iter().for_each(|index| self.drop_session(label, index));
+        self.persist(&[PERSISTED_PEER, &id.0].concat(), None);
+        if let Some(key) = id.noise_public() {
+            self.by_noise_key.remove(&key);
+        }
+        self.peers.remove(&label);
+        self.hosts.remove(&label);
+        self.refresh_outbound(label);
+    }
+
+    /// Says goodbye to the neighbours, so that they need not find out.
+    pub(super) fn leave(&mut self, now: Time) {
+        self.membership.leave(now);
+        self.tend_membership(now);
+        for label in self.neighbours() {
+            self.send_control(label, &Control::Bye, now);
+        }
+    }
+}
+
+/// The sending side of a session straight to an address.
+fn straight(label: HostLabel, session: &Session, to: SocketAddr) -> Outbound {
+    let hop = Hop {
+        via: label,
+        remote: to,
+        link_index: session.remote_index,
+        hop_send: session.hop_send,
+        max_datagram: MIN_DATAGRAM,
+        meter: Arc::new(Meter::default()),
+    };
+    Outbound {
+        send: Some(session.send.clone()),
+        link: None,
+        envelope: hop.envelope(envelope::MAX_TTL, label),
+        hop: Some(hop),
+        meter: Arc::default(),
+    }
+}

@@ -1,0 +1,190 @@
+//! Link-state routes: Dijkstra's shortest paths, the same on every host that holds the same records.
+//!
+//! Hysteresis is in the costs that hosts announce, not in the choice of a path: hosts that agree on
+//! the costs agree on the paths, so there are no loops once the records are everywhere. Ties go to the lower label.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
+
+use weft_crypto::HostLabel;
+
+use crate::records::LinkRecord;
+
+/// What a hop costs whatever its RTT, so that a relay is only taken where it pays.
+const HOP_COST: u32 = 10;
+/// Round-trip time that is not worth telling apart.
+const RTT_FLOOR: Duration = Duration::from_millis(2);
+
+/// Who says to have a link with whom.
+#[derive(Default)]
+pub struct Graph {
+    edges: BTreeMap<HostLabel, BTreeMap<HostLabel, LinkRecord>>,
+}
+
+/// The way to one host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The neighbour to send to.
+    pub via: HostLabel,
+    /// The neighbour to send to when that one is lost, free of loops by itself (RFC 5286, inequality 1).
+    pub backup: Option<HostLabel>,
+    /// What the path costs.
+    pub cost: u32,
+    /// The largest datagram the path takes.
+    pub max_datagram: u16,
+}
+
+#[derive(Clone, Copy)]
+struct Distance {
+    cost: u32,
+    max_datagram: u16,
+    first: HostLabel,
+}
+
+impl Graph {
+    /// `from` says to have a link to `to`; true if that is news.
+    pub fn set(&mut self, from: HostLabel, to: HostLabel, link: LinkRecord) -> bool {
+        self.edges.entry(from).or_default().insert(to, link) != Some(link)
+    }
+
+    /// `from` no longer says so; true if that is news.
+    pub fn unset(&mut self, from: HostLabel, to: HostLabel) -> bool {
+        let Some(edges) = self.edges.get_mut(&from) else { return false };
+        let was_there = edges.remove(&to).is_some();
+        if edges.is_empty() {
+            self.edges.remove(&from);
+        }
+        was_there
+    }
+
+    /// Links that `from` says to have.
+    pub fn of(&self, from: HostLabel) -> impl Iterator<Item = (HostLabel, LinkRecord)> {
+        self.edges.get(&from).into_iter().flatten().map(|(to, link)| (*to, *link))
+    }
+
+    /// All links.
+    pub fn iter(&self) -> impl Iterator<Item = (HostLabel, HostLabel, LinkRecord)> {
+        self.edges.iter().flat_map(|(from, edges)| edges.iter().map(|(to, link)| (*from, *to, *link)))
+    }
+
+    /// The routes from `own` to every host that can be reached. An edge between others counts if both ends
+    /// say so; this host's own links are what it knows itself.
+    pub fn routes(&self, own: HostLabel) -> BTreeMap<HostLabel, Route> {
+        let ours = self.distances(own, own);
+        let neighbours: Vec<(HostLabel, LinkRecord)> = self.of(own).collect();
+        let theirs: Vec<_> = neighbours.iter().map(|(label, _)| self.distances(*label, own)).collect();
+        let mut routes = BTreeMap::new();
+        for (to, distance) in ours.iter().filter(|(to, _)| **to != own) {
+            let backup = (neighbours.iter().zip(&theirs))
+                .filter(|((label, _), _)| *label != distance.first)
+                .filter_map(|((label, link), distances)| {
+                    let onward = distances.get(to)?.cost;
+                    let back = distances.get(&own).map_or(u32::MAX, |back| back.cost);
+                    let is_loop_free = onward < back.saturating_add(distance.cost);
+                    is_loop_free.then_some((link.cost.saturating_add(onward), *label))
+                })
+                .min()
+                .map(|(_, label)| label);
+            let Distance { cost, max_datagram, first } = *distance;
+            routes.insert(*to, Route { via: first, backup, cost, max_datagram });
+        }
+        routes
+    }
+
+    fn distances(&self, from: HostLabel, own: HostLabel) -> BTreeMap<HostLabel, Distance> {
+        let mut done: BTreeMap<HostLabel, Distance> = BTreeMap::new();
+        let mut heap = BinaryHeap::from([Reverse((0, from, from, u16::MAX))]);
+        while let Some(Reverse((cost, at, first, max_datagram))) = heap.pop() {
+            if done.contains_key(&at) {
+                continue;
+            }
+            done.insert(at, Distance { cost, max_datagram, first });
+            for (to, link) in self.of(at) {
+                let back = self.edges.get(&to).and_then(|edges| edges.get(&at));
+                let link = match back {
+                    Some(back) => LinkRecord {
+                        cost: link.cost.max(back.cost),
+                        max_datagram: link.max_datagram.min(back.max_datagram),
+                    },
+                    None if at == own => link,
+                    None => continue,
+                };
+                if !done.contains_key(&to) {
+                    let first = if at == from { to } else { first };
+                    let narrowest = max_datagram.min(link.max_datagram);
+                    heap.push(Reverse((cost.saturating_add(link.cost.max(1)), to, first, narrowest)));
+                }
+            }
+        }
+        done
+    }
+}
+
+/// The cost of a link to announce, given what was announced before: in steps of a quarter, so that a
+/// trembling round-trip time moves no routes. `loss` is the share of probes lost.
+pub fn announced_cost(rtt: Duration, loss: f64, announced: Option<u32>) -> u32 {
+    let above = rtt.saturating_sub(RTT_FLOOR).as_micros() as f64 / 100.0;
+    // A lost packet costs what a retransmission does: a second or so, weighed by how often.
+    let wanted = f64::from(HOP_COST) + above + if loss > 0.02 { loss * 2_000.0 } else { 0.0 };
+    match announced {
+        Some(old) if (wanted - f64::from(old)).abs() <= f64::from(old) * 0.25 + 2.0 => old,
+        _ => wanted.min(1e6) as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(n: u8) -> HostLabel {
+        HostLabel([0, 0, 0, 0, 0, n])
+    }
+
+    fn graph(links: &[(u8, u8, u32)]) -> Graph {
+        let mut graph = Graph::default();
+        for (a, b, cost) in links {
+            let link = LinkRecord { cost: *cost, max_datagram: 1000 + u16::from(*a) };
+            graph.set(label(*a), label(*b), link);
+            graph.set(label(*b), label(*a), link);
+        }
+        graph
+    }
+
+    #[test]
+    fn the_cheapest_path_wins_and_its_alternative_is_known() {
+        let graph = graph(&[(1, 2, 10), (2, 4, 10), (1, 3, 10), (3, 4, 15), (4, 5, 1)]);
+        let routes = graph.routes(label(1));
+        let expected = Route { via: label(2), backup: Some(label(3)), cost: 21, max_datagram: 1001 };
+        assert_eq!(routes[&label(5)], expected);
+        assert_eq!(routes.len(), 4);
+    }
+
+    #[test]
+    fn a_link_that_one_end_does_not_claim_is_none() {
+        let mut graph = graph(&[(1, 2, 10), (2, 3, 10)]);
+        graph.unset(label(3), label(2));
+        assert!(!graph.routes(label(1)).contains_key(&label(3)));
+        graph.unset(label(2), label(1));
+        assert!(graph.routes(label(1)).contains_key(&label(2)), "one's own link needs no second opinion");
+    }
+
+    #[test]
+    fn backups_never_lead_back() {
+        // In a ring the other neighbour of a near host would send it straight back.
+        let graph = graph(&[(1, 2, 10), (2, 3, 10), (3, 4, 10), (4, 1, 10)]);
+        let routes = graph.routes(label(1));
+        assert_eq!(routes[&label(2)].backup, None);
+        assert_eq!(routes[&label(3)].backup, Some(label(4)));
+    }
+
+    #[test]
+    fn costs_move_in_steps() {
+        let lan = announced_cost(Duration::from_micros(300), 0.0, None);
+        assert_eq!(lan, announced_cost(Duration::from_micros(1900), 0.0, Some(lan)));
+        let wan = announced_cost(Duration::from_millis(50), 0.0, None);
+        assert_eq!(wan, announced_cost(Duration::from_millis(55), 0.0, Some(wan)));
+        assert!(announced_cost(Duration::from_millis(80), 0.0, Some(wan)) > wan);
+        assert!(announced_cost(Duration::from_micros(300), 0.1, Some(lan)) > lan);
+    }
+}

@@ -1,0 +1,180 @@
+//! What the data path reads: an immutable picture of sessions, next hops and segments.
+//!
+//! The node publishes a new one when something changes; the maps share structure, so a change costs
+//! the changed entry. Workers take one for a whole batch.
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use imbl::GenericHashMap;
+use imbl::shared_ptr::DefaultSharedPtr;
+use siphasher::sip::SipHasher13;
+use weft_crypto::session::{ReceiveKey, SendKey};
+use weft_crypto::{HostLabel, Time, envelope};
+
+use crate::frame::Mac;
+use crate::wire::SegmentId;
+
+/// A persistent hash map with a keyed, seeded hash: neither order nor collisions are up to the outside.
+pub type Map<K, V> = GenericHashMap<K, V, Hashing, DefaultSharedPtr>;
+
+/// SipHash-1-3 under a key the node drew.
+#[derive(Clone, Copy, Default)]
+pub struct Hashing(pub u64, pub u64);
+
+impl BuildHasher for Hashing {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0, self.1)
+    }
+}
+
+/// The forwarding tables at one moment.
+#[derive(Clone)]
+pub struct Snapshot {
+    /// This host.
+    pub own: HostLabel,
+    /// Live sessions by this host's index.
+    pub inbound: Map<u32, Arc<Inbound>>,
+    /// Every host that has a session or a route.
+    pub outbound: Map<HostLabel, Arc<Outbound>>,
+    /// The segments of this host.
+    pub segments: Map<SegmentId, Arc<Segment>>,
+}
+
+impl Snapshot {
+    /// A snapshot of a host that knows nobody.
+    pub fn empty(own: HostLabel, hashing: Hashing) -> Self {
+        Snapshot {
+            own,
+            inbound: Map::with_hasher(hashing),
+            outbound: Map::with_hasher(hashing),
+            segments: Map::with_hasher(hashing),
+        }
+    }
+}
+
+/// The receiving side of a session, and of the link it may run over.
+pub struct Inbound {
+    /// Who sends under it.
+    pub peer: HostLabel,
+    /// Opens packets.
+    pub receive: ReceiveKey,
+    /// Checks envelopes that come straight from the peer.
+    pub hop_receive: [u8; 16],
+    /// Whether it is the session used for sending to the peer, too.
+    pub current: AtomicBool,
+    /// The peer's counters.
+    pub meter: Arc<Meter>,
+}
+
+/// The sending side towards one host.
+#[derive(Clone)]
+pub struct Outbound {
+    /// Seals packets; `None` while there is no session.
+    pub send: Option<Arc<SendKey>>,
+    /// Where datagrams go next; `None` while there is no route.
+    pub hop: Option<Hop>,
+    /// The address of the direct link, if there is one.
+    pub link: Option<SocketAddr>,
+    /// The envelope of what this host itself sends there.
+    pub envelope: [u8; envelope::LEN],
+    /// The peer's counters.
+    pub meter: Arc<Meter>,
+}
+
+/// The next hop of a route.
+#[derive(Clone)]
+pub struct Hop {
+    /// The neighbour.
+    pub via: HostLabel,
+    /// Its address.
+    pub remote: SocketAddr,
+    /// The neighbour's index of the link.
+    pub link_index: u32,
+    /// Authenticates envelopes to the neighbour.
+    pub hop_send: [u8; 16],
+    /// The largest datagram (UDP payload, bytes) the whole path takes.
+    pub max_datagram: usize,
+    /// The neighbour's counters.
+    pub meter: Arc<Meter>,
+}
+
+impl Hop {
+    /// The envelope for a datagram to `destination` over this hop.
+    pub fn envelope(&self, ttl: u8, destination: HostLabel) -> [u8; envelope::LEN] {
+        envelope::encode(ttl, destination, self.link_index, &self.hop_send)
+    }
+}
+
+/// Counters of one peer. Sending and receiving workers touch different cache lines.
+#[derive(Default)]
+pub struct Meter {
+    /// What was sent.
+    pub sent: Direction,
+    /// What was received.
+    pub received: Direction,
+}
+
+/// One direction's counters.
+#[repr(align(64))]
+#[derive(Default)]
+pub struct Direction {
+    /// Bytes of datagrams in sessions with the peer.
+    pub bytes: AtomicU64,
+    /// Datagrams over the direct link with the peer, whoever's session they belong to.
+    pub link_datagrams: AtomicU64,
+    /// When the link last carried a datagram, in nanoseconds.
+    pub link_last: AtomicU64,
+    /// Datagrams relayed for the peer.
+    pub relayed: AtomicU64,
+}
+
+impl Direction {
+    /// Notes datagrams on the link.
+    pub fn on_link(&self, datagrams: u64, now: Time) {
+        self.link_datagrams.fetch_add(datagrams, Ordering::Relaxed);
+        self.link_last.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// When the link last carried a datagram.
+    pub fn link_last(&self) -> Time {
+        Time::from_nanos(self.link_last.load(Ordering::Relaxed))
+    }
+}
+
+/// One virtual switch, as this host sees it.
+#[derive(Clone)]
+pub struct Segment {
+    /// Its id.
+    pub id: SegmentId,
+    /// Who has which MAC.
+    pub macs: Map<Mac, Port>,
+    /// Who has which address.
+    pub ips: Map<IpAddr, Owner>,
+    /// The other hosts in the segment.
+    pub flood: Arc<[HostLabel]>,
+}
+
+/// Where a MAC lives.
+#[derive(Clone)]
+pub struct Port {
+    /// The host.
+    pub host: HostLabel,
+    /// It stands in an endpoint record: not to be overridden by what frames say.
+    pub recorded: bool,
+    /// When a frame from it was last seen, in nanoseconds; learnt ones age by it.
+    pub seen: Arc<AtomicU64>,
+}
+
+/// Who has an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its host.
+    pub host: HostLabel,
+}
