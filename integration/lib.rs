@@ -1,1 +1,3 @@
+//! The mesh tested as a whole: simulated in one process, and on real kernels in network namespaces.
 
+pub mod sim;

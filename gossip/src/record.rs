@@ -26,10 +26,13 @@ pub struct Version {
     pub sequence: u64,
 }
 
+/// Which log a batch belongs to, in the order of logs. The boot tag is between incarnation and generation: two
+/// lives that wrote under one incarnation (a restored disk, a cloned host) are ordered the same way everywhere.
+pub(crate) type LogId = (u64, u32, u64);
+
 impl Version {
-    /// Incarnation and generation: what one log of batches shares.
-    pub fn log(self) -> (u64, u64) {
-        (self.incarnation, self.generation)
+    pub(crate) fn log(self, boot: u32) -> LogId {
+        (self.incarnation, boot, self.generation)
     }
 }
 
@@ -100,6 +103,10 @@ impl Batch {
         encoded.extend_from_slice(&signature);
         let Body { origin, changes, .. } = body;
         Batch { origin, version, boot, snapshot, changes, encoded: encoded.into() }
+    }
+
+    pub(crate) fn log(&self) -> LogId {
+        self.version.log(self.boot)
     }
 
     /// Parses a batch; its signature is checked by [`Batch::verify`].

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use weft_crypto::{HostLabel, Identity, PeerId};
 
-use crate::record::{Batch, Change, MAX_KEY, MAX_VALUE, Version, pack};
+use crate::record::{Batch, Change, LogId, MAX_KEY, MAX_VALUE, Version, pack};
 use crate::sync::{DELTA_BYTES, DIGEST_ENTRIES, Held, Message};
 
 /// What one origin may hold in all, in bytes of batches.
@@ -117,6 +117,10 @@ impl Log {
         Version { incarnation: self.incarnation, generation: self.generation, sequence: self.batches.len() as u64 }
     }
 
+    fn id(&self) -> LogId {
+        self.version().log(self.boot)
+    }
+
     fn is_whole(&self) -> bool {
         self.batches.len() as u64 >= self.snapshot
     }
@@ -198,6 +202,11 @@ impl Store {
         self.live.get(key).map(Vec::as_slice)
     }
 
+    /// Whether anything was put or deleted since the last flush.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// Signs what has been put and deleted since the last flush; returns the batches to push to neighbours.
     pub fn flush(&mut self) -> Vec<Bytes> {
         if self.dirty.is_empty() {
@@ -206,7 +215,7 @@ impl Store {
         let dirty = std::mem::take(&mut self.dirty);
         let label = self.identity.peer_id().label();
         let log = self.origins.get(&label).and_then(|origin| origin.current.as_ref());
-        let fresh = log.is_none_or(|log| (log.incarnation, log.generation) != (self.incarnation, self.generation));
+        let fresh = log.is_none_or(|log| log.id() != (self.incarnation, self.boot, self.generation));
         let bloated = log.is_some_and(|log| log.batches.len() > 16 && log.bytes > 4 * (self.live_bytes + 2048));
         if fresh || bloated {
             return self.reissue();
@@ -228,8 +237,8 @@ impl Store {
 
     fn reissue(&mut self) -> Vec<Bytes> {
         let label = self.identity.peer_id().label();
-        let held = self.origins.get(&label).and_then(Origin::newest).map(|log| log.version());
-        let used = held.is_some_and(|held| held.log() == (self.incarnation, self.generation));
+        let held = self.origins.get(&label).and_then(Origin::newest).map(Log::id);
+        let used = held == Some((self.incarnation, self.boot, self.generation));
         if used || self.generation == 0 {
             self.generation += 1;
         }
@@ -305,16 +314,12 @@ impl Store {
         let Some(newest) = origin.newest() else {
             return Some(if version.sequence == 1 { Received::New } else { Received::Gap });
         };
-        let held = newest.version();
-        if version.log() < held.log() || (version.log() == held.log() && version.sequence <= held.sequence) {
+        let held = (newest.id(), newest.batches.len() as u64);
+        if (batch.log(), version.sequence) <= held {
             return None;
         }
-        let follows = version.log() == held.log() && version.sequence == held.sequence + 1;
-        let starts = version.log() > held.log() && version.sequence == 1;
-        if follows && newest.boot != batch.boot {
-            // Two writers under one incarnation: the first stays until the origin jumps above both.
-            return None;
-        }
+        let follows = batch.log() == held.0 && version.sequence == held.1 + 1;
+        let starts = batch.log() > held.0 && version.sequence == 1;
         if follows && newest.bytes + batch.encoded.len() > MAX_ORIGIN_BYTES {
             self.refused += 1;
             return Some(Received::Refused);
@@ -332,13 +337,13 @@ impl Store {
             staging: None,
         });
         if let Some(current) = &mut origin.current
-            && current.version().log() == batch.version.log()
+            && current.id() == batch.log()
         {
             current.push(batch.clone());
             apply(&mut self.events, origin, &batch.changes);
             return;
         }
-        let same_log = origin.staging.as_ref().is_some_and(|log| log.version().log() == batch.version.log());
+        let same_log = origin.staging.as_ref().is_some_and(|log| log.id() == batch.log());
         if !same_log {
             origin.staging = Some(Log::new(&batch));
         }
@@ -461,16 +466,13 @@ impl Store {
         let (mut missing, mut bytes, mut more) = (Vec::new(), 0, false);
         for (label, origin) in self.origins.range(from..=to) {
             let their = theirs.get(label);
-            let version = their.map_or(Version::default(), |held| held.version);
-            let ours = origin.held();
-            let forked = their.is_some_and(|held| held.version.log() == ours.version.log() && held.boot != ours.boot);
-            behind |= version > ours.version || forked;
+            let theirs_extent = their.map_or(((0, 0, 0), 0), |held| held.extent());
+            behind |= theirs_extent > origin.held().extent();
             // A re-issue that never got whole is preceded by the log it was to replace.
             for log in [&origin.current, &origin.staging].into_iter().flatten() {
-                let skip = match version.log().cmp(&log.version().log()) {
+                let skip = match theirs_extent.0.cmp(&log.id()) {
                     Ordering::Less => 0,
-                    Ordering::Equal if forked => 0,
-                    Ordering::Equal => version.sequence,
+                    Ordering::Equal => theirs_extent.1,
                     Ordering::Greater => continue,
                 };
                 for batch in log.batches.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)) {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use weft_crypto::HostLabel;
 
-use crate::record::{MAX_BATCH, Version};
+use crate::record::{LogId, MAX_BATCH, Version};
 
 /// Entries of one digest message.
 pub const DIGEST_ENTRIES: usize = 32;
@@ -26,6 +26,17 @@ pub struct Held {
     pub version: Version,
     /// The boot tag of that log.
     pub boot: u32,
+}
+
+impl Held {
+    pub(crate) fn log(&self) -> LogId {
+        self.version.log(self.boot)
+    }
+
+    /// How far it goes: logs first, then batches of one.
+    pub(crate) fn extent(&self) -> (LogId, u64) {
+        (self.log(), self.version.sequence)
+    }
 }
 
 /// A gossip message; encoded it is below 1,100 bytes.

@@ -202,6 +202,7 @@ mod tests {
                 receive: ReceiveKey::new(session(peer, own)),
                 hop_receive: hop_key(peer, own),
                 current: AtomicBool::new(true),
+                heard: Default::default(),
                 meter,
             };
             snapshot.inbound.insert(index(own, peer), Arc::new(inbound));

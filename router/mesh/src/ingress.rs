@@ -369,6 +369,7 @@ impl Receiver {
                     let direct = is_direct.then_some(buffer.from);
                     if heard != Some((index, inbound.peer)) {
                         heard = Some((index, inbound.peer));
+                        inbound.heard.store(now.as_nanos(), Ordering::Relaxed);
                         let sending = snapshot.outbound.get(&inbound.peer);
                         let moved = is_direct && sending.is_none_or(|sending| sending.link != direct);
                         if moved || sending.is_none_or(|sending| sending.send.is_none()) || !is_current(snapshot, index)

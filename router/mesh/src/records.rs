@@ -65,6 +65,8 @@ pub struct HostRecord {
     pub name: String,
     /// Where it may be reached.
     pub addresses: Vec<SocketAddr>,
+    /// Its boot number: sessions with an earlier life of it are dead.
+    pub boot: u64,
 }
 
 /// A link, as seen from the origin's end.

@@ -35,11 +35,18 @@ pub struct Route {
     pub max_datagram: u16,
 }
 
+/// The graph with hosts as numbers, and only links that count.
+struct Indexed {
+    labels: Vec<HostLabel>,
+    edges: Vec<Vec<(usize, LinkRecord)>>,
+}
+
 #[derive(Clone, Copy)]
 struct Distance {
     cost: u32,
     max_datagram: u16,
-    first: HostLabel,
+    /// The first hop.
+    first: usize,
 }
 
 impl Graph {
@@ -71,49 +78,67 @@ impl Graph {
     /// The routes from `own` to every host that can be reached. An edge between others counts if both ends
     /// say so; this host's own links are what it knows itself.
     pub fn routes(&self, own: HostLabel) -> BTreeMap<HostLabel, Route> {
-        let ours = self.distances(own, own);
-        let neighbours: Vec<(HostLabel, LinkRecord)> = self.of(own).collect();
-        let theirs: Vec<_> = neighbours.iter().map(|(label, _)| self.distances(*label, own)).collect();
+        let graph = self.indexed(own);
+        let Ok(start) = graph.labels.binary_search(&own) else { return BTreeMap::new() };
+        let ours = graph.distances(start);
+        let neighbours = &graph.edges[start];
+        let theirs: Vec<_> = neighbours.iter().map(|(neighbour, _)| graph.distances(*neighbour)).collect();
         let mut routes = BTreeMap::new();
-        for (to, distance) in ours.iter().filter(|(to, _)| **to != own) {
+        for (to, distance) in ours.iter().enumerate().filter(|(to, _)| *to != start) {
+            let Some(Distance { cost, max_datagram, first }) = *distance else { continue };
             let backup = (neighbours.iter().zip(&theirs))
-                .filter(|((label, _), _)| *label != distance.first)
-                .filter_map(|((label, link), distances)| {
-                    let onward = distances.get(to)?.cost;
-                    let back = distances.get(&own).map_or(u32::MAX, |back| back.cost);
-                    let is_loop_free = onward < back.saturating_add(distance.cost);
-                    is_loop_free.then_some((link.cost.saturating_add(onward), *label))
+                .filter(|((neighbour, _), _)| *neighbour != first)
+                .filter_map(|((neighbour, link), distances)| {
+                    let onward = distances[to]?.cost;
+                    let back = distances[start].map_or(u32::MAX, |back| back.cost);
+                    let is_loop_free = onward < back.saturating_add(cost);
+                    is_loop_free.then_some((link.cost.saturating_add(onward), graph.labels[*neighbour]))
                 })
                 .min()
                 .map(|(_, label)| label);
-            let Distance { cost, max_datagram, first } = *distance;
-            routes.insert(*to, Route { via: first, backup, cost, max_datagram });
+            routes.insert(graph.labels[to], Route { via: graph.labels[first], backup, cost, max_datagram });
         }
         routes
     }
 
-    fn distances(&self, from: HostLabel, own: HostLabel) -> BTreeMap<HostLabel, Distance> {
-        let mut done: BTreeMap<HostLabel, Distance> = BTreeMap::new();
-        let mut heap = BinaryHeap::from([Reverse((0, from, from, u16::MAX))]);
+    fn indexed(&self, own: HostLabel) -> Indexed {
+        let mut labels: Vec<HostLabel> = self.edges.keys().copied().chain(self.of(own).map(|(to, _)| to)).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        let links = |from: &HostLabel| {
+            let counted = self.of(*from).filter_map(|(to, link)| {
+                let index = labels.binary_search(&to).ok()?;
+                let back = self.edges.get(&to).and_then(|edges| edges.get(from));
+                let both = back.map(|back| LinkRecord {
+                    cost: link.cost.max(back.cost).max(1),
+                    max_datagram: link.max_datagram.min(back.max_datagram),
+                });
+                Some((index, both.or((*from == own).then_some(link))?))
+            });
+            counted.collect()
+        };
+        let edges = labels.iter().map(links).collect();
+        Indexed { labels, edges }
+    }
+}
+
+impl Indexed {
+    fn distances(&self, start: usize) -> Vec<Option<Distance>> {
+        let mut done: Vec<Option<Distance>> = vec![None; self.labels.len()];
+        let mut best = vec![u32::MAX; self.labels.len()];
+        let mut heap = BinaryHeap::from([Reverse((0, start, start, u16::MAX))]);
         while let Some(Reverse((cost, at, first, max_datagram))) = heap.pop() {
-            if done.contains_key(&at) {
+            if done[at].is_some() {
                 continue;
             }
-            done.insert(at, Distance { cost, max_datagram, first });
-            for (to, link) in self.of(at) {
-                let back = self.edges.get(&to).and_then(|edges| edges.get(&at));
-                let link = match back {
-                    Some(back) => LinkRecord {
-                        cost: link.cost.max(back.cost),
-                        max_datagram: link.max_datagram.min(back.max_datagram),
-                    },
-                    None if at == own => link,
-                    None => continue,
-                };
-                if !done.contains_key(&to) {
-                    let first = if at == from { to } else { first };
-                    let narrowest = max_datagram.min(link.max_datagram);
-                    heap.push(Reverse((cost.saturating_add(link.cost.max(1)), to, first, narrowest)));
+            done[at] = Some(Distance { cost, max_datagram, first });
+            for (to, link) in &self.edges[at] {
+                let cost = cost.saturating_add(link.cost);
+                // Equal costs go on the heap, too: there the lower label wins, the same way everywhere.
+                if done[*to].is_none() && cost <= best[*to] {
+                    best[*to] = cost;
+                    let first = if at == start { *to } else { first };
+                    heap.push(Reverse((cost, *to, first, max_datagram.min(link.max_datagram))));
                 }
             }
         }

@@ -67,8 +67,17 @@ pub struct Inbound {
     pub hop_receive: [u8; 16],
     /// Whether it is the session used for sending to the peer, too.
     pub current: AtomicBool,
+    /// When a packet was last opened, in nanoseconds.
+    pub heard: AtomicU64,
     /// The peer's counters.
     pub meter: Arc<Meter>,
+}
+
+impl Inbound {
+    /// When a packet was last opened.
+    pub fn last_heard(&self) -> Time {
+        Time::from_nanos(self.heard.load(Ordering::Relaxed))
+    }
 }
 
 /// The sending side towards one host.

@@ -81,12 +81,22 @@ impl Endpoints {
     }
 
     /// Somebody else who holds the address in the segment.
-    pub(super) fn owner_of_ip(&self, segment: SegmentId, ip: IpAddr, but: EndpointId) -> Option<(HostLabel, EndpointId)> {
+    pub(super) fn owner_of_ip(
+        &self,
+        segment: SegmentId,
+        ip: IpAddr,
+        but: EndpointId,
+    ) -> Option<(HostLabel, EndpointId)> {
         self.ips.get(&(segment, ip))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
     }
 
     /// Somebody else who holds the MAC in the segment.
-    pub(super) fn owner_of_mac(&self, segment: SegmentId, mac: Mac, but: EndpointId) -> Option<(HostLabel, EndpointId)> {
+    pub(super) fn owner_of_mac(
+        &self,
+        segment: SegmentId,
+        mac: Mac,
+        but: EndpointId,
+    ) -> Option<(HostLabel, EndpointId)> {
         self.macs.get(&(segment, mac))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
     }
 
@@ -236,7 +246,8 @@ impl Endpoints {
         let better = |claims: Option<&BTreeSet<(HostLabel, EndpointId)>>| {
             claims.and_then(BTreeSet::first).filter(|(host, _)| *host != self.own).map(|(host, _)| *host)
         };
-        let ips = record.ips.iter().filter_map(|(ip, _)| Some((ip.to_string(), better(self.ips.get(&(segment, *ip)))?)));
+        let ips =
+            record.ips.iter().filter_map(|(ip, _)| Some((ip.to_string(), better(self.ips.get(&(segment, *ip)))?)));
         let mac = better(self.macs.get(&(segment, record.mac))).map(|host| ("its MAC".to_owned(), host));
         ips.chain(mac).collect()
     }

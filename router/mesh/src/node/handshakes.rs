@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -41,6 +41,11 @@ const SIMULTANEOUS: Duration = Duration::from_secs(3);
 const OBJECTION: Duration = Duration::from_millis(400);
 /// Sessions kept with one peer.
 const MAX_SESSIONS: usize = 6;
+/// Silence from a peer that frames go to, after which it is asked whether it still has the session, and how often
+/// it is asked before a new session is made.
+const SESSION_QUIET: Duration = Duration::from_secs(1);
+const QUESTION_INTERVAL: Duration = Duration::from_millis(300);
+const QUESTIONS: u32 = 3;
 /// Longest wait between two tries over relays.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -369,6 +374,7 @@ impl Node {
             receive: ReceiveKey::new(keys.receive),
             hop_receive: keys.hop_receive,
             current: AtomicBool::new(false),
+            heard: AtomicU64::new(now.as_nanos()),
             meter: peer.meter.clone(),
         };
         let session = Session {
@@ -406,9 +412,9 @@ impl Node {
         self.snapshot_stale = true;
         let reborn = peer.current().is_some_and(|current| current.boot != session.boot);
         let loses = !reborn
-            && peer.current().is_some_and(|current| {
-                now.since(current.created) < SIMULTANEOUS && current.by_lower && !by_lower
-            });
+            && peer
+                .current()
+                .is_some_and(|current| now.since(current.created) < SIMULTANEOUS && current.by_lower && !by_lower);
         let (id, cipher, is_first) = (peer.id, session.suite.name(), peer.current.is_none());
         peer.sessions.push(session);
         peer.retry.reset(now);
@@ -458,14 +464,10 @@ impl Node {
         peer.last_there = now;
         let Some(session) = peer.session(index) else { return };
         let switch = peer.current != Some(index)
-            && session.superseded.is_none()
-            && peer.current().is_none_or(|current| {
-                let at_once = session.created.since(current.created).max(current.created.since(session.created));
-                if at_once < SIMULTANEOUS && session.boot == current.boot && session.by_lower != current.by_lower {
-                    session.by_lower
-                } else {
-                    session.created > current.created
-                }
+            && peer.current().is_none_or(|current| match session.superseded {
+                None => is_preferred(session, current),
+                // The peer goes on with another one: the host with the higher label follows.
+                Some(_) => self.own > label && now.since(current.inbound.last_heard()) > SESSION_QUIET,
             });
         if switch {
             self.switch_session(label, index, now);
@@ -515,15 +517,24 @@ impl Node {
             let over: Vec<u32> = (peer.sessions.iter())
                 .filter(|session| {
                     now.since(session.created) > EXPIRE_AFTER
-                        || session.superseded.is_some_and(|since| now.since(since) > RECEIVE_AFTER)
+                        || session
+                            .superseded
+                            .is_some_and(|since| now.since(since.max(session.inbound.last_heard())) > RECEIVE_AFTER)
                 })
                 .map(|session| session.index)
                 .collect();
+            let question = wants_question(peer, now);
             let renew = needs_renewal(peer, now);
             over.into_iter().for_each(|index| self.drop_session(label, index));
+            if let Some(index) = question {
+                self.send_under(label, index, None, &Control::AreYouThere, now);
+            }
             if renew {
                 self.renew(label, now);
-            } else if self.peers.get(&label).is_some_and(|peer| !peer.waiting.is_empty() || !peer.waiting_control.is_empty())
+            } else if self
+                .peers
+                .get(&label)
+                .is_some_and(|peer| !peer.waiting.is_empty() || !peer.waiting_control.is_empty())
             {
                 self.want_session(label, now);
                 self.drop_stale_waiting(label);
@@ -589,10 +600,44 @@ impl Node {
         }
     }
 
-    /// The host behind a key, for those met before.
+    /// A host says which life it is in: sessions with others are dead.
+    pub(super) fn on_boot(&mut self, label: HostLabel, boot: u64) {
+        let Some(peer) = self.peers.get(&label) else { return };
+        let dead: Vec<u32> = peer.sessions.iter().filter(|s| s.boot != boot).map(|s| s.index).collect();
+        if peer.link.is_none() {
+            dead.into_iter().for_each(|index| self.drop_session(label, index));
+        }
+    }
+
+    /// The key of a host met before.
     pub(super) fn peer_key(&self, label: HostLabel) -> Option<PeerId> {
         self.peers.get(&label).map(|peer| peer.id)
     }
+}
+
+/// Whether a session that a packet was just opened under is to replace the one for sending.
+fn is_preferred(session: &Session, current: &Session) -> bool {
+    let apart = session.created.since(current.created).max(current.created.since(session.created));
+    if apart < SIMULTANEOUS && session.boot == current.boot && session.by_lower != current.by_lower {
+        session.by_lower
+    } else {
+        session.created > current.created
+    }
+}
+
+/// The session under which the peer is to be asked whether it is there: frames go to it, nothing comes back.
+fn wants_question(peer: &mut Peer, now: Time) -> Option<u32> {
+    let heard = peer.current()?.inbound.last_heard();
+    if now.since(heard) <= SESSION_QUIET || peer.last_traffic <= heard {
+        peer.questions = 0;
+        return None;
+    }
+    if now.since(peer.last_question) < QUESTION_INTERVAL {
+        return None;
+    }
+    peer.last_question = now;
+    peer.questions += 1;
+    peer.current
 }
 
 /// Whether the session for sending should be replaced by a fresh one.
@@ -600,6 +645,10 @@ fn needs_renewal(peer: &Peer, now: Time) -> bool {
     let Some(current) = peer.current() else { return false };
     let age = if current.is_initiator { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
     let is_old = now.since(current.created) > age || current.send.used() > REKEY_AFTER_PACKETS;
+    if peer.questions > QUESTIONS {
+        // The peer may have lost its side of the session.
+        return true;
+    }
     // A session that nothing uses is left to expire.
     is_old && (peer.link.is_some() || now.since(peer.last_traffic) < REKEY_AFTER)
 }

@@ -24,10 +24,8 @@ const LOST_PINGS: usize = 3;
 /// How often an idle link is probed.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
 /// How often the full size of a link is probed, and how long without an answer until it is distrusted.
-const SIZE_PROBE: Duration = Duration::from_secs(10);
-const SIZE_DISTRUST: Duration = Duration::from_secs(25);
-/// How often the announced cost may change.
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+const SIZE_PROBE: Duration = Duration::from_secs(15);
+const SIZE_DISTRUST: Duration = Duration::from_secs(35);
 /// How long a link has to be silent before the host that chose its address gives it up for another.
 const MOVE_AFTER: Duration = Duration::from_millis(1200);
 /// Longest waits between tries of an address: one that worked or was named, and any other.
@@ -95,7 +93,7 @@ impl Node {
             }
         }
         self.tend_link_size(label, now);
-        self.announce_link(label, now);
+        self.announce_link(label);
         self.let_go_of_idle(label, now);
     }
 
@@ -131,27 +129,27 @@ impl Node {
         }
         link.last_size_probe = now;
         let (remote, known) = (link.remote, link.max_datagram);
-        let steps = [top, 8952, 1472, 1452, 1420, 1372, 1320];
-        let sizes = steps.into_iter().enumerate().filter(|(i, size)| *i == 0 || (*size < top && *size > known));
-        for (_, size) in sizes.chain([(0, known)]).take(6) {
+        let steps = [known, top, 8952, 1472, 1452, 1420, 1372, 1320];
+        let sizes = steps.into_iter().enumerate().filter(|(i, size)| *i == 0 || (*size <= top && *size > known));
+        for (_, size) in sizes {
             self.ping(label, index, remote, size, now);
         }
     }
 
     /// Tells the others what the link costs, when that has changed enough.
-    fn announce_link(&mut self, label: HostLabel, now: Time) {
+    fn announce_link(&mut self, label: HostLabel) {
         let own = self.own;
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         let Some(srtt) = link.srtt else { return };
         let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
         let max_datagram = link.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
-        let is_grown = link.announced.is_none_or(|(_, announced)| announced != max_datagram);
-        if !is_news || (!is_grown && now.since(link.last_announced) < ANNOUNCE_INTERVAL) {
+        // Costs change together once a second, so that they share a batch of records.
+        let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
+        if !is_news || (may_wait && !self.ticks.is_multiple_of(20)) {
             return;
         }
         link.announced = Some((cost, max_datagram));
-        link.last_announced = now;
         let record = LinkRecord { cost, max_datagram };
         self.graph.set(own, label, record);
         self.routes_stale = true;
@@ -243,15 +241,7 @@ impl Node {
         self.send_text_at(label, index, to, &text, now);
     }
 
-    pub(super) fn on_ping(
-        &mut self,
-        label: HostLabel,
-        index: u32,
-        from: SocketAddr,
-        id: u32,
-        size: usize,
-        now: Time,
-    ) {
+    pub(super) fn on_ping(&mut self, label: HostLabel, index: u32, from: SocketAddr, id: u32, size: usize, now: Time) {
         let pong = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
         self.send_text_at(label, index, from, &pong.encode(0), now);
         let Some(peer) = self.peers.get_mut(&label) else { return };
@@ -298,7 +288,7 @@ impl Node {
         } else {
             link.on_rtt(rtt);
         }
-        self.announce_link(label, now);
+        self.announce_link(label);
         self.note_seen_address(seen);
     }
 

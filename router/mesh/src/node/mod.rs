@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use api::*;
+use bytes::Bytes;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use weft_crypto::cookie::CookieJar;
@@ -77,6 +78,10 @@ pub struct Node {
     cookies: CookieJar,
 
     store: Store,
+    /// When own changes may be signed and sent again.
+    flush_after: Time,
+    /// Batches that came in and were new, and from whom.
+    to_pass_on: Vec<(Bytes, HostLabel)>,
     membership: Membership,
     graph: Graph,
     routes: BTreeMap<HostLabel, Route>,
@@ -135,6 +140,8 @@ impl Node {
             handshakes: Handshakes::default(),
             cookies: CookieJar::new(rng.random(), now),
             store: Store::new(config.identity.clone(), incarnation, boot as u32),
+            flush_after: now,
+            to_pass_on: Vec::new(),
             membership: Membership::new(own, incarnation, rng.next_u64()),
             graph: Graph::default(),
             routes: BTreeMap::new(),
@@ -190,7 +197,8 @@ impl Node {
             let tick = (self.next_tick, "links and sessions");
             let swim = self.membership.next_timeout().map(|at| (at, "SWIM"));
             let routes = self.routes_stale.then_some((self.routes_after, "routes"));
-            let (at, why) = [swim, routes].into_iter().flatten().fold(tick, std::cmp::min);
+            let records = self.store.is_dirty().then_some((self.flush_after, "records"));
+            let (at, why) = [swim, routes, records].into_iter().flatten().fold(tick, std::cmp::min);
             Output::Timeout(at, why)
         })
     }
@@ -255,6 +263,7 @@ impl Node {
         self.tend_membership(now);
         self.flush_records(now);
         self.apply_record_events(now);
+        self.pass_on(now);
         if self.routes_stale && now >= self.routes_after {
             self.routes_stale = false;
             self.routes_after = now + publish::ROUTE_INTERVAL;
@@ -333,9 +342,10 @@ impl Node {
         };
         self.store.delete(&Key::Endpoint(id).encode());
         self.persist(&[PERSISTED_ENDPOINT, &id].concat(), None);
-        let is_last = !self.endpoints.iter().any(|(host, other, theirs)| {
-            host == self.own && other != id && theirs.segment == record.segment
-        });
+        let is_last = !self
+            .endpoints
+            .iter()
+            .any(|(host, other, theirs)| host == self.own && other != id && theirs.segment == record.segment);
         if is_last {
             self.store.delete(&Key::Segment(SegmentId::of(&record.segment)).encode());
         }
@@ -393,7 +403,7 @@ impl Node {
             }
         }
         addresses.truncate(records::MAX_LIST);
-        let record = HostRecord { name: self.name.clone(), addresses };
+        let record = HostRecord { name: self.name.clone(), addresses, boot: self.boot };
         // A name and eight addresses are far below the limit.
         let _ = self.store.put(&Key::Host.encode(), records::encode(&record));
     }

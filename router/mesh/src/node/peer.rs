@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use weft_crypto::session::SendKey;
-use weft_crypto::{HostLabel, PeerId, Secret, Suite, Time};
+use weft_crypto::{PeerId, Secret, Suite, Time};
 
 use crate::snapshot::{Inbound, Meter};
 use crate::vnet::VnetHeader;
@@ -49,6 +49,9 @@ pub(super) struct Peer {
     /// Bytes sent when last looked at, and since when there has been traffic over a relay.
     pub(super) sent_seen: u64,
     pub(super) last_traffic: Time,
+    /// Questions asked since anything was heard under the session for sending.
+    pub(super) questions: u32,
+    pub(super) last_question: Time,
     /// When records were last asked for after a gap.
     pub(super) last_pull: Time,
 }
@@ -98,7 +101,6 @@ pub(super) struct Link {
     pub(super) size_confirmed: Time,
     pub(super) last_size_probe: Time,
     pub(super) announced: Option<(u32, u16)>,
-    pub(super) last_announced: Time,
     pub(super) last_used: Time,
 }
 
@@ -116,7 +118,6 @@ impl Link {
             size_confirmed: now,
             last_size_probe: Time::ZERO,
             announced: None,
-            last_announced: Time::ZERO,
             last_used: now,
         }
     }
@@ -194,12 +195,10 @@ impl Peer {
             last_there: now,
             sent_seen: 0,
             last_traffic: Time::ZERO,
+            questions: 0,
+            last_question: now,
             last_pull: Time::ZERO,
         }
-    }
-
-    pub(super) fn label(&self) -> HostLabel {
-        self.id.label()
     }
 
     pub(super) fn current(&self) -> Option<&Session> {
@@ -247,8 +246,7 @@ impl Peer {
 
     /// Keeps a frame for when there is a session; false if there is no room.
     pub(super) fn wait(&mut self, frame: WaitingFrame) -> bool {
-        let has_room =
-            self.waiting.len() < MAX_WAITING && self.waiting_bytes + frame.frame.len() <= MAX_WAITING_BYTES;
+        let has_room = self.waiting.len() < MAX_WAITING && self.waiting_bytes + frame.frame.len() <= MAX_WAITING_BYTES;
         if has_room {
             self.waiting_bytes += frame.frame.len();
             self.waiting.push_back(frame);

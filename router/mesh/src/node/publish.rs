@@ -12,7 +12,7 @@ use crate::snapshot::{Hop, Outbound};
 /// Sessions opened in one go because a segment spans to new hosts.
 const SESSIONS_PER_TICK: usize = 8;
 /// Routes are computed at most this often; in between, changes gather.
-pub(super) const ROUTE_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const ROUTE_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Node {
     /// The next hop towards a host: its own link if that is the best, or the route's neighbour.

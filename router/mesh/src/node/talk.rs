@@ -1,5 +1,6 @@
 //! What nodes say to each other inside sessions: records, SWIM, and small talk.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::RngExt;
 use weft_crypto::{HostLabel, PeerId, Time, envelope};
-use weft_gossip::{MembershipEvent, Message, Received, StoreEvent};
+use weft_gossip::{Batch, MembershipEvent, Message, Received, StoreEvent};
 
 use super::peer::Session;
 use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
@@ -17,6 +18,8 @@ use crate::wire::{Control, MIN_DATAGRAM};
 
 /// How often records are asked for after a gap, at most.
 const PULL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often own changes are signed and sent, at most.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Times this host writes itself above records it did not write, within [`CLONE_MEMORY`], before it believes in
 /// another host with its key.
 const MAX_JUMPS: usize = 4;
@@ -135,7 +138,7 @@ impl Node {
             let mut pull = *more;
             for batch in batches {
                 match self.store.receive(batch) {
-                    Received::New => self.push(batch, Some(label), now),
+                    Received::New => self.to_pass_on.push((batch.clone(), label)),
                     Received::Gap => pull = true,
                     Received::Old | Received::Refused => {}
                 }
@@ -157,22 +160,40 @@ impl Node {
         }
     }
 
-    /// Passes a new batch on to all neighbours but the one it came from.
-    fn push(&mut self, batch: &Bytes, from: Option<HostLabel>, now: Time) {
-        let message = Message::Batches { batches: vec![batch.clone()], more: false };
-        let text = Control::Records(message.encode()).encode(0);
-        for label in self.neighbours() {
-            if Some(label) != from {
-                self.send_text(label, text.clone(), now);
-            }
+    /// Passes new batches on. The origin tells its own neighbours; everybody else tells those that are not, so
+    /// that in a dense mesh a batch crosses few links. Whoever missed it finds out when records are compared.
+    pub(super) fn pass_on(&mut self, now: Time) {
+        for (batch, from) in std::mem::take(&mut self.to_pass_on) {
+            let Ok(parsed) = Batch::parse(&batch) else { continue };
+            let origin = parsed.origin.label();
+            let told: BTreeSet<HostLabel> = self.graph.of(origin).map(|(to, _)| to).collect();
+            let to = self.neighbours().into_iter().filter(|label| *label != from && *label != origin);
+            let to: Vec<HostLabel> = to.filter(|label| from != origin || !told.contains(label)).collect();
+            self.push(&batch, &to, now);
         }
     }
 
-    /// Signs and spreads what this host has to say.
-    pub(super) fn flush_records(&mut self, now: Time) {
-        for batch in self.store.flush() {
-            self.push(&batch, None, now);
+    fn push(&mut self, batch: &Bytes, to: &[HostLabel], now: Time) {
+        let message = Message::Batches { batches: vec![batch.clone()], more: false };
+        let text = Control::Records(message.encode()).encode(0);
+        for label in to {
+            self.send_text(*label, text.clone(), now);
         }
+    }
+
+    /// Signs and spreads what this host has to say; changes that come in quick succession share a batch.
+    pub(super) fn flush_records(&mut self, now: Time) {
+        if now < self.flush_after || !self.store.is_dirty() {
+            return;
+        }
+        self.flush_after = now + FLUSH_INTERVAL;
+        let batches = self.store.flush();
+        self.tell_neighbours(&batches, now);
+    }
+
+    fn tell_neighbours(&mut self, batches: &[Bytes], now: Time) {
+        let to = self.neighbours();
+        batches.iter().for_each(|batch| self.push(batch, &to, now));
     }
 
     /// Carries over into links, segments and peers what the records have come to say.
@@ -245,6 +266,7 @@ impl Node {
                 peer.add_candidate(*address, false);
             }
         }
+        self.on_boot(label, record.boot);
         self.hosts.insert(label, record);
     }
 
@@ -272,9 +294,7 @@ impl Node {
         let (incarnation, batches) = self.store.jump_above(incarnation);
         self.persist(PERSISTED_INCARNATION, Some(records::encode(&incarnation)));
         self.event(Event::Reincarnated(incarnation));
-        for batch in batches {
-            self.push(&batch, None, now);
-        }
+        self.tell_neighbours(&batches, now);
     }
 
     fn warn_of_conflicts(&mut self) {
@@ -317,10 +337,8 @@ impl Node {
             }
         }
         let speaks = self.routes.keys().next().is_none_or(|first| self.own < *first);
-        let gone: Vec<PeerId> = (self.peers.values())
-            .filter(|peer| now.since(peer.last_there) > self.grace)
-            .map(|peer| peer.id)
-            .collect();
+        let gone: Vec<PeerId> =
+            (self.peers.values()).filter(|peer| now.since(peer.last_there) > self.grace).map(|peer| peer.id).collect();
         for id in gone {
             let label = id.label();
             match self.store.incarnation_of(id) {

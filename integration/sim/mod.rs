@@ -1,0 +1,11 @@
+//! A whole mesh in one process, in virtual time, under one seed.
+//!
+//! [`world`] runs real nodes and real data paths on a simulated network; [`model`] says what must be true;
+//! [`scenario`] makes random meshes and faults. The same seed gives the same run, to the byte.
+
+pub mod model;
+pub mod null;
+pub mod scenario;
+pub mod world;
+
+pub use scenario::{Outcome, Scenario, run};

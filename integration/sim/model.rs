@@ -1,0 +1,177 @@
+//! What must be true of a mesh at rest, said without looking at how it works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::SegmentId;
+
+use super::world::{HostNumber, World};
+
+/// The reference: which hosts run, which pairs the network joins, who has which endpoint.
+#[derive(Default)]
+pub struct Model {
+    /// Hosts that run.
+    pub running: BTreeSet<HostNumber>,
+    /// Endpoints that are attached.
+    pub endpoints: BTreeMap<HostNumber, BTreeMap<EndpointId, EndpointRecord>>,
+    /// Hosts that know of each other from the start: pairs named on either side.
+    pub named: BTreeSet<(HostNumber, HostNumber)>,
+}
+
+impl Model {
+    /// Groups of hosts that can reach each other, over whatever hosts between.
+    pub fn islands(&self, world: &World) -> Vec<BTreeSet<HostNumber>> {
+        let mut left = self.running.clone();
+        let mut islands = Vec::new();
+        while let Some(first) = left.pop_first() {
+            let (mut island, mut edge) = (BTreeSet::from([first]), vec![first]);
+            while let Some(at) = edge.pop() {
+                let next: Vec<HostNumber> = left.iter().copied().filter(|to| self.is_joined(world, at, *to)).collect();
+                for host in next {
+                    left.remove(&host);
+                    island.insert(host);
+                    edge.push(host);
+                }
+            }
+            islands.push(island);
+        }
+        islands
+    }
+
+    fn is_joined(&self, world: &World, a: HostNumber, b: HostNumber) -> bool {
+        self.named.contains(&(a.min(b), a.max(b))) && !world.is_cut(a, b)
+    }
+
+    /// What is not yet as it should be, if anything.
+    pub fn problem(&self, world: &World) -> Option<String> {
+        self.islands(world).iter().find_map(|island| self.island_problem(world, island))
+    }
+
+    fn island_problem(&self, world: &World, island: &BTreeSet<HostNumber>) -> Option<String> {
+        for at in island {
+            for to in island.iter().filter(|to| *to != at) {
+                if let Some(problem) = self.path_problem(world, *at, *to) {
+                    return Some(problem);
+                }
+            }
+            if let Some(problem) = self.records_problem(world, island, *at) {
+                return Some(problem);
+            }
+        }
+        None
+    }
+
+    /// Follows the published next hops: they must lead there, without a loop.
+    fn path_problem(&self, world: &World, from: HostNumber, to: HostNumber) -> Option<String> {
+        let goal = world.hosts[to].label();
+        let mut at = from;
+        for _ in 0..world.hosts.len() {
+            let Some(outbound) = world.hosts[at].snapshot.outbound.get(&goal) else {
+                return Some(format!("h{at} knows no way to h{to} (from h{from})"));
+            };
+            let Some(hop) = &outbound.hop else {
+                return Some(format!("h{at} has no next hop to h{to} (from h{from})"));
+            };
+            let next = world.hosts.iter().position(|host| host.address == hop.remote && host.label() == hop.via);
+            match next {
+                Some(next) if next == to => return None,
+                Some(next) if world.is_cut(at, next) || !self.running.contains(&next) => {
+                    return Some(format!("h{at} sends what is for h{to} into the void"));
+                }
+                Some(next) => at = next,
+                None => return Some(format!("h{at} sends what is for h{to} to nobody")),
+            }
+        }
+        Some(format!("a routing loop on the way from h{from} to h{to}"))
+    }
+
+    /// Every host of an island must know exactly the endpoints that the island's hosts have.
+    fn records_problem(&self, world: &World, island: &BTreeSet<HostNumber>, at: HostNumber) -> Option<String> {
+        let node = world.hosts[at].node.as_ref()?;
+        let status = node.status(world.now);
+        for host in island {
+            let name = format!("h{host}");
+            let mut known: Vec<&str> =
+                status.endpoints.iter().filter(|e| e.host == name).map(|e| e.id.as_str()).collect();
+            let none = BTreeMap::new();
+            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(|id| hex(id)).collect();
+            known.sort_unstable();
+            real.sort_unstable();
+            if known != real {
+                return Some(format!("h{at} believes that h{host} has {known:?}, it has {real:?}"));
+            }
+        }
+        None
+    }
+
+    /// Sends frames between all endpoints of a segment within each island, and checks that each arrives once, there and
+    /// nowhere else. Call it on a mesh at rest; sessions are opened as needed.
+    pub fn check_frames(&self, world: &mut World) {
+        // The first round opens sessions, frames may be lost on it; the second counts.
+        for round in 0..3u8 {
+            for host in &mut world.hosts {
+                host.delivered.clear();
+                host.dropped.clear();
+            }
+            let mut expected: BTreeMap<(HostNumber, Vec<u8>), usize> = BTreeMap::new();
+            for island in self.islands(world) {
+                for (from, to) in pairs(&island) {
+                    self.send_between(world, from, to, round, &mut expected);
+                }
+            }
+            world.run_for(Duration::from_secs(if round == 0 { 5 } else { 2 }));
+            if round == 0 {
+                continue;
+            }
+            for (number, host) in world.hosts.iter().enumerate() {
+                for (_, frame) in host.delivered.iter().filter(|(_, frame)| frame[12..14] == [0x88, 0xb5]) {
+                    let left = expected.get_mut(&(number, frame.clone()));
+                    let left =
+                        left.unwrap_or_else(|| panic!("h{number} got a frame that is not for it: {:?}", &frame[..14]));
+                    assert!(*left > 0, "h{number} got a frame twice: {:?}", &frame[..14]);
+                    *left -= 1;
+                }
+            }
+            if let Some(((to, frame), _)) = expected.iter().find(|(_, left)| **left > 0) {
+                let missing = expected.values().filter(|left| **left > 0).count();
+                let from = frame[7];
+                let dropped: Vec<_> = world.hosts.iter().map(|host| &host.dropped).enumerate().collect();
+                panic!("round {round}: {missing} frames missing, one from h{from} to h{to}; dropped: {dropped:?}");
+            }
+        }
+    }
+
+    fn send_between(
+        &self,
+        world: &mut World,
+        from: HostNumber,
+        to: HostNumber,
+        round: u8,
+        expected: &mut BTreeMap<(HostNumber, Vec<u8>), usize>,
+    ) {
+        let none = BTreeMap::new();
+        let (ours, theirs) = (self.endpoints.get(&from).unwrap_or(&none), self.endpoints.get(&to).unwrap_or(&none));
+        for (source, destination) in ours.values().flat_map(|a| theirs.values().map(move |b| (a, b))) {
+            if source.segment != destination.segment {
+                continue;
+            }
+            let mut frame = Vec::new();
+            frame.extend_from_slice(&destination.mac);
+            frame.extend_from_slice(&source.mac);
+            frame.extend_from_slice(&[0x88, 0xb5, round]);
+            frame.resize(64 + usize::from(round) * 1200, round);
+            *expected.entry((to, frame.clone())).or_default() += 1;
+            world.send_frame(from, SegmentId::of(&source.segment), &VnetHeader::default(), &mut frame);
+        }
+    }
+}
+
+fn pairs(island: &BTreeSet<HostNumber>) -> Vec<(HostNumber, HostNumber)> {
+    island.iter().flat_map(|a| island.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b).collect()
+}
+
+fn hex(id: &EndpointId) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}

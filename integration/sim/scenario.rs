@@ -1,0 +1,322 @@
+//! Random meshes, random faults, and what is measured on them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+use weft_crypto::Ciphers;
+use weft_mesh::node::Event;
+use weft_mesh::records::{EndpointId, EndpointRecord};
+
+use super::model::Model;
+use super::null;
+use super::world::{HostNumber, Weather, World};
+
+/// A family of runs.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// How many hosts, chosen by the seed.
+    pub hosts: RangeInclusive<usize>,
+    /// Whether frames are really encrypted.
+    pub real_crypto: bool,
+    /// Faults, one after the other.
+    pub faults: usize,
+    /// How long the mesh may take to be right again after the last fault.
+    pub patience: Duration,
+    /// Whether frames are sent between all endpoints at the end.
+    pub check_frames: bool,
+}
+
+impl Scenario {
+    /// Meshes of 5 to 64 hosts with every kind of fault.
+    pub fn faults() -> Self {
+        Scenario { hosts: 5..=64, real_crypto: true, faults: 12, patience: Duration::from_secs(20), check_frames: true }
+    }
+
+    /// A random partial mesh of 100 hosts, which has five seconds.
+    pub fn hundred() -> Self {
+        Scenario {
+            hosts: 100..=100,
+            real_crypto: false,
+            faults: 6,
+            patience: Duration::from_secs(5),
+            check_frames: false,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Hosts in it.
+    pub hosts: usize,
+    /// From the last fault until everything was right.
+    pub convergence: Duration,
+    /// Hash over all that happened.
+    pub trace: u64,
+    /// Bytes a second that each host sent at rest.
+    pub idle_bytes_per_host: f64,
+    /// The faults, for people.
+    pub story: Vec<String>,
+}
+
+/// Runs one seed. Panics, with the seed, if something is wrong that must not be.
+pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
+    let guard = SeedGuard(seed);
+    let ciphers = if scenario.real_crypto { Ciphers::native(seed.is_multiple_of(2)) } else { null::ciphers() };
+    let mut world = World::new(seed, ciphers, true);
+    let mut drama =
+        Drama { model: Model::default(), story: Vec::new(), partition: Vec::new(), old_disks: BTreeMap::new() };
+    let count = world.rng.random_range(scenario.hosts.clone());
+    drama.raise(&mut world, count);
+    world.run_for(Duration::from_secs(5));
+    for _ in 0..scenario.faults {
+        drama.fault(&mut world);
+        let pause = world.rng.random_range(50..2000);
+        world.run_for(Duration::from_millis(pause));
+    }
+    drama.calm(&mut world);
+    let convergence = drama.await_rest(&mut world, scenario.patience);
+    if scenario.check_frames {
+        drama.model.check_frames(&mut world);
+    }
+    let before = world.bytes_sent;
+    world.run_for(Duration::from_secs(10));
+    if let Some(problem) = drama.model.problem(&world) {
+        panic!("it did not stay right: {problem}\n{}", drama.story.join("\n"));
+    }
+    let idle_bytes_per_host = (world.bytes_sent - before) as f64 / 10.0 / count as f64;
+    std::mem::forget(guard);
+    Outcome { hosts: count, convergence, trace: world.trace_hash(), idle_bytes_per_host, story: drama.story }
+}
+
+/// Prints the seed if the run panics.
+struct SeedGuard(u64);
+
+impl Drop for SeedGuard {
+    fn drop(&mut self) {
+        eprintln!("seed {}: run it again with: cargo run --release -p weft-bench -- sim --seed {}", self.0, self.0);
+    }
+}
+
+struct Drama {
+    model: Model,
+    story: Vec<String>,
+    partition: Vec<(HostNumber, HostNumber)>,
+    old_disks: BTreeMap<HostNumber, BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl Drama {
+    /// A random connected underlay; each host is told of its neighbours or they of it.
+    fn raise(&mut self, world: &mut World, count: usize) {
+        for _ in 0..count {
+            world.add_host();
+        }
+        // All linked with all is for small meshes; it grows with the square.
+        let densest = if count <= 24 { 1.0 } else { 0.1 };
+        let density = [0.0, 0.05, 0.2, densest][world.rng.random_range(0..4usize)];
+        for a in 0..count {
+            // A tree first, so that there is one island to start with.
+            let parent = if a > 0 { Some(world.rng.random_range(0..a)) } else { None };
+            for b in 0..a {
+                let joined = Some(b) == parent || world.rng.random_bool(density);
+                if joined {
+                    self.model.named.insert((b, a));
+                } else {
+                    world.cut(a, b);
+                }
+            }
+        }
+        for host in 0..count {
+            world.start(host);
+            self.model.running.insert(host);
+            self.name_peers(world, host);
+            let endpoints = world.rng.random_range(0..3);
+            (0..endpoints).for_each(|_| self.attach(world, host));
+        }
+    }
+
+    fn name_peers(&mut self, world: &mut World, host: HostNumber) {
+        let named: Vec<HostNumber> = self.model.named.iter().filter(|(_, b)| *b == host).map(|(a, _)| *a).collect();
+        world.connect(host, &named);
+    }
+
+    fn attach(&mut self, world: &mut World, host: HostNumber) {
+        let mut id: EndpointId = [0; 16];
+        world.rng.fill_bytes(&mut id);
+        let number = world.rng.next_u32();
+        let [a, b, c, d] = number.to_be_bytes();
+        let segment = ["red", "blue"][world.rng.random_range(0..2usize)].to_owned();
+        let record = EndpointRecord {
+            segment,
+            mac: [2, host as u8, a, b, c, d],
+            ips: vec![(IpAddr::from([10, 32 | (a & 15), b, c]), 12)],
+            names: vec![format!("web-{number}")],
+            healthy: true,
+        };
+        if !self.is_taken(&record) {
+            world.attach(host, id, record.clone());
+            self.model.endpoints.entry(host).or_default().insert(id, record);
+        }
+    }
+
+    fn is_taken(&self, record: &EndpointRecord) -> bool {
+        self.model.endpoints.values().flat_map(BTreeMap::values).any(|other| other.ips == record.ips)
+    }
+
+    fn fault(&mut self, world: &mut World) {
+        let host = world.rng.random_range(0..world.hosts.len());
+        let is_running = self.model.running.contains(&host);
+        let what = match world.rng.random_range(0..12) {
+            0 | 1 => self.toggle_wire(world),
+            2 if is_running => {
+                world.crash(host);
+                self.model.running.remove(&host);
+                format!("h{host} crashes")
+            }
+            3 if is_running => {
+                world.crash(host);
+                world.start(host);
+                format!("h{host} crashes and starts again")
+            }
+            4 => {
+                world.crash(host);
+                world.hosts[host].disk.clear();
+                self.model.endpoints.remove(&host);
+                self.restart(world, host);
+                format!("h{host} loses its state and starts again")
+            }
+            5 => {
+                let disk = world.hosts[host].disk.clone();
+                self.old_disks.entry(host).or_insert(disk);
+                format!("h{host}'s disk is copied")
+            }
+            6 if self.old_disks.contains_key(&host) => self.restore_disk(world, host),
+            7 => {
+                self.weather(world);
+                format!("the weather turns: {:?}", world.weather)
+            }
+            8 => self.part(world),
+            9 if is_running => {
+                self.attach(world, host);
+                format!("an endpoint comes to h{host}")
+            }
+            10 if is_running => self.detach(world, host),
+            _ if !is_running => {
+                self.restart(world, host);
+                format!("h{host} comes back")
+            }
+            _ => self.toggle_wire(world),
+        };
+        self.story.push(format!("{:?} {what}", world.now));
+    }
+
+    fn restart(&mut self, world: &mut World, host: HostNumber) {
+        world.start(host);
+        self.model.running.insert(host);
+        // Peers named on the command line are named again at each start.
+        self.name_peers(world, host);
+    }
+
+    fn restore_disk(&mut self, world: &mut World, host: HostNumber) -> String {
+        world.crash(host);
+        let disk = self.old_disks.remove(&host).unwrap_or_default();
+        let restored: Vec<EndpointId> =
+            disk.keys().filter_map(|key| key.strip_prefix(b"endpoint/")?.try_into().ok()).collect();
+        let attached = self.model.endpoints.entry(host).or_default();
+        attached.retain(|id, _| restored.contains(id));
+        // What was detached since is attached again: the old disk says so.
+        for id in restored {
+            if !attached.contains_key(&id)
+                && let Some(record) = disk.get(&[b"endpoint/".as_slice(), &id].concat())
+                && let Some(record) = weft_mesh::records::decode(record)
+            {
+                attached.insert(id, record);
+            }
+        }
+        world.hosts[host].disk = disk;
+        self.restart(world, host);
+        format!("h{host} starts again from an old disk")
+    }
+
+    fn toggle_wire(&mut self, world: &mut World) -> String {
+        let wires: Vec<(HostNumber, HostNumber)> = self.model.named.iter().copied().collect();
+        let (a, b) = wires[world.rng.random_range(0..wires.len())];
+        if world.is_cut(a, b) {
+            world.heal(a, b);
+            format!("h{a} - h{b} is mended")
+        } else {
+            world.cut(a, b);
+            format!("h{a} - h{b} is cut")
+        }
+    }
+
+    /// Cuts the mesh in two, or makes it whole.
+    fn part(&mut self, world: &mut World) -> String {
+        if !self.partition.is_empty() {
+            for (a, b) in std::mem::take(&mut self.partition) {
+                world.heal(a, b);
+            }
+            return "the partition heals".into();
+        }
+        let sides: Vec<bool> = (0..world.hosts.len()).map(|_| world.rng.random()).collect();
+        let crossing = self.model.named.iter().filter(|(a, b)| sides[*a] != sides[*b] && !world.is_cut(*a, *b));
+        self.partition = crossing.copied().collect();
+        for (a, b) in self.partition.clone() {
+            world.cut(a, b);
+        }
+        "the mesh is parted in two".into()
+    }
+
+    fn weather(&mut self, world: &mut World) {
+        let rng = &mut world.rng;
+        let longest = Duration::from_millis(rng.random_range(1..80));
+        world.weather = Weather {
+            loss: rng.random_range(0.0..0.3),
+            duplication: rng.random_range(0.0..0.2),
+            delay: (Duration::from_micros(100), longest),
+        };
+        world.publish_delay = Duration::from_millis(rng.random_range(0..30));
+    }
+
+    fn detach(&mut self, world: &mut World, host: HostNumber) -> String {
+        let first = self.model.endpoints.get_mut(&host).and_then(BTreeMap::pop_first);
+        match first {
+            Some((id, _)) => {
+                world.detach(host, id);
+                format!("an endpoint leaves h{host}")
+            }
+            None => format!("h{host} has no endpoint to lose"),
+        }
+    }
+
+    /// The last faults: good weather, and a random part of what is broken mended.
+    fn calm(&mut self, world: &mut World) {
+        world.weather = Weather::FAIR;
+        world.publish_delay = Duration::ZERO;
+        if world.rng.random() {
+            for (a, b) in std::mem::take(&mut self.partition) {
+                world.heal(a, b);
+            }
+        }
+        self.story.push(format!("{:?} calm", world.now));
+    }
+
+    fn await_rest(&self, world: &mut World, patience: Duration) -> Duration {
+        let start = world.now;
+        loop {
+            let Some(problem) = self.model.problem(world) else { return world.now.since(start) };
+            if world.now.since(start) >= patience {
+                panic!("not right {patience:?} after the last fault: {problem}\n{}", self.story.join("\n"));
+            }
+            world.run_for(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Whether a host said that its key is used twice.
+pub fn said_cloned(world: &World, host: HostNumber) -> usize {
+    world.hosts[host].events.iter().filter(|event| **event == Event::Cloned).count()
+}

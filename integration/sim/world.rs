@@ -1,0 +1,465 @@
+//! Hosts, the network between them, and the event heap.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use siphasher::sip::SipHasher13;
+use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+use weft_mesh::datapath::Datapath;
+use weft_mesh::egress::DropReason;
+use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Target};
+use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::snapshot::{Hashing, Snapshot};
+use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::SegmentId;
+
+/// A host's number: its place in [`World::hosts`].
+pub type HostNumber = usize;
+
+/// What the network does to datagrams on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Share lost.
+    pub loss: f64,
+    /// Share delivered twice.
+    pub duplication: f64,
+    /// Shortest and longest time on the way; what differs also reorders.
+    pub delay: (Duration, Duration),
+}
+
+impl Weather {
+    /// A quiet local network.
+    pub const FAIR: Weather =
+        Weather { loss: 0.0, duplication: 0.0, delay: (Duration::from_micros(100), Duration::from_micros(200)) };
+}
+
+/// A simulated host.
+pub struct Host {
+    /// Whose key it has.
+    pub seed: [u8; 32],
+    /// Where it is on the network.
+    pub address: SocketAddr,
+    /// Its node, while it runs.
+    pub node: Option<Node>,
+    /// What survives a crash.
+    pub disk: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What the data path works with: behind the node by the publication delay.
+    pub snapshot: Arc<Snapshot>,
+    /// Frames written to its TAPs.
+    pub delivered: Vec<(SegmentId, Vec<u8>)>,
+    /// What its data path dropped, and why.
+    pub dropped: BTreeMap<DropReason, u64>,
+    /// What it said for the log.
+    pub events: Vec<Event>,
+    path: Datapath,
+    life: u64,
+    timer: Time,
+    offloads: TapOffloads,
+}
+
+impl Host {
+    /// Its key.
+    pub fn peer_id(&self) -> PeerId {
+        Identity::from_seed(&self.seed).peer_id()
+    }
+
+    /// Its routing label.
+    pub fn label(&self) -> HostLabel {
+        self.peer_id().label()
+    }
+}
+
+/// Everything.
+pub struct World {
+    /// The time.
+    pub now: Time,
+    /// The hosts.
+    pub hosts: Vec<Host>,
+    /// What the network is like.
+    pub weather: Weather,
+    /// Longest time between a node's publication and its data path's use of it.
+    pub publish_delay: Duration,
+    /// All randomness but the nodes' own.
+    pub rng: ChaCha8Rng,
+    /// Pairs between which the network carries nothing.
+    pub cut: BTreeSet<(HostNumber, HostNumber)>,
+    /// Bytes of datagrams sent.
+    pub bytes_sent: u64,
+    ciphers: Ciphers,
+    discovery: bool,
+    queue: BinaryHeap<Reverse<Event_>>,
+    sequence: u64,
+    trace: SipHasher13,
+    by_address: BTreeMap<SocketAddr, HostNumber>,
+}
+
+struct Event_ {
+    at: Time,
+    sequence: u64,
+    what: What,
+}
+
+enum What {
+    Timer { host: HostNumber, life: u64 },
+    Deliver { host: HostNumber, from: SocketAddr, data: Vec<u8>, stride: usize },
+    Publish { host: HostNumber, life: u64, snapshot: Arc<Snapshot> },
+}
+
+impl PartialEq for Event_ {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.sequence) == (other.at, other.sequence)
+    }
+}
+impl Eq for Event_ {}
+impl PartialOrd for Event_ {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Event_ {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+/// The network secret of all simulated hosts.
+fn keyring() -> Keyring {
+    Keyring::parse("9f3c1d7ae85b40629f3c1d7ae85b40624e6d8a0c5b7f12e3").expect("a strong secret")
+}
+
+impl World {
+    /// An empty world. `discovery`: whether hosts link beyond the peers they are told of.
+    pub fn new(seed: u64, ciphers: Ciphers, discovery: bool) -> Self {
+        World {
+            // Not the epoch itself: "long ago" has to be in the past.
+            now: Time::ZERO + Duration::from_secs(1000),
+            hosts: Vec::new(),
+            weather: Weather::FAIR,
+            publish_delay: Duration::ZERO,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            cut: BTreeSet::new(),
+            bytes_sent: 0,
+            ciphers,
+            discovery,
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            trace: SipHasher13::new(),
+            by_address: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a host that is switched off.
+    pub fn add_host(&mut self) -> HostNumber {
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        self.add_host_with_key(seed)
+    }
+
+    /// Adds a host with a key that another may have, too.
+    pub fn add_host_with_key(&mut self, seed: [u8; 32]) -> HostNumber {
+        let number = self.hosts.len();
+        let ip = IpAddr::from([10, 1, (number / 250) as u8, (number % 250 + 1) as u8]);
+        let address = SocketAddr::new(ip, 6783);
+        let label = Identity::from_seed(&seed).peer_id().label();
+        let full = TapOffloads { checksum: true, tcp: true, udp: true };
+        let offloads = if self.rng.random() { full } else { TapOffloads::NONE };
+        self.hosts.push(Host {
+            seed,
+            address,
+            node: None,
+            disk: BTreeMap::new(),
+            snapshot: Arc::new(Snapshot::empty(label, Hashing(0, 0))),
+            delivered: Vec::new(),
+            dropped: BTreeMap::new(),
+            events: Vec::new(),
+            path: Datapath::new(64),
+            life: 0,
+            timer: Time::ZERO,
+            offloads,
+        });
+        self.by_address.insert(address, number);
+        number
+    }
+
+    /// Switches a host on; it finds on its disk what it left there.
+    pub fn start(&mut self, number: HostNumber) {
+        let mut entropy = [0; 32];
+        self.rng.fill_bytes(&mut entropy);
+        let host = &mut self.hosts[number];
+        host.life += 1;
+        host.path = Datapath::new(64);
+        host.snapshot = Arc::new(Snapshot::empty(host.label(), Hashing(0, 0)));
+        let config = Config {
+            identity: Identity::from_seed(&host.seed),
+            name: format!("h{number}"),
+            keyring: keyring(),
+            ciphers: self.ciphers.clone(),
+            underlay_mtu: 1500,
+            port: host.address.port(),
+            discovery: self.discovery,
+            grace: Duration::from_secs(3600),
+            restored: host.disk.clone().into_iter().collect(),
+        };
+        host.node = Some(Node::new(config, entropy, self.now));
+        let addresses = vec![host.address.ip()];
+        self.command(number, Command::SetAddresses(addresses));
+    }
+
+    /// Switches a host off, without warning.
+    pub fn crash(&mut self, number: HostNumber) {
+        let host = &mut self.hosts[number];
+        host.node = None;
+        host.life += 1;
+    }
+
+    /// Names peers to a host.
+    pub fn connect(&mut self, number: HostNumber, peers: &[HostNumber]) {
+        let target =
+            |peer: &HostNumber| Target { name: format!("h{peer}"), addresses: vec![self.hosts[*peer].address] };
+        let targets = peers.iter().map(target).collect();
+        self.command(number, Command::Connect(targets));
+    }
+
+    /// Attaches an endpoint; panics if the node refuses.
+    pub fn attach(&mut self, number: HostNumber, id: EndpointId, record: EndpointRecord) {
+        self.command(number, Command::Attach(id, record));
+    }
+
+    /// Detaches an endpoint.
+    pub fn detach(&mut self, number: HostNumber, id: EndpointId) {
+        self.command(number, Command::Detach(id));
+    }
+
+    /// Lets nothing pass between two hosts from now on.
+    pub fn cut(&mut self, a: HostNumber, b: HostNumber) {
+        self.cut.insert((a.min(b), a.max(b)));
+    }
+
+    /// Lets everything pass again.
+    pub fn heal(&mut self, a: HostNumber, b: HostNumber) {
+        self.cut.remove(&(a.min(b), a.max(b)));
+    }
+
+    /// Whether the network carries anything between two hosts.
+    pub fn is_cut(&self, a: HostNumber, b: HostNumber) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// A frame leaves a container on a host.
+    pub fn send_frame(&mut self, number: HostNumber, segment: SegmentId, vnet: &VnetHeader, frame: &mut [u8]) {
+        let host = &mut self.hosts[number];
+        let snapshot = host.snapshot.clone();
+        let mut sink = HostSink::new(host.offloads);
+        host.path.frame(&snapshot, segment, vnet, frame, self.now, &mut sink);
+        self.carry_out(number, sink);
+    }
+
+    /// A datagram from nowhere in particular arrives at a host.
+    pub fn inject(&mut self, number: HostNumber, from: SocketAddr, data: Vec<u8>) {
+        let stride = data.len().max(1);
+        self.deliver(number, from, data, stride);
+    }
+
+    /// Runs until the time has come.
+    pub fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.queue.peek().is_some_and(|Reverse(event)| event.at <= end) {
+            let Some(Reverse(event)) = self.queue.pop() else { break };
+            self.now = event.at;
+            self.step(event.what);
+        }
+        self.now = end;
+    }
+
+    /// A hash over all that happened: equal for equal runs.
+    pub fn trace_hash(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    fn step(&mut self, what: What) {
+        self.trace.write_u64(self.now.as_nanos());
+        match what {
+            What::Timer { host, life } => {
+                let due = self.hosts[host].life == life && self.hosts[host].timer <= self.now;
+                if due && self.hosts[host].node.is_some() {
+                    self.trace.write_u64(host as u64);
+                    self.hosts[host].timer = Time::from_nanos(u64::MAX);
+                    self.input(host, Input::Timeout);
+                }
+            }
+            What::Deliver { host, from, data, stride } => {
+                self.trace.write(&data);
+                self.deliver(host, from, data, stride);
+            }
+            What::Publish { host, life, snapshot } => {
+                if self.hosts[host].life == life {
+                    self.hosts[host].snapshot = snapshot;
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, number: HostNumber, from: SocketAddr, mut data: Vec<u8>, stride: usize) {
+        let host = &mut self.hosts[number];
+        if host.node.is_none() {
+            return;
+        }
+        let snapshot = host.snapshot.clone();
+        let mut sink = HostSink::new(host.offloads);
+        host.path.datagrams(&snapshot, self.now, &mut [RxBuffer { from, data: &mut data, stride }], &mut sink);
+        self.carry_out(number, sink);
+    }
+
+    /// Does what a worker does with the results of a batch.
+    fn carry_out(&mut self, number: HostNumber, sink: HostSink) {
+        let host = &mut self.hosts[number];
+        for reason in sink.dropped {
+            *host.dropped.entry(reason).or_default() += 1;
+        }
+        for (segment, frame) in sink.frames {
+            host.delivered.push((segment, frame));
+        }
+        let runs: Vec<(SocketAddr, Vec<u8>, usize)> =
+            host.path.sender.batch.runs().map(|(run, bytes)| (run.to, bytes.to_vec(), run.stride)).collect();
+        host.path.sender.batch.clear();
+        for (to, data, stride) in runs.into_iter().chain(sink.relayed) {
+            self.transmit(number, to, data, stride);
+        }
+        for punt in sink.punts {
+            if self.hosts[number].node.is_some() {
+                self.input(number, Input::Punt(punt));
+            }
+        }
+    }
+
+    fn command(&mut self, number: HostNumber, command: Command) {
+        self.input(number, Input::Command(0, command));
+    }
+
+    fn input(&mut self, number: HostNumber, input: Input) {
+        let now = self.now;
+        let Some(node) = &mut self.hosts[number].node else { return };
+        node.handle_input(now, input);
+        let mut outputs = 0;
+        loop {
+            outputs += 1;
+            assert!(outputs < 50_000, "the queues of h{number} grow without bound");
+            let Some(node) = &mut self.hosts[number].node else { return };
+            match node.poll_output() {
+                Output::Timeout(at, why) => {
+                    assert!(at >= now, "h{number} wants to be woken in the past, for {why}: {at:?} at {now:?}");
+                    self.set_timer(number, at);
+                    return;
+                }
+                output => self.carry_out_output(number, output),
+            }
+        }
+    }
+
+    fn carry_out_output(&mut self, number: HostNumber, output: Output) {
+        match output {
+            Output::Transmit { to, data, stride } => self.transmit(number, to, data, stride),
+            Output::Tap { segment, frame, .. } => self.hosts[number].delivered.push((segment, frame)),
+            Output::Publish(snapshot) => {
+                let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
+                let life = self.hosts[number].life;
+                let at = self.now + Duration::from_nanos(delay);
+                if delay == 0 {
+                    self.hosts[number].snapshot = snapshot;
+                } else {
+                    self.schedule(at, What::Publish { host: number, life, snapshot });
+                }
+            }
+            Output::Reply(_, reply) => {
+                let reply = reply.map(drop);
+                assert!(reply.is_ok(), "h{number} refused a command: {reply:?}");
+            }
+            Output::Persist { key, value } => {
+                let disk = &mut self.hosts[number].disk;
+                match value {
+                    Some(value) => disk.insert(key, value),
+                    None => disk.remove(&key),
+                };
+            }
+            Output::Event(event) => self.hosts[number].events.push(event),
+            Output::Timeout(..) => {}
+        }
+    }
+
+    fn set_timer(&mut self, number: HostNumber, at: Time) {
+        let host = &mut self.hosts[number];
+        if at < host.timer || host.timer <= self.now {
+            host.timer = at;
+            let life = host.life;
+            self.schedule(at, What::Timer { host: number, life });
+        }
+    }
+
+    fn schedule(&mut self, at: Time, what: What) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Event_ { at, sequence: self.sequence, what }));
+    }
+
+    /// Puts a run on the network; each of its datagrams has its own fate.
+    fn transmit(&mut self, from: HostNumber, to: SocketAddr, data: Vec<u8>, stride: usize) {
+        let Some(host) = self.by_address.get(&to).copied() else { return };
+        let source = self.hosts[from].address;
+        self.bytes_sent += data.len() as u64;
+        if self.is_cut(from, host) || from == host {
+            return;
+        }
+        let Weather { loss, duplication, delay: (shortest, longest) } = self.weather;
+        for datagram in data.chunks(stride.max(1)) {
+            let copies = if self.rng.random_bool(duplication) { 2 } else { 1 };
+            for _ in 0..copies {
+                if self.rng.random_bool(loss) {
+                    continue;
+                }
+                let delay = self.rng.random_range(shortest.as_nanos() as u64..=longest.as_nanos() as u64);
+                let at = self.now + Duration::from_nanos(delay);
+                let (data, stride) = (datagram.to_vec(), datagram.len());
+                self.schedule(at, What::Deliver { host, from: source, data, stride });
+            }
+        }
+    }
+}
+
+/// Collects a batch's results.
+struct HostSink {
+    offloads: TapOffloads,
+    frames: Vec<(SegmentId, Vec<u8>)>,
+    relayed: Vec<(SocketAddr, Vec<u8>, usize)>,
+    punts: Vec<Punt>,
+    dropped: Vec<DropReason>,
+}
+
+impl HostSink {
+    fn new(offloads: TapOffloads) -> Self {
+        HostSink { offloads, frames: Vec::new(), relayed: Vec::new(), punts: Vec::new(), dropped: Vec::new() }
+    }
+}
+
+impl Sink for HostSink {
+    fn offloads(&self, _: SegmentId) -> TapOffloads {
+        self.offloads
+    }
+    fn to_tap(&mut self, segment: SegmentId, _: &VnetHeader, parts: &[&[u8]]) {
+        self.frames.push((segment, parts.concat()));
+    }
+    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+        self.relayed.push((to, datagrams.to_vec(), stride));
+    }
+    fn punt(&mut self, punt: Punt) {
+        self.punts.push(punt);
+    }
+    fn dropped(&mut self, reason: DropReason) {
+        self.dropped.push(reason);
+    }
+}
