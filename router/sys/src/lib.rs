@@ -1,1 +1,48 @@
+//! Ethernet in and out of the kernel: one trait, three ways.
+//!
+//! - [`FastTap`]: a TAP with `IFF_VNET_HDR` and offloads; super-frames of up to 64 KB cross in one call.
+//! - [`BasicTap`]: the tun-tap crate's TAP; one plain frame a call, for kernels and sandboxes that allow no more,
+//!   and as the yardstick in tests.
+//! - [`PacketPort`]: a packet socket on one end of a veth pair, for users who may not open `/dev/net/tun`.
+//!
+//! All system calls of weft that need `unsafe` are in this crate.
 
+mod basic;
+mod fast;
+mod packet;
+mod sys;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+pub use basic::BasicTap;
+pub use fast::FastTap;
+pub use packet::PacketPort;
+use weft_mesh::ingress::TapOffloads;
+use weft_mesh::vnet::VnetHeader;
+
+/// The device that TAPs are made from.
+pub const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// A non-blocking source and sink of Ethernet frames.
+pub trait TapIo: Send {
+    /// The descriptor to wait on.
+    fn fd(&self) -> RawFd;
+
+    /// What [`TapIo::write`] takes.
+    fn offloads(&self) -> TapOffloads;
+
+    /// Reads one frame or super-frame into `buffer` (at least [`weft_mesh::frame::MAX_FRAME`] bytes) and returns its
+    /// length. [`io::ErrorKind::WouldBlock`]: there is none; any other error: the interface is gone.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<(VnetHeader, usize)>;
+
+    /// Writes one frame or super-frame, given in parts. [`io::ErrorKind::WouldBlock`]: the kernel has no room, the
+    /// frame is lost.
+    fn write(&mut self, vnet: &VnetHeader, parts: &[&[u8]]) -> io::Result<()>;
+}
+
+impl AsRawFd for dyn TapIo {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd()
+    }
+}

@@ -10,8 +10,6 @@ use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 use crate::ingress::Punt;
 use crate::records::{EndpointId, EndpointRecord};
 use crate::snapshot::Snapshot;
-use crate::vnet::VnetHeader;
-use crate::wire::SegmentId;
 
 /// How a node is set up.
 pub struct Config {
@@ -87,15 +85,6 @@ pub enum Output {
         data: Vec<u8>,
         /// Size of each datagram but the last.
         stride: usize,
-    },
-    /// Write a frame to a segment's TAP.
-    Tap {
-        /// The segment.
-        segment: SegmentId,
-        /// How it is to be understood.
-        vnet: VnetHeader,
-        /// The frame.
-        frame: Vec<u8>,
     },
     /// The data path is to work with this from now on.
     Publish(Arc<Snapshot>),

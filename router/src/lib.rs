@@ -1,0 +1,21 @@
+//! The binary `weft`: the shell around the mesh node.
+//!
+//! A frame's way: [`worker`] reads it from the TAP, the mesh crate decides and seals, the worker sends it. A command's
+//! way: [`cli`] → [`client`] → unix socket → [`control`] → [`engine`] (which owns the node) and [`attachments`].
+
+pub mod attachments;
+pub mod cli;
+pub mod client;
+pub mod control;
+pub mod demo;
+pub mod engine;
+pub mod error;
+pub mod lab;
+pub mod netlink;
+pub mod options;
+pub mod state;
+pub mod status;
+pub mod taps;
+pub mod target;
+pub mod udp;
+pub mod worker;

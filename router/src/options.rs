@@ -1,0 +1,285 @@
+//! How a router is told to run: flags, then the environment, then the configuration file, then defaults.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use weft_mesh::records;
+
+use crate::error::{Doing, Failure, Result};
+use crate::netlink::{Prefix, network};
+use crate::state::SecretSource;
+
+/// The port that routers listen on.
+pub const DEFAULT_PORT: u16 = 6783;
+/// The control socket, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/weft/weft.sock";
+
+/// How frames get in and out of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TapMode {
+    /// A TAP with offloads: super-frames of up to 64 KB.
+    Fast,
+    /// A plain TAP.
+    Basic,
+    /// A packet socket, for users who may not open /dev/net/tun.
+    Packet,
+}
+
+/// The options of `launch`, as flags, environment or file give them.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LaunchArgs {
+    /// Hosts to link to: host, ip or [ip6], each with an optional :port
+    #[serde(skip)]
+    pub peers: Vec<String>,
+    /// Read options from this TOML file
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Nickname; default: the host name
+    #[arg(long, env = "WEFT_NAME")]
+    pub name: Option<String>,
+    /// The network's secret(s), one a line, the first used first
+    #[arg(long, env = "WEFT_SECRET_FILE", value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// UDP address to listen on; default [::]:6783, both families
+    #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Identity key and store; default /var/lib/weft
+    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// IPv4 addresses for containers; default 10.32.0.0/12
+    #[arg(long, env = "WEFT_RANGE", value_name = "CIDR")]
+    pub range: Option<Cidr>,
+    /// Containers' MTU; default: found from the underlay
+    #[arg(long, env = "WEFT_MTU")]
+    pub mtu: Option<usize>,
+    /// Link only to the peers named
+    #[arg(long, env = "WEFT_NO_DISCOVERY")]
+    pub no_discovery: bool,
+    /// How frames get in and out of the kernel; default fast
+    #[arg(long, env = "WEFT_TAP")]
+    pub tap: Option<TapMode>,
+    /// Domain of container names; default weft.internal
+    #[arg(long, env = "WEFT_DNS_DOMAIN", value_name = "NAME")]
+    pub dns_domain: Option<String>,
+    /// Join without a secret: anyone may
+    #[arg(long, env = "WEFT_INSECURE")]
+    pub insecure: bool,
+    /// The engine that knows containers by name; default /var/run/docker.sock
+    #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE")]
+    pub docker_socket: Option<PathBuf>,
+    /// Packet workers; default: one per core
+    #[arg(long, env = "WEFT_WORKERS")]
+    pub workers: Option<usize>,
+    /// The least that is logged: error, warn, info, debug or trace
+    #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Log in JSON, an object a line
+    #[arg(long, env = "WEFT_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// A network prefix, as `ADDR/LEN`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cidr(pub Prefix);
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (ip, length) = text.split_once('/').ok_or("it takes ADDR/LEN")?;
+        let ip: IpAddr = ip.parse().map_err(|_| format!("{ip} is no address"))?;
+        let length: u8 = length.parse().map_err(|_| format!("{length} is no prefix length"))?;
+        if length > if ip.is_ipv4() { 32 } else { 128 } {
+            return Err(format!("/{length} is too long"));
+        }
+        Ok(Cidr((ip, length)))
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.0.0, self.0.1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The options, complete.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Hosts to link to.
+    pub peers: Vec<String>,
+    /// Nickname.
+    pub name: String,
+    /// Where the secrets come from.
+    pub secrets: SecretSource,
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// Identity key and store.
+    pub state_dir: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Addresses for containers.
+    pub range: Cidr,
+    /// Containers' MTU, if given.
+    pub mtu: Option<usize>,
+    /// Whether to link to hosts not named.
+    pub discovery: bool,
+    /// How frames get in and out.
+    pub tap: TapMode,
+    /// Domain of container names.
+    pub dns_domain: String,
+    /// The engine's socket.
+    pub docker_socket: PathBuf,
+    /// Packet workers.
+    pub workers: usize,
+}
+
+impl LaunchArgs {
+    /// Fills in from the configuration file what flags and environment left open.
+    pub fn with_file(mut self) -> Result<Self> {
+        let Some(path) = self.config.clone() else { return Ok(self) };
+        let what = || format!("cannot use the configuration file {}", path.display());
+        let text = std::fs::read_to_string(&path).doing(what)?;
+        let file: LaunchArgs = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            Failure::Usage(format!("{}, line {line}: {}", what(), error.message()))
+        })?;
+        self.name = self.name.or(file.name);
+        self.secret_file = self.secret_file.or(file.secret_file);
+        self.listen = self.listen.or(file.listen);
+        self.state_dir = self.state_dir.or(file.state_dir);
+        self.range = self.range.or(file.range);
+        self.mtu = self.mtu.or(file.mtu);
+        self.no_discovery |= file.no_discovery;
+        self.tap = self.tap.or(file.tap);
+        self.dns_domain = self.dns_domain.or(file.dns_domain);
+        self.insecure |= file.insecure;
+        self.docker_socket = self.docker_socket.or(file.docker_socket);
+        self.workers = self.workers.or(file.workers);
+        self.log_level = self.log_level.or(file.log_level);
+        self.log_json |= file.log_json;
+        Ok(self)
+    }
+
+    /// Checks the options and fills in the defaults.
+    pub fn resolve(self, socket: &Path) -> Result<Options> {
+        let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let name = self.name.or_else(host_name).unwrap_or_else(|| "host".into());
+        if !records::is_name(&name) {
+            return Err(Failure::Usage(format!(
+                "{name} cannot be a nickname: 1 to 63 letters, digits, '-', '_' or '.'; choose one with --name"
+            )));
+        }
+        if self.mtu.is_some_and(|mtu| !(weft_mesh::wire::MIN_MTU..=65_000).contains(&mtu)) {
+            return Err(Failure::Usage("--mtu takes 1280 to 65000".into()));
+        }
+        let range = self.range.unwrap_or(Cidr((IpAddr::from([10, 32, 0, 0]), 12)));
+        if !range.0.0.is_ipv4() || network(range.0) != range.0.0 || !(8..=29).contains(&range.0.1) {
+            return Err(Failure::Usage("--range takes an IPv4 network of /8 to /29, such as 10.32.0.0/12".into()));
+        }
+        let text = std::env::var("WEFT_SECRET").ok();
+        let secrets = match (self.secret_file, text, self.insecure) {
+            (Some(file), _, _) => SecretSource::File(file),
+            (None, Some(text), _) => SecretSource::Text(text),
+            (None, None, true) => SecretSource::Insecure,
+            (None, None, false) => {
+                return Err(Failure::Usage(
+                    "no secret: make one with 'weft secret new > FILE; chmod 600 FILE' and give it to each host with \
+                     --secret-file FILE (or say --insecure: anyone may join)"
+                        .into(),
+                ));
+            }
+        };
+        for peer in &self.peers {
+            parse_peer(peer)?;
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Options {
+            peers: self.peers,
+            name,
+            secrets,
+            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([0u16; 8], DEFAULT_PORT))),
+            state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
+            socket: socket.to_owned(),
+            range,
+            mtu: self.mtu,
+            discovery: !self.no_discovery,
+            tap: self.tap.unwrap_or(TapMode::Fast),
+            dns_domain: self.dns_domain.unwrap_or_else(|| "weft.internal".into()),
+            docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
+            workers: self.workers.unwrap_or(cores).clamp(1, 64),
+        })
+    }
+}
+
+/// Splits `host`, `ip`, `[ip6]`, each with an optional `:port`.
+pub fn parse_peer(text: &str) -> Result<(String, u16)> {
+    let bad = || Failure::Usage(format!("{text} is no peer: it takes host, ip or [ip6], each with an optional :port"));
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok((ip.to_string(), DEFAULT_PORT));
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok((address.ip().to_string(), address.port()));
+    }
+    if let Some(ip) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return ip.parse::<std::net::Ipv6Addr>().map(|ip| (ip.to_string(), DEFAULT_PORT)).map_err(|_| bad());
+    }
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, port.parse().map_err(|_| bad())?),
+        None => (text, DEFAULT_PORT),
+    };
+    let is_host = !host.is_empty()
+        && host.len() <= 253
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
+    if is_host && port != 0 { Ok((host.to_owned(), port)) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_come_in_four_shapes() {
+        let ok = |text: &str, host: &str, port| assert_eq!(parse_peer(text).unwrap(), (host.to_owned(), port), "{text}");
+        ok("node1", "node1", 6783);
+        ok("node1.example:99", "node1.example", 99);
+        ok("10.0.0.1", "10.0.0.1", 6783);
+        ok("10.0.0.1:7", "10.0.0.1", 7);
+        ok("fd00::1", "fd00::1", 6783);
+        ok("[fd00::1]", "fd00::1", 6783);
+        ok("[fd00::1]:9", "fd00::1", 9);
+        for bad in ["", ":1", "a b", "host:0", "host:x", "[fd00::1", "host:70000"] {
+            assert!(parse_peer(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_refused_in_one_line() {
+        let refused = |args: LaunchArgs| args.resolve(Path::new("/x")).err().map(|error| error.to_string());
+        let base = || LaunchArgs { insecure: true, name: Some("a".into()), ..LaunchArgs::default() };
+        assert_eq!(refused(base()), None);
+        let range = |text: &str| LaunchArgs { range: Some(text.parse().unwrap()), ..base() };
+        for bad in [
+            LaunchArgs { insecure: false, ..base() },
+            LaunchArgs { mtu: Some(500), ..base() },
+            LaunchArgs { name: Some("a b".into()), ..base() },
+            LaunchArgs { peers: vec!["a:b:c".into()], ..base() },
+            range("10.32.0.1/12"),
+            range("fd00::/8"),
+        ] {
+            let message = refused(bad.clone());
+            assert!(message.as_ref().is_some_and(|message| !message.contains('\n')), "{bad:?}: {message:?}");
+        }
+    }
+}

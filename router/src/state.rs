@@ -1,0 +1,228 @@
+//! What is on disk: the identity key, the secrets, and the store.
+
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use weft_crypto::{Identity, Keyring, Secret};
+
+use crate::error::{Doing, Failure, Result};
+
+/// One table of bytes: keys are the node's and the attachments'.
+const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("weft");
+const STORE_CACHE: usize = 1 << 20;
+/// The largest secret file that is read.
+const MAX_SECRET_FILE: u64 = 64 * 1024;
+
+/// Fresh random bytes from the operating system.
+pub fn entropy() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    SysRng.try_fill_bytes(&mut bytes).doing(|| "cannot get random bytes from the system".into())?;
+    Ok(bytes)
+}
+
+/// Makes the state directory if it is not there, and checks that it is ours alone.
+pub fn open_dir(dir: &Path) -> Result<()> {
+    let what = || format!("cannot use the state directory {}", dir.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).doing(what)?;
+    let metadata = fs::metadata(dir).doing(what)?;
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        let owner = metadata.uid();
+        return Err(Failure::new(format!("{}: it belongs to user {owner}; choose another with --state-dir", what())));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(Failure::new(format!("{}: others may write to it; chmod 700 it", what())));
+    }
+    Ok(())
+}
+
+/// The host's identity; made at the first start.
+pub fn identity(dir: &Path) -> Result<Identity> {
+    let path = dir.join("identity");
+    let what = || format!("cannot use the identity key {}", path.display());
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.mode() & 0o077 != 0 => {
+            Err(Failure::new(format!("{}: others may read it; chmod 600 it", what())))
+        }
+        Ok(_) => {
+            let text = fs::read_to_string(&path).doing(what)?;
+            let seed = unhex(text.trim()).ok_or_else(|| {
+                Failure::new(format!("{}: it is damaged; restore it, or move it away to become a new host", what()))
+            })?;
+            Ok(Identity::from_seed(&seed))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let identity = Identity::from_seed(&entropy()?);
+            let text: String = identity.seed().iter().map(|byte| format!("{byte:02x}")).collect();
+            // Written beside and renamed, so that a crash leaves no half key.
+            let fresh = path.with_extension("new");
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).doing(what)?;
+            file.set_permissions(Permissions::from_mode(0o600)).doing(what)?;
+            writeln!(file, "{text}").and_then(|()| file.sync_all()).doing(what)?;
+            fs::rename(&fresh, &path).doing(what)?;
+            Ok(identity)
+        }
+        Err(error) => Err(error).doing(what),
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    // The text form of a key is the text form of a peer id: 64 hex digits.
+    text.parse::<weft_crypto::PeerId>().ok().map(|id| id.0)
+}
+
+/// Where the network's secrets come from.
+#[derive(Clone, Debug)]
+pub enum SecretSource {
+    /// A file, read again on reload.
+    File(PathBuf),
+    /// The environment.
+    Text(String),
+    /// Anyone may join.
+    Insecure,
+}
+
+impl SecretSource {
+    /// Reads the secrets.
+    pub fn read(&self) -> Result<Keyring> {
+        match self {
+            SecretSource::File(path) => {
+                let what = || format!("cannot use the secret file {}", path.display());
+                let metadata = fs::metadata(path).doing(what)?;
+                if metadata.mode() & 0o007 != 0 {
+                    return Err(Failure::new(format!("{}: everybody may read it; chmod 600 it", what())));
+                }
+                if metadata.len() > MAX_SECRET_FILE {
+                    return Err(Failure::new(format!("{}: it is over {MAX_SECRET_FILE} bytes", what())));
+                }
+                let text = fs::read_to_string(path).doing(what)?;
+                Keyring::parse(&text).doing(what)
+            }
+            SecretSource::Text(text) => Keyring::parse(text).doing(|| "cannot use WEFT_SECRET".into()),
+            SecretSource::Insecure => Ok(Keyring::insecure()),
+        }
+    }
+}
+
+/// A fresh network secret, as text.
+pub fn new_secret() -> Result<String> {
+    Ok(Secret::generate(&entropy()?))
+}
+
+/// The crash-safe store.
+pub struct Store {
+    database: Database,
+}
+
+/// A change to the store: a key, and its value or none.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
+impl Store {
+    /// Opens or makes the store in a state directory.
+    pub fn open(dir: &Path) -> Result<Store> {
+        let path = dir.join("store.redb");
+        let result = redb::Builder::new().set_cache_size(STORE_CACHE).create(&path);
+        let database = result.map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                Failure::new(format!("another router uses {}; stop it, or choose another --state-dir", dir.display()))
+            }
+            error => Failure::new(format!(
+                "the store {} cannot be opened: {error}; move it away to start without what was remembered",
+                path.display()
+            )),
+        })?;
+        let store = Store { database };
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
+        store.write(&[])?;
+        Ok(store)
+    }
+
+    /// All that is kept.
+    pub fn read(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let what = || "cannot read the store; move it away to start without what was remembered".to_owned();
+        let table = self.database.begin_read().doing(what)?.open_table(TABLE).doing(what)?;
+        let mut all = Vec::new();
+        for entry in table.iter().doing(what)? {
+            let (key, value) = entry.doing(what)?;
+            all.push((key.value().to_vec(), value.value().to_vec()));
+        }
+        Ok(all)
+    }
+
+    /// Makes changes, all or none; they survive a crash once this returns.
+    pub fn write(&self, changes: &[Change]) -> Result<()> {
+        let what = || "cannot write the store; is the disk full?".to_owned();
+        let transaction = self.database.begin_write().doing(what)?;
+        {
+            let mut table = transaction.open_table(TABLE).doing(what)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => drop(table.insert(key.as_slice(), value.as_slice()).doing(what)?),
+                    None => drop(table.remove(key.as_slice()).doing(what)?),
+                }
+            }
+        }
+        transaction.commit().doing(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("weft-state-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        open_dir(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_identity_is_made_once_and_kept_private() {
+        let dir = dir("identity");
+        let first = identity(&dir).unwrap().peer_id();
+        assert_eq!(identity(&dir).unwrap().peer_id(), first);
+        let path = dir.join("identity");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(identity(&dir).err().unwrap().to_string().contains("chmod 600"));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "junk").unwrap();
+        assert!(identity(&dir).err().unwrap().to_string().contains("damaged"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_store_keeps_what_it_was_told_and_a_corrupt_one_is_said_to_be() {
+        let dir = dir("store");
+        let store = Store::open(&dir).unwrap();
+        assert!(Store::open(&dir).err().unwrap().to_string().contains("another router"));
+        store.write(&[(b"a".to_vec(), Some(b"1".to_vec())), (b"b".to_vec(), Some(b"2".to_vec()))]).unwrap();
+        store.write(&[(b"a".to_vec(), None)]).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&dir).unwrap().read().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
+        fs::write(dir.join("store.redb"), vec![7; 9000]).unwrap();
+        assert!(Store::open(&dir).err().unwrap().to_string().contains("move it away"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn secret_files_are_checked() {
+        let dir = dir("secret");
+        let path = dir.join("secret");
+        let source = SecretSource::File(path.clone());
+        assert!(source.read().is_err());
+        fs::write(&path, new_secret().unwrap()).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(source.read().unwrap_err().to_string().contains("chmod 600"));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(source.read().unwrap().secrets().len(), 1);
+        fs::write(&path, "hunter2").unwrap();
+        assert!(source.read().unwrap_err().to_string().contains("bits"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

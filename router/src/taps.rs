@@ -1,0 +1,124 @@
+//! A segment on this host: a Linux bridge, and the interface between it and the workers.
+
+use std::collections::BTreeMap;
+
+use weft_mesh::wire::SegmentId;
+use weft_sys::{BasicTap, FastTap, PacketPort, TUN_DEVICE, TapIo};
+
+use crate::error::{Failure, Result};
+use crate::netlink::in_namespace;
+use crate::options::TapMode;
+use crate::worker::Worker;
+
+/// The segments of this host and the workers that serve them.
+pub struct Segments {
+    mode: TapMode,
+    mtu: usize,
+    workers: Vec<Worker>,
+    open: BTreeMap<SegmentId, u32>,
+}
+
+/// The bridge of a segment.
+pub fn bridge_name(segment: SegmentId) -> String {
+    format!("weft{}", short(segment))
+}
+
+fn tap_name(segment: SegmentId) -> String {
+    format!("wt{}", short(segment))
+}
+
+fn short(segment: SegmentId) -> String {
+    format!("{segment:?}")[..10].to_owned()
+}
+
+impl Segments {
+    /// No segment yet.
+    pub fn new(mode: TapMode, mtu: usize, workers: Vec<Worker>) -> Self {
+        Segments { mode, mtu, workers, open: BTreeMap::new() }
+    }
+
+    /// The containers' MTU.
+    pub fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// Indices of the bridges.
+    pub fn bridges(&self) -> Vec<u32> {
+        self.open.values().copied().collect()
+    }
+
+    /// Makes sure that a segment is there; returns the index of its bridge.
+    pub fn open(&mut self, segment: SegmentId) -> Result<u32> {
+        if let Some(bridge) = self.open.get(&segment) {
+            return Ok(*bridge);
+        }
+        let (bridge, tap) = (bridge_name(segment), tap_name(segment));
+        let (mtu, mode, port) = (self.mtu as u32, self.mode, format!("wp{}", short(segment)));
+        let name = bridge.clone();
+        let index = in_namespace(None, async move |net| net.bridge(&name, mtu).await)?;
+        let queues = match self.open_port(&tap, &port) {
+            Ok(queues) => queues,
+            Err(error) => {
+                in_namespace(None, async move |net| net.delete(&bridge).await)?;
+                return Err(error);
+            }
+        };
+        in_namespace(None, async move |net| {
+            let link = net.index(&tap).await?;
+            net.set_mtu(link, mtu).await?;
+            net.set_master(link, index).await?;
+            net.set_up(link, &tap).await?;
+            if mode == TapMode::Packet {
+                let far = net.index(&port).await?;
+                net.set_mtu(far, mtu).await?;
+                net.set_up(far, &port).await?;
+            }
+            Ok(())
+        })?;
+        for (worker, queue) in self.workers.iter().zip(queues) {
+            worker.add(segment, queue);
+        }
+        self.open.insert(segment, index);
+        Ok(index)
+    }
+
+    /// Takes a segment away; its bridge goes too if nothing else is in it.
+    pub fn close(&mut self, segment: SegmentId) -> Result<()> {
+        if self.open.remove(&segment).is_none() {
+            return Ok(());
+        }
+        self.workers.iter().for_each(|worker| worker.remove(segment));
+        let (bridge, port) = (bridge_name(segment), format!("wp{}", short(segment)));
+        in_namespace(None, async move |net| {
+            net.delete(&port).await?;
+            net.delete(&bridge).await
+        })
+    }
+
+    fn open_port(&self, tap: &str, port: &str) -> Result<Vec<Box<dyn TapIo>>> {
+        fn boxed(tap: impl TapIo + 'static) -> Box<dyn TapIo> {
+            Box::new(tap)
+        }
+        let taps = match self.mode {
+            TapMode::Fast => FastTap::open(tap, self.workers.len()).map(|taps| taps.into_iter().map(boxed).collect()),
+            TapMode::Basic => BasicTap::open(tap).map(|tap| vec![boxed(tap)]),
+            TapMode::Packet => {
+                let (near, far) = (tap.to_owned(), port.to_owned());
+                in_namespace(None, async move |net| {
+                    net.delete(&near).await?;
+                    net.veth(&near, &far).await
+                })?;
+                PacketPort::open(port).map(|port| vec![boxed(port)])
+            }
+        };
+        taps.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Failure::new(format!(
+                "there is no {TUN_DEVICE}; load the tun module (modprobe tun), or give it to this container (--device {TUN_DEVICE})"
+            )),
+            std::io::ErrorKind::PermissionDenied => {
+                Failure::new(format!("may not make an interface from {TUN_DEVICE}: run as root, or with CAP_NET_ADMIN"))
+            }
+            _ => Failure::new(format!("cannot make interface {tap}: {error}")),
+        })
+    }
+}

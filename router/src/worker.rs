@@ -1,0 +1,320 @@
+//! The packet workers: one thread each, both directions, all segments.
+//!
+//! 1. TAP → [`Datapath::frame`]: a batch of frames and super-frames is read, cut and sealed into runs.
+//! 2. Each run is one `sendmsg` with `UDP_SEGMENT`.
+//! 3. UDP → [`Datapath::datagrams`]: a GRO batch is opened in place; relay runs go out again from the buffers
+//!    they came in, frames are joined and written to the TAP in one `writev`.
+//!
+//! One snapshot and one clock reading per batch. What is not for the data path goes to the node.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use quinn_udp::RecvMeta;
+use weft_crypto::Time;
+use weft_mesh::datapath::Datapath;
+use weft_mesh::egress::DropReason;
+use weft_mesh::frame::MAX_FRAME;
+use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::snapshot::Snapshot;
+use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::SegmentId;
+use weft_sys::TapIo;
+
+use crate::error::{Doing, Result};
+use crate::udp::{BATCH, BUFFER, UdpPort};
+
+const WAKE: Token = Token(0);
+const UDP: Token = Token(1);
+const FIRST_TAP: usize = 2;
+/// Frames read from one TAP before others get their turn, and bytes sealed before they are sent.
+const FRAMES_PER_TURN: usize = 64;
+const BYTES_PER_FLUSH: usize = 256 * 1024;
+
+/// The clock that nodes and workers share: nanoseconds since the router's start.
+#[derive(Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now, an hour after its epoch, so that "long ago" is in the past.
+    pub fn start() -> Self {
+        Clock(Instant::now())
+    }
+
+    /// The time.
+    pub fn now(&self) -> Time {
+        Time::from_nanos(3_600_000_000_000 + self.0.elapsed().as_nanos() as u64)
+    }
+
+    /// When that time is, for timers.
+    pub fn instant(&self, time: Time) -> Instant {
+        self.0 + std::time::Duration::from_nanos(time.as_nanos().saturating_sub(3_600_000_000_000))
+    }
+}
+
+/// What the workers counted and the node does not know.
+#[derive(Default)]
+pub struct Counters {
+    /// Frames and datagrams dropped, by reason.
+    pub dropped: [AtomicU64; DropReason::ALL.len()],
+    /// Frames that a TAP did not take.
+    pub tap_full: AtomicU64,
+    /// Runs that the kernel did not send.
+    pub send_failed: AtomicU64,
+    /// Things for the node that it had no room for.
+    pub punts_lost: AtomicU64,
+}
+
+enum Order {
+    Add(SegmentId, Box<dyn TapIo>),
+    Remove(SegmentId),
+    Stop,
+}
+
+/// A running worker.
+pub struct Worker {
+    orders: Sender<Order>,
+    waker: Waker,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a worker on a socket. It works with what `snapshot` holds and tells the node by `punts`.
+    pub fn start(
+        number: usize,
+        udp: UdpPort,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        punts: tokio::sync::mpsc::Sender<Punt>,
+        counters: Arc<Counters>,
+        clock: Clock,
+    ) -> Result<Worker> {
+        let what = || "cannot start a packet worker".to_owned();
+        let poll = Poll::new().doing(what)?;
+        let waker = Waker::new(poll.registry(), WAKE).doing(what)?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&udp);
+        poll.registry().register(&mut SourceFd(&fd), UDP, Interest::READABLE).doing(what)?;
+        let (orders, inbox) = channel();
+        let path = Datapath::new(udp.max_segments());
+        let out = Outlets { taps: BTreeMap::new(), udp, punts, counters };
+        let run = Run { poll, inbox, path, out, snapshot, clock, next_token: FIRST_TAP, frame: vec![0; MAX_FRAME + 1] };
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| run.run()).doing(what)?;
+        Ok(Worker { orders, waker, thread: Some(thread) })
+    }
+
+    /// Gives the worker a segment's TAP queue.
+    pub fn add(&self, segment: SegmentId, tap: Box<dyn TapIo>) {
+        self.order(Order::Add(segment, tap));
+    }
+
+    /// Takes it away; the queue is closed.
+    pub fn remove(&self, segment: SegmentId) {
+        self.order(Order::Remove(segment));
+    }
+
+    fn order(&self, order: Order) {
+        // A worker ends only when told to; then nobody orders any more.
+        let _ = self.orders.send(order);
+        let _ = self.waker.wake();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.order(Order::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Run {
+    poll: Poll,
+    inbox: Receiver<Order>,
+    path: Datapath,
+    out: Outlets,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    clock: Clock,
+    next_token: usize,
+    frame: Vec<u8>,
+}
+
+struct Tap {
+    io: Box<dyn TapIo>,
+    token: Token,
+    is_ready: bool,
+}
+
+impl Run {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        let mut buffers = vec![0; BATCH * BUFFER];
+        let mut udp_ready = true;
+        loop {
+            let is_busy = udp_ready || self.out.taps.values().any(|tap| tap.is_ready);
+            let timeout = is_busy.then_some(std::time::Duration::ZERO);
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::error!(%error, "a packet worker cannot wait for packets; restart the router");
+                    return;
+                }
+            }
+            for event in &events {
+                match event.token() {
+                    WAKE => {
+                        if !self.take_orders() {
+                            return;
+                        }
+                    }
+                    UDP => udp_ready = true,
+                    // A deleted interface reports nothing but an error: reading it will say so.
+                    token => self.out.taps.values_mut().filter(|tap| tap.token == token).for_each(|tap| tap.is_ready = true),
+                }
+            }
+            let snapshot = self.snapshot.load();
+            if udp_ready {
+                udp_ready = self.receive(&snapshot, &mut buffers);
+            }
+            let ready: Vec<SegmentId> =
+                self.out.taps.iter().filter(|(_, tap)| tap.is_ready).map(|(segment, _)| *segment).collect();
+            for segment in ready {
+                self.read_tap(&snapshot, segment);
+            }
+        }
+    }
+
+    fn take_orders(&mut self) -> bool {
+        while let Ok(order) = self.inbox.try_recv() {
+            match order {
+                Order::Add(segment, io) => {
+                    self.remove(segment);
+                    let token = Token(self.next_token);
+                    self.next_token += 1;
+                    let fd: RawFd = io.fd();
+                    match self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
+                        Ok(()) => drop(self.out.taps.insert(segment, Tap { io, token, is_ready: true })),
+                        Err(error) => tracing::error!(%error, "cannot wait for frames of a segment"),
+                    }
+                }
+                Order::Remove(segment) => self.remove(segment),
+                Order::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn remove(&mut self, segment: SegmentId) {
+        if let Some(tap) = self.out.taps.remove(&segment) {
+            let fd: RawFd = tap.io.fd();
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+    }
+
+    /// Takes one batch from the socket; false when there was less than a batch.
+    fn receive(&mut self, snapshot: &Snapshot, buffers: &mut [u8]) -> bool {
+        let mut meta = [RecvMeta::default(); BATCH];
+        let count = {
+            let mut slices: Vec<IoSliceMut<'_>> = buffers.chunks_mut(BUFFER).map(IoSliceMut::new).collect();
+            match self.out.udp.receive(&mut slices, &mut meta) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // What ICMP reported about an earlier datagram: the socket goes on.
+                Err(_) => return true,
+            }
+        };
+        let now = self.clock.now();
+        let mut filled: Vec<RxBuffer<'_>> = (buffers.chunks_mut(BUFFER).zip(&meta[..count]))
+            .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
+            .collect();
+        self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
+        true
+    }
+
+    fn read_tap(&mut self, snapshot: &Snapshot, segment: SegmentId) {
+        let now = self.clock.now();
+        for _ in 0..FRAMES_PER_TURN {
+            let Some(tap) = self.out.taps.get_mut(&segment) else { break };
+            match tap.io.read(&mut self.frame) {
+                Ok((vnet, len)) => {
+                    let frame = &mut self.frame[..len];
+                    self.path.frame(snapshot, segment, &vnet, frame, now, &mut self.out);
+                    if self.path.sender.batch.len() >= BYTES_PER_FLUSH {
+                        self.flush();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tap.is_ready = false;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.out.dropped(DropReason::Malformed),
+                Err(error) => {
+                    tracing::warn!(%error, "the interface of a segment is gone; attach to it again or restart the router");
+                    self.remove(segment);
+                    break;
+                }
+            }
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        for (run, bytes) in self.path.sender.batch.runs() {
+            self.out.send(run.to, bytes, run.stride);
+        }
+        self.path.sender.batch.clear();
+    }
+}
+
+/// Where results go.
+struct Outlets {
+    taps: BTreeMap<SegmentId, Tap>,
+    udp: UdpPort,
+    punts: tokio::sync::mpsc::Sender<Punt>,
+    counters: Arc<Counters>,
+}
+
+impl Outlets {
+    fn send(&self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+        if self.udp.send(to, datagrams, stride).is_err() {
+            self.counters.send_failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Sink for Outlets {
+    fn offloads(&self, segment: SegmentId) -> TapOffloads {
+        self.taps.get(&segment).map_or(TapOffloads::NONE, |tap| tap.io.offloads())
+    }
+
+    fn to_tap(&mut self, segment: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]) {
+        let Some(tap) = self.taps.get_mut(&segment) else { return };
+        if tap.io.write(vnet, parts).is_err() {
+            self.counters.tap_full.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+        self.send(to, datagrams, stride);
+    }
+
+    fn punt(&mut self, punt: Punt) {
+        if self.punts.try_send(punt).is_err() {
+            self.counters.punts_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        // The enum's order is the counters' order.
+        self.counters.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}

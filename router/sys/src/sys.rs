@@ -1,0 +1,116 @@
+//! The system calls themselves.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// `ioctl` with an integer argument.
+pub(crate) fn ioctl_int(fd: BorrowedFd<'_>, request: libc::Ioctl, value: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the requests used here take an integer, not a pointer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request, value) }).map(drop)
+}
+
+/// `TUNSETIFF`: attaches a descriptor of `/dev/net/tun` to the interface `name`.
+pub(crate) fn tun_set_iff(fd: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    let mut request = ifreq(name)?;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the descriptor is open and the request points to a whole ifreq, as TUNSETIFF wants.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, &raw mut request) }).map(drop)
+}
+
+fn ifreq(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an ifreq is plain data; all zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() || name.as_bytes().contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface names have at most 15 bytes"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+/// The index of an interface.
+pub(crate) fn if_index(name: &str) -> io::Result<libc::c_int> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the name ends in a zero byte.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index as libc::c_int),
+    }
+}
+
+/// `readv` into a header and a body; the number of bytes read in all.
+pub(crate) fn readv(fd: impl AsFd, header: &mut [u8], body: &mut [u8]) -> io::Result<usize> {
+    let slices = [
+        libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
+        libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() },
+    ];
+    // SAFETY: both vectors describe live, writable memory of exactly the given lengths.
+    check_size(unsafe { libc::readv(fd.as_fd().as_raw_fd(), slices.as_ptr(), 2) })
+}
+
+/// `writev` of a header and parts.
+pub(crate) fn writev(fd: impl AsFd, header: &[u8], parts: &[&[u8]]) -> io::Result<usize> {
+    const MAX: usize = 300;
+    let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut slices = [empty; MAX];
+    slices[0] = libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() };
+    if parts.len() >= MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many parts"));
+    }
+    for (slice, part) in slices[1..].iter_mut().zip(parts) {
+        *slice = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+    }
+    // SAFETY: each of the first `1 + parts.len()` vectors describes live memory; writev does not write to it.
+    check_size(unsafe { libc::writev(fd.as_fd().as_raw_fd(), slices.as_ptr(), (1 + parts.len()) as libc::c_int) })
+}
+
+/// A raw packet socket bound to an interface, with virtio headers.
+pub(crate) fn packet_socket(name: &str) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    const PACKET_VNET_HDR: libc::c_int = 15;
+    const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: a plain socket call; its result is checked before use.
+    let fd = check(unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            libc::c_int::from(protocol),
+        )
+    })?;
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
+    for option in [PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING] {
+        let one: libc::c_int = 1;
+        // SAFETY: the option points to a live int of the given size.
+        check(unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                option,
+                (&raw const one).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        })?;
+    }
+    // SAFETY: a sockaddr_ll is plain data; all zeros is a valid one.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = if_index(name)?;
+    // SAFETY: the address is a whole sockaddr_ll and its size is given.
+    check(unsafe {
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    })?;
+    Ok(fd)
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn check_size(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
