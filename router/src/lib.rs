@@ -11,6 +11,7 @@ pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod lab;
+pub mod launch;
 pub mod netlink;
 pub mod options;
 pub mod state;

@@ -56,15 +56,25 @@ impl Net {
 
     /// The names of all interfaces.
     pub async fn names(&self) -> Result<Vec<String>> {
+        Ok(self.mtus().await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// All interfaces with their MTUs.
+    pub async fn mtus(&self) -> Result<Vec<(String, usize)>> {
         let mut links = self.handle.link().get().execute();
-        let mut names = Vec::new();
+        let mut found = Vec::new();
         while let Some(link) = links.try_next().await.doing(|| "cannot list interfaces".into())? {
-            names.extend(link.attributes.iter().filter_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            }));
+            let (mut name, mut mtu) = (String::new(), 0);
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(text) => name = text,
+                    LinkAttribute::Mtu(bytes) => mtu = bytes as usize,
+                    _ => {}
+                }
+            }
+            found.push((name, mtu));
         }
-        Ok(names)
+        Ok(found)
     }
 
     /// Makes a bridge that learns and floods on its own, with no address of the kernel's choosing; keeps one that is there.

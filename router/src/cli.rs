@@ -1,0 +1,195 @@
+//! The commands.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use hyper::Method;
+use serde_json::Value;
+
+use crate::attachments::AttachRequest;
+use crate::control::Names;
+use crate::error::{Doing, Failure, Result};
+use crate::launch::launch;
+use crate::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
+use crate::status::{self, Topic};
+use crate::{client, demo, state};
+
+/// An encrypted mesh network for containers.
+#[derive(Parser, Debug)]
+#[command(name = "weft", version, disable_version_flag = true, propagate_version = false)]
+pub struct Cli {
+    /// Control socket
+    #[arg(long, global = true, env = "WEFT_SOCKET", value_name = "FILE", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run this host's router in the foreground, until SIGTERM or SIGINT
+    Launch(Box<LaunchArgs>),
+    /// Stop the router; containers keep their interfaces and addresses
+    Stop,
+    /// Show how the mesh stands
+    Status {
+        /// What to show; none: a summary
+        topic: Option<Topic>,
+        /// Everything, as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add peers now; they are kept across restarts
+    Connect {
+        /// host, ip or [ip6], each with an optional :port
+        #[arg(required = true)]
+        peers: Vec<String>,
+    },
+    /// Stop trying peers
+    Forget {
+        /// As they were given
+        #[arg(required = true)]
+        peers: Vec<String>,
+    },
+    /// Give a running container an interface; prints its addresses
+    Attach {
+        /// Container name or id, PID, or network namespace path
+        target: String,
+        /// The segment; default: weft
+        #[arg(long)]
+        segment: Option<String>,
+        /// An address
+        #[arg(long = "ip", value_name = "ADDR[/LEN]")]
+        ips: Vec<String>,
+        /// A name
+        #[arg(long = "name", value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take a container's interface away
+    Detach {
+        /// Container name or id, PID, or network namespace path
+        target: String,
+        /// The segment; default: weft
+        #[arg(long)]
+        segment: Option<String>,
+    },
+    /// Give the host itself an address in a segment; prints it
+    Expose {
+        /// The segment; default: weft
+        #[arg(long)]
+        segment: Option<String>,
+        /// An address
+        #[arg(long = "ip", value_name = "ADDR[/LEN]")]
+        ips: Vec<String>,
+    },
+    /// Take the host's address in a segment away
+    Hide {
+        /// The segment; default: weft
+        #[arg(long)]
+        segment: Option<String>,
+    },
+    /// Make or reload network secrets
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Three hosts and their containers on this machine: see the mesh work
+    Demo(demo::DemoArgs),
+    /// Print the version
+    Version,
+    /// A part of the demo
+    #[command(hide = true)]
+    DemoStage(demo::DemoArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum SecretCommand {
+    /// Print a fresh network secret
+    New,
+    /// Read the secret file again; sessions under a secret no longer listed end
+    Reload,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub fn run(self) -> Result<()> {
+        let socket = self.socket;
+        match self.command {
+            Command::Launch(args) => launch(*args, &socket),
+            Command::Demo(args) => demo::run(&args),
+            Command::DemoStage(args) => demo::stage(&args),
+            Command::Version => {
+                println!("weft {}", env!("CARGO_PKG_VERSION"));
+                Ok(())
+            }
+            Command::Secret(SecretCommand::New) => {
+                println!("{}", state::new_secret()?);
+                Ok(())
+            }
+            command => {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .doing(|| "cannot start an event loop".into())?;
+                runtime.block_on(talk(command, &socket))
+            }
+        }
+    }
+}
+
+/// Commands that a running router carries out.
+async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
+    let post = async |path: &str, body: &Value| client::ask::<Value>(socket, Method::POST, path, body).await;
+    match command {
+        Command::Stop => post("/stop", &Value::Null).await.map(drop),
+        Command::Status { topic, json } => {
+            let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
+            if json {
+                println!("{report:#}");
+            } else {
+                print!("{}", status::print(&report, topic)?);
+            }
+            Ok(())
+        }
+        Command::Connect { peers } => {
+            peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
+            post("/connect", &to_json(&Names { names: peers })?).await.map(drop)
+        }
+        Command::Forget { peers } => post("/forget", &to_json(&Names { names: peers })?).await.map(drop),
+        Command::Attach { target, segment, ips, names } => {
+            let target = Some(absolute(target)?);
+            attach(socket, AttachRequest { target, segment, ips, names }).await
+        }
+        Command::Expose { segment, ips } => {
+            attach(socket, AttachRequest { target: None, segment, ips, names: Vec::new() }).await
+        }
+        Command::Detach { target, segment } => {
+            let target = Some(absolute(target)?);
+            let request = AttachRequest { target, segment, ips: Vec::new(), names: Vec::new() };
+            post("/detach", &to_json(&request)?).await.map(drop)
+        }
+        Command::Hide { segment } => {
+            let request = AttachRequest { target: None, segment, ips: Vec::new(), names: Vec::new() };
+            post("/detach", &to_json(&request)?).await.map(drop)
+        }
+        Command::Secret(SecretCommand::Reload) => post("/secret/reload", &Value::Null).await.map(drop),
+        _ => Err(Failure::new("not a command for a running router")),
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).doing(|| "cannot put the request into words".into())
+}
+
+async fn attach(socket: &std::path::Path, request: AttachRequest) -> Result<()> {
+    let addresses: Vec<String> = client::ask(socket, Method::POST, "/attach", &request).await?;
+    addresses.iter().for_each(|address| println!("{address}"));
+    Ok(())
+}
+
+/// A namespace path means what it means here, not where the router runs.
+fn absolute(target: String) -> Result<String> {
+    if !target.contains('/') {
+        return Ok(target);
+    }
+    let path = std::path::absolute(&target).doing(|| format!("cannot find {target}"))?;
+    path.into_os_string().into_string().map_err(|_| Failure::Usage(format!("{target} is no path in plain text")))
+}

@@ -1,0 +1,136 @@
+//! The control API: HTTP and JSON over a unix socket that only its owner may use.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex, Notify};
+use weft_mesh::node::{Command, Reply};
+
+use crate::attachments::{AttachRequest, Attachments};
+use crate::engine::EngineHandle;
+use crate::error::{Doing, Failure, Result};
+use crate::launch::resolve_targets;
+use crate::options::Options;
+use crate::status;
+
+/// The largest request that is read.
+const MAX_BODY: usize = 64 * 1024;
+
+/// What requests work with.
+#[derive(Clone)]
+pub struct Api {
+    /// The node.
+    pub engine: EngineHandle,
+    /// The endpoints of this host.
+    pub attachments: Arc<Mutex<Attachments>>,
+    /// How the router runs.
+    pub options: Arc<Options>,
+    /// Told when the router is to stop.
+    pub stop: Arc<Notify>,
+}
+
+/// Names, for `connect` and `forget`.
+#[derive(Serialize, Deserialize)]
+pub struct Names {
+    /// The names.
+    pub names: Vec<String>,
+}
+
+/// Binds the control socket. One that a dead router left is replaced.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    let what = || format!("cannot use the control socket {}", path.display());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).doing(what)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Failure::new(format!("a router runs already (on {}); stop it with: weft stop", path.display())));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
+            std::fs::remove_file(path).doing(what)?;
+        }
+        Ok(_) => return Err(Failure::new(format!("{}: it is no socket; choose another with --socket", what()))),
+        Err(_) => {}
+    }
+    // Nobody else may connect between bind and chmod.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(mask);
+    let listener = listener.doing(what)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(what)?;
+    Ok(listener)
+}
+
+/// Serves the API for as long as the router runs.
+pub async fn serve(listener: UnixListener, api: Api) {
+    let router = Router::new()
+        .route("/status", get(get_status))
+        .route("/connect", post(connect))
+        .route("/forget", post(forget))
+        .route("/attach", post(attach))
+        .route("/detach", post(detach))
+        .route("/secret/reload", post(reload))
+        .route("/stop", post(stop))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the control socket is lost; restart the router");
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Failure::Usage(_) => StatusCode::BAD_REQUEST,
+            Failure::CouldNot(_) => StatusCode::CONFLICT,
+        };
+        (status, Json(json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
+    match api.engine.ask(Command::Status).await? {
+        Reply::Status(report) => Ok(Json(status::report(&report, &api.options))),
+        Reply::Done => Err(Failure::new("the node gave no report")),
+    }
+}
+
+async fn connect(State(api): State<Api>, Json(Names { names }): Json<Names>) -> Result<Json<Value>> {
+    let targets = resolve_targets(&names).await?;
+    api.engine.ask(Command::Connect(targets)).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn forget(State(api): State<Api>, Json(Names { names }): Json<Names>) -> Result<Json<Value>> {
+    api.engine.ask(Command::Forget(names)).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn attach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Vec<String>>> {
+    Ok(Json(api.attachments.lock().await.attach(request).await?))
+}
+
+async fn detach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Value>> {
+    api.attachments.lock().await.detach(request).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn reload(State(api): State<Api>) -> Result<Json<Value>> {
+    let keyring = api.options.secrets.read()?;
+    api.engine.ask(Command::SetKeyring(keyring)).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn stop(State(api): State<Api>) -> Json<Value> {
+    api.stop.notify_one();
+    Json(Value::Null)
+}

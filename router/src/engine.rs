@@ -1,0 +1,172 @@
+//! The task that owns the node: it feeds it what happens and does what it wants done.
+
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+use weft_mesh::ingress::Punt;
+use weft_mesh::node::{Command, CommandError, Event, Input, Node, Output, Reply};
+use weft_mesh::snapshot::Snapshot;
+
+use crate::error::{Failure, Result};
+use crate::state::{Change, Store};
+use crate::udp::UdpPort;
+use crate::worker::Clock;
+
+/// Things for the node taken in one go before what they led to is done.
+const PUNTS_PER_TURN: usize = 256;
+
+/// A command and where its answer goes.
+struct Request {
+    command: Command,
+    reply: oneshot::Sender<Result<Reply, CommandError>>,
+}
+
+/// How everybody else talks to the node.
+#[derive(Clone)]
+pub struct EngineHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl EngineHandle {
+    /// Has the node do something. The answer comes once what it wants kept is on disk.
+    pub async fn ask(&self, command: Command) -> Result<Reply> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || Failure::new("the router is stopping");
+        self.requests.send(Request { command, reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?.map_err(|error| Failure::new(error.to_string()))
+    }
+}
+
+/// Everything the engine works with.
+pub struct Engine {
+    node: Node,
+    clock: Clock,
+    udp: UdpPort,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    punts: mpsc::Receiver<Punt>,
+    requests: mpsc::Receiver<Request>,
+    saver: blocking::Sender<Save>,
+    waiting: std::collections::BTreeMap<u64, oneshot::Sender<Result<Reply, CommandError>>>,
+    next_id: u64,
+}
+
+/// What the saver writes, and whom it then answers.
+struct Save {
+    changes: Vec<Change>,
+    replies: Vec<(oneshot::Sender<Result<Reply, CommandError>>, Result<Reply, CommandError>)>,
+}
+
+impl Engine {
+    /// An engine around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
+    pub fn new(
+        node: Node,
+        clock: Clock,
+        udp: UdpPort,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        punts: mpsc::Receiver<Punt>,
+        store: Arc<Store>,
+    ) -> (Engine, EngineHandle) {
+        let (requests, inbox) = mpsc::channel(64);
+        let (saver, saves) = blocking::channel();
+        std::thread::spawn(move || save(&store, &saves));
+        let waiting = std::collections::BTreeMap::new();
+        let engine = Engine { node, clock, udp, snapshot, punts, requests: inbox, saver, waiting, next_id: 0 };
+        (engine, EngineHandle { requests })
+    }
+
+    /// Runs until every handle is gone.
+    pub async fn run(mut self) {
+        loop {
+            let wake = self.drain();
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(Request { command, reply }) => {
+                        self.next_id += 1;
+                        self.waiting.insert(self.next_id, reply);
+                        self.node.handle_input(self.clock.now(), Input::Command(self.next_id, command));
+                    }
+                    None => return,
+                },
+                Some(punt) = self.punts.recv() => {
+                    let now = self.clock.now();
+                    self.node.handle_input(now, Input::Punt(punt));
+                    for _ in 0..PUNTS_PER_TURN {
+                        let Ok(punt) = self.punts.try_recv() else { break };
+                        self.node.handle_input(now, Input::Punt(punt));
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => {
+                    self.node.handle_input(self.clock.now(), Input::Timeout);
+                }
+            }
+        }
+    }
+
+    /// Does all that the node wants done; returns when it wants to be woken.
+    fn drain(&mut self) -> tokio::time::Instant {
+        let (mut changes, mut replies) = (Vec::new(), Vec::new());
+        loop {
+            match self.node.poll_output() {
+                Output::Transmit { to, data, stride } => {
+                    // What matters is sent again; a send that fails is like a datagram lost.
+                    let _ = self.udp.send(to, &data, stride);
+                }
+                Output::Publish(snapshot) => self.snapshot.store(snapshot),
+                Output::Reply(id, reply) => {
+                    if let Some(sender) = self.waiting.remove(&id) {
+                        replies.push((sender, reply));
+                    }
+                }
+                Output::Persist { key, value } => changes.push((key, value)),
+                Output::Event(event) => log(&event),
+                Output::Timeout(at, _) => {
+                    if !changes.is_empty() || !replies.is_empty() {
+                        // The saver lives as long as the engine.
+                        let _ = self.saver.send(Save { changes, replies });
+                    }
+                    return self.clock.instant(at).into();
+                }
+            }
+        }
+    }
+}
+
+fn save(store: &Store, saves: &blocking::Receiver<Save>) {
+    while let Ok(Save { changes, replies }) = saves.recv() {
+        if !changes.is_empty()
+            && let Err(error) = store.write(&changes)
+        {
+            error!("{error}");
+        }
+        for (sender, reply) in replies {
+            // Whoever asked may have gone.
+            let _ = sender.send(reply);
+        }
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::LinkUp { peer, remote } => info!(peer = %peer.short(), %remote, "link up"),
+        Event::LinkDown { peer, reason } => info!(peer = %peer.short(), reason, "link down"),
+        Event::LinkMoved { peer, remote } => info!(peer = %peer.short(), %remote, "link moved"),
+        Event::Session { peer, cipher } => info!(peer = %peer.short(), cipher, "session"),
+        Event::PeerDead(label) => info!(host = ?label, "host is gone"),
+        Event::PeerAlive(label) => info!(host = ?label, "host is alive"),
+        Event::Cloned => warn!(
+            "another host lives with this host's key: on the copy, stop weft, remove 'identity' and 'store.redb' from its state directory and start it again"
+        ),
+        Event::PeerCloned(peer) => {
+            warn!(peer = %peer.short(), "two hosts live with one key (a cloned machine?); the one met first is kept");
+        }
+        Event::Reincarnated(incarnation) => {
+            info!(incarnation, "found records of an earlier life of this host and wrote it above them");
+        }
+        Event::Conflict { what, by } => {
+            warn!(what, by, "also claimed by another host, which has the older right; detach one of the two");
+        }
+    }
+}

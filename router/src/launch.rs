@@ -1,0 +1,280 @@
+//! `weft launch`: puts the parts together and runs until told to stop.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Notify, mpsc};
+use tracing::{info, warn};
+use weft_crypto::Ciphers;
+use weft_mesh::node::{Command, Config, Node, Target};
+use weft_mesh::snapshot::{Hashing, Snapshot};
+use weft_mesh::wire::container_mtu;
+
+use crate::attachments::{self, Attachments};
+use crate::control::{self, Api};
+use crate::engine::Engine;
+use crate::error::{Doing, Failure, Result};
+use crate::netlink::in_namespace;
+use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
+use crate::state::{self, Store};
+use crate::taps::Segments;
+use crate::udp::UdpPort;
+use crate::worker::{Clock, Counters, Worker};
+
+/// Things for the node that may wait; beyond, they are dropped and counted.
+const PUNT_QUEUE: usize = 4096;
+/// How often names of peers, own addresses and ended containers are looked after.
+const CHORES: Duration = Duration::from_secs(2);
+const CHORES_PER_RESOLVE: u32 = 15;
+/// How long a host may be gone before its records are dropped.
+const GRACE: Duration = Duration::from_secs(3600);
+/// How long a stopping router lets its goodbyes travel.
+const GOODBYE: Duration = Duration::from_millis(50);
+
+/// Runs a router until SIGTERM, SIGINT or `weft stop`.
+pub fn launch(args: LaunchArgs, socket: &Path) -> Result<()> {
+    let args = args.with_file()?;
+    start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
+    let options = args.resolve(socket)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .doing(|| "cannot start an event loop".into())?;
+    runtime.block_on(run(options))
+}
+
+async fn run(options: Options) -> Result<()> {
+    check_privileges()?;
+    let keyring = options.secrets.read()?;
+    state::open_dir(&options.state_dir)?;
+    let listener = control::bind(&options.socket)?;
+    let store = Arc::new(Store::open(&options.state_dir)?);
+    let identity = state::identity(&options.state_dir)?;
+    let underlay = underlay()?;
+    refuse_overlap(&options)?;
+
+    let kept = store.read()?;
+    let restored = attachments::restore(&kept)?;
+    let gone: Vec<_> = restored.gone.iter().map(|key| (key.clone(), None)).collect();
+    store.write(&gone)?;
+    let kept = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
+
+    let clock = Clock::start();
+    let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
+    let sockets = UdpPort::bind(options.listen, worker_count)?;
+    let udp = sockets[0].try_clone()?;
+    let port = udp.port();
+    let label = identity.peer_id().label();
+    let peer_id = identity.peer_id();
+    let config = Config {
+        identity,
+        name: options.name.clone(),
+        keyring,
+        ciphers: Ciphers::native(has_aes_hardware()),
+        underlay_mtu: underlay.mtu,
+        port,
+        discovery: options.discovery,
+        grace: GRACE,
+        restored: kept,
+    };
+    let node = Node::new(config, state::entropy()?, clock.now());
+
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
+    let (punts, inbox) = mpsc::channel(PUNT_QUEUE);
+    let counters = Arc::new(Counters::default());
+    let workers: Vec<Worker> = (sockets.into_iter().enumerate())
+        .map(|(number, udp)| Worker::start(number, udp, snapshot.clone(), punts.clone(), counters.clone(), clock))
+        .collect::<Result<_>>()?;
+    let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
+    let segments = Segments::new(options.tap, mtu, workers);
+    let (engine, handle) = Engine::new(node, clock, udp, snapshot, inbox, store.clone());
+    let engine = tokio::spawn(engine.run());
+    let (range, docker) = (options.range, options.docker_socket.clone());
+    let attachments = Attachments::new(handle.clone(), store, segments, range, docker, restored)?;
+
+    handle.ask(Command::SetAddresses(underlay.addresses)).await?;
+    let targets = resolve_targets(&options.peers).await?;
+    if !targets.is_empty() {
+        handle.ask(Command::Connect(targets)).await?;
+    }
+    let options = Arc::new(options);
+    let stop = Arc::new(Notify::new());
+    let attachments = Arc::new(Mutex::new(attachments));
+    let api = Api { engine: handle.clone(), attachments, options: options.clone(), stop: stop.clone() };
+    info!(
+        name = options.name,
+        peer_id = %peer_id.short(),
+        port,
+        mtu,
+        tap = ?options.tap,
+        workers = worker_count,
+        "weft {} is up",
+        env!("CARGO_PKG_VERSION")
+    );
+    let server = tokio::spawn(control::serve(listener, api.clone()));
+    let chores = tokio::spawn(chores(api.clone()));
+    wait_for_end(&api).await?;
+
+    info!("stopping; containers keep their interfaces");
+    // The neighbours need not find out; if one misses it, it will.
+    let _ = handle.ask(Command::Leave).await;
+    tokio::time::sleep(GOODBYE).await;
+    server.abort();
+    chores.abort();
+    engine.abort();
+    let _ = std::fs::remove_file(&options.socket);
+    Ok(())
+}
+
+/// Waits for the end; a SIGHUP on the way reads the secrets again.
+async fn wait_for_end(api: &Api) -> Result<()> {
+    let on = |kind| signal(kind).doing(|| "cannot listen to signals".into());
+    let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let mut hangup = on(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = api.stop.notified() => return Ok(()),
+            _ = hangup.recv() => match api.options.secrets.read() {
+                Ok(keyring) => drop(api.engine.ask(Command::SetKeyring(keyring)).await),
+                Err(error) => warn!("the old secrets stay: {error}"),
+            },
+        }
+    }
+}
+
+/// What nothing else brings about: containers that end, names that come to mean other addresses.
+async fn chores(api: Api) {
+    let mut round = 0u32;
+    loop {
+        tokio::time::sleep(CHORES).await;
+        api.attachments.lock().await.sweep().await;
+        round += 1;
+        if round.is_multiple_of(CHORES_PER_RESOLVE) {
+            if let Ok(underlay) = underlay() {
+                let _ = api.engine.ask(Command::SetAddresses(underlay.addresses)).await;
+            }
+            let names: Vec<String> =
+                api.options.peers.iter().filter(|peer| !is_literal(peer)).cloned().collect();
+            if !names.is_empty()
+                && let Ok(targets) = resolve_targets(&names).await
+            {
+                let _ = api.engine.ask(Command::Connect(targets)).await;
+            }
+        }
+    }
+}
+
+fn is_literal(peer: &str) -> bool {
+    parse_peer(peer).is_ok_and(|(host, _)| host.parse::<IpAddr>().is_ok())
+}
+
+/// Looks up the addresses of peers. A name that cannot be looked up now is tried again later.
+pub async fn resolve_targets(names: &[String]) -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for name in names {
+        let (host, port) = parse_peer(name)?;
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(ip) => vec![SocketAddr::new(ip, port)],
+            Err(_) => match tokio::time::timeout(Duration::from_secs(3), tokio::net::lookup_host((host, port))).await {
+                Ok(Ok(addresses)) => addresses.take(8).collect(),
+                _ => {
+                    warn!(peer = name, "cannot look up this peer now; trying again");
+                    Vec::new()
+                }
+            },
+        };
+        targets.push(Target { name: name.clone(), addresses });
+    }
+    Ok(targets)
+}
+
+/// What this host's interfaces say about the network beneath.
+struct Underlay {
+    mtu: usize,
+    addresses: Vec<IpAddr>,
+}
+
+/// The smallest MTU and the addresses of interfaces that lead out of this host.
+fn underlay() -> Result<Underlay> {
+    let mut underlay = Underlay { mtu: 0, addresses: Vec::new() };
+    let interfaces = nix::ifaddrs::getifaddrs().doing(|| "cannot list this host's addresses".into())?;
+    let known = in_namespace(None, async |net| net.mtus().await)?;
+    let mut mtus = Vec::new();
+    for interface in interfaces {
+        let name = interface.interface_name;
+        let is_ours = name.starts_with("weft") || name.starts_with("docker") || name.starts_with("veth") && name.len() > 8;
+        let Some(address) = interface.address else { continue };
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        let is_link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        if ip.is_loopback() || ip.is_unspecified() || is_link_local || is_ours {
+            continue;
+        }
+        underlay.addresses.push(ip);
+        mtus.extend(known.iter().filter(|(known, _)| *known == name).map(|(_, mtu)| *mtu));
+    }
+    underlay.mtu = mtus.into_iter().min().unwrap_or(1500).clamp(1280, 65_535);
+    underlay.addresses.truncate(weft_mesh::records::MAX_LIST);
+    Ok(underlay)
+}
+
+fn refuse_overlap(options: &Options) -> Result<()> {
+    let range = options.range;
+    let found = in_namespace(None, async move |net| {
+        let mut ours = Vec::new();
+        for name in net.names().await?.iter().filter(|name| name.starts_with("weft")) {
+            ours.push(net.index(name).await?);
+        }
+        net.overlapping_route(range.0, &ours).await
+    })?;
+    match found {
+        Some((to, length)) => Err(Failure::new(format!(
+            "the range {range} overlaps this host's route to {to}/{length}; choose another with --range"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_privileges() -> Result<()> {
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").doing(|| "cannot look at own privileges".into())?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    if capabilities >> CAP_NET_ADMIN & 1 == 1 {
+        Ok(())
+    } else {
+        Err(Failure::new("a router needs CAP_NET_ADMIN: run as root, or: setcap cap_net_admin,cap_net_raw,cap_sys_admin+ep weft"))
+    }
+}
+
+fn has_aes_hardware() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
+}
+
+fn start_log(level: &str, json: bool) -> Result<()> {
+    use tracing_subscriber::fmt;
+    let level: tracing::level_filters::LevelFilter =
+        level.parse().map_err(|_| Failure::Usage("--log-level takes error, warn, info, debug or trace".into()))?;
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
+    if json { log.json().init() } else { log.init() }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! `weft status`: one JSON object, and the same for people.
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_mesh::node::Status;
+
+use crate::error::{Failure, Result};
+use crate::options::Options;
+
+/// What a status request answers: every key is there, empty where a part is not built or switched off.
+pub fn report(status: &Status, options: &Options) -> Value {
+    let own = status.endpoints.iter().filter(|endpoint| endpoint.host == status.name).count();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "name": status.name,
+        "peer_id": status.peer_id,
+        "cloned": status.cloned,
+        "peers": status.peers,
+        "links": status.links,
+        "routes": status.routes,
+        "endpoints": status.endpoints,
+        "targets": status.targets,
+        "ipam": {
+            "range": options.range.to_string(),
+            "state": "waiting",
+            "waiting_for": ["addresses are given with --ip"],
+            "owned": 0,
+            "used": own,
+            "unreachable": 0,
+        },
+        "dns": { "domain": options.dns_domain, "listen": [], "entries": 0 },
+        "docker": { "plugin": null, "engine": null },
+    })
+}
+
+/// What may be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Topic {
+    /// Other hosts.
+    Peers,
+    /// Links of the whole mesh.
+    Links,
+    /// Routes from here.
+    Routes,
+    /// Containers.
+    Endpoints,
+    /// Names.
+    Dns,
+    /// Addresses.
+    Ipam,
+    /// Hosts to link to.
+    Targets,
+}
+
+/// The report for people.
+pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
+    let rows = |key: &str, columns: &[&str]| {
+        let list = report[key].as_array().ok_or_else(|| Failure::new("the router answered something strange"))?;
+        Ok::<_, Failure>(table(list, columns))
+    };
+    match topic {
+        None => {
+            let mut text = format!(
+                "weft {} on {} ({})\n",
+                plain(&report["version"]),
+                plain(&report["name"]),
+                &plain(&report["peer_id"]).chars().take(8).collect::<String>()
+            );
+            if report["cloned"] == true {
+                text.push_str("another host lives with this host's key: see the log\n");
+            }
+            let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
+            let connected = report["peers"].as_array().into_iter().flatten().filter(|p| p["state"] == "connected").count();
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "peers: {connected} of {} connected", count("peers"));
+            let _ = writeln!(text, "endpoints: {}", count("endpoints"));
+            let _ = writeln!(text, "range: {}", plain(&report["ipam"]["range"]));
+            if count("peers") > 0 {
+                text.push('\n');
+                text.push_str(&rows("peers", PEERS)?);
+            }
+            Ok(text)
+        }
+        Some(Topic::Peers) => rows("peers", PEERS),
+        Some(Topic::Links) => rows("links", &["from", "to", "cost"]),
+        Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "max_datagram"]),
+        Some(Topic::Endpoints) => rows("endpoints", &["segment", "host", "ips", "names", "mac", "id"]),
+        Some(Topic::Targets) => rows("targets", &["name", "addresses", "peer"]),
+        Some(Topic::Ipam) => Ok(object(&report["ipam"])),
+        Some(Topic::Dns) => Ok(object(&report["dns"])),
+    }
+}
+
+const PEERS: &[&str] = &["name", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];
+
+fn object(value: &Value) -> String {
+    let Some(object) = value.as_object() else { return String::new() };
+    object.iter().map(|(key, value)| format!("{key}: {}\n", plain(value))).collect()
+}
+
+fn table(rows: &[Value], columns: &[&str]) -> String {
+    let mut cells = vec![columns.iter().map(|column| column.to_uppercase()).collect::<Vec<String>>()];
+    cells.extend(rows.iter().map(|row| columns.iter().map(|column| plain(&row[*column])).collect()));
+    let widths: Vec<usize> =
+        (0..columns.len()).map(|i| cells.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in cells {
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "-".into(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,64 @@
+//! Whom to attach: a container, a process, or a network namespace.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::error::{Failure, Result};
+
+/// A network namespace, held open.
+pub struct Namespace {
+    /// The open namespace.
+    pub file: File,
+    /// Device and inode: two handles are of one namespace if these are equal.
+    pub id: (u64, u64),
+}
+
+/// Finds the network namespace that `target` means: a path, a process id, or a container's name or id.
+pub async fn resolve(target: &str, docker_socket: &Path) -> Result<Namespace> {
+    if target.contains('/') {
+        return open(Path::new(target), || format!("there is no network namespace {target}"));
+    }
+    if let Ok(pid) = target.parse::<u32>() {
+        return open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("there is no process {pid}"));
+    }
+    let pid = container_pid(target, docker_socket).await?;
+    open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("container {target} has just ended"))
+}
+
+fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    let file = File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(missing()),
+        _ => Failure::new(format!("cannot open {}: {error}", path.display())),
+    })?;
+    let is_namespace = nix::sys::statfs::fstatfs(&file).is_ok_and(|fs| fs.filesystem_type().0 == NSFS_MAGIC);
+    if !is_namespace {
+        return Err(Failure::new(format!("{} is no network namespace", path.display())));
+    }
+    let metadata = file.metadata().map_err(|error| Failure::new(format!("cannot look at {}: {error}", path.display())))?;
+    Ok(Namespace { id: (metadata.dev(), metadata.ino()), file })
+}
+
+async fn container_pid(name: &str, socket: &Path) -> Result<i64> {
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Failure::new(format!(
+            "cannot ask Docker about container {name} at {}: {error}; give a PID or a namespace path instead",
+            socket.display()
+        ))
+    };
+    let path = socket.to_string_lossy();
+    let docker = bollard::Docker::connect_with_unix(&path, 5, bollard::API_DEFAULT_VERSION)
+        .map_err(|error| unreachable(&error))?;
+    let docker = docker.negotiate_version().await.map_err(|error| unreachable(&error))?;
+    let container = docker.inspect_container(name, None).await.map_err(|error| match error {
+        bollard::errors::Error::DockerResponseServerError { status_code: 404, .. } => {
+            Failure::new(format!("there is no container {name}"))
+        }
+        error => unreachable(&error),
+    })?;
+    match container.state.and_then(|state| state.pid) {
+        Some(pid) if pid > 0 => Ok(pid),
+        _ => Err(Failure::new(format!("container {name} does not run; start it first"))),
+    }
+}
