@@ -1,3 +1,4 @@
 //! The mesh tested as a whole: simulated in one process, and on real kernels in network namespaces.
 
+pub mod netns;
 pub mod sim;

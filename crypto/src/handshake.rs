@@ -154,7 +154,7 @@ pub struct Responder {
 /// What answering message 1 led to.
 pub enum Answer {
     /// XX: send message 2, wait for message 3.
-    Waiting(Responder, Vec<u8>),
+    Waiting(Box<Responder>, Vec<u8>),
     /// IK: send message 2; done.
     Done(Established, Vec<u8>),
 }
@@ -177,7 +177,7 @@ impl Responder {
         match pattern {
             Pattern::Xx => {
                 let second = write(&mut state, &hello(&local, suite))?;
-                Ok(Answer::Waiting(Responder { state, suite, ciphers }, second))
+                Ok(Answer::Waiting(Box::new(Responder { state, suite, ciphers }), second))
             }
             Pattern::Ik => {
                 let key = remote_static(&state)?;

@@ -172,7 +172,7 @@ fn shannon_bits(chars: &[char]) -> f64 {
 fn word_bits(text: &str) -> Option<f64> {
     let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let wordlike = |word: &&str| (3..=12).contains(&word.len()) && word.chars().skip(1).all(|c| c.is_ascii_lowercase());
-    (words.len() >= 2 && words.iter().all(wordlike)).then(|| 13.0 * words.len() as f64)
+    (words.len() >= 2 && words.iter().all(wordlike)).then_some(13.0 * words.len() as f64)
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl Model {
             let mut known: Vec<&str> =
                 status.endpoints.iter().filter(|e| e.host == name).map(|e| e.id.as_str()).collect();
             let none = BTreeMap::new();
-            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(|id| hex(id)).collect();
+            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(hex).collect();
             known.sort_unstable();
             real.sort_unstable();
             if known != real {

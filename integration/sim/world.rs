@@ -366,7 +366,6 @@ impl World {
     fn carry_out_output(&mut self, number: HostNumber, output: Output) {
         match output {
             Output::Transmit { to, data, stride } => self.transmit(number, to, data, stride),
-            Output::Tap { segment, frame, .. } => self.hosts[number].delivered.push((segment, frame)),
             Output::Publish(snapshot) => {
                 let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
                 let life = self.hosts[number].life;

@@ -356,9 +356,10 @@ fn remove_interface(attachment: &Attachment) {
 
 /// The first of weft0, weft1, ... that is free.
 fn free_name(names: &[String]) -> Result<String> {
-    (0..1000).map(|n| format!("weft{n}")).find(|name| !names.contains(name)).ok_or_else(|| {
-        Failure::new("the container has a thousand interfaces already")
-    })
+    (0..1000)
+        .map(|n| format!("weft{n}"))
+        .find(|name| !names.contains(name))
+        .ok_or_else(|| Failure::new("the container has a thousand interfaces already"))
 }
 
 fn random_id() -> Result<EndpointId> {

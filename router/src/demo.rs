@@ -31,6 +31,9 @@ pub struct DemoArgs {
     /// Verify that everything works, and exit with 0 or 1
     #[arg(long)]
     pub check: bool,
+    /// How frames get in and out of the kernel; default: the fastest this user may have
+    #[arg(long)]
+    pub tap: Option<TapMode>,
 }
 
 /// Sets the stage up and waits for its end.
@@ -42,7 +45,9 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
     unshare(flags).map_err(|error| {
-        Failure::new(format!("{what}: {error}; run it as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)"))
+        Failure::new(format!(
+            "{what}: {error}; run it as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)"
+        ))
     })?;
     if !uid.is_root() {
         let write = |file: &str, text: String| std::fs::write(format!("/proc/self/{file}"), text);
@@ -54,6 +59,9 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let weft = own_binary()?;
     let mut command = Command::new(&weft);
     command.arg("demo-stage").args(args.check.then_some("--check"));
+    if let Some(tap) = args.tap {
+        command.args(["--tap", tap.name()]);
+    }
     let status = command.status().doing(|| format!("cannot start {}", weft.display()))?;
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
@@ -75,13 +83,9 @@ pub fn stage(args: &DemoArgs) -> Result<()> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).doing(what)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).doing(what)?;
     mount(Some("weft"), DIR, Some("tmpfs"), MsFlags::empty(), Some("mode=700")).doing(what)?;
-    let set = Set::build(Path::new(DIR))?;
+    let set = Set::build(Path::new(DIR), args.tap.unwrap_or_else(choose_tap))?;
     set.show()?;
-    if args.check {
-        set.check()
-    } else {
-        set.play()
-    }
+    if args.check { set.check() } else { set.play() }
 }
 
 /// Hosts, containers, wires.
@@ -98,8 +102,7 @@ struct Container {
 }
 
 impl Set {
-    fn build(dir: &Path) -> Result<Set> {
-        let tap = choose_tap();
+    fn build(dir: &Path, tap: TapMode) -> Result<Set> {
         println!("starting three hosts ...");
         let mut hosts =
             ["a", "b", "c"].into_iter().map(|name| LabHost::new(name, dir)).collect::<Result<Vec<LabHost>>>()?;
@@ -195,7 +198,9 @@ impl Set {
         await_true("large pings do not get through", || {
             Ok(ping(&from.ns, to.v4, 9000, Duration::from_secs(1))?.is_some())
         })?;
-        println!("check: {pairs} pings between all containers, IPv4 and IPv6, and 9000 bytes through the relay: all right");
+        println!(
+            "check: {pairs} pings between all containers, IPv4 and IPv6, and 9000 bytes through the relay: all right"
+        );
         Ok(())
     }
 }

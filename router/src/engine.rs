@@ -18,10 +18,12 @@ use crate::worker::Clock;
 /// Things for the node taken in one go before what they led to is done.
 const PUNTS_PER_TURN: usize = 256;
 
+type Answer = Result<Reply, CommandError>;
+
 /// A command and where its answer goes.
 struct Request {
     command: Command,
-    reply: oneshot::Sender<Result<Reply, CommandError>>,
+    reply: oneshot::Sender<Answer>,
 }
 
 /// How everybody else talks to the node.
@@ -49,14 +51,14 @@ pub struct Engine {
     punts: mpsc::Receiver<Punt>,
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
-    waiting: std::collections::BTreeMap<u64, oneshot::Sender<Result<Reply, CommandError>>>,
+    waiting: std::collections::BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
 
 /// What the saver writes, and whom it then answers.
 struct Save {
     changes: Vec<Change>,
-    replies: Vec<(oneshot::Sender<Result<Reply, CommandError>>, Result<Reply, CommandError>)>,
+    replies: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
 
 impl Engine {

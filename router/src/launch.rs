@@ -160,8 +160,7 @@ async fn chores(api: Api) {
             if let Ok(underlay) = underlay() {
                 let _ = api.engine.ask(Command::SetAddresses(underlay.addresses)).await;
             }
-            let names: Vec<String> =
-                api.options.peers.iter().filter(|peer| !is_literal(peer)).cloned().collect();
+            let names: Vec<String> = api.options.peers.iter().filter(|peer| !is_literal(peer)).cloned().collect();
             if !names.is_empty()
                 && let Ok(targets) = resolve_targets(&names).await
             {
@@ -209,7 +208,8 @@ fn underlay() -> Result<Underlay> {
     let mut mtus = Vec::new();
     for interface in interfaces {
         let name = interface.interface_name;
-        let is_ours = name.starts_with("weft") || name.starts_with("docker") || name.starts_with("veth") && name.len() > 8;
+        let is_ours =
+            name.starts_with("weft") || name.starts_with("docker") || name.starts_with("veth") && name.len() > 8;
         let Some(address) = interface.address else { continue };
         let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
             (Some(v4), _) => IpAddr::V4(v4.ip()),
@@ -256,7 +256,9 @@ fn check_privileges() -> Result<()> {
     if capabilities >> CAP_NET_ADMIN & 1 == 1 {
         Ok(())
     } else {
-        Err(Failure::new("a router needs CAP_NET_ADMIN: run as root, or: setcap cap_net_admin,cap_net_raw,cap_sys_admin+ep weft"))
+        Err(Failure::new(
+            "a router needs CAP_NET_ADMIN: run as root, or: setcap cap_net_admin,cap_net_raw,cap_sys_admin+ep weft",
+        ))
     }
 }
 
@@ -275,6 +277,10 @@ fn start_log(level: &str, json: bool) -> Result<()> {
         level.parse().map_err(|_| Failure::Usage("--log-level takes error, warn, info, debug or trace".into()))?;
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
-    if json { log.json().init() } else { log.init() }
+    if json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     Ok(())
 }

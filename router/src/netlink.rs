@@ -44,6 +44,11 @@ where
 }
 
 impl Net {
+    /// The connection itself, for what only benchmarks and tests need.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// An interface's index and attributes, if it is there.
     pub async fn link(&self, name: &str) -> Option<LinkMessage> {
         self.handle.link().get().match_name(name).execute().try_next().await.ok().flatten()
@@ -163,7 +168,12 @@ impl Net {
 
     /// Sends what has no other route to a gateway.
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<()> {
-        let message = RouteMessageBuilder::<IpAddr>::new().gateway(gateway).doing(|| "no such gateway".into())?.build();
+        let everywhere = if gateway.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0u16; 8]) };
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(everywhere, 0)
+            .and_then(|message| message.gateway(gateway))
+            .doing(|| format!("no route by {gateway} can be"))?
+            .build();
         let request = self.handle.route().add(message).replace().execute();
         request.await.doing(|| format!("cannot set the default route by {gateway}"))
     }
@@ -177,7 +187,8 @@ impl Net {
         let mut routes = self.handle.route().get(message).execute();
         while let Some(route) = routes.try_next().await.doing(|| "cannot list routes".into())? {
             let length = route.header.destination_prefix_length;
-            let is_ours = route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if but.contains(index)));
+            let is_ours =
+                route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if but.contains(index)));
             // A default route overlaps everything and is meant to; local addresses are in tables of their own.
             if length == 0 || is_ours || route.header.table != 254 || route.header.kind != RouteType::Unicast {
                 continue;

@@ -29,11 +29,23 @@ pub enum TapMode {
     Packet,
 }
 
+impl TapMode {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            TapMode::Fast => "fast",
+            TapMode::Basic => "basic",
+            TapMode::Packet => "packet",
+        }
+    }
+}
+
 /// The options of `launch`, as flags, environment or file give them.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct LaunchArgs {
-    /// Hosts to link to: host, ip or [ip6], each with an optional :port
+    /// Hosts to link to.
+    #[arg(help = "Hosts to link to: host, ip or [ip6], each with an optional :port", value_name = "PEER")]
     #[serde(skip)]
     pub peers: Vec<String>,
     /// Read options from this TOML file
@@ -46,8 +58,9 @@ pub struct LaunchArgs {
     /// The network's secret(s), one a line, the first used first
     #[arg(long, env = "WEFT_SECRET_FILE", value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
-    /// UDP address to listen on; default [::]:6783, both families
+    /// UDP address to listen on.
     #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(help = "UDP address to listen on; default [::]:6783, both families")]
     pub listen: Option<SocketAddr>,
     /// Identity key and store; default /var/lib/weft
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
@@ -251,7 +264,8 @@ mod tests {
 
     #[test]
     fn peers_come_in_four_shapes() {
-        let ok = |text: &str, host: &str, port| assert_eq!(parse_peer(text).unwrap(), (host.to_owned(), port), "{text}");
+        let ok =
+            |text: &str, host: &str, port| assert_eq!(parse_peer(text).unwrap(), (host.to_owned(), port), "{text}");
         ok("node1", "node1", 6783);
         ok("node1.example:99", "node1.example", 99);
         ok("10.0.0.1", "10.0.0.1", 6783);

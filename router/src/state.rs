@@ -60,7 +60,8 @@ pub fn identity(dir: &Path) -> Result<Identity> {
             let text: String = identity.seed().iter().map(|byte| format!("{byte:02x}")).collect();
             // Written beside and renamed, so that a crash leaves no half key.
             let fresh = path.with_extension("new");
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).doing(what)?;
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).doing(what)?;
             file.set_permissions(Permissions::from_mode(0o600)).doing(what)?;
             writeln!(file, "{text}").and_then(|()| file.sync_all()).doing(what)?;
             fs::rename(&fresh, &path).doing(what)?;

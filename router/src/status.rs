@@ -73,7 +73,8 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
                 text.push_str("another host lives with this host's key: see the log\n");
             }
             let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
-            let connected = report["peers"].as_array().into_iter().flatten().filter(|p| p["state"] == "connected").count();
+            let connected =
+                report["peers"].as_array().into_iter().flatten().filter(|p| p["state"] == "connected").count();
             // Writing to a String cannot fail.
             let _ = writeln!(text, "peers: {connected} of {} connected", count("peers"));
             let _ = writeln!(text, "endpoints: {}", count("endpoints"));

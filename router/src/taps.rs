@@ -53,7 +53,7 @@ impl Segments {
             return Ok(*bridge);
         }
         let (bridge, tap) = (bridge_name(segment), tap_name(segment));
-        let (mtu, mode, port) = (self.mtu as u32, self.mode, format!("wp{}", short(segment)));
+        let (mtu, port) = (self.mtu as u32, format!("wp{}", short(segment)));
         let name = bridge.clone();
         let index = in_namespace(None, async move |net| net.bridge(&name, mtu).await)?;
         let queues = match self.open_port(&tap, &port) {
@@ -67,13 +67,7 @@ impl Segments {
             let link = net.index(&tap).await?;
             net.set_mtu(link, mtu).await?;
             net.set_master(link, index).await?;
-            net.set_up(link, &tap).await?;
-            if mode == TapMode::Packet {
-                let far = net.index(&port).await?;
-                net.set_mtu(far, mtu).await?;
-                net.set_up(far, &port).await?;
-            }
-            Ok(())
+            net.set_up(link, &tap).await
         })?;
         for (worker, queue) in self.workers.iter().zip(queues) {
             worker.add(segment, queue);
@@ -103,10 +97,14 @@ impl Segments {
             TapMode::Fast => FastTap::open(tap, self.workers.len()).map(|taps| taps.into_iter().map(boxed).collect()),
             TapMode::Basic => BasicTap::open(tap).map(|tap| vec![boxed(tap)]),
             TapMode::Packet => {
-                let (near, far) = (tap.to_owned(), port.to_owned());
+                let (near, far, mtu) = (tap.to_owned(), port.to_owned(), self.mtu as u32);
                 in_namespace(None, async move |net| {
                     net.delete(&near).await?;
-                    net.veth(&near, &far).await
+                    net.veth(&near, &far).await?;
+                    // A packet socket on an interface that is down has an error pending.
+                    let index = net.index(&far).await?;
+                    net.set_mtu(index, mtu).await?;
+                    net.set_up(index, &far).await
                 })?;
                 PacketPort::open(port).map(|port| vec![boxed(port)])
             }

@@ -36,7 +36,8 @@ fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
     if !is_namespace {
         return Err(Failure::new(format!("{} is no network namespace", path.display())));
     }
-    let metadata = file.metadata().map_err(|error| Failure::new(format!("cannot look at {}: {error}", path.display())))?;
+    let metadata =
+        file.metadata().map_err(|error| Failure::new(format!("cannot look at {}: {error}", path.display())))?;
     Ok(Namespace { id: (metadata.dev(), metadata.ino()), file })
 }
 

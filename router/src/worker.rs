@@ -178,7 +178,9 @@ impl Run {
                     }
                     UDP => udp_ready = true,
                     // A deleted interface reports nothing but an error: reading it will say so.
-                    token => self.out.taps.values_mut().filter(|tap| tap.token == token).for_each(|tap| tap.is_ready = true),
+                    token => {
+                        self.out.taps.values_mut().filter(|tap| tap.token == token).for_each(|tap| tap.is_ready = true)
+                    }
                 }
             }
             let snapshot = self.snapshot.load();

@@ -326,8 +326,9 @@ impl Sender {
         for (index, counter) in counters.enumerate() {
             let part = &payload[index * size..payload.len().min((index + 1) * size)];
             let (first, last) = (index == 0, index + 1 == count);
-            let keep = !if first { 0 } else { TcpCut::CWR } & !if last { 0 } else { TcpCut::FIN | TcpCut::PSH };
-            TcpCut::set_flags(template, headers, tcp_flags & keep);
+            let not_first = if first { 0 } else { TcpCut::CWR };
+            let not_last = if last { 0 } else { TcpCut::FIN | TcpCut::PSH };
+            TcpCut::set_flags(template, headers, tcp_flags & !not_first & !not_last);
             headers.set_end(template, headers.payload + part.len());
             headers.set_partial_checksum(template, headers.payload + part.len());
             if index > 0 && index % 256 == 0 {

@@ -667,7 +667,7 @@ impl Reassembly {
         now: Time,
     ) -> Result<Option<Vec<u8>>, DropReason> {
         let (index, count) = (usize::from(header.index), usize::from(header.count));
-        if count < 2 || count > MAX_FRAGMENTS || index >= count || part.is_empty() {
+        if !(2..=MAX_FRAGMENTS).contains(&count) || index >= count || part.is_empty() {
             return Err(DropReason::Malformed);
         }
         let key = (session, header.id);

@@ -21,8 +21,7 @@ impl FastTap {
     }
 
     fn queue(name: &str) -> io::Result<FastTap> {
-        const FLAGS: libc::c_int =
-            libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN_DEVICE)?;
         sys::tun_set_iff(file.as_fd(), name, FLAGS)?;
         let offloads = set_offloads(&file)?;

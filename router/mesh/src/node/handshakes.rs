@@ -88,7 +88,7 @@ struct Attempt {
 
 /// An XX handshake this host answered.
 struct Answered {
-    responder: Responder,
+    responder: Box<Responder>,
     secret: Secret,
     remote_index: u32,
     started: Time,
@@ -350,7 +350,6 @@ impl Node {
         self.outputs.push_back(Output::Transmit { to: hop.remote, data, stride });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all of it is what a handshake ends with")]
     fn on_established(
         &mut self,
         established: Established,

@@ -304,6 +304,7 @@ impl Node {
             peer.candidates.iter().filter(|(_, candidate)| candidate.is_likely).map(|(address, _)| *address).collect();
         self.persist(&[super::PERSISTED_PEER, &id.0].concat(), Some(encode(&likely)));
         self.event(Event::LinkUp { peer: id, remote });
+        self.refresh_outbound(label);
         self.membership.announce(label, now);
         self.greet(label, now);
     }

@@ -130,6 +130,10 @@ impl Node {
         let label = neighbours[self.rng.random_range(0..neighbours.len())];
         let summary = Message::Summary { hash: self.store.summary() };
         self.send_control(label, &Control::Records(summary.encode()), now);
+        if self.peers.get(&label).is_some_and(|peer| !peer.is_alive) {
+            // An introduction may be lost; SWIM does not repeat it.
+            self.membership.announce(label, now);
+        }
     }
 
     fn on_records(&mut self, label: HostLabel, bytes: &[u8], now: Time) {

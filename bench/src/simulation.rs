@@ -1,0 +1,56 @@
+//! All seeds of the simulation's families, with what they took.
+
+use std::time::{Duration, Instant};
+
+use weft_integration::sim::{Outcome, Scenario, run};
+use weft_router::error::Result;
+
+/// Runs one seed of the family with faults and tells what happened in it.
+pub fn one(seed: u64) -> Result<()> {
+    let outcome = run(&Scenario::faults(), seed);
+    println!("{}", outcome.story.join("\n"));
+    println!("seed {seed}: {} hosts, right {:?} after the last fault", outcome.hosts, outcome.convergence);
+    Ok(())
+}
+
+/// Runs all of them; a wrong one ends the run and names its seed.
+pub fn all(count: u64, hundreds: u64) -> Result<()> {
+    println!(
+        "| family | seeds | hosts | right after the last fault: median, p90, longest | idle B/s a host, median | wall time |"
+    );
+    println!("|---|---|---|---|---|---|");
+    family("faults", &Scenario::faults(), count);
+    family("a hundred hosts", &Scenario::hundred(), hundreds);
+    Ok(())
+}
+
+fn family(name: &str, scenario: &Scenario, count: u64) {
+    let started = Instant::now();
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for seed in 0..count {
+        outcomes.push(run(scenario, seed));
+        if seed % 10 == 9 {
+            eprintln!("{name}: {} of {count} seeds right", seed + 1);
+        }
+    }
+    if outcomes.is_empty() {
+        return;
+    }
+    let mut times: Vec<Duration> = outcomes.iter().map(|outcome| outcome.convergence).collect();
+    times.sort_unstable();
+    let mut idle: Vec<f64> = outcomes.iter().map(|outcome| outcome.idle_bytes_per_host).collect();
+    idle.sort_by(f64::total_cmp);
+    let at = |share: f64| ((outcomes.len() - 1) as f64 * share) as usize;
+    let hosts = |pick: fn(std::slice::Iter<'_, Outcome>) -> Option<usize>| pick(outcomes.iter()).unwrap_or(0);
+    println!(
+        "| {name} | 0 to {} | {} to {} | {:.1?}, {:.1?}, {:.1?} | {:.0} | {:.0?} |",
+        count - 1,
+        hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).min()),
+        hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).max()),
+        times[at(0.5)],
+        times[at(0.9)],
+        times[at(1.0)],
+        idle[at(0.5)],
+        started.elapsed(),
+    );
+}

@@ -1,0 +1,211 @@
+//! Meshes of real routers on real kernels: each host is a network namespace, each container another.
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use weft_router::error::{Failure, Result};
+use weft_router::lab::{LabHost, Ns, await_true, ping, wire};
+use weft_router::options::TapMode;
+use weft_router::state;
+
+/// Hosts, the wires between them, and their containers.
+pub struct Mesh {
+    /// The hosts.
+    pub hosts: Vec<LabHost>,
+    /// The containers.
+    pub containers: Vec<Container>,
+    /// Pairs of hosts with a wire between them.
+    pub wires: Vec<(usize, usize)>,
+    taps: Vec<TapMode>,
+    secret: PathBuf,
+    dir: PathBuf,
+}
+
+/// A container on a host.
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Its host.
+    pub host: usize,
+    /// Its segment.
+    pub segment: &'static str,
+    /// Its namespace.
+    pub ns: Ns,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its addresses.
+    pub ips: [IpAddr; 2],
+}
+
+/// The binary under test: built beside the tests.
+pub fn weft() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test has a file");
+    let weft = exe.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join("weft");
+    assert!(weft.exists(), "{} is not built: run cargo build --release, or scripts/test", weft.display());
+    weft
+}
+
+impl Mesh {
+    /// Starts a host for each entry of `taps`, joined by `wires`, each naming its neighbours.
+    pub fn start(name: &str, taps: &[TapMode], wires: &[(usize, usize)]) -> Mesh {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
+        let dir = std::env::temp_dir().join(format!("weft-netns-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        state::open_dir(&dir).expect("a directory for the test");
+        let secret = dir.join("secret");
+        write_secret(&secret, &[state::new_secret().expect("a secret")]);
+        let hosts: Vec<LabHost> =
+            (0..taps.len()).map(|n| LabHost::new(&format!("h{n}"), &dir).expect("a host")).collect();
+        for (number, (a, b)) in wires.iter().enumerate() {
+            let end = |last| [(IpAddr::from([10, 99, number as u8, last]), 24)];
+            let names = (format!("w{number}"), format!("w{number}"));
+            wire(&hosts[*a].ns, &hosts[*b].ns, (&names.0, &names.1), (&end(1), &end(2))).expect("a wire");
+        }
+        let (taps, wires) = (taps.to_vec(), wires.to_vec());
+        let mut mesh = Mesh { hosts, containers: Vec::new(), wires, taps, secret, dir };
+        (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
+        mesh
+    }
+
+    /// Starts (again) the router of a host.
+    pub fn launch(&mut self, number: usize) {
+        let mut arguments = vec!["--secret-file".into(), self.secret.to_string_lossy().into_owned()];
+        for (wire, (a, b)) in self.wires.iter().enumerate() {
+            if *a == number || *b == number {
+                arguments.push(format!("10.99.{wire}.{}", if *a == number { 2 } else { 1 }));
+            }
+        }
+        let tap = self.taps[number];
+        self.hosts[number].start(&weft(), tap, &arguments).expect("the router starts");
+    }
+
+    /// The file all hosts read their secrets from.
+    pub fn secret_file(&self) -> &PathBuf {
+        &self.secret
+    }
+
+    /// The directory of this mesh's files.
+    pub fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+
+    /// Gives a host a new container in a segment.
+    pub fn add_container(&mut self, host: usize, segment: &'static str) -> usize {
+        let number = self.containers.len() + 1;
+        let v4 = Ipv4Addr::new(10, 32, 0, number as u8);
+        let v6: IpAddr = format!("fd77::{number}").parse().expect("an address");
+        let ns = Ns::new().expect("a container");
+        let name = format!("c{number}");
+        let ips = [format!("{v4}/24"), format!("{v6}/64")];
+        self.hosts[host].attach(&ns, segment, &[&ips[0], &ips[1]], &name).expect("the container is attached");
+        self.containers.push(Container { name, host, segment, ns, v4, ips: [v4.into(), v6] });
+        self.containers.len() - 1
+    }
+
+    /// Waits until every host is connected with every other.
+    pub fn await_connected(&self) {
+        let all = self.hosts.len() - 1;
+        for host in &self.hosts {
+            await_true(&format!("{} is not connected with everybody", host.name), || {
+                let status = host.status()?;
+                let connected = peers(&status).filter(|peer| peer["state"] == "connected").count();
+                Ok(connected == all)
+            })
+            .unwrap_or_else(|error| panic!("{error}: {:#}", host.status().unwrap_or_default()["peers"]));
+        }
+    }
+
+    /// Waits until every container reaches every other of its segment.
+    pub fn await_all_reach_all(&self, payload: usize) {
+        for from in &self.containers {
+            for to in self.containers.iter().filter(|to| to.name != from.name && to.segment == from.segment) {
+                for ip in to.ips {
+                    let what =
+                        format!("{} (h{}) does not reach {} (h{}, {ip})", from.name, from.host, to.name, to.host);
+                    await_true(&what, || Ok(ping(&from.ns, ip, payload, Duration::from_secs(1))?.is_some()))
+                        .unwrap_or_else(|error| panic!("{error}"));
+                }
+            }
+        }
+    }
+
+    /// Drops everything on a wire, both ways, silently.
+    pub fn cut(&self, wire: usize) {
+        let (a, b) = self.wires[wire];
+        for host in [a, b] {
+            let table = format!("table inet cut{wire}");
+            let hook = |hook: &str| format!("chain {hook} {{ type filter hook {hook} priority 0; ");
+            nft(
+                &self.hosts[host].ns,
+                &format!(
+                    "{table} {{ {} iifname w{wire} drop; }} {} oifname w{wire} drop; }} }}",
+                    hook("input"),
+                    hook("output")
+                ),
+            );
+        }
+    }
+
+    /// Undoes [`Mesh::cut`].
+    pub fn mend(&self, wire: usize) {
+        let (a, b) = self.wires[wire];
+        for host in [a, b] {
+            nft(&self.hosts[host].ns, &format!("delete table inet cut{wire}"));
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the logs are in {}", self.dir.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Writes a secret file that only its owner may read.
+pub fn write_secret(path: &std::path::Path, secrets: &[String]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, secrets.join("\n")).expect("a secret file");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("a secret file");
+}
+
+/// The peers of a status report.
+pub fn peers(status: &Value) -> impl Iterator<Item = &Value> {
+    status["peers"].as_array().into_iter().flatten()
+}
+
+/// Runs an nftables ruleset in a namespace.
+pub fn nft(ns: &Ns, rules: &str) {
+    let output =
+        ns.run(|| Command::new("nft").arg(rules.replace("} ", "}\n")).output()).expect("the namespace is there");
+    let output = output.expect("nft is installed: run scripts/test");
+    assert!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Sends one UDP datagram to a group or broadcast address from `from`; whether `to`, listening there, hears it.
+pub fn group_datagram_arrives(from: &Container, to: &Container, group: Ipv4Addr) -> Result<bool> {
+    let error = |error: std::io::Error| Failure::new(error.to_string());
+    let receiver = to.ns.run(|| -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5353))?;
+        if group.is_multicast() {
+            socket.join_multicast_v4(&group, &to.v4)?;
+        }
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(socket)
+    })?;
+    let receiver = receiver.map_err(error)?;
+    let sent = from.ns.run(|| -> std::io::Result<()> {
+        let socket = UdpSocket::bind((from.v4, 0))?;
+        socket.set_broadcast(true)?;
+        socket.send_to(b"who is there?", (group, 5353)).map(drop)
+    })?;
+    sent.map_err(error)?;
+    let mut buffer = [0; 64];
+    Ok(receiver.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"who is there?"))
+}
