@@ -1,5 +1,7 @@
 //! All seeds of the simulation's families, with what they took.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use weft_integration::sim::{Outcome, Scenario, run};
@@ -26,13 +28,28 @@ pub fn all(count: u64, hundreds: u64) -> Result<()> {
 
 fn family(name: &str, scenario: &Scenario, count: u64) {
     let started = Instant::now();
-    let mut outcomes: Vec<Outcome> = Vec::new();
-    for seed in 0..count {
-        outcomes.push(run(scenario, seed));
-        if seed % 10 == 9 {
-            eprintln!("{name}: {} of {count} seeds right", seed + 1);
+    let next = AtomicU64::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= count {
+                        return;
+                    }
+                    let outcome = run(scenario, seed);
+                    let mut done = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    done.push(outcome);
+                    if done.len() % 10 == 0 {
+                        eprintln!("{name}: {} of {count} seeds right", done.len());
+                    }
+                }
+            });
         }
-    }
+    });
+    let outcomes: Vec<Outcome> = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     if outcomes.is_empty() {
         return;
     }

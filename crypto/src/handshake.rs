@@ -2,7 +2,7 @@
 //! (Noise protocol framework, revision 34).
 //!
 //! The prologue binds the protocol version and the suites the initiator offers, so neither can be
-//! tampered with. Message 1 carries no payload. Messages 2 and 3 carry a [`Hello`]: the sender's Ed25519
+//! tampered with. Message 1 carries no payload. Messages 2 and 3 carry a hello: the sender's Ed25519
 //! key, whose X25519 form must equal the Noise static key just proven.
 
 use snow::{Builder, HandshakeState};

@@ -69,7 +69,10 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
     let mut world = World::new(seed, ciphers, true);
     let mut drama =
         Drama { model: Model::default(), story: Vec::new(), partition: Vec::new(), old_disks: BTreeMap::new() };
-    let count = world.rng.random_range(scenario.hosts.clone());
+    // Small meshes more often: they cost less, and most mistakes fit into them.
+    let (fewest, most) = (*scenario.hosts.start(), *scenario.hosts.end());
+    let share: f64 = world.rng.random();
+    let count = fewest + ((most - fewest) as f64 * share * share).round() as usize;
     drama.raise(&mut world, count);
     world.run_for(Duration::from_secs(5));
     for _ in 0..scenario.faults {

@@ -1,20 +1,44 @@
 //! Families of seeds, and single situations that have to come out right.
 
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use weft_crypto::Ciphers;
+use weft_integration::sim::scenario::said_cloned;
+use weft_integration::sim::world::{HostNumber, World};
 use weft_integration::sim::{Scenario, run};
+use weft_mesh::node::Event;
+use weft_mesh::records::EndpointRecord;
+use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::SegmentId;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
 const SEEDS: u64 = 40;
 
-#[test]
-fn meshes_recover_from_random_faults() {
-    let only: Option<u64> = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
+fn faults(seeds: impl Iterator<Item = u64>) {
+    for seed in seeds {
         let outcome = run(&Scenario::faults(), seed);
-        println!(
-            "seed {seed}: {} hosts, right after {:?}, {:.0} B/s a host",
-            outcome.hosts, outcome.convergence, outcome.idle_bytes_per_host
-        );
+        println!("seed {seed}: {} hosts, right after {:?}", outcome.hosts, outcome.convergence);
     }
+}
+
+// Two halves, so that two cores share them.
+#[test]
+fn meshes_recover_from_random_faults_even_seeds() {
+    faults((0..SEEDS).step_by(2));
+}
+
+#[test]
+fn meshes_recover_from_random_faults_odd_seeds() {
+    faults((1..SEEDS).step_by(2));
+}
+
+#[test]
+fn a_hundred_hosts_are_right_five_seconds_after_the_last_fault() {
+    let outcome = run(&Scenario::hundred(), 1);
+    assert!(outcome.convergence <= Duration::from_secs(5));
 }
 
 #[test]
@@ -22,4 +46,121 @@ fn the_same_seed_gives_the_same_run() {
     for seed in [3, 4] {
         assert_eq!(run(&Scenario::faults(), seed).trace, run(&Scenario::faults(), seed).trace);
     }
+}
+
+/// Hosts in a line, each with an endpoint, at rest.
+fn line(seed: u64, count: usize) -> World {
+    let mut world = World::new(seed, Ciphers::native(true), true);
+    for _ in 0..count {
+        world.add_host();
+    }
+    for a in 0..count {
+        for b in 0..a.saturating_sub(1) {
+            world.cut(a, b);
+        }
+    }
+    for host in 0..count {
+        world.start(host);
+        if host > 0 {
+            world.connect(host, &[host - 1]);
+        }
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+    world.run_for(Duration::from_secs(5));
+    world
+}
+
+fn endpoint(host: HostNumber) -> EndpointRecord {
+    let ips = vec![(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)];
+    EndpointRecord { segment: "s".into(), mac: mac(host), ips, names: vec![], healthy: true }
+}
+
+fn mac(host: HostNumber) -> [u8; 6] {
+    [2, 0, 0, 0, 0, host as u8 + 1]
+}
+
+/// Sends a frame from one host's endpoint to another's; whether it arrives.
+fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
+    let mut frame = [mac(to), mac(from)].concat();
+    frame.extend_from_slice(&[0x88, 0xb5]);
+    frame.resize(200, 7);
+    let expected = frame.clone();
+    world.hosts[to].delivered.clear();
+    world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame);
+    world.run_for(Duration::from_millis(50));
+    world.hosts[to].delivered.iter().any(|(_, frame)| *frame == expected)
+}
+
+#[test]
+fn a_packet_from_a_new_address_moves_the_link() {
+    let mut world = line(1, 2);
+    assert!(arrives(&mut world, 0, 1));
+    // What a NAT does when it maps a host anew.
+    world.move_host(1, SocketAddr::from(([10, 77, 0, 1], 40_001)));
+    world.run_for(Duration::from_millis(2500));
+    let links = |world: &World| world.hosts[0].events.iter().filter(|e| matches!(e, Event::LinkDown { .. })).count();
+    assert!(arrives(&mut world, 0, 1) && arrives(&mut world, 1, 0));
+    assert!(links(&world) <= 1);
+}
+
+#[test]
+fn a_cloned_host_is_told_and_the_first_one_goes_on() {
+    let mut world = line(2, 3);
+    let seed = world.hosts[2].seed;
+    let clone = world.add_host_with_key(seed);
+    world.hosts[clone].disk = world.hosts[2].disk.clone();
+    for host in [1, 2] {
+        world.cut(clone, host);
+    }
+    world.start(clone);
+    world.connect(clone, &[0]);
+    for _ in 0..50 {
+        world.run_for(Duration::from_millis(200));
+    }
+    assert!(arrives(&mut world, 0, 2) && arrives(&mut world, 1, 2), "the host met first is not served any more");
+    assert_eq!(said_cloned(&world, clone), 1);
+    assert_eq!(said_cloned(&world, 2), 1);
+}
+
+/// A million datagrams of each bad kind: replayed, cut short, with a bit flipped, random. Nothing but counters changes.
+#[test]
+fn datagrams_that_no_member_sealed_change_nothing() {
+    const EACH: usize = 1_000_000;
+    let mut world = line(3, 2);
+    world.record_datagrams(true);
+    for _ in 0..20 {
+        arrives(&mut world, 0, 1);
+        world.run_for(Duration::from_millis(200));
+    }
+    // A restart, so that handshakes are among what is replayed.
+    world.crash(0);
+    world.start(0);
+    world.connect(0, &[1]);
+    world.run_for(Duration::from_secs(3));
+    let real = world.record_datagrams(false);
+    assert!(real.len() > 100);
+    let from = world.hosts[0].address;
+    let before = world.state_of(1);
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for kind in 0..4 {
+        for _ in 0..EACH {
+            let mut data = real[rng.random_range(0..real.len())].clone();
+            match kind {
+                0 => {}
+                1 => data.truncate(rng.random_range(0..data.len())),
+                2 => {
+                    let bit = rng.random_range(0..data.len() * 8);
+                    data[bit / 8] ^= 1 << (bit % 8);
+                }
+                _ => {
+                    data = vec![0; rng.random_range(0..1500)];
+                    rng.fill_bytes(&mut data);
+                }
+            }
+            world.inject(1, from, data);
+        }
+        assert_eq!(world.state_of(1), before, "kind {kind} changed something");
+    }
+    world.run_for(Duration::from_secs(1));
+    assert!(arrives(&mut world, 0, 1));
 }

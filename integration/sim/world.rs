@@ -98,6 +98,7 @@ pub struct World {
     sequence: u64,
     trace: SipHasher13,
     by_address: BTreeMap<SocketAddr, HostNumber>,
+    recorded: Option<Vec<Vec<u8>>>,
 }
 
 struct Event_ {
@@ -152,6 +153,7 @@ impl World {
             sequence: 0,
             trace: SipHasher13::new(),
             by_address: BTreeMap::new(),
+            recorded: None,
         }
     }
 
@@ -194,6 +196,7 @@ impl World {
         self.rng.fill_bytes(&mut entropy);
         let host = &mut self.hosts[number];
         host.life += 1;
+        host.timer = Time::from_nanos(u64::MAX);
         host.path = Datapath::new(64);
         host.snapshot = Arc::new(Snapshot::empty(host.label(), Hashing(0, 0)));
         let config = Config {
@@ -261,6 +264,29 @@ impl World {
         self.carry_out(number, sink);
     }
 
+    /// From now on a host is seen at another address, as when a NAT maps it anew.
+    pub fn move_host(&mut self, number: HostNumber, address: SocketAddr) {
+        let old = std::mem::replace(&mut self.hosts[number].address, address);
+        self.by_address.remove(&old);
+        self.by_address.insert(address, number);
+    }
+
+    /// Keeps (or no longer keeps) a copy of every datagram that arrives; returns what was kept.
+    pub fn record_datagrams(&mut self, keep: bool) -> Vec<Vec<u8>> {
+        std::mem::replace(&mut self.recorded, keep.then(Vec::new)).unwrap_or_default()
+    }
+
+    /// What people can see of a host's state, less its counters.
+    pub fn state_of(&self, number: HostNumber) -> String {
+        let Some(node) = &self.hosts[number].node else { return String::new() };
+        let mut status = node.status(self.now);
+        for peer in &mut status.peers {
+            (peer.rx_bytes, peer.tx_bytes) = (0, 0);
+        }
+        let (events, delivered) = (&self.hosts[number].events, &self.hosts[number].delivered);
+        format!("{status:?} {events:?} {delivered:?}")
+    }
+
     /// A datagram from nowhere in particular arrives at a host.
     pub fn inject(&mut self, number: HostNumber, from: SocketAddr, data: Vec<u8>) {
         let stride = data.len().max(1);
@@ -296,6 +322,9 @@ impl World {
             }
             What::Deliver { host, from, data, stride } => {
                 self.trace.write(&data);
+                if let Some(recorded) = &mut self.recorded {
+                    recorded.push(data.clone());
+                }
                 self.deliver(host, from, data, stride);
             }
             What::Publish { host, life, snapshot } => {

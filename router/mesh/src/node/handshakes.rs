@@ -391,9 +391,9 @@ impl Node {
             superseded: None,
         };
         let other_life = peer.current().filter(|current| current.boot != boot).map(|current| current.index);
-        let was_heard = now.since(peer.last_heard()) < Duration::from_secs(3) && peer.link.is_some();
-        match other_life.filter(|_| was_heard) {
-            Some(old) => {
+        let is_reachable = self.hop_towards(label).is_some();
+        match other_life.zip(self.peers.get_mut(&label)).filter(|_| is_reachable) {
+            Some((old, peer)) => {
                 // Reborn, or a second host with the same key: the old life gets a chance to object.
                 peer.held = Some(Held { session, direct, until: now + OBJECTION });
                 self.send_under(label, old, None, &Control::AreYouThere, now);
