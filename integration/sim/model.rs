@@ -107,40 +107,54 @@ impl Model {
     }
 
     /// Sends frames between all endpoints of a segment within each island, and checks that each arrives once, there and
-    /// nowhere else. Call it on a mesh at rest; sessions are opened as needed.
+    /// nowhere else. A frame may be lost while sessions are opened and while costs settle after bad weather, but not
+    /// in every round; one that arrives twice or at the wrong host is wrong at once.
     pub fn check_frames(&self, world: &mut World) {
-        // The first round opens sessions, frames may be lost on it; the second counts.
-        for round in 0..3u8 {
-            for host in &mut world.hosts {
-                host.delivered.clear();
-                host.dropped.clear();
-            }
-            let mut expected: BTreeMap<(HostNumber, Vec<u8>), usize> = BTreeMap::new();
-            for island in self.islands(world) {
-                for (from, to) in pairs(&island) {
-                    self.send_between(world, from, to, round, &mut expected);
-                }
-            }
-            world.run_for(Duration::from_secs(if round == 0 { 5 } else { 2 }));
-            if round == 0 {
-                continue;
-            }
-            for (number, host) in world.hosts.iter().enumerate() {
-                for (_, frame) in host.delivered.iter().filter(|(_, frame)| frame[12..14] == [0x88, 0xb5]) {
-                    let left = expected.get_mut(&(number, frame.clone()));
-                    let left =
-                        left.unwrap_or_else(|| panic!("h{number} got a frame that is not for it: {:?}", &frame[..14]));
-                    assert!(*left > 0, "h{number} got a frame twice: {:?}", &frame[..14]);
-                    *left -= 1;
-                }
-            }
-            if let Some(((to, frame), _)) = expected.iter().find(|(_, left)| **left > 0) {
-                let missing = expected.values().filter(|left| **left > 0).count();
-                let from = frame[7];
-                let dropped: Vec<_> = world.hosts.iter().map(|host| &host.dropped).enumerate().collect();
-                panic!("round {round}: {missing} frames missing, one from h{from} to h{to}; dropped: {dropped:?}");
+        const ROUNDS: u8 = 6;
+        let mut clean = 0;
+        for round in 0..ROUNDS {
+            let missing = self.frame_round(world, round);
+            clean = if missing.is_none() { clean + 1 } else { 0 };
+            match missing {
+                Some(missing) if round + 1 == ROUNDS => panic!("{missing}"),
+                _ if clean == 2 => return,
+                _ => {}
             }
         }
+        panic!("frames are lost again and again on a mesh at rest");
+    }
+
+    /// One frame for every pair; what is missing, if anything.
+    fn frame_round(&self, world: &mut World, round: u8) -> Option<String> {
+        for host in &mut world.hosts {
+            host.delivered.clear();
+            host.dropped.clear();
+        }
+        let mut expected: BTreeMap<(HostNumber, Vec<u8>), usize> = BTreeMap::new();
+        for island in self.islands(world) {
+            for (from, to) in pairs(&island) {
+                self.send_between(world, from, to, round, &mut expected);
+            }
+        }
+        world.run_for(Duration::from_secs(if round == 0 { 5 } else { 2 }));
+        for (number, host) in world.hosts.iter().enumerate() {
+            for (_, frame) in host.delivered.iter().filter(|(_, frame)| frame[12..14] == [0x88, 0xb5]) {
+                let late = frame[14] != round;
+                let left = expected.get_mut(&(number, frame.clone()));
+                match left {
+                    Some(left) => {
+                        assert!(*left > 0, "h{number} got a frame twice: {:?}", &frame[..14]);
+                        *left -= 1;
+                    }
+                    None => assert!(late, "h{number} got a frame that is not for it: {:?}", &frame[..14]),
+                }
+            }
+        }
+        let missing = expected.values().filter(|left| **left > 0).count();
+        let ((to, frame), _) = expected.iter().find(|(_, left)| **left > 0)?;
+        let dropped: Vec<_> = world.hosts.iter().map(|host| &host.dropped).enumerate().collect();
+        let from = frame[7];
+        Some(format!("round {round}: {missing} frames missing, one from h{from} to h{to}; dropped: {dropped:?}"))
     }
 
     fn send_between(
@@ -161,7 +175,7 @@ impl Model {
             frame.extend_from_slice(&destination.mac);
             frame.extend_from_slice(&source.mac);
             frame.extend_from_slice(&[0x88, 0xb5, round]);
-            frame.resize(64 + usize::from(round) * 1200, round);
+            frame.resize(64 + usize::from(round % 2) * 1200, round);
             *expected.entry((to, frame.clone())).or_default() += 1;
             world.send_frame(from, SegmentId::of(&source.segment), &VnetHeader::default(), &mut frame);
         }
