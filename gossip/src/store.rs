@@ -56,6 +56,13 @@ pub enum Received {
     Old,
     /// Something before it is missing: ask with a digest.
     Gap,
+    /// From a life of its origin that was forgotten: the origin has to be told.
+    BelowFloor {
+        /// The origin.
+        origin: PeerId,
+        /// Up to where it was forgotten.
+        floor: u64,
+    },
     /// Malformed, forged or over a limit; not kept.
     Refused,
 }
@@ -230,7 +237,7 @@ impl Store {
     /// Starts a new incarnation above `incarnation` and re-issues everything; returns the new
     /// incarnation, to be persisted, and the batches to push.
     pub fn jump_above(&mut self, incarnation: u64) -> (u64, Vec<Bytes>) {
-        self.incarnation = self.incarnation.max(incarnation) + 1;
+        self.incarnation = self.incarnation.max(incarnation).saturating_add(1);
         self.generation = 0;
         (self.incarnation, self.reissue())
     }
@@ -299,8 +306,8 @@ impl Store {
     /// Where a foreign batch belongs; `None` if it is old.
     fn place(&mut self, batch: &Batch) -> Option<Received> {
         let version = batch.version;
-        if self.floors.get(&batch.origin).is_some_and(|floor| version.incarnation <= *floor) {
-            return None;
+        if let Some(floor) = self.floors.get(&batch.origin).copied().filter(|floor| version.incarnation <= *floor) {
+            return Some(Received::BelowFloor { origin: batch.origin, floor });
         }
         let Some(origin) = self.origins.get(&batch.origin.label()) else {
             let full = self.origins.len() >= MAX_ORIGINS;

@@ -81,6 +81,7 @@ impl Message {
             Message::Summary { .. } => true,
             Message::Digest { from, to, held, .. } => {
                 held.len() <= DIGEST_ENTRIES
+                    && from <= to
                     && held.is_sorted_by(|a, b| a.origin < b.origin)
                     && held.iter().all(|held| (*from..=*to).contains(&held.origin))
             }

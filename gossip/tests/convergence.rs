@@ -192,3 +192,10 @@ fn a_half_arrived_reissue_takes_nothing_away() {
     stores[1].receive(&second[second.len() - 1]);
     assert_eq!(stores[1].incarnation_of(identity(0).peer_id()), Some(6));
 }
+
+#[test]
+fn a_digest_of_a_range_that_is_none_is_refused() {
+    let label = |byte| weft_crypto::HostLabel([byte; 6]);
+    let backwards = Message::Digest { from: label(0xff), to: label(0), held: Vec::new(), answer: false };
+    assert_eq!(Message::decode(&backwards.encode()), None);
+}

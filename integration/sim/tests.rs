@@ -104,6 +104,20 @@ fn a_packet_from_a_new_address_moves_the_link() {
 }
 
 #[test]
+fn endpoints_that_come_and_go_in_the_same_instant_leave_the_right_ones() {
+    let mut world = line(5, 2);
+    let moved = EndpointRecord { mac: [2, 0, 0, 0, 9, 9], ips: vec![], ..endpoint(0) };
+    world.attach(0, [77; 16], moved);
+    world.detach(0, [1; 16]);
+    world.attach(0, [1; 16], endpoint(0));
+    world.detach(0, [77; 16]);
+    world.run_for(Duration::from_secs(1));
+    assert!(arrives(&mut world, 1, 0) && arrives(&mut world, 0, 1));
+    let status = world.state_of(1);
+    assert!(status.contains("10.32.0.1/24") && !status.contains("02:00:00:00:09:09"));
+}
+
+#[test]
 fn a_cloned_host_is_told_and_the_first_one_goes_on() {
     let mut world = line(2, 3);
     let seed = world.hosts[2].seed;

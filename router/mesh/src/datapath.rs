@@ -350,6 +350,38 @@ mod tests {
     }
 
     #[test]
+    fn bursts_of_two_workers_are_never_mixed() {
+        let sender = snapshot(1, &[3], None, 1452);
+        let receiver = snapshot(3, &[1], None, 1452);
+        let mut taps = Taps::new(ALL);
+        let mut workers = [Datapath::new(64), Datapath::new(64)];
+        let (first, vnet) = super_frame(false, 5200, 1300, 0x10);
+        let mut second = first.clone();
+        let header = usize::from(vnet.header_len);
+        second[header..].reverse();
+        let mut wires: Vec<Vec<Vec<u8>>> = Vec::new();
+        for (worker, frame) in workers.iter_mut().zip([&first, &second]) {
+            worker.frame(&sender, segment(), &vnet, &mut frame.clone(), Time::ZERO, &mut taps);
+            let (run, bytes) = worker.sender.batch.runs().next().unwrap();
+            wires.push(bytes.chunks(run.stride).map(<[u8]>::to_vec).collect());
+        }
+        // 0 of the first, 0 of the second, 1 of the first, 1 of the second, ...
+        let mut mixed: Vec<Vec<u8>> =
+            wires[0].iter().zip(&wires[1]).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+        let mut buffers: Vec<RxBuffer<'_>> = mixed
+            .iter_mut()
+            .map(|datagram| RxBuffer { from: address(1), stride: datagram.len(), data: datagram })
+            .collect();
+        workers[0].datagrams(&receiver, Time::ZERO, &mut buffers, &mut taps);
+        assert_eq!(taps.frames.len(), 8);
+        for (index, (_, frame)) in taps.frames.iter().enumerate() {
+            let at = header + index / 2 * 1300;
+            let whole = if index % 2 == 0 { &first } else { &second };
+            assert!(frame[header..] == whole[at..at + 1300]);
+        }
+    }
+
+    #[test]
     fn spoofed_frames_are_dropped_on_both_sides() {
         let mut spoofed = tcp_frame(false, b"x", 0x10);
         spoofed[6..12].copy_from_slice(&MAC_C);

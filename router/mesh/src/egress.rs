@@ -209,7 +209,6 @@ impl TxBatch {
 pub struct Sender {
     /// What waits to be sent.
     pub batch: TxBatch,
-    next_id: u16,
 }
 
 /// One piece of a frame about to be sealed: headers and payload lie apart.
@@ -225,7 +224,7 @@ struct Piece<'a> {
 impl Sender {
     /// A sender whose runs get at most `max_segments` datagrams.
     pub fn new(max_segments: usize) -> Self {
-        Sender { batch: TxBatch::new(max_segments), next_id: 0 }
+        Sender { batch: TxBatch::new(max_segments) }
     }
 
     /// Seals `bytes` for a host with session and hop.
@@ -285,13 +284,13 @@ impl Sender {
         bytes: &[u8],
         room: usize,
     ) -> Result<u64, DropReason> {
-        let id = self.id();
         let kind = if bytes.len() <= room { TextKind::Frame } else { TextKind::Fragment };
         let count = bytes.len().div_ceil(room.max(1)).max(1);
         if count > MAX_FRAGMENTS {
             return Err(DropReason::Malformed);
         }
         let counters = reserve(outbound, count)?;
+        let id = burst_id(counters.start);
         for ((part, index), counter) in bytes.chunks(room).zip(0u8..).zip(counters) {
             let piece = Piece { flags, kind, index, count: count as u8, header: &[], payload: part };
             self.seal(outbound, segment, id, &piece, counter);
@@ -319,7 +318,7 @@ impl Sender {
 
         let count = payload.len().div_ceil(size).max(1);
         let counters = reserve(outbound, count)?;
-        let mut id = self.id();
+        let mut id = burst_id(counters.start);
         let mut template = [0; 14 + 60 + 60];
         let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
         template.copy_from_slice(&bytes[..headers.payload]);
@@ -332,7 +331,7 @@ impl Sender {
             headers.set_end(template, headers.payload + part.len());
             headers.set_partial_checksum(template, headers.payload + part.len());
             if index > 0 && index % 256 == 0 {
-                id = self.id();
+                id = burst_id(counter);
             }
             let kind = TextKind::Frame;
             let piece = Piece { flags, kind, index: (index % 256) as u8, count: 1, header: template, payload: part };
@@ -360,20 +359,20 @@ impl Sender {
         let payload = &bytes[headers.payload..headers.end];
         let fits = headers.payload + size <= room;
         let mut sent = 0;
-        let mut id = self.id();
         let mut template = [0; 14 + 60 + 8];
         let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
         template.copy_from_slice(&bytes[..headers.payload]);
         let counters = if fits { reserve(outbound, payload.len().div_ceil(size).max(1))? } else { 0..0 };
+        let mut id = burst_id(counters.start);
         let mut counters = counters.into_iter();
         for (index, part) in payload.chunks(size).enumerate() {
             headers.set_end(template, headers.payload + part.len());
             headers.set_partial_checksum(template, headers.payload + part.len());
-            if index > 0 && index % 256 == 0 {
-                id = self.id();
-            }
             match counters.next() {
                 Some(counter) => {
+                    if index > 0 && index % 256 == 0 {
+                        id = burst_id(counter);
+                    }
                     let flags = TextHeader::PARTIAL_CHECKSUM | TextHeader::BURST;
                     let (kind, index) = (TextKind::Frame, (index % 256) as u8);
                     let piece = Piece { flags, kind, index, count: 1, header: template, payload: part };
@@ -404,11 +403,12 @@ impl Sender {
         text[TEXT_HEADER + header.len()..][..payload.len()].copy_from_slice(payload);
         send.seal(counter, packet);
     }
+}
 
-    fn id(&mut self) -> u16 {
-        self.next_id = self.next_id.wrapping_add(1);
-        self.next_id
-    }
+/// What the pieces of one burst, or the fragments of one frame, have in common. It comes from the session's counters,
+/// which all workers share, so that no two bursts under way have the same.
+fn burst_id(counter: u64) -> u16 {
+    counter as u16
 }
 
 fn reserve(outbound: &Outbound, count: usize) -> Result<std::ops::Range<u64>, DropReason> {

@@ -307,7 +307,8 @@ impl Solicitation {
     }
 }
 
-/// The (MAC, address) that a frame claims to be true: an ARP packet's sender or an advertisement's target.
+/// The (MAC, address) that a frame claims to be true: an ARP packet's sender, an advertisement's target, a
+/// solicitation's source.
 pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
     match u16_at(frame, 12)? {
         ETHERTYPE_ARP => {
@@ -315,10 +316,17 @@ pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
             (!ip.is_unspecified()).then_some((mac, ip.into()))
         }
         ETHERTYPE_IPV6 => {
-            let target = icmpv6_target(frame, 136)?;
-            let option = frame.get(78..86)?;
-            let mac = if option[..2] == [2, 1] { *option[2..].first_chunk::<6>()? } else { source(frame)? };
-            Some((mac, target.into()))
+            // An advertisement claims its target, a solicitation the address it comes from (RFC 4861, 7.2.3).
+            let (ip, option_kind) = match icmpv6_target(frame, 136) {
+                Some(target) => (target, 2),
+                None => {
+                    icmpv6_target(frame, 135)?;
+                    (Ipv6Addr::from(*frame.get(22..)?.first_chunk::<16>()?), 1)
+                }
+            };
+            let option = frame.get(78..86).filter(|option| option[..2] == [option_kind, 1]);
+            let mac = option.and_then(|option| option[2..].first_chunk::<6>().copied()).or_else(|| source(frame))?;
+            (!ip.is_unspecified()).then_some((mac, ip.into()))
         }
         _ => None,
     }

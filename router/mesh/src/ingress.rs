@@ -320,9 +320,9 @@ impl Receiver {
             let piece = &bytes[TEXT_HEADER..];
             match header.kind {
                 TextKind::Frame => {
-                    if !join.append(text.peer, &header, piece) {
+                    if !join.append(text.index, &header, piece) {
                         join.finish(snapshot, now, sink);
-                        join.start(text.peer, header, piece);
+                        join.start(text.index, text.peer, header, piece);
                     }
                 }
                 _ => {
@@ -330,7 +330,7 @@ impl Receiver {
                     match self.fragments.add(text.index, &header, piece, now) {
                         Ok(Some(frame)) => {
                             let mut whole = Join::new();
-                            whole.start(text.peer, TextHeader { kind: TextKind::Frame, ..header }, &frame);
+                            whole.start(text.index, text.peer, TextHeader { kind: TextKind::Frame, ..header }, &frame);
                             whole.finish(snapshot, now, sink);
                         }
                         Ok(None) => {}
@@ -394,11 +394,17 @@ impl Receiver {
                     _ => sink.dropped(DropReason::RelayBudget),
                 },
                 Verdict::Handshake(range, path) => {
-                    let packet = datagram[range].to_vec();
-                    sink.punt(match path {
-                        HandshakePath::Direct => Punt::Handshake { from: buffer.from, packet },
-                        HandshakePath::Relayed => Punt::RelayedHandshake { packet },
-                    });
+                    let packet = &datagram[range];
+                    // Strangers' packets go no further than this, and cost no memory.
+                    if HandshakePacket::secret_of(packet, &snapshot.secrets).is_some() {
+                        let packet = packet.to_vec();
+                        sink.punt(match path {
+                            HandshakePath::Direct => Punt::Handshake { from: buffer.from, packet },
+                            HandshakePath::Relayed => Punt::RelayedHandshake { packet },
+                        });
+                    } else {
+                        sink.dropped(DropReason::Forged);
+                    }
                 }
                 Verdict::Drop(reason) => sink.dropped(reason),
             }
@@ -454,9 +460,18 @@ impl Bucket {
     }
 }
 
+/// The piece a super-frame begins with.
+struct First<'a> {
+    session: u32,
+    peer: HostLabel,
+    header: TextHeader,
+    piece: &'a [u8],
+    headers: Option<Headers>,
+}
+
 /// A super-frame being put together from the pieces of one burst.
 struct Join<'a> {
-    first: Option<(HostLabel, TextHeader, &'a [u8], Option<Headers>)>,
+    first: Option<First<'a>>,
     payloads: Vec<&'a [u8]>,
     end: usize,
     next_index: u8,
@@ -470,22 +485,26 @@ impl<'a> Join<'a> {
         Join { first: None, payloads: Vec::new(), end: 0, next_index: 0, ends: 0, is_closed: false }
     }
 
-    fn start(&mut self, peer: HostLabel, header: TextHeader, piece: &'a [u8]) {
+    fn start(&mut self, session: u32, peer: HostLabel, header: TextHeader, piece: &'a [u8]) {
         let headers = Headers::parse(piece);
         self.end = headers.map_or(piece.len(), |headers| headers.end);
         self.next_index = header.index.wrapping_add(1);
         self.ends = headers.map_or(0, |headers| ends(piece, &headers));
         self.is_closed = header.flags & TextHeader::BURST == 0 || header.index == u8::MAX || self.ends != 0;
         self.payloads.clear();
-        self.first = Some((peer, header, piece, headers));
+        self.first = Some(First { session, peer, header, piece, headers });
     }
 
-    /// Whether `piece` follows and was taken: the same burst, the next index, headers of the same length, a payload
+    /// Whether `piece` follows and was taken: the same session and burst, the next index, headers of the same length, a payload
     /// no longer than the first one's. A shorter one is the last.
-    fn append(&mut self, peer: HostLabel, header: &TextHeader, piece: &'a [u8]) -> bool {
-        let Some((first_peer, first, first_piece, Some(headers))) = &self.first else { return false };
+    fn append(&mut self, session: u32, header: &TextHeader, piece: &'a [u8]) -> bool {
+        let Some(First { session: first_session, header: first, piece: first_piece, headers: Some(headers), .. }) =
+            &self.first
+        else {
+            return false;
+        };
         let follows = !self.is_closed
-            && *first_peer == peer
+            && *first_session == session
             && first.id == header.id
             && header.index == self.next_index
             && first.segment == header.segment
@@ -505,7 +524,7 @@ impl<'a> Join<'a> {
 
     /// Checks the first header and writes what has come together.
     fn finish(&mut self, snapshot: &Snapshot, now: Time, sink: &mut impl Sink) {
-        let Some((peer, header, piece, headers)) = self.first.take() else { return };
+        let Some(First { peer, header, piece, headers, .. }) = self.first.take() else { return };
         let Some(segment) = snapshot.segments.get(&header.segment) else {
             return sink.dropped(DropReason::NoSegment);
         };

@@ -12,7 +12,7 @@ use imbl::GenericHashMap;
 use imbl::shared_ptr::DefaultSharedPtr;
 use siphasher::sip::SipHasher13;
 use weft_crypto::session::{ReceiveKey, SendKey};
-use weft_crypto::{HostLabel, Time, envelope};
+use weft_crypto::{HostLabel, Secret, Time, envelope};
 
 use crate::frame::Mac;
 use crate::wire::SegmentId;
@@ -37,6 +37,8 @@ impl BuildHasher for Hashing {
 pub struct Snapshot {
     /// This host.
     pub own: HostLabel,
+    /// The live network secrets: whose handshakes the node is to see.
+    pub secrets: Arc<[Secret]>,
     /// Live sessions by this host's index.
     pub inbound: Map<u32, Arc<Inbound>>,
     /// Every host that has a session or a route.
@@ -50,6 +52,7 @@ impl Snapshot {
     pub fn empty(own: HostLabel, hashing: Hashing) -> Self {
         Snapshot {
             own,
+            secrets: Arc::new([]),
             inbound: Map::with_hasher(hashing),
             outbound: Map::with_hasher(hashing),
             segments: Map::with_hasher(hashing),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use weft_crypto::handshake::{Offer, Pattern};
+use weft_crypto::handshake::{MAX_MESSAGE, Offer, Pattern};
 use weft_crypto::{HostLabel, Secret, SuiteSet, cookie, envelope, session};
 
 use crate::frame::ETHERNET_LEN;
@@ -236,6 +236,8 @@ pub struct HandshakePacket {
 
 /// Bytes of a handshake packet besides the Noise message.
 const HANDSHAKE_OVERHEAD: usize = 24 + 2 * cookie::LEN;
+/// Bytes of the longest one.
+const MAX_HANDSHAKE: usize = HANDSHAKE_OVERHEAD + MAX_MESSAGE;
 
 impl HandshakePacket {
     /// Writes the packet with its two MACs.
@@ -256,7 +258,7 @@ impl HandshakePacket {
 
     /// Which of the live secrets the packet was made under; `None`: it is from no member, say nothing.
     pub fn secret_of<'a>(bytes: &[u8], secrets: &'a [Secret]) -> Option<&'a Secret> {
-        let signed = bytes.len().checked_sub(2 * cookie::LEN)?;
+        let signed = bytes.len().checked_sub(2 * cookie::LEN).filter(|_| bytes.len() <= MAX_HANDSHAKE)?;
         let mac = bytes.get(signed..signed + cookie::LEN)?;
         secrets.iter().find(|secret| cookie::equal(&cookie::member_mac(secret, &bytes[..signed]), mac))
     }

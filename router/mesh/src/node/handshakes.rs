@@ -15,7 +15,7 @@ use weft_crypto::handshake::{Answer, Established, HandshakeError, Initiator, Loc
 use weft_crypto::session::{REKEY_AFTER_PACKETS, ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Keyring, PeerId, Secret, SuiteSet, Time, cookie, envelope, session};
 
-use super::peer::{Held, Peer, Session};
+use super::peer::{Challenge, Peer, Session};
 use super::{CLONE_MEMORY, Event, Node, Output};
 use crate::snapshot::Inbound;
 use crate::wire::{Control, HandshakePacket, Step};
@@ -86,6 +86,17 @@ struct Attempt {
     first: Option<HandshakePacket>,
 }
 
+/// What a finished handshake proves about who is at the other end now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// This host started it: the answer was fresh.
+    Initiator,
+    /// This host answered, and its answer was answered.
+    Responder,
+    /// This host answered an IK message 1, which may be a replay until a packet under the session was opened.
+    Pending,
+}
+
 /// An XX handshake this host answered.
 struct Answered {
     responder: Box<Responder>,
@@ -138,7 +149,7 @@ impl Node {
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let has_route = self.routes.contains_key(&label) || peer.link.is_some();
-        if peer.current.is_some() || peer.held.is_some() || !has_route || !peer.retry.is_due(now) {
+        if peer.current.is_some() || peer.challenge.is_some() || !has_route || !peer.retry.is_due(now) {
             return;
         }
         let tries = peer.retry.failures;
@@ -198,7 +209,8 @@ impl Node {
                 return Ok(());
             }
         }
-        if self.yields_to_own(from, packet.source) {
+        if self.own < packet.source && self.is_trying_same(from, packet.source) {
+            // Of two hosts that start at once the lower label's attempt goes on.
             return Ok(());
         }
         let index = self.random_index();
@@ -208,6 +220,7 @@ impl Node {
         let known = |key: &[u8; 32]| Some(self.peers.get(self.by_noise_key.get(key)?)?.id);
         let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known)?;
         self.remember_seen(ephemeral);
+        self.handshakes.initiated.retain(|_, attempt| !is_same_path(attempt, from, packet.source));
         let reply = |noise| HandshakePacket {
             step: Step::Second,
             offer: Offer { suites: SuiteSet(0), boot: 0 },
@@ -229,24 +242,15 @@ impl Node {
             Answer::Done(established, second) => {
                 let reply = reply(second).encode(&secret, None);
                 self.send_handshake(from, Some(packet.source), reply, now);
-                self.on_established(established, index, packet.sender, secret, from, false, now);
+                self.on_established(established, index, packet.sender, secret, from, Proof::Pending, now);
             }
         }
         Ok(())
     }
 
-    /// Whether an own attempt on the same path goes first: of two hosts that start at once the lower label's
-    /// attempt wins; the other drops its own and answers.
-    fn yields_to_own(&mut self, from: Option<SocketAddr>, source: HostLabel) -> bool {
-        let same_path = |attempt: &Attempt| match from {
-            Some(from) => attempt.direct == Some(from),
-            None => attempt.direct.is_none() && attempt.peer == Some(source),
-        };
-        if self.own < source {
-            return self.handshakes.initiated.values().any(same_path);
-        }
-        self.handshakes.initiated.retain(|_, attempt| !same_path(attempt));
-        false
+    /// Whether an own attempt on the same path is under way.
+    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel) -> bool {
+        self.handshakes.initiated.values().any(|attempt| is_same_path(attempt, from, source))
     }
 
     fn on_second(
@@ -270,7 +274,7 @@ impl Node {
             let reply = reply.encode(&attempt.secret, None);
             self.send_handshake(from, Some(established.peer.label()), reply, now);
         }
-        self.on_established(established, index, packet.sender, attempt.secret, from, true, now);
+        self.on_established(established, index, packet.sender, attempt.secret, from, Proof::Initiator, now);
         Ok(())
     }
 
@@ -283,7 +287,7 @@ impl Node {
         let index = packet.receiver;
         let answered = self.handshakes.answered.remove(&index).ok_or(HandshakeError::Unverified)?;
         let established = answered.responder.finish(&packet.noise)?;
-        self.on_established(established, index, answered.remote_index, answered.secret, from, false, now);
+        self.on_established(established, index, answered.remote_index, answered.secret, from, Proof::Responder, now);
         Ok(())
     }
 
@@ -357,9 +361,10 @@ impl Node {
         remote_index: u32,
         secret: Secret,
         direct: Option<SocketAddr>,
-        is_initiator: bool,
+        proof: Proof,
         now: Time,
     ) {
+        let is_initiator = proof == Proof::Initiator;
         let Established { peer: id, boot, suite, keys } = established;
         if id == self.identity.peer_id() {
             self.on_clone(now);
@@ -390,43 +395,25 @@ impl Node {
             by_lower: is_initiator == (own < label),
             superseded: None,
         };
-        let other_life = peer.current().filter(|current| current.boot != boot).map(|current| current.index);
-        let is_reachable = self.hop_towards(label).is_some();
-        match other_life.zip(self.peers.get_mut(&label)).filter(|_| is_reachable) {
-            Some((old, peer)) => {
-                // Reborn, or a second host with the same key: the old life gets a chance to object.
-                peer.held = Some(Held { session, direct, until: now + OBJECTION });
-                self.send_under(label, old, None, &Control::AreYouThere, now);
-            }
-            None => self.accept(label, session, direct, now),
-        }
+        self.accept(label, session, direct, proof, now);
     }
 
     /// Takes a session into use.
-    fn accept(&mut self, label: HostLabel, session: Session, direct: Option<SocketAddr>, now: Time) {
+    fn accept(&mut self, label: HostLabel, session: Session, direct: Option<SocketAddr>, proof: Proof, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        let (index, is_initiator, by_lower) = (session.index, session.is_initiator, session.by_lower);
+        let (index, cipher) = (session.index, session.suite.name());
+        let other_life = peer.current().is_some_and(|current| current.boot != session.boot);
+        let (id, is_first, loses) =
+            (peer.id, peer.current.is_none(), peer.current().is_some_and(|current| !is_preferred(&session, current)));
         self.by_index.insert(index, label);
         self.snapshot.inbound.insert(index, session.inbound.clone());
         self.snapshot_stale = true;
-        let reborn = peer.current().is_some_and(|current| current.boot != session.boot);
-        let loses = !reborn
-            && peer
-                .current()
-                .is_some_and(|current| now.since(current.created) < SIMULTANEOUS && current.by_lower && !by_lower);
-        let (id, cipher, is_first) = (peer.id, session.suite.name(), peer.current.is_none());
         peer.sessions.push(session);
         peer.retry.reset(now);
-        if reborn {
-            // Nothing under the old life's keys will come any more.
-            let gone: Vec<u32> = peer.sessions.iter().map(|old| old.index).filter(|old| *old != index).collect();
-            gone.into_iter().for_each(|old| self.drop_session(label, old));
-        }
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        let surplus: Vec<u32> = (peer.sessions.iter().map(|session| session.index))
-            .filter(|old| Some(*old) != peer.current && *old != index)
-            .take(peer.sessions.len().saturating_sub(MAX_SESSIONS))
-            .collect();
+        let (current, count) = (peer.current, peer.sessions.len());
+        let spare =
+            peer.sessions.iter().map(|session| session.index).filter(|old| Some(*old) != current && *old != index);
+        let surplus: Vec<u32> = spare.take(count.saturating_sub(MAX_SESSIONS)).collect();
         surplus.into_iter().for_each(|old| self.drop_session(label, old));
         if let Some(address) = direct {
             if let Some(peer) = self.peers.get_mut(&label) {
@@ -434,17 +421,60 @@ impl Node {
             }
             self.claim_target(address, label);
         }
-        if is_first || reborn {
+        if is_first {
             self.event(Event::Session { peer: id, cipher });
         }
-        // The initiator's first packet proves to the responder that the handshake was no replay.
-        if is_initiator && !loses {
+        if other_life {
+            if proof != Proof::Pending {
+                self.challenge(label, index, direct, now);
+            }
+        } else if proof == Proof::Initiator && !loses {
+            // The initiator's first packet proves to the responder that the handshake was no replay.
             self.switch_session(label, index, now);
         }
         match direct {
+            // What the old life has to say comes first.
+            _ if other_life => {}
             Some(address) => self.ping(label, index, address, 0, now),
-            None if is_initiator => self.send_under(label, index, None, &Control::AreYouThere, now),
+            None if proof == Proof::Initiator => self.send_under(label, index, None, &Control::AreYouThere, now),
             None => {}
+        }
+    }
+
+    /// Somebody proved to have a peer's key in another life of it: reborn, or a second host with the same key. The
+    /// life met first gets a chance to object.
+    fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
+        let is_reachable = self.hop_towards(label).is_some();
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        match peer.current.filter(|_| is_reachable) {
+            Some(_) if peer.challenge.is_some() => {}
+            Some(current) => {
+                peer.challenge = Some(Challenge { index, direct, until: now + OBJECTION });
+                self.send_under(label, current, None, &Control::AreYouThere, now);
+            }
+            None => self.rebirth(label, index, direct, now),
+        }
+    }
+
+    /// Whether a session is of another life of its peer than the one for sending: nothing said in it counts yet.
+    pub(super) fn is_in_doubt(&self, label: HostLabel, index: u32) -> bool {
+        self.peers.get(&label).is_some_and(|peer| match (peer.session(index), peer.current()) {
+            (Some(session), Some(current)) => session.boot != current.boot,
+            _ => false,
+        })
+    }
+
+    /// A peer lives again: nothing under its old life's keys will come any more.
+    fn rebirth(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
+        let Some(peer) = self.peers.get(&label) else { return };
+        let Some(session) = peer.session(index) else { return };
+        let event = Event::Session { peer: peer.id, cipher: session.suite.name() };
+        let dead: Vec<u32> = peer.sessions.iter().filter(|old| old.boot != session.boot).map(|old| old.index).collect();
+        self.switch_session(label, index, now);
+        dead.into_iter().for_each(|old| self.drop_session(label, old));
+        self.event(event);
+        if let Some(address) = direct {
+            self.ping(label, index, address, 0, now);
         }
     }
 
@@ -462,6 +492,9 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         peer.last_there = now;
         let Some(session) = peer.session(index) else { return };
+        if peer.current().is_some_and(|current| current.boot != session.boot) && session.superseded.is_none() {
+            return self.challenge(label, index, direct, now);
+        }
         let switch = peer.current != Some(index)
             && peer.current().is_none_or(|current| match session.superseded {
                 None => is_preferred(session, current),
@@ -491,12 +524,13 @@ impl Node {
         if peer.current != Some(index) {
             return;
         }
-        let Some(held) = peer.held.take() else { return };
+        let Some(Challenge { index: other, direct, .. }) = peer.challenge.take() else { return };
         let id = peer.id;
         self.send_under(label, index, None, &Control::Cloned, now);
-        if let Some(address) = held.direct {
-            self.send_session(label, &held.session, address, &Control::Cloned, now);
+        if let Some(address) = direct {
+            self.send_text_at(label, other, address, &Control::Cloned.encode(0), now);
         }
+        self.drop_session(label, other);
         self.event(Event::PeerCloned(id));
     }
 
@@ -507,10 +541,10 @@ impl Node {
         let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
         for label in labels {
             let Some(peer) = self.peers.get_mut(&label) else { continue };
-            if peer.held.as_ref().is_some_and(|held| now >= held.until)
-                && let Some(held) = peer.held.take()
+            if peer.challenge.as_ref().is_some_and(|challenge| now >= challenge.until)
+                && let Some(challenge) = peer.challenge.take()
             {
-                self.accept(label, held.session, held.direct, now);
+                self.rebirth(label, challenge.index, challenge.direct, now);
             }
             let Some(peer) = self.peers.get_mut(&label) else { continue };
             let over: Vec<u32> = (peer.sessions.iter())
@@ -579,6 +613,8 @@ impl Node {
 
     /// Uses new secrets; sessions under others end now.
     pub(super) fn set_keyring(&mut self, keyring: Keyring, now: Time) {
+        self.snapshot.secrets = keyring.secrets().into();
+        self.snapshot_stale = true;
         self.keyring = keyring;
         let keyring = &self.keyring;
         self.handshakes.initiated.retain(|_, attempt| keyring.holds(&attempt.secret));
@@ -588,9 +624,6 @@ impl Node {
             .filter(|(_, session)| !keyring.holds(&session.secret))
             .map(|(label, session)| (label, session.index))
             .collect();
-        for peer in self.peers.values_mut() {
-            peer.held = peer.held.take().filter(|held| self.keyring.holds(&held.session.secret));
-        }
         for (label, index) in over {
             self.drop_session(label, index);
             if self.peers.get(&label).is_some_and(|peer| peer.current.is_none()) {
@@ -616,6 +649,10 @@ impl Node {
 
 /// Whether a session that a packet was just opened under is to replace the one for sending.
 fn is_preferred(session: &Session, current: &Session) -> bool {
+    // Nothing was ever opened under the current one: the peer may not have it.
+    if current.inbound.last_heard() <= current.created {
+        return true;
+    }
     let apart = session.created.since(current.created).max(current.created.since(session.created));
     if apart < SIMULTANEOUS && session.boot == current.boot && session.by_lower != current.by_lower {
         session.by_lower
@@ -650,6 +687,14 @@ fn needs_renewal(peer: &Peer, now: Time) -> bool {
     }
     // A session that nothing uses is left to expire.
     is_old && (peer.link.is_some() || now.since(peer.last_traffic) < REKEY_AFTER)
+}
+
+/// Whether an attempt went where a packet came from.
+fn is_same_path(attempt: &Attempt, from: Option<SocketAddr>, source: HostLabel) -> bool {
+    match from {
+        Some(from) => attempt.direct == Some(from),
+        None => attempt.direct.is_none() && attempt.peer == Some(source),
+    }
 }
 
 fn source_bytes(from: Option<SocketAddr>, label: HostLabel) -> Vec<u8> {

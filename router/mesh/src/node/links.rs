@@ -68,6 +68,10 @@ impl Node {
         }
         let quiet = now.since(heard.max(link.since));
         let patience = link.patience();
+        if current.is_none() && quiet > 2 * IDLE_PROBE {
+            self.link_down(label, "there is no session any more", now);
+            return;
+        }
         let lost = (peer.pings.values())
             .filter(|ping| ping.to == link.remote && !ping.is_probe_of_size)
             .filter(|ping| ping.at >= heard && now.since(ping.at) > patience)

@@ -119,7 +119,8 @@ impl Node {
         let boot = rng.next_u64();
         let restored: BTreeMap<Vec<u8>, Vec<u8>> = config.restored.into_iter().collect();
         let last: Option<u64> = restored.get(PERSISTED_INCARNATION).and_then(|value| records::decode(value));
-        let incarnation = last.unwrap_or(0) + 1;
+        let incarnation = last.unwrap_or(0).saturating_add(1);
+        let keyring_secrets = config.keyring.secrets().into();
         let mut node = Node {
             own,
             name: config.name,
@@ -152,7 +153,7 @@ impl Node {
             cloned: None,
             jumps: VecDeque::new(),
             conflicts: Vec::new(),
-            snapshot: Snapshot::empty(own, hashing),
+            snapshot: Snapshot { secrets: keyring_secrets, ..Snapshot::empty(own, hashing) },
             snapshot_stale: true,
             path: Datapath::new(64),
             outputs: VecDeque::new(),
@@ -210,7 +211,9 @@ impl Node {
             Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, now),
             Punt::Control { index, peer, direct, size, text } => {
                 self.on_heard(index, peer, direct, now);
-                self.on_control(index, peer, direct, size, &text, now);
+                if !self.is_in_doubt(peer, index) {
+                    self.on_control(index, peer, direct, size, &text, now);
+                }
             }
             Punt::NoSession { host, segment, vnet, frame } => {
                 if let Some(peer) = self.peers.get_mut(&host) {
@@ -229,8 +232,8 @@ impl Node {
         match command {
             Command::Connect(targets) => self.connect(targets, now),
             Command::Forget(names) => return self.forget_targets(&names),
-            Command::Attach(id, record) => return self.attach(id, record),
-            Command::Detach(id) => return self.detach(id),
+            Command::Attach(id, record) => return self.attach(id, record, now),
+            Command::Detach(id) => return self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
             Command::SetAddresses(addresses) => {
                 self.own_addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
@@ -305,7 +308,8 @@ impl Node {
         Ok(Reply::Done)
     }
 
-    fn attach(&mut self, id: EndpointId, record: EndpointRecord) -> Result<Reply, CommandError> {
+    fn attach(&mut self, id: EndpointId, record: EndpointRecord, now: Time) -> Result<Reply, CommandError> {
+        self.settle_records(now);
         if let Some(problem) = record.problem() {
             return Err(CommandError::Invalid(problem));
         }
@@ -336,7 +340,8 @@ impl Node {
         Ok(())
     }
 
-    fn detach(&mut self, id: EndpointId) -> Result<Reply, CommandError> {
+    fn detach(&mut self, id: EndpointId, now: Time) -> Result<Reply, CommandError> {
+        self.settle_records(now);
         let Some(record) = self.endpoints.get(self.own, &id).cloned() else {
             return Err(CommandError::UnknownEndpoint);
         };

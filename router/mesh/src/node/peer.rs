@@ -31,8 +31,8 @@ pub(super) struct Peer {
     pub(super) sessions: Vec<Session>,
     /// The index of the one used for sending.
     pub(super) current: Option<u32>,
-    /// A session from a host that says to be this peer reborn, until the old life had time to object.
-    pub(super) held: Option<Held>,
+    /// A session of a host that says to be this peer reborn, until the old life had time to object.
+    pub(super) challenge: Option<Challenge>,
     pub(super) link: Option<Link>,
     pub(super) pings: BTreeMap<u32, PingSent>,
     /// Where it may be reached.
@@ -72,8 +72,8 @@ pub(super) struct Session {
     pub(super) superseded: Option<Time>,
 }
 
-pub(super) struct Held {
-    pub(super) session: Session,
+pub(super) struct Challenge {
+    pub(super) index: u32,
     pub(super) direct: Option<SocketAddr>,
     pub(super) until: Time,
 }
@@ -183,7 +183,7 @@ impl Peer {
             meter: Arc::default(),
             sessions: Vec::new(),
             current: None,
-            held: None,
+            challenge: None,
             link: None,
             pings: BTreeMap::new(),
             candidates: BTreeMap::new(),

@@ -98,18 +98,6 @@ impl Node {
         let _ = self.path.sender.control(&outbound, text, now);
     }
 
-    /// Sends a message under a session that is not in use.
-    pub(super) fn send_session(
-        &mut self,
-        label: HostLabel,
-        session: &Session,
-        to: SocketAddr,
-        control: &Control,
-        now: Time,
-    ) {
-        let _ = self.path.sender.control(&straight(label, session, to), &control.encode(0), now);
-    }
-
     fn neighbours(&self) -> Vec<HostLabel> {
         self.peers.iter().filter(|(_, peer)| peer.link.is_some()).map(|(label, _)| *label).collect()
     }
@@ -144,6 +132,7 @@ impl Node {
                 match self.store.receive(batch) {
                     Received::New => self.to_pass_on.push((batch.clone(), label)),
                     Received::Gap => pull = true,
+                    Received::BelowFloor { origin, floor } => self.say_forgotten(origin, floor),
                     Received::Old | Received::Refused => {}
                 }
             }
@@ -154,6 +143,12 @@ impl Node {
         for reply in self.store.answer(&message) {
             self.send_control(label, &Control::Records(reply.encode()), now);
         }
+    }
+
+    /// A forgotten host is back and does not know that it has to start above what it was.
+    fn say_forgotten(&mut self, origin: PeerId, floor: u64) {
+        // A number is far below the limit.
+        let _ = self.store.put(&Key::Forgotten(origin).encode(), records::encode(&floor));
     }
 
     fn pull(&mut self, label: HostLabel, now: Time) {
@@ -193,6 +188,13 @@ impl Node {
         self.flush_after = now + FLUSH_INTERVAL;
         let batches = self.store.flush();
         self.tell_neighbours(&batches, now);
+    }
+
+    /// Signs what is waiting at once, so that what follows is judged by all that was said before.
+    pub(super) fn settle_records(&mut self, now: Time) {
+        self.flush_after = now;
+        self.flush_records(now);
+        self.apply_record_events(now);
     }
 
     fn tell_neighbours(&mut self, batches: &[Bytes], now: Time) {
@@ -276,7 +278,12 @@ impl Node {
 
     fn on_forgotten(&mut self, gone: PeerId, incarnation: u64, now: Time) {
         if gone != self.identity.peer_id() {
-            self.store.forget(gone, incarnation);
+            // Nobody is forgotten beyond what is known of them.
+            if let Some(held) = self.store.incarnation_of(gone) {
+                self.store.forget(gone, incarnation.min(held));
+            }
+        } else if incarnation > u64::MAX / 2 {
+            // No host starts that often: somebody means harm.
         } else if incarnation >= self.store.incarnation() {
             self.jump_above(incarnation, now);
         }
