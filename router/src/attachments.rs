@@ -133,6 +133,8 @@ impl Attachments {
 
     /// Gives a container (or the host) an interface in a segment; returns its addresses, one a line.
     pub async fn attach(&mut self, request: AttachRequest) -> Result<Vec<String>> {
+        // The kernel gives the numbers of ended namespaces to new ones: what is gone must not be taken for what is there.
+        self.sweep().await;
         let segment = request.segment.clone().unwrap_or_else(|| DEFAULT_SEGMENT.into());
         let ips = request.ips.iter().map(|ip| self.parse_ip(ip)).collect::<Result<Vec<Prefix>>>()?;
         let namespace = match &request.target {
@@ -228,7 +230,9 @@ impl Attachments {
                         net.add_address(index, ip).await?;
                     }
                     net.set_up(index, &name).await?;
-                    net.add_route(index, (Ipv4Addr::new(224, 0, 0, 0).into(), 4)).await
+                    // Each interface has its own multicast route; the first one's is used.
+                    let priority = name.trim_start_matches("weft").parse().unwrap_or(0) + 1;
+                    net.add_route(index, (Ipv4Addr::new(224, 0, 0, 0).into(), 4), priority).await
                 })
             }
             _ => {

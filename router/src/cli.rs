@@ -1,6 +1,8 @@
 //! The commands.
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use hyper::Method;
@@ -116,14 +118,8 @@ impl Cli {
             Command::Launch(args) => launch(*args, &socket),
             Command::Demo(args) => demo::run(&args),
             Command::DemoStage(args) => demo::stage(&args),
-            Command::Version => {
-                println!("weft {}", env!("CARGO_PKG_VERSION"));
-                Ok(())
-            }
-            Command::Secret(SecretCommand::New) => {
-                println!("{}", state::new_secret()?);
-                Ok(())
-            }
+            Command::Version => print(concat!("weft ", env!("CARGO_PKG_VERSION"), "\n")),
+            Command::Secret(SecretCommand::New) => print(&format!("{}\n", state::new_secret()?)),
             command => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -139,15 +135,10 @@ impl Cli {
 async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
     let post = async |path: &str, body: &Value| client::ask::<Value>(socket, Method::POST, path, body).await;
     match command {
-        Command::Stop => post("/stop", &Value::Null).await.map(drop),
+        Command::Stop => stop(socket).await,
         Command::Status { topic, json } => {
             let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
-            if json {
-                println!("{report:#}");
-            } else {
-                print!("{}", status::print(&report, topic)?);
-            }
-            Ok(())
+            print(&if json { format!("{report:#}\n") } else { status::print(&report, topic)? })
         }
         Command::Connect { peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
@@ -179,10 +170,39 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(value).doing(|| "cannot put the request into words".into())
 }
 
+/// Asks the router to stop, and waits until it has: whoever starts the next one finds everything free.
+async fn stop(socket: &std::path::Path) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let pid: u32 = client::ask(socket, Method::POST, "/stop", &Value::Null).await?;
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while is_running(pid) {
+        if tokio::time::Instant::now() > end {
+            return Err(Failure::new(format!(
+                "the router (process {pid}) is still stopping after {PATIENCE:?}; see its log"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Whether a process is there and has not ended: one that nobody waited for yet has.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Prints; whoever stopped reading has had enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).doing(|| "cannot print".into()),
+        _ => Ok(()),
+    }
+}
+
 async fn attach(socket: &std::path::Path, request: AttachRequest) -> Result<()> {
     let addresses: Vec<String> = client::ask(socket, Method::POST, "/attach", &request).await?;
-    addresses.iter().for_each(|address| println!("{address}"));
-    Ok(())
+    print(&addresses.iter().map(|address| format!("{address}\n")).collect::<String>())
 }
 
 /// A namespace path means what it means here, not where the router runs.

@@ -130,7 +130,8 @@ async fn reload(State(api): State<Api>) -> Result<Json<Value>> {
     Ok(Json(Value::Null))
 }
 
-async fn stop(State(api): State<Api>) -> Json<Value> {
+/// Answers with the process id, so that the caller can wait for the end.
+async fn stop(State(api): State<Api>) -> Json<u32> {
     api.stop.notify_one();
-    Json(Value::Null)
+    Json(std::process::id())
 }

@@ -77,6 +77,9 @@ fn own_binary() -> Result<PathBuf> {
 /// What happens on the stage: the first process of the new namespaces.
 pub fn stage(args: &DemoArgs) -> Result<()> {
     let what = || "cannot set the demo's stage".to_owned();
+    if std::process::id() != 1 {
+        return Err(Failure::Usage("demo-stage is a part of: weft demo".into()));
+    }
     // When the demo's first process is gone, so is this one, and with it all others.
     set_pdeathsig(Signal::SIGKILL).doing(what)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

@@ -13,7 +13,7 @@ use weft_mesh::snapshot::Snapshot;
 use crate::error::{Failure, Result};
 use crate::state::{Change, Store};
 use crate::udp::UdpPort;
-use crate::worker::Clock;
+use crate::worker::{Clock, PuntSender};
 
 /// Things for the node taken in one go before what they led to is done.
 const PUNTS_PER_TURN: usize = 256;
@@ -42,13 +42,27 @@ impl EngineHandle {
     }
 }
 
+/// The receiving ends of what workers send the node.
+pub struct Punts {
+    trusted: mpsc::Receiver<Punt>,
+    handshakes: mpsc::Receiver<Punt>,
+}
+
+/// The queues between workers and node: bounded, what does not fit is dropped and counted.
+pub fn punt_queues() -> (PuntSender, Punts) {
+    const TRUSTED: usize = 4096;
+    const HANDSHAKES: usize = 256;
+    let ((trusted, inbox), (handshakes, doorstep)) = (mpsc::channel(TRUSTED), mpsc::channel(HANDSHAKES));
+    (PuntSender { trusted, handshakes }, Punts { trusted: inbox, handshakes: doorstep })
+}
+
 /// Everything the engine works with.
 pub struct Engine {
     node: Node,
     clock: Clock,
     udp: UdpPort,
     snapshot: Arc<ArcSwap<Snapshot>>,
-    punts: mpsc::Receiver<Punt>,
+    punts: Punts,
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
     waiting: std::collections::BTreeMap<u64, oneshot::Sender<Answer>>,
@@ -68,7 +82,7 @@ impl Engine {
         clock: Clock,
         udp: UdpPort,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        punts: mpsc::Receiver<Punt>,
+        punts: Punts,
         store: Arc<Store>,
     ) -> (Engine, EngineHandle) {
         let (requests, inbox) = mpsc::channel(64);
@@ -92,13 +106,16 @@ impl Engine {
                     }
                     None => return,
                 },
-                Some(punt) = self.punts.recv() => {
+                Some(punt) = self.punts.trusted.recv() => {
                     let now = self.clock.now();
                     self.node.handle_input(now, Input::Punt(punt));
                     for _ in 0..PUNTS_PER_TURN {
-                        let Ok(punt) = self.punts.try_recv() else { break };
+                        let Ok(punt) = self.punts.trusted.try_recv() else { break };
                         self.node.handle_input(now, Input::Punt(punt));
                     }
+                }
+                Some(punt) = self.punts.handshakes.recv() => {
+                    self.node.handle_input(self.clock.now(), Input::Punt(punt));
                 }
                 () = tokio::time::sleep_until(wake) => {
                     self.node.handle_input(self.clock.now(), Input::Timeout);

@@ -7,26 +7,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 use weft_crypto::Ciphers;
-use weft_mesh::node::{Command, Config, Node, Target};
+use weft_mesh::node::{Command, Config, Node, Reply, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::wire::container_mtu;
 
 use crate::attachments::{self, Attachments};
 use crate::control::{self, Api};
-use crate::engine::Engine;
+use crate::engine::{Engine, punt_queues};
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::in_namespace;
 use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
 use crate::state::{self, Store};
-use crate::taps::Segments;
+use crate::taps::{self, Segments};
 use crate::udp::UdpPort;
 use crate::worker::{Clock, Counters, Worker};
 
-/// Things for the node that may wait; beyond, they are dropped and counted.
-const PUNT_QUEUE: usize = 4096;
 /// How often names of peers, own addresses and ended containers are looked after.
 const CHORES: Duration = Duration::from_secs(2);
 const CHORES_PER_RESOLVE: u32 = 15;
@@ -41,19 +39,30 @@ pub fn launch(args: LaunchArgs, socket: &Path) -> Result<()> {
     start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
     let options = args.resolve(socket)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .enable_all()
         .build()
         .doing(|| "cannot start an event loop".into())?;
     runtime.block_on(run(options))
 }
 
+/// A control socket of a router that is not there is worse than none.
+struct RemoveOnDrop(std::path::PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 async fn run(options: Options) -> Result<()> {
     check_privileges()?;
+    taps::check(options.tap)?;
     let keyring = options.secrets.read()?;
     state::open_dir(&options.state_dir)?;
-    let listener = control::bind(&options.socket)?;
     let store = Arc::new(Store::open(&options.state_dir)?);
+    let listener = control::bind(&options.socket)?;
+    let _socket = RemoveOnDrop(options.socket.clone());
     let identity = state::identity(&options.state_dir)?;
     let underlay = underlay()?;
     refuse_overlap(&options)?;
@@ -85,7 +94,7 @@ async fn run(options: Options) -> Result<()> {
     let node = Node::new(config, state::entropy()?, clock.now());
 
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
-    let (punts, inbox) = mpsc::channel(PUNT_QUEUE);
+    let (punts, inbox) = punt_queues();
     let counters = Arc::new(Counters::default());
     let workers: Vec<Worker> = (sockets.into_iter().enumerate())
         .map(|(number, udp)| Worker::start(number, udp, snapshot.clone(), punts.clone(), counters.clone(), clock))
@@ -93,7 +102,7 @@ async fn run(options: Options) -> Result<()> {
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
     let segments = Segments::new(options.tap, mtu, workers);
     let (engine, handle) = Engine::new(node, clock, udp, snapshot, inbox, store.clone());
-    let engine = tokio::spawn(engine.run());
+    start_engine(engine)?;
     let (range, docker) = (options.range, options.docker_socket.clone());
     let attachments = Attachments::new(handle.clone(), store, segments, range, docker, restored)?;
 
@@ -126,8 +135,14 @@ async fn run(options: Options) -> Result<()> {
     tokio::time::sleep(GOODBYE).await;
     server.abort();
     chores.abort();
-    engine.abort();
-    let _ = std::fs::remove_file(&options.socket);
+    Ok(())
+}
+
+/// The engine has a thread of its own: what commands do to interfaces takes milliseconds that links have not.
+fn start_engine(engine: Engine) -> Result<()> {
+    let what = || "cannot start the engine".to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().doing(what)?;
+    std::thread::Builder::new().name("engine".into()).spawn(move || runtime.block_on(engine.run())).doing(what)?;
     Ok(())
 }
 
@@ -160,14 +175,22 @@ async fn chores(api: Api) {
             if let Ok(underlay) = underlay() {
                 let _ = api.engine.ask(Command::SetAddresses(underlay.addresses)).await;
             }
-            let names: Vec<String> = api.options.peers.iter().filter(|peer| !is_literal(peer)).cloned().collect();
-            if !names.is_empty()
-                && let Ok(targets) = resolve_targets(&names).await
-            {
-                let _ = api.engine.ask(Command::Connect(targets)).await;
-            }
+            let _ = look_up_targets(&api).await;
         }
     }
+}
+
+/// Looks up again what the user wants to be connected with now; names that cannot be looked up keep their addresses.
+async fn look_up_targets(api: &Api) -> Result<()> {
+    let Reply::Status(status) = api.engine.ask(Command::Status).await? else { return Ok(()) };
+    let names: Vec<String> =
+        status.targets.into_iter().map(|target| target.name).filter(|name| !is_literal(name)).collect();
+    let found = resolve_targets(&names).await?.into_iter().filter(|target| !target.addresses.is_empty());
+    let found: Vec<Target> = found.collect();
+    if !found.is_empty() {
+        api.engine.ask(Command::Connect(found)).await?;
+    }
+    Ok(())
 }
 
 fn is_literal(peer: &str) -> bool {

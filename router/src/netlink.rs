@@ -158,10 +158,10 @@ impl Net {
         Ok(())
     }
 
-    /// Routes a prefix over an interface.
-    pub async fn add_route(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+    /// Routes a prefix over an interface; of several routes to it the lowest priority number is used.
+    pub async fn add_route(&self, index: u32, (ip, prefix): Prefix, priority: u32) -> Result<()> {
         let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
-        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.build();
+        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.priority(priority).build();
         let request = self.handle.route().add(message).replace().execute();
         request.await.doing(|| format!("cannot set the route to {ip}/{prefix}"))
     }

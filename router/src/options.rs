@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use weft_mesh::records;
@@ -72,7 +73,7 @@ pub struct LaunchArgs {
     #[arg(long, env = "WEFT_MTU")]
     pub mtu: Option<usize>,
     /// Link only to the peers named
-    #[arg(long, env = "WEFT_NO_DISCOVERY")]
+    #[arg(long, env = "WEFT_NO_DISCOVERY", value_parser = FalseyValueParser::new())]
     pub no_discovery: bool,
     /// How frames get in and out of the kernel; default fast
     #[arg(long, env = "WEFT_TAP")]
@@ -81,7 +82,7 @@ pub struct LaunchArgs {
     #[arg(long, env = "WEFT_DNS_DOMAIN", value_name = "NAME")]
     pub dns_domain: Option<String>,
     /// Join without a secret: anyone may
-    #[arg(long, env = "WEFT_INSECURE")]
+    #[arg(long, env = "WEFT_INSECURE", value_parser = FalseyValueParser::new())]
     pub insecure: bool,
     /// The engine that knows containers by name; default /var/run/docker.sock
     #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE")]
@@ -93,7 +94,7 @@ pub struct LaunchArgs {
     #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// Log in JSON, an object a line
-    #[arg(long, env = "WEFT_LOG_JSON")]
+    #[arg(long, env = "WEFT_LOG_JSON", value_parser = FalseyValueParser::new())]
     pub log_json: bool,
 }
 

@@ -31,6 +31,31 @@ fn short(segment: SegmentId) -> String {
     format!("{segment:?}")[..10].to_owned()
 }
 
+/// Whether interfaces can be made this way at all: better said at the start than at the first container.
+pub fn check(mode: TapMode) -> Result<()> {
+    if mode == TapMode::Packet {
+        return Ok(());
+    }
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(TUN_DEVICE)
+        .map(drop)
+        .map_err(|error| explain(TUN_DEVICE, &error))
+}
+
+fn explain(name: &str, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(format!(
+            "there is no {TUN_DEVICE}; load the tun module (modprobe tun), give it to this container (--device {TUN_DEVICE}), or use --tap packet"
+        )),
+        std::io::ErrorKind::PermissionDenied => Failure::new(format!(
+            "may not make an interface from {TUN_DEVICE}: run as root, or with CAP_NET_ADMIN, or use --tap packet"
+        )),
+        _ => Failure::new(format!("cannot make interface {name}: {error}")),
+    }
+}
+
 impl Segments {
     /// No segment yet.
     pub fn new(mode: TapMode, mtu: usize, workers: Vec<Worker>) -> Self {
@@ -109,14 +134,6 @@ impl Segments {
                 PacketPort::open(port).map(|port| vec![boxed(port)])
             }
         };
-        taps.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Failure::new(format!(
-                "there is no {TUN_DEVICE}; load the tun module (modprobe tun), or give it to this container (--device {TUN_DEVICE})"
-            )),
-            std::io::ErrorKind::PermissionDenied => {
-                Failure::new(format!("may not make an interface from {TUN_DEVICE}: run as root, or with CAP_NET_ADMIN"))
-            }
-            _ => Failure::new(format!("cannot make interface {tap}: {error}")),
-        })
+        taps.map_err(|error| explain(tap, &error))
     }
 }

@@ -1,7 +1,7 @@
 //! Whom to attach: a container, a process, or a network namespace.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::{Failure, Result};
@@ -28,7 +28,9 @@ pub async fn resolve(target: &str, docker_socket: &Path) -> Result<Namespace> {
 
 fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
-    let file = File::open(path).map_err(|error| match error.kind() {
+    // Whatever the path is, opening it must not block: a FIFO would.
+    let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failure::new(missing()),
         _ => Failure::new(format!("cannot open {}: {error}", path.display())),
     })?;

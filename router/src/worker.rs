@@ -80,6 +80,26 @@ enum Order {
     Stop,
 }
 
+/// Where workers put what is for the node. Handshakes, which anybody can send, have a queue of their own: a flood of
+/// them cannot push out what links and sessions say.
+#[derive(Clone)]
+pub struct PuntSender {
+    /// What came out of sessions and TAPs.
+    pub trusted: tokio::sync::mpsc::Sender<Punt>,
+    /// Handshake packets.
+    pub handshakes: tokio::sync::mpsc::Sender<Punt>,
+}
+
+impl PuntSender {
+    fn send(&self, punt: Punt) -> bool {
+        let queue = match punt {
+            Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
+            _ => &self.trusted,
+        };
+        queue.try_send(punt).is_ok()
+    }
+}
+
 /// A running worker.
 pub struct Worker {
     orders: Sender<Order>,
@@ -93,7 +113,7 @@ impl Worker {
         number: usize,
         udp: UdpPort,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        punts: tokio::sync::mpsc::Sender<Punt>,
+        punts: PuntSender,
         counters: Arc<Counters>,
         clock: Clock,
     ) -> Result<Worker> {
@@ -281,7 +301,7 @@ impl Run {
 struct Outlets {
     taps: BTreeMap<SegmentId, Tap>,
     udp: UdpPort,
-    punts: tokio::sync::mpsc::Sender<Punt>,
+    punts: PuntSender,
     counters: Arc<Counters>,
 }
 
@@ -310,7 +330,7 @@ impl Sink for Outlets {
     }
 
     fn punt(&mut self, punt: Punt) {
-        if self.punts.try_send(punt).is_err() {
+        if !self.punts.send(punt) {
             self.counters.punts_lost.fetch_add(1, Ordering::Relaxed);
         }
     }
