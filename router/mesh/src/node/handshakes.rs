@@ -221,14 +221,7 @@ impl Node {
         let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known)?;
         self.remember_seen(ephemeral);
         self.handshakes.initiated.retain(|_, attempt| !is_same_path(attempt, from, packet.source));
-        let reply = |noise| HandshakePacket {
-            step: Step::Second,
-            offer: Offer { suites: SuiteSet(0), boot: 0 },
-            source: self.own,
-            sender: index,
-            receiver: packet.sender,
-            noise,
-        };
+        let reply = |noise| answer_packet(self.own, Step::Second, index, packet.sender, noise);
         match answer {
             Answer::Waiting(responder, second) => {
                 let reply = reply(second).encode(&secret, None);
@@ -263,14 +256,7 @@ impl Node {
         let attempt = self.handshakes.initiated.remove(&index).ok_or(HandshakeError::Unverified)?;
         let (established, third) = attempt.initiator.finish(&packet.noise)?;
         if let Some(noise) = third {
-            let reply = HandshakePacket {
-                step: Step::Third,
-                offer: Offer { suites: SuiteSet(0), boot: 0 },
-                source: self.own,
-                sender: index,
-                receiver: packet.sender,
-                noise,
-            };
+            let reply = answer_packet(self.own, Step::Third, index, packet.sender, noise);
             let reply = reply.encode(&attempt.secret, None);
             self.send_handshake(from, Some(established.peer.label()), reply, now);
         }
@@ -309,14 +295,7 @@ impl Node {
         cookie: [u8; cookie::LEN],
         now: Time,
     ) {
-        let reply = HandshakePacket {
-            step: Step::Cookie,
-            offer: Offer { suites: SuiteSet(0), boot: 0 },
-            source: self.own,
-            sender: 0,
-            receiver: packet.sender,
-            noise: cookie.to_vec(),
-        };
+        let reply = answer_packet(self.own, Step::Cookie, 0, packet.sender, cookie.to_vec());
         self.send_handshake(from, Some(packet.source), reply.encode(secret, None), now);
     }
 
@@ -687,6 +666,12 @@ fn needs_renewal(peer: &Peer, now: Time) -> bool {
     }
     // A session that nothing uses is left to expire.
     is_old && (peer.link.is_some() || now.since(peer.last_traffic) < REKEY_AFTER)
+}
+
+/// A packet that answers another one: what only a first message says of its sender is left empty.
+fn answer_packet(own: HostLabel, step: Step, sender: u32, receiver: u32, noise: Vec<u8>) -> HandshakePacket {
+    let offer = Offer { suites: SuiteSet(0), boot: 0 };
+    HandshakePacket { step, offer, source: own, sender, receiver, noise }
 }
 
 /// Whether an attempt went where a packet came from.
