@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use weft_integration::sim::{Outcome, Scenario, run};
 use weft_router::error::Result;
 
+/// Seeds that took longer are named, to be looked at.
+const REMARKABLE: Duration = Duration::from_secs(4);
+
 /// Runs one seed of the family with faults and tells what happened in it.
 pub fn one(seed: u64) -> Result<()> {
     let outcome = run(&Scenario::faults(), seed);
@@ -41,6 +44,10 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
                     }
                     let outcome = run(scenario, seed);
                     let mut done = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    if outcome.convergence > REMARKABLE {
+                        eprintln!("{name}: seed {seed}, {} hosts, took {:?}", outcome.hosts, outcome.convergence);
+                       
+                    }
                     done.push(outcome);
                     if done.len() % 10 == 0 {
                         eprintln!("{name}: {} of {count} seeds right", done.len());

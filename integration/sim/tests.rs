@@ -104,6 +104,20 @@ fn a_packet_from_a_new_address_moves_the_link() {
 }
 
 #[test]
+fn a_host_that_lost_its_state_is_met_again_by_those_who_know_it() {
+    let mut world = line(6, 3);
+    world.crash(0);
+    world.hosts[0].disk.clear();
+    // It is told of nobody: its neighbour has to find it.
+    world.start(0);
+    world.attach(0, [1; 16], endpoint(0));
+    world.run_for(Duration::from_secs(2));
+    assert!(arrives(&mut world, 1, 0) && arrives(&mut world, 0, 1));
+    world.run_for(Duration::from_secs(1));
+    assert!(arrives(&mut world, 2, 0) && arrives(&mut world, 0, 2));
+}
+
+#[test]
 fn endpoints_that_come_and_go_in_the_same_instant_leave_the_right_ones() {
     let mut world = line(5, 2);
     let moved = EndpointRecord { mac: [2, 0, 0, 0, 9, 9], ips: vec![], ..endpoint(0) };

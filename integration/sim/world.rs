@@ -61,6 +61,8 @@ pub struct Host {
     path: Datapath,
     life: u64,
     timer: Time,
+    /// When the last publication takes effect.
+    published: Time,
     offloads: TapOffloads,
 }
 
@@ -184,6 +186,7 @@ impl World {
             path: Datapath::new(64),
             life: 0,
             timer: Time::ZERO,
+            published: Time::ZERO,
             offloads,
         });
         self.by_address.insert(address, number);
@@ -398,8 +401,11 @@ impl World {
             Output::Publish(snapshot) => {
                 let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
                 let life = self.hosts[number].life;
-                let at = self.now + Duration::from_nanos(delay);
-                if delay == 0 {
+                // However long it takes: a newer one never comes before an older one.
+                let last = self.hosts[number].published;
+                let at = last.max(self.now + Duration::from_nanos(delay));
+                self.hosts[number].published = at;
+                if at == self.now {
                     self.hosts[number].snapshot = snapshot;
                 } else {
                     self.schedule(at, What::Publish { host: number, life, snapshot });

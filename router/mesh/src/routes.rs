@@ -150,8 +150,10 @@ impl Indexed {
 /// trembling round-trip time moves no routes. `loss` is the share of probes lost.
 pub fn announced_cost(rtt: Duration, loss: f64, announced: Option<u32>) -> u32 {
     let above = rtt.saturating_sub(RTT_FLOOR).as_micros() as f64 / 100.0;
-    // A lost packet costs what a retransmission does: a second or so, weighed by how often.
-    let wanted = f64::from(HOP_COST) + above + if loss > 0.02 { loss * 2_000.0 } else { 0.0 };
+    // A lost packet costs what a retransmission does: a second or so, weighed by how often. The share is known
+    // from few probes only, so it counts in steps: each doubles the one before.
+    let loss_class = [0.02, 0.04, 0.08, 0.16, 0.32].into_iter().rfind(|step| loss > *step);
+    let wanted = f64::from(HOP_COST) + above + loss_class.unwrap_or(0.0) * 3_000.0;
     match announced {
         Some(old) if (wanted - f64::from(old)).abs() <= f64::from(old) * 0.25 + 2.0 => old,
         _ => wanted.min(1e6) as u32,

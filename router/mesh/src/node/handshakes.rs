@@ -28,9 +28,11 @@ const MAX_PENDING: usize = 512;
 const LOAD_LIMIT: u32 = 100;
 /// First messages remembered, so that a replay is not answered.
 const SEEN: usize = 4096;
-/// How long a session is used before a new one is made; the initiator of the last one goes first.
+/// How long a session is used before a new one is made, at most: a mesh that started at once does not renew all
+/// its sessions at once. The initiator of the last one goes first.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
-const REKEY_AFTER_AS_RESPONDER: Duration = Duration::from_secs(135);
+const REKEY_SPREAD: f64 = 0.3;
+const RESPONDER_WAITS: Duration = Duration::from_secs(15);
 /// How long a session lives in all.
 const EXPIRE_AFTER: Duration = Duration::from_secs(240);
 /// How long the last session still receives after a new one is in use.
@@ -44,8 +46,12 @@ const MAX_SESSIONS: usize = 6;
 /// Silence from a peer that frames go to, after which it is asked whether it still has the session, and how often
 /// it is asked before a new session is made.
 const SESSION_QUIET: Duration = Duration::from_secs(1);
+/// The same where nothing but pings goes to the peer.
+const SESSION_SILENT: Duration = Duration::from_secs(3);
 const QUESTION_INTERVAL: Duration = Duration::from_millis(300);
 const QUESTIONS: u32 = 3;
+/// Tries after which a handshake is one with a stranger (`XX`).
+const FIRST_CONTACT: u32 = 2;
 /// Longest wait between two tries over relays.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -120,7 +126,8 @@ impl Node {
         }
         let secrets = self.keyring.secrets();
         let secret = secrets[tries as usize % secrets.len()].clone();
-        let known = peer.and_then(|label| self.peers.get(&label)).map(|peer| peer.id).filter(|_| tries % 4 < 2);
+        let known =
+            peer.and_then(|label| self.peers.get(&label)).map(|peer| peer.id).filter(|_| tries % 4 < FIRST_CONTACT);
         let entropy = self.rng.random();
         let (identity, ciphers) = (&self.identity, &self.ciphers);
         let local = Local { identity, boot: self.boot, secret: &secret, ciphers, entropy };
@@ -218,8 +225,14 @@ impl Node {
         let (identity, ciphers) = (&self.identity, &self.ciphers);
         let local = Local { identity, boot: self.boot, secret: &secret, ciphers, entropy };
         let known = |key: &[u8; 32]| Some(self.peers.get(self.by_noise_key.get(key)?)?.id);
-        let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known)?;
+        let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known);
         self.remember_seen(ephemeral);
+        if let Err(HandshakeError::UnknownInitiator) = answer {
+            // Whoever knows this host from before its state was lost: introductions have to be made again.
+            let source = from.is_none().then_some(packet.source);
+            self.start_handshake(source, from, FIRST_CONTACT, now);
+        }
+        let answer = answer?;
         self.handshakes.initiated.retain(|_, attempt| !is_same_path(attempt, from, packet.source));
         let reply = |noise| answer_packet(self.own, Step::Second, index, packet.sender, noise);
         match answer {
@@ -370,7 +383,8 @@ impl Node {
             secret,
             boot,
             created: now,
-            is_initiator,
+            renew_after: REKEY_AFTER.mul_f64(1.0 - REKEY_SPREAD * self.rng.random::<f64>())
+                + if is_initiator { Duration::ZERO } else { REKEY_AFTER.mul_f64(REKEY_SPREAD) + RESPONDER_WAITS },
             by_lower: is_initiator == (own < label),
             superseded: None,
         };
@@ -477,8 +491,12 @@ impl Node {
         let switch = peer.current != Some(index)
             && peer.current().is_none_or(|current| match session.superseded {
                 None => is_preferred(session, current),
-                // The peer goes on with another one: the host with the higher label follows.
-                Some(_) => self.own > label && now.since(current.inbound.last_heard()) > SESSION_QUIET,
+                // The peer goes on with another one: the host with the higher label follows, or the other one if it
+                // does not.
+                Some(_) => {
+                    let patience = if self.own > label { SESSION_QUIET } else { SESSION_SILENT };
+                    now.since(current.inbound.last_heard()) > patience
+                }
             });
         if switch {
             self.switch_session(label, index, now);
@@ -640,10 +658,11 @@ fn is_preferred(session: &Session, current: &Session) -> bool {
     }
 }
 
-/// The session under which the peer is to be asked whether it is there: frames go to it, nothing comes back.
+/// The session under which the peer is to be asked whether it is there: frames or pings go to it, nothing comes back.
 fn wants_question(peer: &mut Peer, now: Time) -> Option<u32> {
     let heard = peer.current()?.inbound.last_heard();
-    if now.since(heard) <= SESSION_QUIET || peer.last_traffic <= heard {
+    let is_used = peer.last_traffic > heard || (peer.link.is_some() && now.since(heard) > SESSION_SILENT);
+    if now.since(heard) <= SESSION_QUIET || !is_used {
         peer.questions = 0;
         return None;
     }
@@ -658,8 +677,7 @@ fn wants_question(peer: &mut Peer, now: Time) -> Option<u32> {
 /// Whether the session for sending should be replaced by a fresh one.
 fn needs_renewal(peer: &Peer, now: Time) -> bool {
     let Some(current) = peer.current() else { return false };
-    let age = if current.is_initiator { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
-    let is_old = now.since(current.created) > age || current.send.used() > REKEY_AFTER_PACKETS;
+    let is_old = now.since(current.created) > current.renew_after || current.send.used() > REKEY_AFTER_PACKETS;
     if peer.questions > QUESTIONS {
         // The peer may have lost its side of the session.
         return true;

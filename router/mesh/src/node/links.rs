@@ -16,11 +16,17 @@ use crate::records::{Key, LinkRecord, encode};
 use crate::routes::announced_cost;
 use crate::wire::{Control, MIN_DATAGRAM};
 
+/// Changed costs are announced together, so that they share a batch of records, and the more seldom the more
+/// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
+const COST_INTERVAL: Duration = Duration::from_millis(500);
+const COST_INTERVAL_PER_HOST: Duration = Duration::from_millis(50);
 /// Silence on a used link that is worth a question.
 const QUIET: Duration = Duration::from_millis(100);
 /// Silence, with pings lost, that ends a link.
 const DOWN_AFTER: Duration = Duration::from_millis(250);
 const LOST_PINGS: usize = 3;
+/// How often a silent link is asked again, and looked at.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
 /// How often an idle link is probed.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
 /// How often the full size of a link is probed, and how long without an answer until it is distrusted.
@@ -43,6 +49,10 @@ const MAX_SEEN_ADDRESSES: usize = 4;
 impl Node {
     /// Looks after every link and every peer that should have one.
     pub(super) fn tend_links(&mut self, now: Time) {
+        self.announces_costs = now >= self.costs_after;
+        if self.announces_costs {
+            self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.hosts.len() as u32;
+        }
         let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
         let mut tries = TRIES_PER_TICK;
         for label in labels {
@@ -88,9 +98,12 @@ impl Node {
             !is_lost
         });
         let since_ping = now.since(link.last_ping);
-        let is_due = since_ping >= IDLE_PROBE || (quiet >= QUIET && (is_used || lost > 0 || since_ping < DOWN_AFTER));
+        let is_silent = quiet >= QUIET && (is_used || lost > 0 || since_ping < DOWN_AFTER);
+        if is_silent {
+            self.next_tick = self.next_tick.min(now + ASK_AGAIN);
+        }
         let remote = link.remote;
-        if is_due && since_ping >= super::TICK.mul_f64(0.9) {
+        if since_ping >= IDLE_PROBE || (is_silent && since_ping >= ASK_AGAIN) {
             link.last_ping = now;
             if let Some(index) = current {
                 self.ping(label, index, remote, 0, now);
@@ -148,9 +161,8 @@ impl Node {
         let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
         let max_datagram = link.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
-        // Costs change together once a second, so that they share a batch of records.
         let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
-        if !is_news || (may_wait && !self.ticks.is_multiple_of(20)) {
+        if !is_news || (may_wait && !self.announces_costs) {
             return;
         }
         link.announced = Some((cost, max_datagram));
@@ -197,16 +209,16 @@ impl Node {
                 let failures = candidate.retry.failures;
                 let longest = if candidate.is_likely { LONGEST_LIKELY } else { LONGEST_UNLIKELY };
                 candidate.retry.on_try(now, longest, jitter);
-                due.push((*address, failures));
+                due.push((*address, failures, candidate.is_likely));
             }
         }
-        for (address, failures) in due {
+        for (address, failures, is_likely) in due {
             match current {
                 // With a session a ping is enough; but the peer may have lost its side of it.
                 Some(index) => {
                     self.ping(label, index, address, 0, now);
-                    if failures % 3 == 2 {
-                        self.start_handshake(Some(label), Some(address), failures / 3, now);
+                    if failures % 3 == 2 || (is_likely && failures > 0) {
+                        self.start_handshake(Some(label), Some(address), failures, now);
                     }
                 }
                 None => self.start_handshake(Some(label), Some(address), failures, now),

@@ -43,6 +43,10 @@ use peer::{Backoff, Peer};
 
 /// How often links, sessions and targets are looked after.
 const TICK: Duration = Duration::from_millis(50);
+/// How often a neighbour is asked whether it holds the same records.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what is old or gone is cleared away.
+const CLEAR_INTERVAL: Duration = Duration::from_secs(5);
 /// Hosts this one keeps apart.
 const MAX_PEERS: usize = 8192;
 /// How long another host with this key counts as being around.
@@ -88,6 +92,9 @@ pub struct Node {
     routes_stale: bool,
     /// When routes may be computed again.
     routes_after: Time,
+    /// When changed costs of links may be announced again, and whether this tick may.
+    costs_after: Time,
+    announces_costs: bool,
     endpoints: Endpoints,
     hosts: BTreeMap<HostLabel, HostRecord>,
     /// When another host with this one's key was last heard of.
@@ -100,7 +107,8 @@ pub struct Node {
     path: Datapath,
     outputs: VecDeque<Output>,
     next_tick: Time,
-    ticks: u64,
+    next_comparison: Time,
+    next_clearing: Time,
 }
 
 /// An address the user named, until it is known whose it is.
@@ -148,6 +156,8 @@ impl Node {
             routes: BTreeMap::new(),
             routes_stale: false,
             routes_after: now,
+            costs_after: now,
+            announces_costs: false,
             endpoints: Endpoints::new(own, hashing),
             hosts: BTreeMap::new(),
             cloned: None,
@@ -158,7 +168,8 @@ impl Node {
             path: Datapath::new(64),
             outputs: VecDeque::new(),
             next_tick: now,
-            ticks: 0,
+            next_comparison: now + COMPARE_INTERVAL,
+            next_clearing: now + CLEAR_INTERVAL,
             identity: config.identity,
             rng,
         };
@@ -247,15 +258,16 @@ impl Node {
 
     /// Looks after everything that time changes.
     fn tick(&mut self, now: Time) {
-        self.ticks += 1;
         self.tend_links(now);
         self.tend_sessions(now);
         self.tend_targets(now);
         self.tend_segments(now);
-        if self.ticks.is_multiple_of(20) {
+        if now >= self.next_comparison {
+            self.next_comparison = now + COMPARE_INTERVAL;
             self.compare_records(now);
         }
-        if self.ticks.is_multiple_of(100) {
+        if now >= self.next_clearing {
+            self.next_clearing = now + CLEAR_INTERVAL;
             self.endpoints.age(now);
             self.tend_gone(now);
         }

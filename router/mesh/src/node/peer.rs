@@ -66,7 +66,8 @@ pub(super) struct Session {
     pub(super) secret: Secret,
     pub(super) boot: u64,
     pub(super) created: Time,
-    pub(super) is_initiator: bool,
+    /// At what age this host replaces it.
+    pub(super) renew_after: Duration,
     /// The host with the lower label started it: of two started at once this one is kept.
     pub(super) by_lower: bool,
     pub(super) superseded: Option<Time>,
