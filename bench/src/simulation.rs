@@ -46,7 +46,6 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
                     let mut done = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
                     if outcome.convergence > REMARKABLE {
                         eprintln!("{name}: seed {seed}, {} hosts, took {:?}", outcome.hosts, outcome.convergence);
-                       
                     }
                     done.push(outcome);
                     if done.len() % 10 == 0 {

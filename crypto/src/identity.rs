@@ -84,7 +84,7 @@ fn signed_bytes(domain: &str, message: &[u8]) -> Vec<u8> {
 
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -98,14 +98,8 @@ impl FromStr for PeerId {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        if text.len() != 64 || !text.is_ascii() {
-            return Err(());
-        }
         let mut id = [0; 32];
-        for (byte, digits) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| ())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| ())?;
-        }
+        hex::decode_to_slice(text, &mut id).map_err(drop)?;
         Ok(PeerId(id))
     }
 }
@@ -118,7 +112,7 @@ pub struct HostLabel(pub [u8; 6]);
 
 impl fmt::Debug for HostLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 

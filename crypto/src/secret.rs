@@ -32,7 +32,7 @@ impl Secret {
 
     /// A fresh secret as text: 256 bits of `entropy` in hex.
     pub fn generate(entropy: &[u8; 32]) -> String {
-        entropy.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(entropy)
     }
 
     fn from_bytes(bytes: &[u8]) -> Self {

@@ -96,7 +96,7 @@ impl Model {
             let mut known: Vec<&str> =
                 status.endpoints.iter().filter(|e| e.host == name).map(|e| e.id.as_str()).collect();
             let none = BTreeMap::new();
-            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(hex).collect();
+            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(hex::encode).collect();
             known.sort_unstable();
             real.sort_unstable();
             if known != real {
@@ -184,8 +184,4 @@ impl Model {
 
 fn pairs(island: &BTreeSet<HostNumber>) -> Vec<(HostNumber, HostNumber)> {
     island.iter().flat_map(|a| island.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b).collect()
-}
-
-fn hex(id: &EndpointId) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }

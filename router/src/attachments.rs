@@ -1,6 +1,6 @@
 //! Endpoints of this host: the interfaces that `attach` and `expose` make, kept across restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use weft_mesh::node::Command;
+use weft_mesh::node::{Command, PERSISTED_ENDPOINT};
 use weft_mesh::records::{EndpointId, EndpointRecord, MAX_LIST};
 use weft_mesh::wire::SegmentId;
 
@@ -19,7 +19,7 @@ use crate::error::{Doing, Failure, Result};
 use crate::netlink::{Prefix, in_namespace, network};
 use crate::options::Cidr;
 use crate::state::Store;
-use crate::taps::{Segments, bridge_name};
+use crate::taps::{Segments, bridge_name, remove_unused};
 use crate::target::{self, Namespace};
 
 /// The segment used when none is named.
@@ -82,26 +82,34 @@ pub struct Restored {
 pub fn restore(kept: &[(Vec<u8>, Vec<u8>)]) -> Result<Restored> {
     let names = in_namespace(None, async |net| net.names().await)?;
     let mut restored = Restored { alive: BTreeMap::new(), gone: Vec::new() };
-    for (key, value) in kept {
-        let Some(id) = key.strip_prefix(PERSISTED) else { continue };
+    for (key, value) in kept.iter().filter(|(key, _)| key.starts_with(PERSISTED)) {
         match serde_json::from_slice::<Attachment>(value) {
             Ok(attachment) if attachment.is_among(&names) => drop(restored.alive.insert(attachment.id, attachment)),
-            _ => {
-                restored.gone.push(key.clone());
-                restored.gone.push([b"endpoint/", id].concat());
-            }
+            _ => restored.gone.push(key.clone()),
         }
     }
+    // An endpoint without an attachment is what a crash between the two left.
+    let is_alive = |id: &[u8]| id.try_into().is_ok_and(|id: EndpointId| restored.alive.contains_key(&id));
+    let orphans = kept
+        .iter()
+        .map(|(key, _)| key)
+        .filter(|key| key.strip_prefix(PERSISTED_ENDPOINT).is_some_and(|id| !is_alive(id)));
+    let orphans: Vec<Vec<u8>> = orphans.cloned().collect();
+    restored.gone.extend(orphans);
     Ok(restored)
 }
 
 impl Attachment {
     fn is_among(&self, interfaces: &[String]) -> bool {
-        let name = match &self.place {
-            Place::Container { host_interface, .. } => host_interface.clone(),
-            Place::Host => bridge_name(SegmentId::of(&self.segment)),
-        };
-        interfaces.contains(&name)
+        match &self.place {
+            Place::Container { host_interface, .. } => interfaces.contains(host_interface),
+            // The host outlives its interfaces.
+            Place::Host => true,
+        }
+    }
+
+    fn key(&self) -> Vec<u8> {
+        [PERSISTED, &self.id].concat()
     }
 
     fn record(&self) -> EndpointRecord {
@@ -125,8 +133,12 @@ impl Attachments {
         restored: Restored,
     ) -> Result<Self> {
         let mut attachments = Attachments { engine, store, segments, range, docker_socket, all: restored.alive };
-        for attachment in attachments.all.values() {
-            attachments.segments.open(SegmentId::of(&attachment.segment))?;
+        let used: BTreeSet<SegmentId> = attachments.all.values().map(|a| SegmentId::of(&a.segment)).collect();
+        let used: Vec<SegmentId> = used.into_iter().collect();
+        remove_unused(&used)?;
+        for segment in used {
+            let bridge = attachments.segments.open(segment)?;
+            attachments.settle(segment, bridge);
         }
         Ok(attachments)
     }
@@ -163,7 +175,7 @@ impl Attachments {
         let place = match &namespace {
             Some(namespace) => Place::Container {
                 namespace: namespace.id,
-                host_interface: format!("wv{}", hex(&id[..5])),
+                host_interface: format!("wv{}", hex::encode(&id[..5])),
                 interface: String::new(),
             },
             None => Place::Host,
@@ -200,7 +212,7 @@ impl Attachments {
 
     fn keep(&self, attachment: &Attachment) -> Result<()> {
         let value = serde_json::to_vec(attachment).doing(|| "cannot remember the attachment".into())?;
-        self.store.write(&[([PERSISTED, &attachment.id].concat(), Some(value))])
+        self.store.write([(&attachment.key(), &Some(value))])
     }
 
     fn make_interface(&self, attachment: &mut Attachment, bridge: u32, namespace: Option<Namespace>) -> Result<()> {
@@ -235,20 +247,7 @@ impl Attachments {
                     net.add_route(index, (Ipv4Addr::new(224, 0, 0, 0).into(), 4), priority).await
                 })
             }
-            _ => {
-                let name = bridge_name(SegmentId::of(&attachment.segment));
-                in_namespace(None, async move |net| {
-                    net.set_mac(bridge, mac).await?;
-                    if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
-                        let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-                        std::fs::write(path, "0").doing(|| "cannot switch IPv6 on".into())?;
-                    }
-                    for ip in ips {
-                        net.add_address(bridge, ip).await?;
-                    }
-                    Ok(())
-                })
-            }
+            _ => put_on_bridge(bridge, attachment),
         }
     }
 
@@ -269,7 +268,7 @@ impl Attachments {
         let Some(attachment) = self.all.remove(&id) else { return Ok(()) };
         remove_interface(&attachment);
         let detached = self.engine.ask(Command::Detach(id)).await;
-        self.store.write(&[([PERSISTED, &id].concat(), None)])?;
+        self.store.write([(&attachment.key(), &None)])?;
         self.close_if_unused(&attachment.segment);
         info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
         detached.map(drop)
@@ -282,6 +281,34 @@ impl Attachments {
         for id in gone {
             if let Err(error) = self.remove(id).await {
                 warn!("cannot let go of an endpoint whose container ended: {error}");
+            }
+        }
+        for segment in self.segments.lost(&names) {
+            match self.segments.reopen(segment) {
+                Ok(bridge) => {
+                    self.settle(segment, bridge);
+                    warn!(?segment, "somebody took away interfaces of this segment; they were made anew");
+                }
+                Err(error) => warn!(?segment, "interfaces of this segment are gone and cannot be made anew: {error}"),
+            }
+        }
+    }
+
+    /// Puts the endpoints of a segment into its bridge, where they may be already.
+    fn settle(&self, segment: SegmentId, bridge: u32) {
+        for attachment in self.all.values().filter(|attachment| SegmentId::of(&attachment.segment) == segment) {
+            let settled = match &attachment.place {
+                Place::Container { host_interface, .. } => {
+                    let name = host_interface.clone();
+                    in_namespace(None, async move |net| {
+                        let index = net.index(&name).await?;
+                        net.set_master(index, bridge).await
+                    })
+                }
+                Place::Host => put_on_bridge(bridge, attachment),
+            };
+            if let Err(error) = settled {
+                warn!(segment = attachment.segment, "an endpoint cannot be put back into its segment: {error}");
             }
         }
     }
@@ -336,6 +363,23 @@ impl Attachments {
     }
 }
 
+/// Gives the host itself its addresses in a segment.
+fn put_on_bridge(bridge: u32, attachment: &Attachment) -> Result<()> {
+    let (name, mac) = (bridge_name(SegmentId::of(&attachment.segment)), attachment.mac);
+    let ips = attachment.ips.clone();
+    in_namespace(None, async move |net| {
+        net.set_mac(bridge, mac).await?;
+        if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            std::fs::write(path, "0").doing(|| "cannot switch IPv6 on".into())?;
+        }
+        for ip in ips {
+            net.add_address(bridge, ip).await?;
+        }
+        Ok(())
+    })
+}
+
 /// Takes away what attaching made. What is gone already is fine.
 fn remove_interface(attachment: &Attachment) {
     let result = match attachment.place.clone() {
@@ -370,8 +414,4 @@ fn random_id() -> Result<EndpointId> {
     let mut id = [0; 16];
     SysRng.try_fill_bytes(&mut id).doing(|| "cannot get random bytes from the system".into())?;
     Ok(id)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -21,8 +21,9 @@ use crate::{client, demo, state};
 #[command(name = "weft", version, disable_version_flag = true, propagate_version = false)]
 pub struct Cli {
     /// Control socket
-    #[arg(long, global = true, env = "WEFT_SOCKET", value_name = "FILE", default_value = DEFAULT_SOCKET)]
-    socket: PathBuf,
+    #[arg(help = "Control socket; default /run/weft/weft.sock", value_name = "FILE")]
+    #[arg(long, global = true, env = "WEFT_SOCKET")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -102,6 +103,25 @@ enum Command {
     DemoStage(demo::DemoArgs),
 }
 
+/// What clap has to say about a wrong command line, in one line. Help that was asked for is printed.
+pub fn misused(error: &clap::Error) -> Result<()> {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(&error.render().to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Err(Failure::Usage("a command is missing; see --help for what there is".into()))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let (problem, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let usage = rest.split("\n\n").find_map(|part| part.trim().strip_prefix("Usage: "));
+            let usage = usage.map(|usage| format!("; usage: {}", words(usage))).unwrap_or_default();
+            Err(Failure::Usage(format!("{}{usage}", words(problem.trim_start_matches("error: ")))))
+        }
+    }
+}
+
 #[derive(Subcommand, Debug)]
 enum SecretCommand {
     /// Print a fresh network secret
@@ -113,9 +133,9 @@ enum SecretCommand {
 impl Cli {
     /// Does what the command line says.
     pub fn run(self) -> Result<()> {
-        let socket = self.socket;
+        let socket = self.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
         match self.command {
-            Command::Launch(args) => launch(*args, &socket),
+            Command::Launch(args) => launch(LaunchArgs { socket: self.socket, ..*args }),
             Command::Demo(args) => demo::run(&args),
             Command::DemoStage(args) => demo::stage(&args),
             Command::Version => print(concat!("weft ", env!("CARGO_PKG_VERSION"), "\n")),

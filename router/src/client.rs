@@ -1,6 +1,7 @@
 //! The other end of the control socket: what the commands use.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -13,8 +14,20 @@ use tokio::net::UnixStream;
 
 use crate::error::{Doing, Failure, Result};
 
+/// How long an answer is awaited.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Asks the router on this host.
 pub async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
+    tokio::time::timeout(PATIENCE, converse(socket, method, path, body)).await.unwrap_or_else(|_| {
+        Err(Failure::new(format!(
+            "the router on {} has not answered for {PATIENCE:?}; see its log, or restart it",
+            socket.display()
+        )))
+    })
+}
+
+async fn converse<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
     let what = || format!("cannot talk to the router on {}", socket.display());
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => {

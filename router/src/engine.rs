@@ -1,5 +1,6 @@
 //! The task that owns the node: it feeds it what happens and does what it wants done.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 
@@ -7,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use weft_mesh::ingress::Punt;
-use weft_mesh::node::{Command, CommandError, Event, Input, Node, Output, Reply};
+use weft_mesh::node::{Command, Event, Input, Node, Output, Reply};
 use weft_mesh::snapshot::Snapshot;
 
 use crate::error::{Failure, Result};
@@ -18,7 +19,7 @@ use crate::worker::{Clock, PuntSender};
 /// Things for the node taken in one go before what they led to is done.
 const PUNTS_PER_TURN: usize = 256;
 
-type Answer = Result<Reply, CommandError>;
+type Answer = Result<Reply>;
 
 /// A command and where its answer goes.
 struct Request {
@@ -38,7 +39,7 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         let stopped = || Failure::new("the router is stopping");
         self.requests.send(Request { command, reply }).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?.map_err(|error| Failure::new(error.to_string()))
+        answer.await.map_err(|_| stopped())?
     }
 }
 
@@ -65,7 +66,7 @@ pub struct Engine {
     punts: Punts,
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
-    waiting: std::collections::BTreeMap<u64, oneshot::Sender<Answer>>,
+    waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
 
@@ -88,7 +89,7 @@ impl Engine {
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         std::thread::spawn(move || save(&store, &saves));
-        let waiting = std::collections::BTreeMap::new();
+        let waiting = BTreeMap::new();
         let engine = Engine { node, clock, udp, snapshot, punts, requests: inbox, saver, waiting, next_id: 0 };
         (engine, EngineHandle { requests })
     }
@@ -136,7 +137,7 @@ impl Engine {
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Reply(id, reply) => {
                     if let Some(sender) = self.waiting.remove(&id) {
-                        replies.push((sender, reply));
+                        replies.push((sender, reply.map_err(|error| Failure::new(error.to_string()))));
                     }
                 }
                 Output::Persist { key, value } => changes.push((key, value)),
@@ -153,16 +154,20 @@ impl Engine {
     }
 }
 
+/// Writes what the node wants kept, then answers. What a full disk did not take is tried again with what comes next.
 fn save(store: &Store, saves: &blocking::Receiver<Save>) {
+    let mut unwritten: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
     while let Ok(Save { changes, replies }) = saves.recv() {
-        if !changes.is_empty()
-            && let Err(error) = store.write(&changes)
-        {
-            error!("{error}");
+        unwritten.extend(changes);
+        let written = if unwritten.is_empty() { Ok(()) } else { store.write(unwritten.iter()) };
+        match &written {
+            Ok(()) => unwritten.clear(),
+            Err(error) => error!("{error}"),
         }
         for (sender, reply) in replies {
+            let kept = written.as_ref().map_err(|error| Failure::new(error.to_string()));
             // Whoever asked may have gone.
-            let _ = sender.send(reply);
+            let _ = sender.send(kept.and(reply));
         }
     }
 }

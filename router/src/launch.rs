@@ -1,7 +1,6 @@
 //! `weft launch`: puts the parts together and runs until told to stop.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,10 +33,10 @@ const GRACE: Duration = Duration::from_secs(3600);
 const GOODBYE: Duration = Duration::from_millis(50);
 
 /// Runs a router until SIGTERM, SIGINT or `weft stop`.
-pub fn launch(args: LaunchArgs, socket: &Path) -> Result<()> {
+pub fn launch(args: LaunchArgs) -> Result<()> {
     let args = args.with_file()?;
     start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
-    let options = args.resolve(socket)?;
+    let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -69,8 +68,7 @@ async fn run(options: Options) -> Result<()> {
 
     let kept = store.read()?;
     let restored = attachments::restore(&kept)?;
-    let gone: Vec<_> = restored.gone.iter().map(|key| (key.clone(), None)).collect();
-    store.write(&gone)?;
+    store.write(restored.gone.iter().map(|key| (key, &None)))?;
     let kept = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
 
     let clock = Clock::start();
@@ -227,7 +225,7 @@ struct Underlay {
 fn underlay() -> Result<Underlay> {
     let mut underlay = Underlay { mtu: 0, addresses: Vec::new() };
     let interfaces = nix::ifaddrs::getifaddrs().doing(|| "cannot list this host's addresses".into())?;
-    let known = in_namespace(None, async |net| net.mtus().await)?;
+    let known = in_namespace(None, async |net| net.links().await)?;
     let mut mtus = Vec::new();
     for interface in interfaces {
         let name = interface.interface_name;
@@ -247,7 +245,7 @@ fn underlay() -> Result<Underlay> {
             continue;
         }
         underlay.addresses.push(ip);
-        mtus.extend(known.iter().filter(|(known, _)| *known == name).map(|(_, mtu)| *mtu));
+        mtus.extend(known.iter().filter(|link| link.name == name).map(|link| link.mtu));
     }
     underlay.mtu = mtus.into_iter().min().unwrap_or(1500).clamp(1280, 65_535);
     underlay.addresses.truncate(weft_mesh::records::MAX_LIST);

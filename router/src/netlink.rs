@@ -14,6 +14,19 @@ use crate::error::{Doing, Failure, Result};
 /// An address with its prefix length.
 pub type Prefix = (IpAddr, u8);
 
+/// An interface, as far as it matters here.
+#[derive(Clone, Default, Debug)]
+pub struct Interface {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: usize,
+    /// The index of the bridge that it is in.
+    pub master: Option<u32>,
+}
+
 /// A connection to the kernel of one network namespace.
 pub struct Net {
     handle: Handle,
@@ -61,23 +74,24 @@ impl Net {
 
     /// The names of all interfaces.
     pub async fn names(&self) -> Result<Vec<String>> {
-        Ok(self.mtus().await?.into_iter().map(|(name, _)| name).collect())
+        Ok(self.links().await?.into_iter().map(|link| link.name).collect())
     }
 
-    /// All interfaces with their MTUs.
-    pub async fn mtus(&self) -> Result<Vec<(String, usize)>> {
+    /// All interfaces.
+    pub async fn links(&self) -> Result<Vec<Interface>> {
         let mut links = self.handle.link().get().execute();
         let mut found = Vec::new();
         while let Some(link) = links.try_next().await.doing(|| "cannot list interfaces".into())? {
-            let (mut name, mut mtu) = (String::new(), 0);
+            let mut interface = Interface { index: link.header.index, ..Interface::default() };
             for attribute in link.attributes {
                 match attribute {
-                    LinkAttribute::IfName(text) => name = text,
-                    LinkAttribute::Mtu(bytes) => mtu = bytes as usize,
+                    LinkAttribute::IfName(name) => interface.name = name,
+                    LinkAttribute::Mtu(mtu) => interface.mtu = mtu as usize,
+                    LinkAttribute::Controller(master) => interface.master = Some(master),
                     _ => {}
                 }
             }
-            found.push((name, mtu));
+            found.push(interface);
         }
         Ok(found)
     }

@@ -1,7 +1,7 @@
 //! How a router is told to run: flags, then the environment, then the configuration file, then defaults.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
@@ -53,6 +53,9 @@ pub struct LaunchArgs {
     #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+    /// Control socket, a flag of every command.
+    #[arg(skip)]
+    pub socket: Option<PathBuf>,
     /// Nickname; default: the host name
     #[arg(long, env = "WEFT_NAME")]
     pub name: Option<String>,
@@ -166,9 +169,10 @@ impl LaunchArgs {
         let what = || format!("cannot use the configuration file {}", path.display());
         let text = std::fs::read_to_string(&path).doing(what)?;
         let file: LaunchArgs = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             Failure::Usage(format!("{}, line {line}: {}", what(), error.message()))
         })?;
+        self.socket = self.socket.or(file.socket);
         self.name = self.name.or(file.name);
         self.secret_file = self.secret_file.or(file.secret_file);
         self.listen = self.listen.or(file.listen);
@@ -187,7 +191,7 @@ impl LaunchArgs {
     }
 
     /// Checks the options and fills in the defaults.
-    pub fn resolve(self, socket: &Path) -> Result<Options> {
+    pub fn resolve(self) -> Result<Options> {
         let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         let name = self.name.or_else(host_name).unwrap_or_else(|| "host".into());
         if !records::is_name(&name) {
@@ -225,7 +229,7 @@ impl LaunchArgs {
             secrets,
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([0u16; 8], DEFAULT_PORT))),
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
-            socket: socket.to_owned(),
+            socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             range,
             mtu: self.mtu,
             discovery: !self.no_discovery,
@@ -281,7 +285,7 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused_in_one_line() {
-        let refused = |args: LaunchArgs| args.resolve(Path::new("/x")).err().map(|error| error.to_string());
+        let refused = |args: LaunchArgs| args.resolve().err().map(|error| error.to_string());
         let base = || LaunchArgs { insecure: true, name: Some("a".into()), ..LaunchArgs::default() };
         assert_eq!(refused(base()), None);
         let range = |text: &str| LaunchArgs { range: Some(text.parse().unwrap()), ..base() };

@@ -57,7 +57,7 @@ pub fn identity(dir: &Path) -> Result<Identity> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let identity = Identity::from_seed(&entropy()?);
-            let text: String = identity.seed().iter().map(|byte| format!("{byte:02x}")).collect();
+            let text = hex::encode(identity.seed());
             // Written beside and renamed, so that a crash leaves no half key.
             let fresh = path.with_extension("new");
             let mut file =
@@ -138,7 +138,7 @@ impl Store {
         })?;
         let store = Store { database };
         fs::set_permissions(&path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
-        store.write(&[])?;
+        store.write([])?;
         Ok(store)
     }
 
@@ -155,7 +155,7 @@ impl Store {
     }
 
     /// Makes changes, all or none; they survive a crash once this returns.
-    pub fn write(&self, changes: &[Change]) -> Result<()> {
+    pub fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>) -> Result<()> {
         let what = || "cannot write the store; is the disk full?".to_owned();
         let transaction = self.database.begin_write().doing(what)?;
         {
@@ -202,8 +202,9 @@ mod tests {
         let dir = dir("store");
         let store = Store::open(&dir).unwrap();
         assert!(Store::open(&dir).err().unwrap().to_string().contains("another router"));
-        store.write(&[(b"a".to_vec(), Some(b"1".to_vec())), (b"b".to_vec(), Some(b"2".to_vec()))]).unwrap();
-        store.write(&[(b"a".to_vec(), None)]).unwrap();
+        let (a, b) = (b"a".to_vec(), b"b".to_vec());
+        store.write([(&a, &Some(b"1".to_vec())), (&b, &Some(b"2".to_vec()))]).unwrap();
+        store.write([(&a, &None)]).unwrap();
         drop(store);
         assert_eq!(Store::open(&dir).unwrap().read().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
         fs::write(dir.join("store.redb"), vec![7; 9000]).unwrap();

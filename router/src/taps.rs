@@ -56,6 +56,28 @@ fn explain(name: &str, error: &std::io::Error) -> Failure {
     }
 }
 
+/// Removes the bridges that no segment of `used` has and in which nothing is but what weft itself put there: an earlier
+/// router left them because its containers were still there.
+pub fn remove_unused(used: &[SegmentId]) -> Result<()> {
+    let used: Vec<String> = used.iter().map(|segment| bridge_name(*segment)).collect();
+    in_namespace(None, async move |net| {
+        let links = net.links().await?;
+        for bridge in links.iter().filter(|link| is_bridge_name(&link.name) && !used.contains(&link.name)) {
+            let own = [format!("wt{}", &bridge.name[4..]), format!("wp{}", &bridge.name[4..])];
+            let mut ports = links.iter().filter(|link| link.master == Some(bridge.index));
+            if ports.all(|port| own.contains(&port.name)) {
+                net.delete(&own[1]).await?;
+                net.delete(&bridge.name).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn is_bridge_name(name: &str) -> bool {
+    name.strip_prefix("weft").is_some_and(|id| id.len() == 10 && id.chars().all(|c| c.is_ascii_hexdigit()))
+}
+
 impl Segments {
     /// No segment yet.
     pub fn new(mode: TapMode, mtu: usize, workers: Vec<Worker>) -> Self {
@@ -81,24 +103,43 @@ impl Segments {
         let (mtu, port) = (self.mtu as u32, format!("wp{}", short(segment)));
         let name = bridge.clone();
         let index = in_namespace(None, async move |net| net.bridge(&name, mtu).await)?;
-        let queues = match self.open_port(&tap, &port) {
-            Ok(queues) => queues,
-            Err(error) => {
-                in_namespace(None, async move |net| net.delete(&bridge).await)?;
-                return Err(error);
+        let opened = self.open_port(&tap, &port).and_then(|queues| {
+            in_namespace(None, async move |net| {
+                let link = net.index(&tap).await?;
+                net.set_mtu(link, mtu).await?;
+                net.set_master(link, index).await?;
+                net.set_up(link, &tap).await
+            })?;
+            Ok(queues)
+        });
+        match opened {
+            Ok(queues) => {
+                for (worker, queue) in self.workers.iter().zip(queues) {
+                    worker.add(segment, queue);
+                }
+                self.open.insert(segment, index);
+                Ok(index)
             }
-        };
-        in_namespace(None, async move |net| {
-            let link = net.index(&tap).await?;
-            net.set_mtu(link, mtu).await?;
-            net.set_master(link, index).await?;
-            net.set_up(link, &tap).await
-        })?;
-        for (worker, queue) in self.workers.iter().zip(queues) {
-            worker.add(segment, queue);
+            Err(error) => {
+                // The bridge may have been there before, with containers in it.
+                remove_unused(&[])?;
+                Err(error)
+            }
         }
-        self.open.insert(segment, index);
-        Ok(index)
+    }
+
+    /// Segments that lost their bridge or their TAP to somebody, of the interfaces there are.
+    pub fn lost(&self, interfaces: &[String]) -> Vec<SegmentId> {
+        let is_there = |name: String| interfaces.contains(&name);
+        let is_lost = |segment: &SegmentId| !is_there(bridge_name(*segment)) || !is_there(tap_name(*segment));
+        self.open.keys().copied().filter(is_lost).collect()
+    }
+
+    /// Makes what a segment lost anew; returns the index of its bridge.
+    pub fn reopen(&mut self, segment: SegmentId) -> Result<u32> {
+        self.open.remove(&segment);
+        self.workers.iter().for_each(|worker| worker.remove(segment));
+        self.open(segment)
     }
 
     /// Takes a segment away; its bridge goes too if nothing else is in it.

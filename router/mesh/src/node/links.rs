@@ -25,6 +25,8 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Silence, with pings lost, that ends a link.
 const DOWN_AFTER: Duration = Duration::from_millis(250);
 const LOST_PINGS: usize = 3;
+/// How long after a datagram a link counts as used.
+const IN_USE: Duration = Duration::from_secs(1);
 /// How often a silent link is asked again, and looked at.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 /// How often an idle link is probed.
@@ -71,9 +73,8 @@ impl Node {
         let (heard, current) = (peer.last_heard(), peer.current);
         let Some(link) = &mut peer.link else { return };
         let sent = peer.meter.sent.link_datagrams.load(std::sync::atomic::Ordering::Relaxed);
-        let is_used = sent != link.sent_seen;
-        link.sent_seen = sent;
-        if is_used {
+        if sent != link.sent_seen {
+            link.sent_seen = sent;
             link.last_used = now;
         }
         let quiet = now.since(heard.max(link.since));
@@ -98,7 +99,8 @@ impl Node {
             !is_lost
         });
         let since_ping = now.since(link.last_ping);
-        let is_silent = quiet >= QUIET && (is_used || lost > 0 || since_ping < DOWN_AFTER);
+        // Used a moment ago is used: whoever only answers hears of nothing to answer once the link is lost.
+        let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || lost > 0 || since_ping < DOWN_AFTER);
         if is_silent {
             self.next_tick = self.next_tick.min(now + ASK_AGAIN);
         }

@@ -53,7 +53,8 @@ const MAX_PEERS: usize = 8192;
 const CLONE_MEMORY: Duration = Duration::from_secs(60);
 const PERSISTED_INCARNATION: &[u8] = b"incarnation";
 const PERSISTED_TARGET: &[u8] = b"target/";
-const PERSISTED_ENDPOINT: &[u8] = b"endpoint/";
+/// Where the endpoints of this host are kept, by id.
+pub const PERSISTED_ENDPOINT: &[u8] = b"endpoint/";
 const PERSISTED_PEER: &[u8] = b"peer/";
 
 /// A host of the mesh, without the host.

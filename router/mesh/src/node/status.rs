@@ -6,6 +6,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::peer::Peer;
 use super::{CLONE_MEMORY, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, RouteStatus, Status, TargetStatus};
+use crate::frame::Mac;
 use crate::records::EndpointId;
 use crate::wire::OVERHEAD;
 
@@ -72,14 +73,11 @@ impl Node {
 
     fn endpoint_status(&self, host: HostLabel, id: EndpointId) -> EndpointStatus {
         let record = self.endpoints.get(host, &id);
-        let hex = |bytes: &[u8], separator: &str| {
-            bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(separator)
-        };
         EndpointStatus {
-            id: hex(&id, ""),
+            id: hex::encode(id),
             segment: record.map(|record| record.segment.clone()).unwrap_or_default(),
             host: self.name_of(host),
-            mac: record.map(|record| hex(&record.mac, ":")).unwrap_or_default(),
+            mac: record.map(|record| colons(&record.mac)).unwrap_or_default(),
             ips: record.iter().flat_map(|record| &record.ips).map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
             names: record.map(|record| record.names.clone()).unwrap_or_default(),
             healthy: record.is_some_and(|record| record.healthy),
@@ -103,4 +101,9 @@ impl Node {
             (None, None) => format!("{label:?}"),
         }
     }
+}
+
+/// A MAC as people write it.
+fn colons(mac: &Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
