@@ -206,3 +206,88 @@ fn config() -> Config {
         periodic_gossip: periodic(500, 3),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn label(n: u8) -> HostLabel {
+        HostLabel([0, 0, 0, 0, 0, n])
+    }
+
+    /// Members that hear each other, those in `deaf` excepted, until `end`; what each found out.
+    fn run(members: &mut [Membership], deaf: &[usize], from: Time, end: Time) -> Vec<(usize, MembershipEvent)> {
+        let mut found = Vec::new();
+        let mut now = from;
+        while now < end {
+            let mut packets: Vec<(usize, HostLabel, Bytes)> = Vec::new();
+            for (number, member) in members.iter_mut().enumerate() {
+                member.handle_timeout(now);
+                packets.extend(std::iter::from_fn(|| member.poll_transmit()).map(|(to, packet)| (number, to, packet)));
+                found.extend(std::iter::from_fn(|| member.poll_event()).map(|event| (number, event)));
+            }
+            for (number, to, packet) in packets {
+                assert!(packet.len() <= MAX_PACKET);
+                let receiver = usize::from(to.0[5]);
+                if !deaf.contains(&number) && !deaf.contains(&receiver) {
+                    members[receiver].receive(label(number as u8), &packet, now);
+                }
+            }
+            now += Duration::from_millis(50);
+        }
+        found
+    }
+
+    fn met(count: u8) -> (Vec<Membership>, Time) {
+        let start = Time::ZERO + Duration::from_secs(1000);
+        let mut members: Vec<Membership> = (0..count).map(|n| Membership::new(label(n), 1, n.into())).collect();
+        for number in 1..count {
+            members[usize::from(number)].announce(label(number - 1), start);
+        }
+        let end = start + Duration::from_secs(20);
+        let found = run(&mut members, &[], start, end);
+        assert!(found.iter().all(|(_, event)| matches!(event, MembershipEvent::Up(_))));
+        assert!(members.iter().all(|member| member.alive() == usize::from(count) - 1));
+        (members, end)
+    }
+
+    #[test]
+    fn all_meet_and_a_silent_one_is_down_within_ten_seconds() {
+        let (mut members, start) = met(5);
+        let found = run(&mut members, &[4], start, start + Duration::from_secs(10));
+        let mut told: BTreeMap<usize, Vec<MembershipEvent>> = BTreeMap::new();
+        found.into_iter().for_each(|(by, event)| told.entry(by).or_default().push(event));
+        for by in 0..4 {
+            assert_eq!(told[&by], [MembershipEvent::Down(label(4))]);
+        }
+        // It was there all the time: once heard again it is up again.
+        let back = run(&mut members, &[], start + Duration::from_secs(10), start + Duration::from_secs(30));
+        assert!((0..4).all(|by| back.contains(&(by, MembershipEvent::Up(label(4))))));
+    }
+
+    #[test]
+    fn one_that_leaves_is_down_at_once() {
+        let (mut members, start) = met(3);
+        members[2].leave(start);
+        let found = run(&mut members, &[], start, start + Duration::from_secs(2));
+        assert!((0..2).all(|by| found.contains(&(by, MembershipEvent::Down(label(2))))));
+    }
+
+    #[test]
+    fn packets_of_another_source_and_junk_change_nothing() {
+        let (mut members, now) = met(3);
+        members[1].announce(label(0), now);
+        let (_, packet) = members[1].poll_transmit().unwrap();
+        for (from, packet) in
+            [(2, packet.to_vec()), (1, vec![]), (1, vec![0xff; MAX_PACKET]), (1, packet[..5].to_vec())]
+        {
+            let before = members[0].rejected();
+            members[0].receive(label(from), &packet, now);
+            assert_eq!(members[0].rejected(), before + 1, "{from} {packet:?}");
+            assert!(members[0].poll_transmit().is_none());
+        }
+        assert_eq!(members[0].alive(), 2);
+    }
+}

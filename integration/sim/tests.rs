@@ -50,7 +50,10 @@ fn the_same_seed_gives_the_same_run() {
 
 /// Hosts in a line, each with an endpoint, at rest.
 fn line(seed: u64, count: usize) -> World {
-    let mut world = World::new(seed, Ciphers::native(true), true);
+    line_in(World::new(seed, Ciphers::native(true), true), count)
+}
+
+fn line_in(mut world: World, count: usize) -> World {
     for _ in 0..count {
         world.add_host();
     }
@@ -115,6 +118,52 @@ fn a_host_that_lost_its_state_is_met_again_by_those_who_know_it() {
     assert!(arrives(&mut world, 1, 0) && arrives(&mut world, 0, 1));
     world.run_for(Duration::from_secs(1));
     assert!(arrives(&mut world, 2, 0) && arrives(&mut world, 0, 2));
+}
+
+#[test]
+fn a_forgotten_host_that_returns_is_a_member_again() {
+    let grace = Duration::from_secs(20);
+    let mut world = World::new(7, Ciphers::native(true), true);
+    world.grace = grace;
+    let mut world = line_in(world, 3);
+    world.crash(2);
+    world.run_for(grace + Duration::from_secs(15));
+    assert!(!world.state_of(0).contains("10.32.0.3/24"), "the records of a host that is gone are still there");
+    // Its disk is from before it was forgotten: it does not know.
+    world.start(2);
+    world.connect(2, &[1]);
+    world.run_for(Duration::from_secs(5));
+    assert!(arrives(&mut world, 0, 2) && arrives(&mut world, 2, 0));
+    assert!(world.state_of(0).contains("10.32.0.3/24"));
+}
+
+#[test]
+fn first_messages_of_an_ended_life_replayed_to_a_restarted_host_end_nothing() {
+    let mut world = line(8, 2);
+    world.crash(0);
+    world.record_datagrams(true);
+    world.start(0);
+    world.connect(0, &[1]);
+    world.run_for(Duration::from_secs(3));
+    let old = world.record_datagrams(false);
+    assert!(old.len() > 20);
+    // Both live anew: nobody remembers having seen those messages.
+    for host in [0, 1] {
+        world.crash(host);
+        world.start(host);
+    }
+    world.connect(0, &[1]);
+    world.run_for(Duration::from_secs(3));
+    let downs = |world: &World| world.hosts[1].events.iter().filter(|e| matches!(e, Event::LinkDown { .. })).count();
+    let (from, before) = (world.hosts[0].address, downs(&world));
+    for data in old {
+        world.inject(1, from, data);
+        world.run_for(Duration::from_millis(10));
+        assert!(arrives(&mut world, 0, 1) && arrives(&mut world, 1, 0));
+    }
+    world.run_for(Duration::from_secs(2));
+    assert!(arrives(&mut world, 0, 1) && arrives(&mut world, 1, 0));
+    assert_eq!(downs(&world), before);
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub struct World {
     pub cut: BTreeSet<(HostNumber, HostNumber)>,
     /// Bytes of datagrams sent.
     pub bytes_sent: u64,
+    /// How long a host may be gone before the others drop its records.
+    pub grace: Duration,
     ciphers: Ciphers,
     discovery: bool,
     queue: BinaryHeap<Reverse<Event_>>,
@@ -149,6 +151,7 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             cut: BTreeSet::new(),
             bytes_sent: 0,
+            grace: Duration::from_secs(3600),
             ciphers,
             discovery,
             queue: BinaryHeap::new(),
@@ -210,7 +213,7 @@ impl World {
             underlay_mtu: 1500,
             port: host.address.port(),
             discovery: self.discovery,
-            grace: Duration::from_secs(3600),
+            grace: self.grace,
             restored: host.disk.clone().into_iter().collect(),
         };
         host.node = Some(Node::new(config, entropy, self.now));

@@ -15,8 +15,8 @@ use weft_crypto::handshake::{Answer, Established, HandshakeError, Initiator, Loc
 use weft_crypto::session::{REKEY_AFTER_PACKETS, ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Keyring, PeerId, Secret, SuiteSet, Time, cookie, envelope, session};
 
-use super::peer::{Challenge, Peer, Session};
-use super::{CLONE_MEMORY, Event, Node, Output};
+use super::peer::{Peer, Session};
+use super::{Event, Node, Output};
 use crate::snapshot::Inbound;
 use crate::wire::{Control, HandshakePacket, Step};
 
@@ -39,8 +39,6 @@ const EXPIRE_AFTER: Duration = Duration::from_secs(240);
 const RECEIVE_AFTER: Duration = Duration::from_secs(10);
 /// Two sessions made within this time were started at once.
 const SIMULTANEOUS: Duration = Duration::from_secs(3);
-/// How long the old life of a peer has to say that it is still there.
-const OBJECTION: Duration = Duration::from_millis(400);
 /// Sessions kept with one peer.
 const MAX_SESSIONS: usize = 6;
 /// Silence from a peer that frames go to, after which it is asked whether it still has the session, and how often
@@ -434,44 +432,7 @@ impl Node {
         }
     }
 
-    /// Somebody proved to have a peer's key in another life of it: reborn, or a second host with the same key. The
-    /// life met first gets a chance to object.
-    fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
-        let is_reachable = self.hop_towards(label).is_some();
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        match peer.current.filter(|_| is_reachable) {
-            Some(_) if peer.challenge.is_some() => {}
-            Some(current) => {
-                peer.challenge = Some(Challenge { index, direct, until: now + OBJECTION });
-                self.send_under(label, current, None, &Control::AreYouThere, now);
-            }
-            None => self.rebirth(label, index, direct, now),
-        }
-    }
-
-    /// Whether a session is of another life of its peer than the one for sending: nothing said in it counts yet.
-    pub(super) fn is_in_doubt(&self, label: HostLabel, index: u32) -> bool {
-        self.peers.get(&label).is_some_and(|peer| match (peer.session(index), peer.current()) {
-            (Some(session), Some(current)) => session.boot != current.boot,
-            _ => false,
-        })
-    }
-
-    /// A peer lives again: nothing under its old life's keys will come any more.
-    fn rebirth(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
-        let Some(peer) = self.peers.get(&label) else { return };
-        let Some(session) = peer.session(index) else { return };
-        let event = Event::Session { peer: peer.id, cipher: session.suite.name() };
-        let dead: Vec<u32> = peer.sessions.iter().filter(|old| old.boot != session.boot).map(|old| old.index).collect();
-        self.switch_session(label, index, now);
-        dead.into_iter().for_each(|old| self.drop_session(label, old));
-        self.event(event);
-        if let Some(address) = direct {
-            self.ping(label, index, address, 0, now);
-        }
-    }
-
-    fn switch_session(&mut self, label: HostLabel, index: u32, now: Time) {
+    pub(super) fn switch_session(&mut self, label: HostLabel, index: u32, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         peer.switch_to(index, now);
         self.refresh_outbound(label);
@@ -504,31 +465,6 @@ impl Node {
         if let Some(from) = direct {
             self.on_heard_from(label, index, from, now);
         }
-    }
-
-    /// Another host lives with this host's key. Said once; neither tries to outdo the other.
-    pub(super) fn on_clone(&mut self, now: Time) {
-        let is_news = self.cloned.is_none_or(|seen| now.since(seen) > 10 * CLONE_MEMORY);
-        self.cloned = Some(now);
-        if is_news {
-            self.event(Event::Cloned);
-        }
-    }
-
-    /// The old life of a peer objected: two hosts live with its key, and the one met first is kept.
-    pub(super) fn on_still_here(&mut self, label: HostLabel, index: u32, now: Time) {
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        if peer.current != Some(index) {
-            return;
-        }
-        let Some(Challenge { index: other, direct, .. }) = peer.challenge.take() else { return };
-        let id = peer.id;
-        self.send_under(label, index, None, &Control::Cloned, now);
-        if let Some(address) = direct {
-            self.send_text_at(label, other, address, &Control::Cloned.encode(0), now);
-        }
-        self.drop_session(label, other);
-        self.event(Event::PeerCloned(id));
     }
 
     /// Sessions that have to be renewed, are over, or wait for an objection that did not come.
@@ -626,15 +562,6 @@ impl Node {
             if self.peers.get(&label).is_some_and(|peer| peer.current.is_none()) {
                 self.link_down(label, "its session's secret is no longer live", now);
             }
-        }
-    }
-
-    /// A host says which life it is in: sessions with others are dead.
-    pub(super) fn on_boot(&mut self, label: HostLabel, boot: u64) {
-        let Some(peer) = self.peers.get(&label) else { return };
-        let dead: Vec<u32> = peer.sessions.iter().filter(|s| s.boot != boot).map(|s| s.index).collect();
-        if peer.link.is_none() {
-            dead.into_iter().for_each(|index| self.drop_session(label, index));
         }
     }
 

@@ -4,6 +4,7 @@
 //! what it is about:
 //!
 //! - `handshakes`: from a first packet to a session;
+//! - `rebirth`: lives of a key, one after the other or two at once;
 //! - `links`: direct paths, their liveness, cost and MTU;
 //! - `talk`: records and SWIM, to and from neighbours;
 //! - `publish`: what the data path is to know;
@@ -16,6 +17,7 @@ mod handshakes;
 mod links;
 mod peer;
 mod publish;
+mod rebirth;
 mod status;
 mod talk;
 

@@ -49,6 +49,8 @@ impl Node {
         let current = peer.current();
         let state = match (current, route) {
             (Some(_), Some(_)) => PeerState::Connected,
+            // Without traffic there need not be a session: one is opened by the first frame.
+            (None, Some(_)) if peer.retry.failures == 0 => PeerState::Connected,
             (None, Some(_)) => PeerState::Connecting,
             (_, None) if !peer.is_alive && self.store.incarnation_of(peer.id).is_some() => PeerState::Dead,
             (_, None) => PeerState::Unreachable,
