@@ -14,6 +14,6 @@ pub mod store;
 pub mod sync;
 
 pub use membership::{MemberId, Membership, MembershipEvent};
-pub use record::{Batch, Change, Version};
+pub use record::{Batch, Change, MAX_INCARNATION, Version};
 pub use store::{PutError, Received, Store, StoreEvent};
 pub use sync::Message;

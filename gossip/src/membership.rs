@@ -17,6 +17,9 @@ use weft_crypto::{HostLabel, Time};
 /// The longest SWIM packet, in bytes.
 pub const MAX_PACKET: usize = 1024;
 
+/// Hosts kept apart, dead ones included: one member could make up any number.
+const MAX_MEMBERS: usize = 16_384;
+
 /// A member as SWIM sees it: the host, and which life of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberId {
@@ -117,7 +120,8 @@ impl Membership {
     /// Takes a SWIM packet that `from` is proven to have sent; one that claims another source is dropped.
     pub fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
         let header = PostcardCodec.decode_header(packet);
-        if !header.is_ok_and(|header: foca::Header<MemberId>| header.src.host == from) {
+        let is_full = self.foca.iter_membership_state().len() >= MAX_MEMBERS;
+        if is_full || !header.is_ok_and(|header: foca::Header<MemberId>| header.src.host == from) {
             self.rejected += 1;
             return;
         }

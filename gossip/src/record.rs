@@ -6,6 +6,8 @@ use weft_crypto::{Identity, PeerId};
 
 /// The longest key of a record, in bytes.
 pub const MAX_KEY: usize = 64;
+/// The highest incarnation: what is above leaves no room to write above it, and no host starts that often.
+pub const MAX_INCARNATION: u64 = 1 << 40;
 /// The longest value of a record, in bytes.
 pub const MAX_VALUE: usize = 768;
 /// The longest encoded batch with its signature, in bytes: it always fits one datagram.
@@ -52,7 +54,7 @@ impl Change {
     }
 
     fn is_within_limits(&self) -> bool {
-        self.key.len() <= MAX_KEY && self.value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE)
+        (1..=MAX_KEY).contains(&self.key.len()) && self.value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE)
     }
 }
 
@@ -119,7 +121,7 @@ impl Batch {
         let valid = rest.is_empty()
             && body.changes.iter().all(Change::is_within_limits)
             && body.version.sequence > 0
-            && body.version.incarnation > 0;
+            && (1..=MAX_INCARNATION).contains(&body.version.incarnation);
         if !valid {
             return Err(BatchError::Malformed);
         }
@@ -160,7 +162,7 @@ mod tests {
     #[test]
     fn the_largest_change_fits_a_batch_and_damage_is_found() {
         let identity = Identity::from_seed(&[1; 32]);
-        let version = Version { incarnation: u64::MAX, generation: u64::MAX, sequence: u64::MAX };
+        let version = Version { incarnation: MAX_INCARNATION, generation: u64::MAX, sequence: u64::MAX };
         let change = Change { key: vec![1; MAX_KEY], value: Some(vec![2; MAX_VALUE]) };
         assert_eq!(pack([change.clone(), change.clone()]).len(), 2);
         let batch = Batch::sign(&identity, version, u32::MAX, u64::MAX, vec![change]);

@@ -5,7 +5,6 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use weft_crypto::{HostLabel, Identity, PeerId};
@@ -15,6 +14,8 @@ use crate::sync::{DELTA_BYTES, DIGEST_ENTRIES, Held, Message};
 
 /// What one origin may hold in all, in bytes of batches.
 pub const MAX_ORIGIN_BYTES: usize = 16 << 20;
+/// What all may hold together: one member can sign for any number of made-up origins.
+pub const MAX_STORE_BYTES: usize = 256 << 20;
 /// How many origins are kept.
 pub const MAX_ORIGINS: usize = 8192;
 /// Batches of one message that carries batches: one, so that it fits a datagram.
@@ -92,6 +93,8 @@ pub struct Store {
     dirty: BTreeSet<Vec<u8>>,
     origins: BTreeMap<HostLabel, Origin>,
     floors: BTreeMap<PeerId, u64>,
+    /// Of all logs.
+    bytes: usize,
     events: Vec<StoreEvent>,
     refused: u64,
 }
@@ -110,7 +113,8 @@ struct Log {
     generation: u64,
     boot: u32,
     snapshot: u64,
-    batches: Vec<Arc<Batch>>,
+    /// As they came, and signed: what they say is in the origin's values once the log is whole.
+    batches: Vec<Bytes>,
     bytes: usize,
 }
 
@@ -132,9 +136,9 @@ impl Log {
         self.batches.len() as u64 >= self.snapshot
     }
 
-    fn push(&mut self, batch: Arc<Batch>) {
-        self.bytes += batch.encoded.len();
-        self.batches.push(batch);
+    fn push(&mut self, encoded: Bytes) {
+        self.bytes += encoded.len();
+        self.batches.push(encoded);
     }
 }
 
@@ -166,6 +170,7 @@ impl Store {
             dirty: BTreeSet::new(),
             origins: BTreeMap::new(),
             floors: BTreeMap::new(),
+            bytes: 0,
             events: Vec::new(),
             refused: 0,
         }
@@ -281,6 +286,10 @@ impl Store {
         let decided = if own { self.is_own_ahead(&batch).then_some(Received::New) } else { self.place(&batch) };
         match decided {
             None => Received::Old,
+            Some(Received::New) if !own && self.bytes + encoded.len() > MAX_STORE_BYTES => {
+                self.refused += 1;
+                Received::Refused
+            }
             Some(Received::New) if batch.verify().is_err() => {
                 self.refused += 1;
                 Received::Refused
@@ -336,7 +345,7 @@ impl Store {
 
     /// Adds a batch that is next in its log, or first of a newer one.
     fn keep(&mut self, batch: Batch) {
-        let batch = Arc::new(batch);
+        self.bytes += batch.encoded.len();
         let origin = self.origins.entry(batch.origin.label()).or_insert_with(|| Origin {
             id: batch.origin,
             current: None,
@@ -346,17 +355,19 @@ impl Store {
         if let Some(current) = &mut origin.current
             && current.id() == batch.log()
         {
-            current.push(batch.clone());
+            current.push(batch.encoded);
             apply(&mut self.events, origin, &batch.changes);
             return;
         }
         let same_log = origin.staging.as_ref().is_some_and(|log| log.id() == batch.log());
         if !same_log {
-            origin.staging = Some(Log::new(&batch));
+            let dropped = origin.staging.replace(Log::new(&batch));
+            self.bytes -= dropped.map_or(0, |log| log.bytes);
         }
         let Some(mut log) = origin.staging.take() else { return };
-        log.push(batch);
+        log.push(batch.encoded);
         if log.is_whole() {
+            self.bytes -= origin.current.as_ref().map_or(0, |log| log.bytes);
             replace(&mut self.events, origin, log);
         } else {
             origin.staging = Some(log);
@@ -375,10 +386,10 @@ impl Store {
             return;
         }
         if gone(&held.staging) {
-            held.staging = None;
+            self.bytes -= held.staging.take().map_or(0, |log| log.bytes);
         }
         if gone(&held.current) {
-            held.current = None;
+            self.bytes -= held.current.take().map_or(0, |log| log.bytes);
             let values = std::mem::take(&mut held.values);
             self.events.extend(values.into_keys().map(|key| StoreEvent::Unset { origin, key }));
         }
@@ -483,12 +494,12 @@ impl Store {
                     Ordering::Greater => continue,
                 };
                 for batch in log.batches.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)) {
-                    if bytes + batch.encoded.len() > DELTA_BYTES {
+                    if bytes + batch.len() > DELTA_BYTES {
                         more = true;
                         break;
                     }
-                    bytes += batch.encoded.len();
-                    missing.push(batch.encoded.clone());
+                    bytes += batch.len();
+                    missing.push(batch.clone());
                 }
             }
         }
@@ -528,9 +539,10 @@ fn apply(events: &mut Vec<StoreEvent>, origin: &mut Origin, changes: &[Change]) 
 /// Makes a whole log the current one; only what differs becomes an event.
 fn replace(events: &mut Vec<StoreEvent>, origin: &mut Origin, log: Log) {
     let mut values = BTreeMap::new();
-    for change in log.batches.iter().flat_map(|batch| &batch.changes) {
-        match &change.value {
-            Some(value) => values.insert(change.key.clone(), value.clone()),
+    // They were read, and their signatures checked, when they came.
+    for change in log.batches.iter().filter_map(|batch| Batch::parse(batch).ok()).flat_map(|batch| batch.changes) {
+        match change.value {
+            Some(value) => values.insert(change.key, value),
             None => values.remove(&change.key),
         };
     }

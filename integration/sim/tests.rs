@@ -108,16 +108,37 @@ fn a_packet_from_a_new_address_moves_the_link() {
 
 #[test]
 fn a_host_that_lost_its_state_is_met_again_by_those_who_know_it() {
-    let mut world = line(6, 3);
-    world.crash(0);
-    world.hosts[0].disk.clear();
-    // It is told of nobody: its neighbour has to find it.
-    world.start(0);
-    world.attach(0, [1; 16], endpoint(0));
-    world.run_for(Duration::from_secs(2));
-    assert!(arrives(&mut world, 1, 0) && arrives(&mut world, 0, 1));
-    world.run_for(Duration::from_secs(1));
-    assert!(arrives(&mut world, 2, 0) && arrives(&mut world, 0, 2));
+    for seed in 6..16 {
+        let mut world = line(seed, 3);
+        world.crash(0);
+        world.hosts[0].disk.clear();
+        // It is told of nobody: its neighbour has to find it.
+        world.start(0);
+        world.attach(0, [1; 16], endpoint(0));
+        world.run_for(Duration::from_secs(2));
+        assert!(arrives(&mut world, 1, 0) && arrives(&mut world, 0, 1), "seed {seed}");
+        world.run_for(Duration::from_secs(1));
+        assert!(arrives(&mut world, 2, 0) && arrives(&mut world, 0, 2), "seed {seed}");
+    }
+}
+
+#[test]
+fn hosts_parted_for_longer_than_the_grace_find_together_again() {
+    let grace = Duration::from_secs(20);
+    for seed in 0..4 {
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        world.grace = grace;
+        let mut world = line_in(world, 4);
+        world.cut(1, 2);
+        world.run_for(grace + Duration::from_secs(20));
+        assert!(!world.state_of(0).contains("10.32.0.3/24"), "what is gone for good is still there");
+        world.heal(1, 2);
+        world.run_for(Duration::from_secs(10));
+        for (from, to) in [(0, 3), (3, 0), (1, 2), (0, 2)] {
+            assert!(arrives(&mut world, from, to), "seed {seed}: h{from} to h{to}");
+        }
+        assert!((0..4).all(|host| said_cloned(&world, host) == 0));
+    }
 }
 
 #[test]
@@ -164,6 +185,7 @@ fn first_messages_of_an_ended_life_replayed_to_a_restarted_host_end_nothing() {
     world.run_for(Duration::from_secs(2));
     assert!(arrives(&mut world, 0, 1) && arrives(&mut world, 1, 0));
     assert_eq!(downs(&world), before);
+    assert_eq!(said_cloned(&world, 0) + said_cloned(&world, 1), 0, "own packets of an earlier life are no clone's");
 }
 
 #[test]

@@ -265,10 +265,11 @@ impl Attachments {
     }
 
     async fn remove(&mut self, id: EndpointId) -> Result<()> {
-        let Some(attachment) = self.all.remove(&id) else { return Ok(()) };
+        let Some(attachment) = self.all.get(&id).cloned() else { return Ok(()) };
+        self.store.write([(&attachment.key(), &None)])?;
+        self.all.remove(&id);
         remove_interface(&attachment);
         let detached = self.engine.ask(Command::Detach(id)).await;
-        self.store.write([(&attachment.key(), &None)])?;
         self.close_if_unused(&attachment.segment);
         info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
         detached.map(drop)
@@ -283,7 +284,9 @@ impl Attachments {
                 warn!("cannot let go of an endpoint whose container ended: {error}");
             }
         }
-        for segment in self.segments.lost(&names) {
+        let used: BTreeSet<SegmentId> = self.all.values().map(|a| SegmentId::of(&a.segment)).collect();
+        for segment in used.into_iter().filter(|segment| !self.segments.is_whole(*segment, &names)).collect::<Vec<_>>()
+        {
             match self.segments.reopen(segment) {
                 Ok(bridge) => {
                     self.settle(segment, bridge);

@@ -16,6 +16,8 @@ use crate::state::{Change, Store};
 use crate::udp::UdpPort;
 use crate::worker::{Clock, PuntSender};
 
+/// How soon what could not be written is tried again.
+const WRITE_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Things for the node taken in one go before what they led to is done.
 const PUNTS_PER_TURN: usize = 256;
 
@@ -46,15 +48,19 @@ impl EngineHandle {
 /// The receiving ends of what workers send the node.
 pub struct Punts {
     trusted: mpsc::Receiver<Punt>,
+    frames: mpsc::Receiver<Punt>,
     handshakes: mpsc::Receiver<Punt>,
 }
 
 /// The queues between workers and node: bounded, what does not fit is dropped and counted.
 pub fn punt_queues() -> (PuntSender, Punts) {
     const TRUSTED: usize = 4096;
+    const FRAMES: usize = 256;
     const HANDSHAKES: usize = 256;
-    let ((trusted, inbox), (handshakes, doorstep)) = (mpsc::channel(TRUSTED), mpsc::channel(HANDSHAKES));
-    (PuntSender { trusted, handshakes }, Punts { trusted: inbox, handshakes: doorstep })
+    let (trusted, inbox) = mpsc::channel(TRUSTED);
+    let (frames, yard) = mpsc::channel(FRAMES);
+    let (handshakes, doorstep) = mpsc::channel(HANDSHAKES);
+    (PuntSender { trusted, frames, handshakes }, Punts { trusted: inbox, frames: yard, handshakes: doorstep })
 }
 
 /// Everything the engine works with.
@@ -115,6 +121,9 @@ impl Engine {
                         self.node.handle_input(now, Input::Punt(punt));
                     }
                 }
+                Some(punt) = self.punts.frames.recv() => {
+                    self.node.handle_input(self.clock.now(), Input::Punt(punt));
+                }
                 Some(punt) = self.punts.handshakes.recv() => {
                     self.node.handle_input(self.clock.now(), Input::Punt(punt));
                 }
@@ -157,7 +166,18 @@ impl Engine {
 /// Writes what the node wants kept, then answers. What a full disk did not take is tried again with what comes next.
 fn save(store: &Store, saves: &blocking::Receiver<Save>) {
     let mut unwritten: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
-    while let Ok(Save { changes, replies }) = saves.recv() {
+    loop {
+        let next = if unwritten.is_empty() {
+            saves.recv().map_err(|_| blocking::RecvTimeoutError::Disconnected)
+        } else {
+            saves.recv_timeout(WRITE_AGAIN)
+        };
+        let Save { changes, replies } = match next {
+            Ok(save) => save,
+            Err(blocking::RecvTimeoutError::Timeout) => Save { changes: Vec::new(), replies: Vec::new() },
+            Err(blocking::RecvTimeoutError::Disconnected) => return,
+        };
+        let changes_nothing = changes.is_empty();
         unwritten.extend(changes);
         let written = if unwritten.is_empty() { Ok(()) } else { store.write(unwritten.iter()) };
         match &written {
@@ -166,6 +186,7 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>) {
         }
         for (sender, reply) in replies {
             let kept = written.as_ref().map_err(|error| Failure::new(error.to_string()));
+            let kept = if changes_nothing { Ok(&()) } else { kept };
             // Whoever asked may have gone.
             let _ = sender.send(kept.and(reply));
         }

@@ -35,6 +35,12 @@ const GOODBYE: Duration = Duration::from_millis(50);
 /// Runs a router until SIGTERM, SIGINT or `weft stop`.
 pub fn launch(args: LaunchArgs) -> Result<()> {
     let args = args.with_file()?;
+    // A router of which one thread is gone is worse than none: containers keep their interfaces for the next one.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
     let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -121,18 +121,18 @@ impl Segments {
                 Ok(index)
             }
             Err(error) => {
-                // The bridge may have been there before, with containers in it.
-                remove_unused(&[])?;
+                // The bridge may have been there before, with containers in it; other segments are none of this one's business.
+                let used: Vec<SegmentId> = self.open.keys().copied().collect();
+                remove_unused(&used)?;
                 Err(error)
             }
         }
     }
 
-    /// Segments that lost their bridge or their TAP to somebody, of the interfaces there are.
-    pub fn lost(&self, interfaces: &[String]) -> Vec<SegmentId> {
+    /// Whether a segment has what it takes among the interfaces that there are.
+    pub fn is_whole(&self, segment: SegmentId, interfaces: &[String]) -> bool {
         let is_there = |name: String| interfaces.contains(&name);
-        let is_lost = |segment: &SegmentId| !is_there(bridge_name(*segment)) || !is_there(tap_name(*segment));
-        self.open.keys().copied().filter(is_lost).collect()
+        self.open.contains_key(&segment) && is_there(bridge_name(segment)) && is_there(tap_name(segment))
     }
 
     /// Makes what a segment lost anew; returns the index of its bridge.

@@ -84,8 +84,10 @@ enum Order {
 /// them cannot push out what links and sessions say.
 #[derive(Clone)]
 pub struct PuntSender {
-    /// What came out of sessions and TAPs.
+    /// What came out of sessions.
     pub trusted: tokio::sync::mpsc::Sender<Punt>,
+    /// What frames led to: containers can make any number of them, which must not keep the mesh's own talk waiting.
+    pub frames: tokio::sync::mpsc::Sender<Punt>,
     /// Handshake packets.
     pub handshakes: tokio::sync::mpsc::Sender<Punt>,
 }
@@ -94,7 +96,8 @@ impl PuntSender {
     fn send(&self, punt: Punt) -> bool {
         let queue = match punt {
             Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
-            _ => &self.trusted,
+            Punt::Learn { .. } | Punt::NoSession { .. } => &self.frames,
+            Punt::Heard { .. } | Punt::Control { .. } => &self.trusted,
         };
         queue.try_send(punt).is_ok()
     }

@@ -9,7 +9,7 @@ use weft_crypto::Time;
 use crate::egress::{self, DropReason, Sender, Verdict, egress};
 use crate::frame::{self, Mac};
 use crate::ingress::{Bucket, Punt, Receiver, RxBuffer, Sink};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Segment, Snapshot};
 use crate::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
@@ -23,7 +23,7 @@ pub struct Datapath {
     /// Cuts, seals and holds what is to be sent.
     pub sender: Sender,
     receiver: Receiver,
-    flooders: BTreeMap<(SegmentId, Mac), Bucket>,
+    flooders: BTreeMap<(SegmentId, Option<Mac>), Bucket>,
 }
 
 impl Datapath {
@@ -65,7 +65,7 @@ impl Datapath {
             Verdict::ToTap(answer) => sink.to_tap(segment, &VnetHeader::default(), &[&answer]),
             Verdict::Drop(reason) => sink.dropped(reason),
             Verdict::Flood(hosts) => {
-                if !self.may_flood(segment, bytes, now) {
+                if !self.may_flood(switch, bytes, now) {
                     return sink.dropped(DropReason::FloodBudget);
                 }
                 for host in hosts {
@@ -91,13 +91,16 @@ impl Datapath {
         self.receiver.receive(snapshot, now, buffers, sink);
     }
 
-    fn may_flood(&mut self, segment: SegmentId, bytes: &[u8], now: Time) -> bool {
-        let Some(mac) = frame::source(bytes) else { return false };
-        if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&(segment, mac)) {
+    /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for
+    /// each frame had none.
+    fn may_flood(&mut self, switch: &Segment, bytes: &[u8], now: Time) -> bool {
+        let recorded = frame::source(bytes).filter(|mac| switch.macs.get(mac).is_some_and(|port| port.recorded));
+        let key = (switch.id, recorded);
+        if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&key) {
             // Forgetting gives each a fresh burst at most; the table stays bounded.
             self.flooders.clear();
         }
-        let bucket = self.flooders.entry((segment, mac)).or_insert_with(|| Bucket::new(FLOOD_BURST, now));
+        let bucket = self.flooders.entry(key).or_insert_with(|| Bucket::new(FLOOD_BURST, now));
         bucket.take(1, FLOOD_PER_SECOND, FLOOD_BURST, now)
     }
 }
@@ -401,6 +404,17 @@ mod tests {
         path.datagrams(&receiver, Time::ZERO, &mut buffers, &mut taps);
         assert_eq!(taps.dropped, [DropReason::Spoofed, DropReason::Spoofed]);
         assert_eq!(taps.frames, []);
+    }
+
+    #[test]
+    fn a_path_that_takes_nothing_is_no_path() {
+        let narrow = snapshot(1, &[3], None, OVERHEAD);
+        let mut taps = Taps::new(ALL);
+        for len in [14, 60, 1500] {
+            let mut frame = [&MAC_C[..], &MAC_A, &[0x88, 0xb5], &vec![0; len]].concat();
+            Datapath::new(64).frame(&narrow, segment(), &VnetHeader::default(), &mut frame, Time::ZERO, &mut taps);
+        }
+        assert_eq!(taps.dropped, [DropReason::Unreachable; 3]);
     }
 
     #[test]

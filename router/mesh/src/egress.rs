@@ -128,7 +128,7 @@ pub(crate) fn may_speak(segment: &Segment, host: HostLabel, from: &frame::Mac, b
         frame::claim(bytes)
             .is_some_and(|(mac, ip)| is_elsewhere(&mac) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host))
     };
-    !is_elsewhere(from) && !claimed_elsewhere()
+    !is_elsewhere(from) && !claimed_elsewhere() && !frame::hides_claim(bytes)
 }
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.
@@ -238,6 +238,9 @@ impl Sender {
     ) -> Result<(), DropReason> {
         let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
         let room = hop.max_datagram.saturating_sub(OVERHEAD);
+        if room == 0 {
+            return Err(DropReason::Unreachable);
+        }
         let headers = Headers::parse(bytes);
         let is_partial = vnet.partial_checksum && headers.is_some();
         if vnet.partial_checksum && !is_partial {
@@ -285,7 +288,7 @@ impl Sender {
         room: usize,
     ) -> Result<u64, DropReason> {
         let kind = if bytes.len() <= room { TextKind::Frame } else { TextKind::Fragment };
-        let count = bytes.len().div_ceil(room.max(1)).max(1);
+        let count = bytes.len().div_ceil(room).max(1);
         if count > MAX_FRAGMENTS {
             return Err(DropReason::Malformed);
         }

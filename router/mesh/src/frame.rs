@@ -16,6 +16,8 @@ pub const MAX_FRAME: usize = ETHERNET_LEN + 65_535;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
@@ -332,6 +334,37 @@ pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
     }
 }
 
+/// Whether a frame may carry a claim to a MAC or address that [`claim`] cannot see, though a receiver would: ARP of other
+/// kinds than Ethernet and IPv4, a tag of no VLAN (IEEE 802.1Q, VID 0) in front, neighbour discovery behind IPv6
+/// extension headers.
+pub fn hides_claim(frame: &[u8]) -> bool {
+    match u16_at(frame, 12) {
+        Some(ETHERTYPE_ARP) => arp(frame, 1).or_else(|| arp(frame, 2)).is_none(),
+        Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) => u16_at(frame, 14).is_none_or(|tag| tag & 0x0fff == 0),
+        Some(ETHERTYPE_IPV6) => hides_discovery(frame).unwrap_or(true),
+        _ => false,
+    }
+}
+
+/// `None`: the headers end too soon, or are too many.
+fn hides_discovery(frame: &[u8]) -> Option<bool> {
+    const MOST: usize = 8;
+    let (mut next, mut at) = (*frame.get(20)?, 54);
+    for walked in 0..MOST {
+        let length = match next {
+            // Hop-by-hop, routing and destination options; fragment; authentication (RFC 8200, section 4; RFC 4302).
+            0 | 43 | 60 => (usize::from(*frame.get(at + 1)?) + 1) * 8,
+            44 => 8,
+            51 => (usize::from(*frame.get(at + 1)?) + 2) * 4,
+            PROTOCOL_ICMPV6 if walked > 0 => return Some((133..=137).contains(frame.get(at)?)),
+            _ => return Some(false),
+        };
+        next = *frame.get(at)?;
+        at += length;
+    }
+    None
+}
+
 fn arp(frame: &[u8], operation: u16) -> Option<(Mac, Ipv4Addr, IpAddr)> {
     let body = frame.get(14..42)?;
     if body[..6] != [0, 1, 8, 0, 6, 4] || u16_at(body, 6)? != operation {
@@ -381,6 +414,33 @@ pub(crate) mod tests {
         let pseudo = u64::from(headers.pseudo_sum(frame, headers.end));
         let ip_right = headers.v6 || fold(sum(&frame[14..headers.l4])) == 0xffff;
         ip_right && fold(pseudo + sum(&frame[headers.l4..headers.end])) == 0xffff
+    }
+
+    #[test]
+    fn claims_in_disguise_are_found() {
+        let arp = |hardware: u8, operation: u8| {
+            let head = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+            [&head[..], &[8, 6, 0, hardware, 8, 0, 6, 4, 0, operation], &[9; 20]].concat()
+        };
+        assert!(!hides_claim(&arp(1, 1)) && !hides_claim(&arp(1, 2)));
+        assert!(hides_claim(&arp(6, 2)) && hides_claim(&arp(1, 9)) && hides_claim(&arp(1, 2)[..30]));
+        let tagged = |tag: [u8; 2]| [&arp(1, 2)[..12], &[0x81, 0], &tag, &arp(1, 2)[12..]].concat();
+        assert!(hides_claim(&tagged([0xe0, 0])) && !hides_claim(&tagged([0, 7])));
+        let v6 = |next: u8, rest: &[u8]| {
+            let mut frame = arp(1, 1)[..12].to_vec();
+            frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 60, next, 255]);
+            frame.extend_from_slice(&[0xfd; 32]);
+            frame.extend_from_slice(rest);
+            frame
+        };
+        let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+        assert!(!hides_claim(&v6(58, &[136; 40])), "plain neighbour discovery is seen");
+        assert!(hides_claim(&v6(0, &[&options(58)[..], &[136; 40]].concat())));
+        assert!(hides_claim(&v6(60, &[&options(44)[..], &options(58)[..], &[135; 40]].concat())));
+        assert!(!hides_claim(&v6(0, &[&options(58)[..], &[143; 40]].concat())), "multicast listener reports pass");
+        assert!(!hides_claim(&v6(60, &[&options(17)[..], &[136; 40]].concat())));
+        assert!(hides_claim(&v6(0, &[0; 400])), "headers without end");
+        assert!(hides_claim(&v6(0, &[])));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(crate) struct Reassembly {
 
 struct Partial {
     parts: Vec<Option<Vec<u8>>>,
+    bytes: usize,
     flags: u8,
     segment: SegmentId,
     started: Time,
@@ -58,16 +59,21 @@ impl Reassembly {
         }
         let partial = self.partial.entry(key).or_insert_with(|| Partial {
             parts: vec![None; count],
+            bytes: 0,
             flags: header.flags,
             segment: header.segment,
             started: now,
         });
+        partial.bytes += part.len() - partial.parts[index].as_ref().map_or(0, Vec::len).min(part.len());
+        if partial.bytes > frame::MAX_FRAME {
+            self.partial.remove(&key);
+            return Err(DropReason::Malformed);
+        }
         partial.parts[index] = Some(part.to_vec());
         if partial.parts.iter().any(Option::is_none) {
             return result;
         }
-        let whole: Vec<u8> = self.partial.remove(&key).into_iter().flat_map(|p| p.parts).flatten().flatten().collect();
-        if whole.len() > frame::MAX_FRAME { Err(DropReason::Malformed) } else { Ok(Some(whole)) }
+        Ok(Some(self.partial.remove(&key).into_iter().flat_map(|p| p.parts).flatten().flatten().collect()))
     }
 }
 

@@ -6,10 +6,14 @@ use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, PeerId};
 
 use crate::frame::Mac;
-use crate::wire::SegmentId;
+use crate::wire::{MIN_DATAGRAM, SegmentId};
 
 /// The longest name of a host, segment or endpoint, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_NAME: usize = 63;
+/// Links of one host.
+pub const MAX_LINKS: usize = 1024;
+/// The highest incarnation: no host starts that often.
+pub const MAX_INCARNATION: u64 = weft_gossip::MAX_INCARNATION;
 /// Addresses of one host or endpoint, and names of one endpoint.
 pub const MAX_LIST: usize = 8;
 
@@ -76,6 +80,13 @@ pub struct LinkRecord {
     pub cost: u32,
     /// The largest datagram it takes, in bytes.
     pub max_datagram: u16,
+}
+
+impl LinkRecord {
+    /// Whether frames can go over such a link at all.
+    pub fn is_usable(&self) -> bool {
+        self.cost > 0 && usize::from(self.max_datagram) >= MIN_DATAGRAM
+    }
 }
 
 /// A segment on the origin.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use weft_crypto::handshake::{MAX_MESSAGE, Offer, Pattern};
-use weft_crypto::{HostLabel, Secret, SuiteSet, cookie, envelope, session};
+use weft_crypto::{HostLabel, PeerId, Secret, SuiteSet, cookie, envelope, session};
 
 use crate::frame::ETHERNET_LEN;
 
@@ -149,6 +149,14 @@ pub enum Control {
     Cloned,
     /// The sender is stopping.
     Bye,
+    /// To be passed on to a host: its records up to an incarnation were dropped while it was gone, and it has to start
+    /// above them.
+    Forgotten {
+        /// The host.
+        host: PeerId,
+        /// Up to which incarnation.
+        incarnation: u64,
+    },
 }
 
 mod serde_bytes_vec {

@@ -18,8 +18,8 @@ use crate::wire::SegmentId;
 const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
 /// How soon a learnt MAC may move again.
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
-/// Learnt MACs in all.
-const MAX_LEARNT: usize = 16_384;
+/// Learnt MACs of one segment.
+const MAX_LEARNT: usize = 4096;
 
 /// All that is known of segments and endpoints.
 pub(super) struct Endpoints {
@@ -29,7 +29,7 @@ pub(super) struct Endpoints {
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
     macs: BTreeMap<(SegmentId, Mac), BTreeSet<(HostLabel, EndpointId)>>,
     ips: BTreeMap<(SegmentId, IpAddr), BTreeSet<(HostLabel, EndpointId)>>,
-    learnt: BTreeMap<(SegmentId, Mac), Learnt>,
+    learnt: BTreeMap<SegmentId, BTreeMap<Mac, Learnt>>,
     /// What the data path sees: segments of this host.
     segments: BTreeMap<SegmentId, Segment>,
     changed: BTreeSet<SegmentId>,
@@ -119,7 +119,7 @@ impl Endpoints {
         }
         if host == self.own {
             self.segments.remove(&segment);
-            self.learnt.retain(|(at, _), _| *at != segment);
+            self.learnt.remove(&segment);
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
@@ -179,7 +179,7 @@ impl Endpoints {
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
             Some((host, _)) => {
-                self.learnt.remove(&(segment, mac));
+                self.learnt.get_mut(&segment).and_then(|learnt| learnt.remove(&mac));
                 switch.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
             }
             None => {
@@ -203,34 +203,37 @@ impl Endpoints {
     /// A frame came from a MAC that no record has. True if the table changed.
     pub(super) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
         let Some(switch) = self.segments.get_mut(&segment) else { return false };
+        let learnt = self.learnt.entry(segment).or_default();
         match switch.macs.get(&mac) {
             Some(port) if port.recorded || port.host == host => return false,
-            Some(_) if self.learnt.get(&(segment, mac)).is_some_and(|l| now.since(l.moved) < MOVE_INTERVAL) => {
-                return false;
-            }
-            None if self.learnt.len() >= MAX_LEARNT => return false,
+            Some(_) if learnt.get(&mac).is_some_and(|l| now.since(l.moved) < MOVE_INTERVAL) => return false,
+            None if learnt.len() >= MAX_LEARNT => return false,
             _ => {}
         }
         let seen = Arc::new(AtomicU64::new(now.as_nanos()));
         switch.macs.insert(mac, Port { host, recorded: false, seen });
-        self.learnt.insert((segment, mac), Learnt { moved: now });
+        learnt.insert(mac, Learnt { moved: now });
         self.changed.insert(segment);
         true
     }
 
     /// Drops learnt MACs that have been silent.
     pub(super) fn age(&mut self, now: Time) {
-        let (segments, changed) = (&mut self.segments, &mut self.changed);
-        self.learnt.retain(|(segment, mac), _| {
-            let Some(switch) = segments.get_mut(segment) else { return false };
-            let seen = switch.macs.get(mac).map(|port| Time::from_nanos(port.seen.load(Ordering::Relaxed)));
-            let is_live = seen.is_some_and(|seen| now.since(seen) < LEARNT_LIFETIME);
-            if !is_live {
-                switch.macs.remove(mac);
-                changed.insert(*segment);
+        for (segment, learnt) in &mut self.learnt {
+            let Some(switch) = self.segments.get_mut(segment) else { continue };
+            let before = learnt.len();
+            learnt.retain(|mac, _| {
+                let seen = switch.macs.get(mac).map(|port| Time::from_nanos(port.seen.load(Ordering::Relaxed)));
+                let is_live = seen.is_some_and(|seen| now.since(seen) < LEARNT_LIFETIME);
+                if !is_live {
+                    switch.macs.remove(mac);
+                }
+                is_live
+            });
+            if learnt.len() != before {
+                self.changed.insert(*segment);
             }
-            is_live
-        });
+        }
     }
 
     /// Segments whose tables changed since the last call; `None` for one that is gone.
@@ -239,12 +242,12 @@ impl Endpoints {
         changed.into_iter().map(|id| (id, self.segments.get(&id).cloned().map(Arc::new))).collect()
     }
 
-    /// Claims on what this host's endpoint has by hosts with the better right.
-    pub(super) fn conflicts(&self, id: &EndpointId) -> Vec<(String, HostLabel)> {
-        let Some(record) = self.all.get(&(self.own, *id)) else { return Vec::new() };
+    /// What of an endpoint's one of this host's endpoints has, too, where another host has the better right.
+    pub(super) fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
         let segment = SegmentId::of(&record.segment);
         let better = |claims: Option<&BTreeSet<(HostLabel, EndpointId)>>| {
-            claims.and_then(BTreeSet::first).filter(|(host, _)| *host != self.own).map(|(host, _)| *host)
+            let claims = claims.filter(|claims| claims.iter().any(|(host, _)| *host == self.own))?;
+            claims.first().filter(|(host, _)| *host != self.own).map(|(host, _)| *host)
         };
         let ips =
             record.ips.iter().filter_map(|(ip, _)| Some((ip.to_string(), better(self.ips.get(&(segment, *ip)))?)));

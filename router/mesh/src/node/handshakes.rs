@@ -119,11 +119,22 @@ impl Node {
         tries: u32,
         now: Time,
     ) {
+        let secrets = self.keyring.secrets();
+        let secret = secrets[tries as usize % secrets.len()].clone();
+        self.start_handshake_under(secret, peer, direct, tries, now);
+    }
+
+    fn start_handshake_under(
+        &mut self,
+        secret: Secret,
+        peer: Option<HostLabel>,
+        direct: Option<SocketAddr>,
+        tries: u32,
+        now: Time,
+    ) {
         if self.handshakes.initiated.len() >= MAX_PENDING || self.handshakes.is_trying(peer, direct) {
             return;
         }
-        let secrets = self.keyring.secrets();
-        let secret = secrets[tries as usize % secrets.len()].clone();
         let known =
             peer.and_then(|label| self.peers.get(&label)).map(|peer| peer.id).filter(|_| tries % 4 < FIRST_CONTACT);
         let entropy = self.rng.random();
@@ -193,10 +204,8 @@ impl Node {
         secret: Secret,
         now: Time,
     ) -> Result<(), HandshakeError> {
-        if packet.source == self.own {
-            if packet.offer.boot != self.boot {
-                self.on_clone(now);
-            }
+        if packet.source == self.own && packet.offer.boot == self.boot {
+            // An echo.
             return Ok(());
         }
         let Some(ephemeral) = packet.noise.first_chunk::<32>().copied() else {
@@ -214,7 +223,7 @@ impl Node {
                 return Ok(());
             }
         }
-        if self.own < packet.source && self.is_trying_same(from, packet.source) {
+        if self.own < packet.source && self.is_trying_same(from, packet.source, pattern) {
             // Of two hosts that start at once the lower label's attempt goes on.
             return Ok(());
         }
@@ -228,7 +237,7 @@ impl Node {
         if let Err(HandshakeError::UnknownInitiator) = answer {
             // Whoever knows this host from before its state was lost: introductions have to be made again.
             let source = from.is_none().then_some(packet.source);
-            self.start_handshake(source, from, FIRST_CONTACT, now);
+            self.start_handshake_under(secret.clone(), source, from, FIRST_CONTACT, now);
         }
         let answer = answer?;
         self.handshakes.initiated.retain(|_, attempt| !is_same_path(attempt, from, packet.source));
@@ -252,9 +261,11 @@ impl Node {
         Ok(())
     }
 
-    /// Whether an own attempt on the same path is under way.
-    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel) -> bool {
-        self.handshakes.initiated.values().any(|attempt| is_same_path(attempt, from, source))
+    /// Whether an own attempt on the same path is under way that may come to something: one that takes the other for known
+    /// (IK) does not, if the other asks for an introduction (XX).
+    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel, pattern: Pattern) -> bool {
+        let may_work = |attempt: &Attempt| pattern == Pattern::Ik || attempt.initiator.pattern() == Pattern::Xx;
+        self.handshakes.initiated.values().any(|attempt| is_same_path(attempt, from, source) && may_work(attempt))
     }
 
     fn on_second(
@@ -357,6 +368,8 @@ impl Node {
         let is_initiator = proof == Proof::Initiator;
         let Established { peer: id, boot, suite, keys } = established;
         if id == self.identity.peer_id() {
+            // Nobody can finish a handshake with this host's key who has not got it.
+            self.contested = Some(now);
             self.on_clone(now);
             return;
         }
@@ -400,13 +413,18 @@ impl Node {
         self.snapshot.inbound.insert(index, session.inbound.clone());
         self.snapshot_stale = true;
         peer.sessions.push(session);
-        peer.retry.reset(now);
         let (current, count) = (peer.current, peer.sessions.len());
-        let spare =
-            peer.sessions.iter().map(|session| session.index).filter(|old| Some(*old) != current && *old != index);
-        let surplus: Vec<u32> = spare.take(count.saturating_sub(MAX_SESSIONS)).collect();
+        let mut spare: Vec<&Session> =
+            peer.sessions.iter().filter(|s| Some(s.index) != current && s.index != index).collect();
+        // Those that nothing was ever heard under go first: they may be of replayed first messages.
+        spare.sort_by_key(|session| session.inbound.last_heard() > session.created);
+        let surplus = spare.into_iter().take(count.saturating_sub(MAX_SESSIONS)).map(|session| session.index);
+        let surplus: Vec<u32> = surplus.collect();
+        if proof != Proof::Pending {
+            peer.retry.reset(now);
+        }
         surplus.into_iter().for_each(|old| self.drop_session(label, old));
-        if let Some(address) = direct {
+        if let Some(address) = direct.filter(|_| proof != Proof::Pending) {
             if let Some(peer) = self.peers.get_mut(&label) {
                 peer.add_candidate(address, true);
             }
@@ -424,8 +442,8 @@ impl Node {
             self.switch_session(label, index, now);
         }
         match direct {
-            // What the old life has to say comes first.
-            _ if other_life => {}
+            // What the old life has to say comes first, and a first message may be a replay from anywhere.
+            _ if other_life || proof == Proof::Pending => {}
             Some(address) => self.ping(label, index, address, 0, now),
             None if proof == Proof::Initiator => self.send_under(label, index, None, &Control::AreYouThere, now),
             None => {}

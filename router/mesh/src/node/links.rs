@@ -4,6 +4,7 @@
 //! nothing came back for [`QUIET`], and is down after [`DOWN_AFTER`] of silence with [`LOST_PINGS`] pings lost;
 //! an idle one is probed each second.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -45,7 +46,9 @@ const TRIES_PER_TICK: usize = 16;
 const SMALL_MESH: usize = 24;
 /// How long a link opened for traffic stays without any.
 const ON_DEMAND: Duration = Duration::from_secs(25);
-/// Addresses at which others see this host, kept.
+/// How often what others see of this host's addresses is told.
+const SEEN_INTERVAL: Duration = Duration::from_secs(30);
+/// Addresses at which others see this host, told.
 const MAX_SEEN_ADDRESSES: usize = 4;
 
 impl Node {
@@ -54,6 +57,9 @@ impl Node {
         self.announces_costs = now >= self.costs_after;
         if self.announces_costs {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.hosts.len() as u32;
+        }
+        if self.ring.len() != self.hosts.len() {
+            self.ring = self.hosts.keys().copied().collect();
         }
         let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
         let mut tries = TRIES_PER_TICK;
@@ -194,7 +200,7 @@ impl Node {
     /// In a large mesh each host keeps links at distances 1, 2, 4, ... around the ring of labels: log N
     /// links that connect everything (after Chord, SIGCOMM 2001).
     fn is_finger(&self, of: HostLabel, to: HostLabel) -> bool {
-        let ring: Vec<HostLabel> = self.hosts.keys().copied().collect();
+        let ring = &self.ring;
         let (Ok(from), Ok(at)) = (ring.binary_search(&of), ring.binary_search(&to)) else { return false };
         let distance = (at + ring.len() - from) % ring.len();
         distance.is_power_of_two()
@@ -307,7 +313,7 @@ impl Node {
             link.on_rtt(rtt);
         }
         self.announce_link(label);
-        self.note_seen_address(seen);
+        self.note_seen_address(label, seen, now);
     }
 
     fn link_up(&mut self, label: HostLabel, remote: SocketAddr, now: Time) {
@@ -318,6 +324,8 @@ impl Node {
             candidate.retry.reset(now);
         }
         peer.retry.reset(now);
+        self.claim_target(remote, label);
+        let Some(peer) = self.peers.get_mut(&label) else { return };
         let likely: Vec<SocketAddr> =
             peer.candidates.iter().filter(|(_, candidate)| candidate.is_likely).map(|(address, _)| *address).collect();
         self.persist(&[super::PERSISTED_PEER, &id.0].concat(), Some(encode(&likely)));
@@ -338,6 +346,7 @@ impl Node {
         peer.retry.reset(now);
         let id = peer.id;
         self.graph.unset(self.own, label);
+        self.seen_by.remove(&label);
         self.store.delete(&Key::Link(label).encode());
         self.fail_over(label);
         self.event(Event::LinkDown { peer: id, reason });
@@ -375,16 +384,27 @@ impl Node {
         self.ping(label, index, from, 0, now);
     }
 
-    /// Others see this host at an address: it may be the way in through a NAT.
-    fn note_seen_address(&mut self, seen: SocketAddr) {
-        if self.own_addresses.contains(&seen) || self.seen_addresses.contains(&seen) {
+    /// A peer sees this host at an address: it may be the way in through a NAT. Only what most peers see is told, and
+    /// not every change of it: a NAT may show each peer another address, and a peer may say anything.
+    fn note_seen_address(&mut self, by: HostLabel, seen: SocketAddr, now: Time) {
+        if self.own_addresses.contains(&seen) {
+            self.seen_by.remove(&by);
+        } else if self.seen_by.insert(by, seen) == Some(seen) {
             return;
         }
-        if self.seen_addresses.len() >= MAX_SEEN_ADDRESSES {
-            self.seen_addresses.pop_front();
+        if !self.seen_addresses.is_empty() && now < self.seen_after {
+            return;
         }
-        self.seen_addresses.push_back(seen);
-        self.write_host_record();
+        let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        self.seen_by.values().for_each(|address| *seen.entry(*address).or_default() += 1);
+        let mut seen: Vec<(SocketAddr, usize)> = seen.into_iter().collect();
+        seen.sort_by_key(|(address, count)| (std::cmp::Reverse(*count), *address));
+        let seen: Vec<SocketAddr> = seen.into_iter().take(MAX_SEEN_ADDRESSES).map(|(address, _)| address).collect();
+        if seen != self.seen_addresses {
+            self.seen_addresses = seen;
+            self.seen_after = now + SEEN_INTERVAL;
+            self.write_host_record();
+        }
     }
 }
 

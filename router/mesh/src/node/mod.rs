@@ -21,7 +21,7 @@ mod rebirth;
 mod status;
 mod talk;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -80,7 +80,10 @@ pub struct Node {
     targets: BTreeMap<String, Vec<SocketAddr>>,
     target_addresses: BTreeMap<SocketAddr, TargetAddress>,
     own_addresses: Vec<SocketAddr>,
-    seen_addresses: VecDeque<SocketAddr>,
+    /// Where each neighbour sees this host, what of it is told, and when that may change.
+    seen_by: BTreeMap<HostLabel, SocketAddr>,
+    seen_addresses: Vec<SocketAddr>,
+    seen_after: Time,
     handshakes: Handshakes,
     cookies: CookieJar,
 
@@ -100,10 +103,16 @@ pub struct Node {
     announces_costs: bool,
     endpoints: Endpoints,
     hosts: BTreeMap<HostLabel, HostRecord>,
-    /// When another host with this one's key was last heard of.
+    /// The labels of all hosts, in order: who is to be linked with whom in a large mesh.
+    ring: Vec<HostLabel>,
+    /// When another host with this one's key was last heard of, true or not.
     cloned: Option<Time>,
     jumps: VecDeque<Time>,
-    conflicts: Vec<Event>,
+    conflicts: BTreeSet<(String, HostLabel)>,
+    /// When this host's key last proved to be used by another; until that is past it writes nothing above the other.
+    contested: Option<Time>,
+    /// When hosts that were forgotten were last told so.
+    told_forgotten: BTreeMap<PeerId, Time>,
 
     snapshot: Snapshot,
     snapshot_stale: bool,
@@ -130,7 +139,7 @@ impl Node {
         let boot = rng.next_u64();
         let restored: BTreeMap<Vec<u8>, Vec<u8>> = config.restored.into_iter().collect();
         let last: Option<u64> = restored.get(PERSISTED_INCARNATION).and_then(|value| records::decode(value));
-        let incarnation = last.unwrap_or(0).saturating_add(1);
+        let incarnation = last.unwrap_or(0).saturating_add(1).min(records::MAX_INCARNATION);
         let keyring_secrets = config.keyring.secrets().into();
         let mut node = Node {
             own,
@@ -148,7 +157,9 @@ impl Node {
             targets: BTreeMap::new(),
             target_addresses: BTreeMap::new(),
             own_addresses: Vec::new(),
-            seen_addresses: VecDeque::new(),
+            seen_by: BTreeMap::new(),
+            seen_addresses: Vec::new(),
+            seen_after: now,
             handshakes: Handshakes::default(),
             cookies: CookieJar::new(rng.random(), now),
             store: Store::new(config.identity.clone(), incarnation, boot as u32),
@@ -163,9 +174,12 @@ impl Node {
             announces_costs: false,
             endpoints: Endpoints::new(own, hashing),
             hosts: BTreeMap::new(),
+            ring: Vec::new(),
             cloned: None,
             jumps: VecDeque::new(),
-            conflicts: Vec::new(),
+            conflicts: BTreeSet::new(),
+            contested: None,
+            told_forgotten: BTreeMap::new(),
             snapshot: Snapshot { secrets: keyring_secrets, ..Snapshot::empty(own, hashing) },
             snapshot_stale: true,
             path: Datapath::new(64),

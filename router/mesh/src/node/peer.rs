@@ -231,7 +231,8 @@ impl Peer {
 
     pub(super) fn add_candidate(&mut self, address: SocketAddr, is_likely: bool) {
         if self.candidates.len() >= MAX_CANDIDATES && !self.candidates.contains_key(&address) {
-            let worst = self.candidates.iter().filter(|(_, c)| !c.is_likely).max_by_key(|(_, c)| c.retry.failures);
+            let replaceable = self.candidates.iter().filter(|(_, c)| !c.is_likely || c.retry.failures > 2);
+            let worst = replaceable.max_by_key(|(_, c)| (!c.is_likely, c.retry.failures));
             let Some(worst) = worst.map(|(address, _)| *address) else { return };
             self.candidates.remove(&worst);
         }

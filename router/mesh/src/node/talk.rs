@@ -16,8 +16,12 @@ use crate::records::{self, EndpointRecord, HostRecord, Key, LinkRecord, SegmentR
 use crate::snapshot::{Hop, Meter, Outbound};
 use crate::wire::{Control, MIN_DATAGRAM};
 
+/// Conflicts remembered, so that each is said once.
+const MAX_CONFLICTS: usize = 256;
 /// How often records are asked for after a gap, at most.
 const PULL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a host is told that it was forgotten, at most.
+const FORGOTTEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often own changes are signed and sent, at most.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Times this host writes itself above records it did not write, within [`CLONE_MEMORY`], before it believes in
@@ -43,6 +47,7 @@ impl Node {
             (Some(Control::AreYouThere), _) => self.send_under(label, index, None, &Control::StillHere, now),
             (Some(Control::StillHere), _) => self.on_still_here(label, index, now),
             (Some(Control::Cloned), _) => self.on_clone(now),
+            (Some(Control::Forgotten { host, incarnation }), _) => self.say_forgotten(host, incarnation, now),
             (Some(Control::Bye), _) => self.link_down(label, "the peer said goodbye", now),
             _ => {}
         }
@@ -132,7 +137,7 @@ impl Node {
                 match self.store.receive(batch) {
                     Received::New => self.to_pass_on.push((batch.clone(), label)),
                     Received::Gap => pull = true,
-                    Received::BelowFloor { origin, floor } => self.say_forgotten(origin, floor),
+                    Received::BelowFloor { origin, floor } => self.say_below_floor(label, origin, floor, now),
                     Received::Old | Received::Refused => {}
                 }
             }
@@ -145,10 +150,25 @@ impl Node {
         }
     }
 
-    /// A forgotten host is back and does not know that it has to start above what it was.
-    fn say_forgotten(&mut self, origin: PeerId, floor: u64) {
-        // A number is far below the limit.
-        let _ = self.store.put(&Key::Forgotten(origin).encode(), records::encode(&floor));
+    /// A forgotten host is back and does not know that it has to start above what it was. Its own records cannot tell
+    /// it, for it may have forgotten this host, too: whoever brought its records finds it.
+    fn say_below_floor(&mut self, from: HostLabel, origin: PeerId, floor: u64, now: Time) {
+        let is_due = self.told_forgotten.get(&origin).is_none_or(|last| now.since(*last) >= FORGOTTEN_INTERVAL);
+        if is_due {
+            self.told_forgotten.insert(origin, now);
+            self.send_control(from, &Control::Forgotten { host: origin, incarnation: floor }, now);
+        }
+    }
+
+    /// Passes on to a host that it was forgotten, or takes note of it.
+    fn say_forgotten(&mut self, host: PeerId, incarnation: u64, now: Time) {
+        if host == self.identity.peer_id() {
+            if incarnation >= self.store.incarnation() {
+                self.jump_above(incarnation, false, now);
+            }
+        } else if self.hop_towards(host.label()).is_some() {
+            self.say_below_floor(host.label(), host, incarnation, now);
+        }
     }
 
     fn pull(&mut self, label: HostLabel, now: Time) {
@@ -213,7 +233,7 @@ impl Node {
                 match event {
                     StoreEvent::Set { origin, key, value } => self.on_record(origin, &key, Some(&value), now),
                     StoreEvent::Unset { origin, key } => self.on_record(origin, &key, None, now),
-                    StoreEvent::OwnAhead { incarnation } => self.jump_above(incarnation, now),
+                    StoreEvent::OwnAhead { incarnation } => self.jump_above(incarnation, true, now),
                 }
             }
         }
@@ -228,7 +248,8 @@ impl Node {
         match Key::parse(key) {
             Some(Key::Host) => self.on_host_record(label, value.and_then(records::decode)),
             Some(Key::Link(to)) if !is_own => {
-                let changed = match value.and_then(records::decode::<LinkRecord>) {
+                let link = value.and_then(records::decode::<LinkRecord>).filter(LinkRecord::is_usable);
+                let changed = match link.filter(|_| self.graph.of(label).nth(records::MAX_LINKS).is_none()) {
                     Some(link) => self.graph.set(label, to, link),
                     None => self.graph.unset(label, to),
                 };
@@ -245,8 +266,8 @@ impl Node {
                 let record = value.and_then(records::decode::<EndpointRecord>);
                 match record.filter(|record| record.problem().is_none()) {
                     Some(record) => {
-                        self.endpoints.set(label, id, record);
-                        self.warn_of_conflicts();
+                        self.endpoints.set(label, id, record.clone());
+                        self.warn_of_conflicts(&record);
                     }
                     None => self.endpoints.unset(label, id),
                 }
@@ -263,6 +284,7 @@ impl Node {
     fn on_host_record(&mut self, label: HostLabel, record: Option<HostRecord>) {
         let Some(record) = record.filter(|record| records::is_name(&record.name)) else {
             self.hosts.remove(&label);
+            self.ring.clear();
             return;
         };
         if let Some(peer) = self.peers.get_mut(&label)
@@ -273,32 +295,44 @@ impl Node {
             }
         }
         self.on_boot(label, record.boot);
-        self.hosts.insert(label, record);
-    }
-
-    fn on_forgotten(&mut self, gone: PeerId, incarnation: u64, now: Time) {
-        if gone != self.identity.peer_id() {
-            // Nobody is forgotten beyond what is known of them.
-            if let Some(held) = self.store.incarnation_of(gone) {
-                self.store.forget(gone, incarnation.min(held));
-            }
-        } else if incarnation > u64::MAX / 2 {
-            // No host starts that often: somebody means harm.
-        } else if incarnation >= self.store.incarnation() {
-            self.jump_above(incarnation, now);
+        if self.hosts.insert(label, record).is_none() {
+            self.ring.clear();
         }
     }
 
-    /// Writes this host above records of it that another life wrote, unless that life goes on.
-    fn jump_above(&mut self, incarnation: u64, now: Time) {
-        if incarnation < self.store.incarnation() || self.cloned.is_some_and(|seen| now.since(seen) < CLONE_MEMORY) {
+    /// Somebody says that a host is gone for good. It is believed of hosts that this one does not reach either, and never
+    /// beyond what is known of them.
+    fn on_forgotten(&mut self, gone: PeerId, incarnation: u64, now: Time) {
+        if gone == self.identity.peer_id() {
+            return self.say_forgotten(gone, incarnation, now);
+        }
+        let is_there = self.peers.get(&gone.label()).is_some_and(|peer| peer.is_alive || peer.link.is_some());
+        if is_there || self.routes.contains_key(&gone.label()) {
+            return;
+        }
+        if let Some(held) = self.store.incarnation_of(gone) {
+            self.store.forget(gone, incarnation.min(held));
+        }
+    }
+
+    /// Writes this host above records of it that another life wrote, unless that life goes on: `signed` by this host's key
+    /// they are, again and again, only if another host has it.
+    fn jump_above(&mut self, incarnation: u64, signed: bool, now: Time) {
+        if incarnation < self.store.incarnation() || incarnation >= records::MAX_INCARNATION {
+            return;
+        }
+        if self.contested.is_some_and(|seen| now.since(seen) < CLONE_MEMORY) {
+            self.contested = Some(now);
             return;
         }
         while self.jumps.front().is_some_and(|at| now.since(*at) > CLONE_MEMORY) {
             self.jumps.pop_front();
         }
         if self.jumps.len() >= MAX_JUMPS {
-            self.on_clone(now);
+            if signed {
+                self.contested = Some(now);
+                self.on_clone(now);
+            }
             return;
         }
         self.jumps.push_back(now);
@@ -308,15 +342,12 @@ impl Node {
         self.tell_neighbours(&batches, now);
     }
 
-    fn warn_of_conflicts(&mut self) {
-        let own: Vec<_> = self.endpoints.iter().filter(|(host, ..)| *host == self.own).map(|(_, id, _)| id).collect();
-        for id in own {
-            for (what, host) in self.endpoints.conflicts(&id) {
-                let conflict = Event::Conflict { what, by: self.name_of(host) };
-                if !self.conflicts.contains(&conflict) {
-                    self.conflicts.push(conflict.clone());
-                    self.event(conflict);
-                }
+    /// Says so, once, where an endpoint that came has what one of this host's has.
+    fn warn_of_conflicts(&mut self, record: &EndpointRecord) {
+        for (what, host) in self.endpoints.conflicts(record) {
+            let conflict = (what.clone(), host);
+            if self.conflicts.len() < MAX_CONFLICTS && self.conflicts.insert(conflict) {
+                self.event(Event::Conflict { what, by: self.name_of(host) });
             }
         }
     }
@@ -350,6 +381,8 @@ impl Node {
         let speaks = self.routes.keys().next().is_none_or(|first| self.own < *first);
         let gone: Vec<PeerId> =
             (self.peers.values()).filter(|peer| now.since(peer.last_there) > self.grace).map(|peer| peer.id).collect();
+        self.told_forgotten.retain(|_, told| now.since(*told) < FORGOTTEN_INTERVAL);
+        self.take_back_forgotten();
         for id in gone {
             let label = id.label();
             match self.store.incarnation_of(id) {
@@ -368,6 +401,21 @@ impl Node {
         }
     }
 
+    /// Hosts that were forgotten and are back in a new incarnation need no mention any more.
+    fn take_back_forgotten(&mut self) {
+        let own = self.identity.peer_id();
+        let back: Vec<Vec<u8>> = (self.store.values(own))
+            .filter(|(key, value)| match (Key::parse(key), records::decode::<u64>(value)) {
+                (Some(Key::Forgotten(host)), Some(floor)) => {
+                    self.store.incarnation_of(host).is_some_and(|incarnation| incarnation > floor)
+                }
+                _ => false,
+            })
+            .map(|(key, _)| key.to_vec())
+            .collect();
+        back.iter().for_each(|key| self.store.delete(key));
+    }
+
     fn drop_peer(&mut self, label: HostLabel) {
         let Some(peer) = self.peers.get(&label) else { return };
         let (id, sessions): (PeerId, Vec<u32>) = (peer.id, peer.sessions.iter().map(|s| s.index).collect());
@@ -378,6 +426,7 @@ impl Node {
         }
         self.peers.remove(&label);
         self.hosts.remove(&label);
+        self.ring.clear();
         self.refresh_outbound(label);
     }
 
