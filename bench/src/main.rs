@@ -30,6 +30,9 @@ enum Command {
         /// Run only this seed, and tell its story
         #[arg(long)]
         seed: Option<u64>,
+        /// Take that seed of the family of 100 hosts
+        #[arg(long)]
+        hundred: bool,
         /// Seeds of the family with faults
         #[arg(long, default_value_t = 200)]
         count: u64,
@@ -42,8 +45,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Throughput { rounds, seconds } => throughput::run(rounds, seconds),
-        Command::Sim { seed: Some(seed), .. } => simulation::one(seed),
-        Command::Sim { seed: None, count, hundreds } => simulation::all(count, hundreds),
+        Command::Sim { seed: Some(seed), hundred, .. } => simulation::one(seed, hundred),
+        Command::Sim { seed: None, count, hundreds, .. } => simulation::all(count, hundreds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,9 +10,9 @@ use weft_router::error::Result;
 /// Seeds that took longer are named, to be looked at.
 const REMARKABLE: Duration = Duration::from_secs(4);
 
-/// Runs one seed of the family with faults and tells what happened in it.
-pub fn one(seed: u64) -> Result<()> {
-    let outcome = run(&Scenario::faults(), seed);
+/// Runs one seed and tells what happened in it.
+pub fn one(seed: u64, hundred: bool) -> Result<()> {
+    let outcome = run(&if hundred { Scenario::hundred() } else { Scenario::faults() }, seed);
     println!("{}", outcome.story.join("\n"));
     println!("seed {seed}: {} hosts, right {:?} after the last fault", outcome.hosts, outcome.convergence);
     Ok(())

@@ -45,8 +45,6 @@ use peer::{Backoff, Peer};
 
 /// How often links, sessions and targets are looked after.
 const TICK: Duration = Duration::from_millis(50);
-/// How often a neighbour is asked whether it holds the same records.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what is old or gone is cleared away.
 const CLEAR_INTERVAL: Duration = Duration::from_secs(5);
 /// Hosts this one keeps apart.
@@ -120,6 +118,8 @@ pub struct Node {
     outputs: VecDeque<Output>,
     next_tick: Time,
     next_comparison: Time,
+    /// When the first and the last of the records came that neighbours were not yet asked about.
+    unsettled: Option<(Time, Time)>,
     next_clearing: Time,
 }
 
@@ -185,7 +185,8 @@ impl Node {
             path: Datapath::new(64),
             outputs: VecDeque::new(),
             next_tick: now,
-            next_comparison: now + COMPARE_INTERVAL,
+            next_comparison: now,
+            unsettled: None,
             next_clearing: now + CLEAR_INTERVAL,
             identity: config.identity,
             rng,
@@ -279,10 +280,7 @@ impl Node {
         self.tend_sessions(now);
         self.tend_targets(now);
         self.tend_segments(now);
-        if now >= self.next_comparison {
-            self.next_comparison = now + COMPARE_INTERVAL;
-            self.compare_records(now);
-        }
+        self.compare_records(now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
             self.endpoints.age(now);

@@ -18,6 +18,11 @@ use crate::wire::{Control, MIN_DATAGRAM};
 
 /// Conflicts remembered, so that each is said once.
 const MAX_CONFLICTS: usize = 256;
+/// How often a neighbour is asked whether it holds the same records.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long nothing new has to come until all are asked, and how long that is waited for.
+const SETTLED: Duration = Duration::from_millis(300);
+const UNSETTLED: Duration = Duration::from_secs(2);
 /// How often records are asked for after a gap, at most.
 const PULL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a host is told that it was forgotten, at most.
@@ -114,14 +119,26 @@ impl Node {
         }
     }
 
-    /// Asks a random neighbour whether it holds the same.
+    /// Asks neighbours whether they hold the same: a random one each second, all of them once what was new has
+    /// settled, so that a batch lost on the way is soon found.
     pub(super) fn compare_records(&mut self, now: Time) {
-        let neighbours = self.neighbours();
-        if neighbours.is_empty() {
+        let has_settled = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
+        if !has_settled && now < self.next_comparison {
             return;
         }
-        let label = neighbours[self.rng.random_range(0..neighbours.len())];
+        let neighbours = self.neighbours();
         let summary = Message::Summary { hash: self.store.summary() };
+        if has_settled {
+            self.unsettled = None;
+            for label in &neighbours {
+                self.send_control(*label, &Control::Records(summary.encode()), now);
+            }
+        }
+        if now < self.next_comparison || neighbours.is_empty() {
+            return;
+        }
+        self.next_comparison = now + COMPARE_INTERVAL;
+        let label = neighbours[self.rng.random_range(0..neighbours.len())];
         self.send_control(label, &Control::Records(summary.encode()), now);
         if self.peers.get(&label).is_some_and(|peer| !peer.is_alive) {
             // An introduction may be lost; SWIM does not repeat it.
@@ -135,7 +152,10 @@ impl Node {
             let mut pull = *more;
             for batch in batches {
                 match self.store.receive(batch) {
-                    Received::New => self.to_pass_on.push((batch.clone(), label)),
+                    Received::New => {
+                        self.to_pass_on.push((batch.clone(), label));
+                        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+                    }
                     Received::Gap => pull = true,
                     Received::BelowFloor { origin, floor } => self.say_below_floor(label, origin, floor, now),
                     Received::Old | Received::Refused => {}
