@@ -30,23 +30,26 @@ enum Command {
         /// Run only this seed, and tell its story
         #[arg(long)]
         seed: Option<u64>,
-        /// Take that seed of the family of 100 hosts
-        #[arg(long)]
-        hundred: bool,
+        /// Take that seed of another family than the one with faults
+        #[arg(long, default_value = "faults")]
+        family: simulation::Family,
         /// Seeds of the family with faults
         #[arg(long, default_value_t = 200)]
         count: u64,
         /// Seeds of the family of 100 hosts
         #[arg(long, default_value_t = 10)]
         hundreds: u64,
+        /// Seeds of the family that hands out addresses
+        #[arg(long, default_value_t = 500)]
+        addresses: u64,
     },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Throughput { rounds, seconds } => throughput::run(rounds, seconds),
-        Command::Sim { seed: Some(seed), hundred, .. } => simulation::one(seed, hundred),
-        Command::Sim { seed: None, count, hundreds, .. } => simulation::all(count, hundreds),
+        Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
+        Command::Sim { seed: None, count, hundreds, addresses, .. } => simulation::all(count, hundreds, addresses),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,33 +4,80 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_integration::sim::{Outcome, Scenario, run};
+use weft_integration::sim::{Outcome, Scenario, addresses, run};
 use weft_router::error::Result;
 
 /// Seeds that took longer are named, to be looked at.
 const REMARKABLE: Duration = Duration::from_secs(4);
 
+/// What is simulated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Family {
+    /// Meshes of 5 to 64 hosts with every kind of fault.
+    Faults,
+    /// Meshes of 100 hosts.
+    Hundred,
+    /// Hosts that hand out addresses.
+    Addresses,
+}
+
 /// Runs one seed and tells what happened in it.
-pub fn one(seed: u64, hundred: bool) -> Result<()> {
-    let outcome = run(&if hundred { Scenario::hundred() } else { Scenario::faults() }, seed);
+pub fn one(seed: u64, family: Family) -> Result<()> {
+    let scenario = match family {
+        Family::Faults => Scenario::faults(),
+        Family::Hundred => Scenario::hundred(),
+        Family::Addresses => {
+            println!("{:#?}", addresses::run(seed));
+            return Ok(());
+        }
+    };
+    let outcome = run(&scenario, seed);
     println!("{}", outcome.story.join("\n"));
     println!("seed {seed}: {} hosts, right {:?} after the last fault", outcome.hosts, outcome.convergence);
     Ok(())
 }
 
 /// Runs all of them; a wrong one ends the run and names its seed.
-pub fn all(count: u64, hundreds: u64) -> Result<()> {
+pub fn all(count: u64, hundreds: u64, with_addresses: u64) -> Result<()> {
     println!(
         "| family | seeds | hosts | right after the last fault: median, p90, longest | idle B/s a host, median | wall time |"
     );
     println!("|---|---|---|---|---|---|");
     family("faults", &Scenario::faults(), count);
     family("a hundred hosts", &Scenario::hundred(), hundreds);
+    println!(
+        "\n| family | seeds | hosts | right after the last fault: median, p90, longest | granted | refused | wall time |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    address_family(with_addresses);
     Ok(())
 }
 
-fn family(name: &str, scenario: &Scenario, count: u64) {
+fn address_family(count: u64) {
     let started = Instant::now();
+    let outcomes = on_all_cores("addresses", count, addresses::run);
+    let mut times: Vec<Duration> = outcomes.iter().map(|outcome| outcome.convergence).collect();
+    times.sort_unstable();
+    if times.is_empty() {
+        return;
+    }
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    println!(
+        "| addresses | 0 to {} | {} to {} | {:.1?}, {:.1?}, {:.1?} | {} | {} | {:.0?} |",
+        count - 1,
+        outcomes.iter().map(|outcome| outcome.hosts).min().unwrap_or(0),
+        outcomes.iter().map(|outcome| outcome.hosts).max().unwrap_or(0),
+        at(0.5),
+        at(0.9),
+        at(1.0),
+        outcomes.iter().map(|outcome| outcome.granted).sum::<usize>(),
+        outcomes.iter().map(|outcome| outcome.refused).sum::<usize>(),
+        started.elapsed(),
+    );
+}
+
+/// Runs seeds 0 to `count` on all cores.
+fn on_all_cores<T: Send>(name: &str, count: u64, run: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let next = AtomicU64::new(0);
     let outcomes = Mutex::new(Vec::new());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -42,20 +89,28 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
                     if seed >= count {
                         return;
                     }
-                    let outcome = run(scenario, seed);
+                    let outcome = run(seed);
                     let mut done = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-                    if outcome.convergence > REMARKABLE {
-                        eprintln!("{name}: seed {seed}, {} hosts, took {:?}", outcome.hosts, outcome.convergence);
-                    }
                     done.push(outcome);
-                    if done.len() % 10 == 0 {
+                    if done.len() % (count as usize / 20).max(1) == 0 {
                         eprintln!("{name}: {} of {count} seeds right", done.len());
                     }
                 }
             });
         }
     });
-    let outcomes: Vec<Outcome> = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn family(name: &str, scenario: &Scenario, count: u64) {
+    let started = Instant::now();
+    let outcomes: Vec<Outcome> = on_all_cores(name, count, |seed| {
+        let outcome = run(scenario, seed);
+        if outcome.convergence > REMARKABLE {
+            eprintln!("{name}: seed {seed}, {} hosts, took {:?}", outcome.hosts, outcome.convergence);
+        }
+        outcome
+    });
     if outcomes.is_empty() {
         return;
     }

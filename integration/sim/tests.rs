@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use weft_crypto::Ciphers;
 use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{HostNumber, World};
-use weft_integration::sim::{Scenario, run};
+use weft_integration::sim::{Scenario, addresses, run};
 use weft_mesh::node::Event;
 use weft_mesh::records::EndpointRecord;
 use weft_mesh::vnet::VnetHeader;
@@ -16,6 +16,7 @@ use weft_mesh::wire::SegmentId;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
 const SEEDS: u64 = 40;
+const ADDRESS_SEEDS: u64 = 1000;
 
 fn faults(seeds: impl Iterator<Item = u64>) {
     for seed in seeds {
@@ -39,6 +40,14 @@ fn meshes_recover_from_random_faults_odd_seeds() {
 fn a_hundred_hosts_are_right_five_seconds_after_the_last_fault() {
     let outcome = run(&Scenario::hundred(), 1);
     assert!(outcome.convergence <= Duration::from_secs(5));
+}
+
+#[test]
+fn no_address_is_ever_in_two_places() {
+    for seed in 0..ADDRESS_SEEDS {
+        let outcome = addresses::run(seed);
+        println!("seed {seed}: {outcome:?}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod datapath;
 pub mod egress;
 pub mod frame;
 pub mod ingress;
+pub mod ipam;
 mod join;
 pub mod node;
 mod reassembly;

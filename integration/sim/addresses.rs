@@ -1,0 +1,612 @@
+//! Addresses under faults: hosts that hand out, crash, part, meet, return from the dead and from old disks. Only the
+//! address state machines run here, on a network that loses and delays and disks that lag; so many seeds fit.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use weft_crypto::{HostLabel, Time};
+use weft_mesh::ipam::ring::Range;
+use weft_mesh::ipam::{AllocationId, Announcement, Error, Ipam, Named, Output, PATIENCE, Setup, Ticket};
+
+/// How often hosts hear who is there and what the rings' members announce.
+const GOSSIP: Duration = Duration::from_millis(200);
+/// How much longer than promised an answer may take: what the disk takes.
+const SLACK: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(60);
+
+type Disk = BTreeMap<Vec<u8>, Vec<u8>>;
+
+struct Host {
+    label: HostLabel,
+    ipam: Option<Ipam>,
+    disk: Disk,
+    /// Written, not yet on disk; and what may be said once it is.
+    unsynced: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    held_back: VecDeque<Output>,
+    sync_due: bool,
+    announced: BTreeMap<Range, Announcement>,
+    heard: BTreeMap<HostLabel, BTreeMap<Range, Announcement>>,
+    named: Vec<usize>,
+    life: u64,
+    old_disk: Option<Disk>,
+    /// Given up by an operator while it was off.
+    given_up: bool,
+}
+
+/// A container's address, as the model sees it.
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    host: usize,
+    address: Ipv4Addr,
+}
+
+struct Asked {
+    host: usize,
+    id: AllocationId,
+    since: Time,
+    life: u64,
+}
+
+enum What {
+    Deliver { from: usize, to: usize, life: u64, bytes: Vec<u8> },
+    Sync { host: usize, life: u64 },
+}
+
+struct Event {
+    at: Time,
+    order: u64,
+    what: What,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Event {}
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Hosts in it.
+    pub hosts: usize,
+    /// Addresses granted in all, and refused or not to be had in time.
+    pub granted: usize,
+    /// Requests that failed.
+    pub refused: usize,
+    /// From the last fault until every host could hand out and nothing was in two places.
+    pub convergence: Duration,
+}
+
+struct World {
+    now: Time,
+    rng: ChaCha8Rng,
+    range: Range,
+    hosts: Vec<Host>,
+    side: Vec<u8>,
+    loss: f64,
+    queue: BinaryHeap<Reverse<Event>>,
+    order: u64,
+    next_gossip: Time,
+    tickets: BTreeMap<Ticket, Asked>,
+    next_ticket: Ticket,
+    grants: BTreeMap<AllocationId, Grant>,
+    granted: usize,
+    refused: usize,
+    fenced: usize,
+    story: Vec<String>,
+}
+
+/// Runs one seed. Panics, with the story, if an address is in two places or an answer does not come.
+pub fn run(seed: u64) -> Outcome {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let share: f64 = rng.random();
+    let count = 3 + (29.0 * share * share).round() as usize;
+    let length = [16, 22, 24, 26][rng.random_range(0..4usize)];
+    let range = Range::new(Ipv4Addr::new(10, 0, 0, 0), length).expect("a range");
+    let mut world = World::new(rng, range, count, seed);
+    world.found();
+    for _ in 0..30 {
+        world.fault();
+        let pause = world.rng.random_range(50..3000);
+        world.run_for(Duration::from_millis(pause));
+    }
+    let convergence = world.calm();
+    Outcome { hosts: count, granted: world.granted, refused: world.refused, convergence }
+}
+
+impl World {
+    fn new(rng: ChaCha8Rng, range: Range, count: usize, seed: u64) -> Self {
+        let host = |number: usize| Host {
+            label: HostLabel([0, 0, (seed % 251) as u8, 0, 1, number as u8]),
+            ipam: None,
+            disk: Disk::new(),
+            unsynced: Vec::new(),
+            held_back: VecDeque::new(),
+            sync_due: false,
+            announced: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            named: Vec::new(),
+            life: 0,
+            old_disk: None,
+            given_up: false,
+        };
+        World {
+            now: Time::ZERO + Duration::from_secs(1000),
+            rng,
+            range,
+            hosts: (0..count).map(host).collect(),
+            side: vec![0; count],
+            loss: 0.0,
+            queue: BinaryHeap::new(),
+            order: 0,
+            next_gossip: Time::ZERO,
+            tickets: BTreeMap::new(),
+            next_ticket: 1,
+            grants: BTreeMap::new(),
+            granted: 0,
+            refused: 0,
+            fenced: 0,
+            story: vec![format!("seed {seed}: {count} hosts, {range}")],
+        }
+    }
+
+    /// Hosts start in any order, given one list of peers, a list of their own, or two islands apart.
+    fn found(&mut self) {
+        let count = self.hosts.len();
+        let way = self.rng.random_range(0..3);
+        for number in 0..count {
+            self.hosts[number].named = match way {
+                0 => (0..count.min(3)).filter(|peer| *peer != number).collect(),
+                1 => (number.saturating_sub(1)..number).collect(),
+                _ => (0..count).filter(|peer| peer % 2 == number % 2 && *peer < 6 && *peer != number).collect(),
+            };
+            if way == 2 {
+                self.side[number] = (number % 2) as u8;
+            }
+        }
+        for number in 0..count {
+            if self.rng.random_bool(0.8) {
+                self.start(number, false);
+                let pause = self.rng.random_range(0..500);
+                self.run_for(Duration::from_millis(pause));
+            }
+        }
+    }
+
+    fn start(&mut self, number: usize, continues: bool) {
+        let mut entropy = [0; 32];
+        self.rng.fill_bytes(&mut entropy);
+        let host = &mut self.hosts[number];
+        host.life += 1;
+        host.unsynced.clear();
+        host.held_back.clear();
+        host.sync_due = false;
+        host.announced.clear();
+        host.heard.clear();
+        let setup = Setup { own: host.label, entropy, grace: GRACE, founds_alone: false, continues, now: self.now };
+        host.ipam = Some(Ipam::new(setup, &host.disk));
+        self.next_gossip = self.now;
+        self.drain(number);
+    }
+
+    fn stop(&mut self, number: usize) {
+        let host = &mut self.hosts[number];
+        host.ipam = None;
+        host.life += 1;
+        host.announced.clear();
+        // Whoever asked went with it.
+        self.tickets.retain(|_, asked| asked.host != number);
+    }
+
+    fn is_joined(&self, a: usize, b: usize) -> bool {
+        self.side[a] == self.side[b]
+    }
+
+    fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let event = self.queue.peek().map(|Reverse(event)| event.at);
+            let timer = self.hosts.iter().filter_map(|host| host.ipam.as_ref()?.next_timeout()).min();
+            let next = [event, timer, Some(self.next_gossip)].into_iter().flatten().min().unwrap_or(end);
+            if next > end {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(next);
+            if self.next_gossip <= self.now {
+                self.gossip();
+            }
+            while self.queue.peek().is_some_and(|Reverse(event)| event.at <= self.now) {
+                let Some(Reverse(event)) = self.queue.pop() else { break };
+                self.carry_out(event.what);
+            }
+            for number in 0..self.hosts.len() {
+                let now = self.now;
+                let due = |ipam: &Ipam| ipam.next_timeout().is_some_and(|at| at <= now);
+                if self.hosts[number].ipam.as_ref().is_some_and(due) {
+                    if let Some(ipam) = &mut self.hosts[number].ipam {
+                        ipam.handle_timeout(now);
+                        // A timer that stays in the past is looked at again at the next tick.
+                        assert!(
+                            ipam.next_timeout().is_none_or(|at| at + Duration::from_secs(1) > now),
+                            "{}",
+                            self.story.join("\n")
+                        );
+                    }
+                    self.drain(number);
+                }
+            }
+            self.now += Duration::from_micros(200);
+            self.check();
+        }
+    }
+
+    fn gossip(&mut self) {
+        self.next_gossip = self.now + GOSSIP;
+        for number in 0..self.hosts.len() {
+            if self.hosts[number].ipam.is_none() {
+                continue;
+            }
+            let there: Vec<usize> = (0..self.hosts.len())
+                .filter(|other| *other != number && self.hosts[*other].ipam.is_some() && self.is_joined(number, *other))
+                .collect();
+            let reachable: BTreeSet<HostLabel> = there.iter().map(|other| self.hosts[*other].label).collect();
+            let met = |peer: &usize| {
+                let label = self.hosts[*peer].label;
+                let is_met = reachable.contains(&label) || self.hosts[number].heard.contains_key(&label);
+                Named { name: format!("h{peer}"), host: is_met.then_some(label) }
+            };
+            let named: Vec<Named> = self.hosts[number].named.iter().map(met).collect();
+            let news: Vec<(HostLabel, BTreeMap<Range, Announcement>)> =
+                there.iter().map(|other| (self.hosts[*other].label, self.hosts[*other].announced.clone())).collect();
+            let now = self.now;
+            let host = &mut self.hosts[number];
+            let Some(ipam) = &mut host.ipam else { continue };
+            ipam.set_hosts(named, reachable, now);
+            for (from, announced) in news {
+                let before = host.heard.insert(from, announced.clone()).unwrap_or_default();
+                for (range, announcement) in announced {
+                    if before.get(&range) != Some(&announcement) {
+                        ipam.hear(from, range, Some(announcement), now);
+                    }
+                }
+            }
+            self.drain(number);
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, what: What) {
+        self.order += 1;
+        self.queue.push(Reverse(Event { at: self.now + after, order: self.order, what }));
+    }
+
+    /// Takes what a host wants done; what is said waits for the disk.
+    fn drain(&mut self, number: usize) {
+        let host = &mut self.hosts[number];
+        let Some(ipam) = &mut host.ipam else { return };
+        while let Some(output) = ipam.poll_output() {
+            match output {
+                Output::Persist(key, value) => host.unsynced.push((key, value)),
+                output => host.held_back.push_back(output),
+            }
+        }
+        let waits = !host.unsynced.is_empty() || !host.held_back.is_empty();
+        if waits && !host.sync_due {
+            host.sync_due = true;
+            let life = host.life;
+            let after = Duration::from_micros(self.rng.random_range(50..15_000));
+            self.schedule(after, What::Sync { host: number, life });
+        }
+    }
+
+    fn carry_out(&mut self, what: What) {
+        match what {
+            What::Sync { host: number, life } => {
+                let host = &mut self.hosts[number];
+                if host.life != life {
+                    return;
+                }
+                host.sync_due = false;
+                for (key, value) in std::mem::take(&mut host.unsynced) {
+                    match value {
+                        Some(value) => drop(host.disk.insert(key, value)),
+                        None => drop(host.disk.remove(&key)),
+                    }
+                }
+                let said = std::mem::take(&mut host.held_back);
+                said.into_iter().for_each(|output| self.say(number, output));
+            }
+            What::Deliver { from, to, life, bytes } => {
+                if self.hosts[to].life != life || !self.is_joined(from, to) {
+                    return;
+                }
+                let (label, now) = (self.hosts[from].label, self.now);
+                if let Some(ipam) = &mut self.hosts[to].ipam {
+                    ipam.receive(label, &bytes, now);
+                }
+                self.drain(to);
+            }
+        }
+    }
+
+    fn say(&mut self, number: usize, output: Output) {
+        match output {
+            Output::Send(to, bytes) => {
+                let Some(to) = self.hosts.iter().position(|host| host.label == to) else { return };
+                if !self.is_joined(number, to) || self.rng.random_bool(self.loss) {
+                    return;
+                }
+                let copies = if self.rng.random_bool(0.05) { 2 } else { 1 };
+                for _ in 0..copies {
+                    let delay = Duration::from_micros(self.rng.random_range(100..30_000));
+                    let life = self.hosts[to].life;
+                    self.schedule(delay, What::Deliver { from: number, to, life, bytes: bytes.clone() });
+                }
+            }
+            Output::Reply(ticket, result) => self.on_reply(ticket, result),
+            Output::Announce(range, announcement) => drop(self.hosts[number].announced.insert(range, announcement)),
+            Output::Fence(id, _) => {
+                self.fenced += 1;
+                self.grants.remove(&id);
+            }
+            Output::Persist(..) => {}
+        }
+    }
+
+    fn on_reply(&mut self, ticket: Ticket, result: Result<Ipv4Addr, Error>) {
+        let Some(asked) = self.tickets.remove(&ticket) else { return };
+        match result {
+            Ok(address) if !address.is_unspecified() => {
+                self.granted += 1;
+                assert!(self.range.contains(address) && !self.range.is_reserved(address));
+                self.grants.insert(asked.id, Grant { host: asked.host, address });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.refused += 1;
+                self.story.push(format!("{:?} h{}: {error}", self.now, asked.host));
+            }
+        }
+    }
+
+    /// No address of one ring in two places, and no answer overdue.
+    fn check(&self) {
+        for asked in self.tickets.values() {
+            let waited = self.now.since(asked.since);
+            let is_alive = self.hosts[asked.host].life == asked.life;
+            assert!(
+                !is_alive || waited <= PATIENCE + SLACK,
+                "h{} waits {waited:?}\n{}",
+                asked.host,
+                self.story.join("\n")
+            );
+        }
+        let mut seen: BTreeMap<(u64, Ipv4Addr), usize> = BTreeMap::new();
+        for (id, grant) in &self.grants {
+            let Some(ipam) = &self.hosts[grant.host].ipam else { continue };
+            let Some(ring) = ipam.ring(self.range).filter(|ring| ring.superseded_by.is_none()) else { continue };
+            let is_sure = ipam.allocations(self.range).any(|(_, other, is_claim)| other == *id && !is_claim);
+            if is_sure && let Some(other) = seen.insert((ring.id.0, grant.address), grant.host) {
+                let story = self.story.join("\n");
+                panic!("{:?}: {} is handed out by h{other} and h{}\n{story}", self.now, grant.address, grant.host);
+            }
+        }
+    }
+
+    fn allocate(&mut self, host: usize, id: AllocationId, want: Option<Ipv4Addr>) {
+        let (ticket, now, range) = (self.next_ticket, self.now, self.range);
+        self.next_ticket += 1;
+        let life = self.hosts[host].life;
+        self.tickets.insert(ticket, Asked { host, id, since: now, life });
+        if let Some(ipam) = &mut self.hosts[host].ipam {
+            ipam.allocate(ticket, range, id, want, now);
+        }
+        self.drain(host);
+    }
+
+    fn random_id(&mut self) -> AllocationId {
+        let mut id = [0; 16];
+        self.rng.fill_bytes(&mut id);
+        id
+    }
+
+    fn fault(&mut self) {
+        let host = self.rng.random_range(0..self.hosts.len());
+        let is_up = self.hosts[host].ipam.is_some();
+        let what = match self.rng.random_range(0..15) {
+            0..=3 if is_up => {
+                let count = self.rng.random_range(1..8);
+                for _ in 0..count {
+                    let id = self.random_id();
+                    self.allocate(host, id, None);
+                }
+                format!("h{host} wants {count} addresses")
+            }
+            4 if is_up => {
+                let offset = self.rng.random_range(2..self.range.size() - 1);
+                let want = Ipv4Addr::from_bits(self.range.base.to_bits() + offset);
+                let id = self.random_id();
+                self.allocate(host, id, Some(want));
+                format!("h{host} wants {want}")
+            }
+            5 | 6 if is_up => self.release_some(host),
+            7 if is_up => {
+                self.stop(host);
+                self.start(host, true);
+                format!("h{host}'s router is killed and starts again")
+            }
+            8 if is_up => {
+                self.stop(host);
+                self.reboot(host);
+                format!("h{host} reboots")
+            }
+            9 if is_up => {
+                self.stop(host);
+                format!("h{host} goes off")
+            }
+            10 => {
+                let (now, sides) = (self.now, self.rng.random_range(1..4));
+                for side in &mut self.side {
+                    *side = self.rng.random_range(0..sides);
+                }
+                self.next_gossip = now;
+                format!("the network falls into {sides} parts: {:?}", self.side)
+            }
+            11 => {
+                self.loss = self.rng.random_range(0.0..0.3);
+                format!("loss of {:.2}", self.loss)
+            }
+            12 if is_up => {
+                self.hosts[host].old_disk = Some(self.hosts[host].disk.clone());
+                format!("h{host}'s disk is copied")
+            }
+            13 if self.hosts[host].old_disk.is_some() && !self.is_lonely_voter(host) => self.restore_disk(host),
+            14 => self.give_up_one(),
+            _ if !is_up => {
+                self.reboot(host);
+                format!("h{host} comes back")
+            }
+            _ => self.release_some(host),
+        };
+        self.story.push(format!("{:?} {what}", self.now));
+    }
+
+    /// An old disk of the only voter cannot be told from a new one by anybody it does not meet.
+    fn is_lonely_voter(&self, host: usize) -> bool {
+        let label = self.hosts[host].label;
+        let rings = self.hosts.iter().filter_map(|host| host.ipam.as_ref()?.ring(self.range));
+        let mut small = rings.filter(|ring| ring.voters.len() < 3 || ring.voters.contains(&label));
+        small.next().is_some()
+    }
+
+    fn release_some(&mut self, host: usize) -> String {
+        let own: Vec<AllocationId> =
+            self.grants.iter().filter(|(_, grant)| grant.host == host).map(|(id, _)| *id).collect();
+        let (now, range) = (self.now, self.range);
+        let mut count = 0;
+        for id in own {
+            if self.hosts[host].ipam.is_some() && self.rng.random_bool(0.5) {
+                count += 1;
+                self.grants.remove(&id);
+                if let Some(ipam) = &mut self.hosts[host].ipam {
+                    ipam.release(range, id, now);
+                }
+            }
+        }
+        self.drain(host);
+        format!("h{host} lets go of {count} addresses")
+    }
+
+    /// The host's containers start with it and ask for what they had.
+    fn reboot(&mut self, host: usize) {
+        self.start(host, false);
+        self.hosts[host].given_up = false;
+        let own: Vec<AllocationId> =
+            self.grants.iter().filter(|(_, grant)| grant.host == host).map(|(id, _)| *id).collect();
+        for id in own {
+            self.grants.remove(&id);
+            self.allocate(host, id, None);
+        }
+    }
+
+    /// The whole machine goes back: containers that came since never were.
+    fn restore_disk(&mut self, host: usize) -> String {
+        self.stop(host);
+        let Some(disk) = self.hosts[host].old_disk.take() else { return String::new() };
+        self.hosts[host].disk = disk;
+        self.grants.retain(|_, grant| grant.host != host);
+        self.start(host, false);
+        format!("h{host} starts from an old disk")
+    }
+
+    fn give_up_one(&mut self) -> String {
+        let off = (0..self.hosts.len()).find(|host| self.hosts[*host].ipam.is_none() && !self.hosts[*host].given_up);
+        let by = (0..self.hosts.len()).find(|host| self.hosts[*host].ipam.is_some());
+        let (Some(off), Some(by)) = (off, by) else { return "nobody is off".into() };
+        self.hosts[off].given_up = true;
+        self.grants.retain(|_, grant| grant.host != off);
+        let (ticket, now, label) = (self.next_ticket, self.now, self.hosts[off].label);
+        self.next_ticket += 1;
+        let life = self.hosts[by].life;
+        self.tickets.insert(ticket, Asked { host: by, id: [0; 16], since: now, life });
+        if let Some(ipam) = &mut self.hosts[by].ipam {
+            ipam.give_up(ticket, label, now);
+        }
+        self.drain(by);
+        format!("h{by} gives h{off} up")
+    }
+
+    /// Everything is mended; then every host must be able to hand out, from one ring, with nothing in two places.
+    fn calm(&mut self) -> Duration {
+        self.loss = 0.0;
+        self.side.fill(0);
+        self.next_gossip = self.now;
+        self.story.push(format!("{:?} calm", self.now));
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].ipam.is_none() {
+                self.reboot(host);
+            }
+        }
+        let start = self.now;
+        loop {
+            self.run_for(Duration::from_millis(200));
+            let Some(problem) = self.problem() else { break };
+            let waited = self.now.since(start);
+            assert!(waited < Duration::from_secs(30), "after {waited:?}: {problem}\n{}", self.story.join("\n"));
+        }
+        let convergence = self.now.since(start);
+        let (used, asked) = (self.grants.len(), self.hosts.len());
+        let ids: Vec<AllocationId> = (0..asked).map(|_| self.random_id()).collect();
+        for (host, id) in ids.iter().enumerate() {
+            self.allocate(host, *id, None);
+        }
+        self.run_for(PATIENCE + SLACK);
+        let is_large = self.range.size() as usize > 4 * (used + asked) + 300;
+        for (host, id) in ids.iter().enumerate().filter(|_| is_large) {
+            assert!(self.grants.contains_key(id), "h{host} cannot hand out\n{}", self.story.join("\n"));
+        }
+        if let Some(problem) = self.problem() {
+            panic!("{problem}\n{}", self.story.join("\n"));
+        }
+        convergence
+    }
+
+    fn problem(&self) -> Option<String> {
+        let mut rings = BTreeSet::new();
+        for (number, host) in self.hosts.iter().enumerate() {
+            let Some(ipam) = &host.ipam else { continue };
+            if let Some(ring) = ipam.ring(self.range) {
+                rings.insert(ring.id);
+                if ring.superseded_by.is_some() {
+                    return Some(format!("h{number} is still in a ring that gave way"));
+                }
+            }
+            if ipam.allocations(self.range).any(|(_, _, is_claim)| is_claim) {
+                return Some(format!("h{number} still claims addresses"));
+            }
+        }
+        if rings.len() > 1 {
+            return Some(format!("there are {} rings", rings.len()));
+        }
+        let mut seen: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
+        self.grants.values().find_map(|grant| {
+            let other = seen.insert(grant.address, grant.host)?;
+            Some(format!("{} is with h{other} and h{}", grant.address, grant.host))
+        })
+    }
+}

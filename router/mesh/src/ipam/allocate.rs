@@ -1,0 +1,336 @@
+//! Handing out: from own windows, and from others' where they have room.
+
+use std::net::Ipv4Addr;
+
+use weft_crypto::{HostLabel, Time};
+
+use super::{
+    ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, LISTEN, Leaving, Local, Output, PERSISTED_ADDRESS,
+    PERSISTED_LENDING, Pending, Range, Ring, RingId, STEPS, address_key, encode,
+};
+
+impl Ipam {
+    /// Goes on as far as this host can by itself: alone it decides one change after the other.
+    pub(super) fn advance(&mut self, range: Range, now: Time) {
+        self.unsettled.insert(range);
+        for _ in 0..STEPS {
+            if !self.unsettled.remove(&range) {
+                return;
+            }
+            self.advance_once(range, now);
+        }
+    }
+
+    /// Serves what can be served and starts what the rest takes.
+    pub(super) fn advance_once(&mut self, range: Range, now: Time) {
+        let Some(local) = self.locals.get(&range) else { return };
+        if local.ring.is_none() {
+            if !local.pending.is_empty() || local.wanted_until > now {
+                self.seek_ring(range, now);
+            }
+            return;
+        }
+        let newer = (local.heard.iter())
+            .find(|(host, heard)| {
+                local.state().0 == heard.ring && heard.n > local.state().1 && self.reachable.contains(host)
+            })
+            .map(|(host, _)| *host);
+        if let Some(host) = newer {
+            self.pull(host, range, now);
+        }
+        self.serve(range, now);
+        if let Some(change) = self.next_change(range, now) {
+            let makes_sense = self.locals.get(&range).and_then(|l| l.ring.as_ref()?.after(&change)).is_some();
+            if makes_sense {
+                self.propose(range, change, now);
+            }
+        }
+    }
+
+    /// Answers the requests that need nobody else.
+    pub(super) fn serve(&mut self, range: Range, now: Time) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        local.resting.retain(|address, until| {
+            let is_lent_here = local.ring.as_ref().is_some_and(|ring| ring.loans.get(address) == Some(&own));
+            *until > now || is_lent_here
+        });
+        if !local.is_confirmed || local.ring.as_ref().is_none_or(|ring| ring.superseded_by.is_some()) {
+            return;
+        }
+        for pending in std::mem::take(&mut local.pending) {
+            let Some(local) = self.locals.get_mut(&range) else { return };
+            if pending.ticket.is_none() {
+                local.pending.push(pending);
+                continue;
+            }
+            match local.take(own, &pending, now) {
+                Some(Ok(address)) => {
+                    let is_new = local.held.insert(address, pending.id).is_none();
+                    local.by_id.insert(pending.id, address);
+                    local.resting.remove(&address);
+                    if is_new {
+                        let key = address_key(PERSISTED_ADDRESS, range, address);
+                        self.persist(key, Some(encode(&pending.id)));
+                    }
+                    if let Some(ticket) = pending.ticket {
+                        self.reply(ticket, Ok(address));
+                    }
+                }
+                Some(Err(error)) => {
+                    if let Some(ticket) = pending.ticket {
+                        self.reply(ticket, Err(error));
+                    }
+                }
+                None => local.pending.push(pending),
+            }
+        }
+    }
+
+    /// The change that this host wants next, most urgent first.
+    pub(super) fn next_change(&mut self, range: Range, now: Time) -> Option<Change> {
+        if let Some(change) = self.meet_rings(range, now) {
+            return Some(change);
+        }
+        let (own, start) = (self.own, self.start);
+        let local = self.locals.get(&range)?;
+        let ring = local.ring.as_ref().filter(|ring| ring.superseded_by.is_none())?;
+        if let Some((host, _)) = local.give_up.values().next() {
+            return Some(Change::GiveUp(vec![*host]));
+        }
+        if !local.is_confirmed && ring.members.contains_key(&own) && !self.has_listened(local, ring, now) {
+            return None;
+        }
+        let is_new_voter = ring.voters.contains(&own) && !ring.members.contains_key(&own);
+        if is_new_voter || (!local.is_confirmed && ring.mentions(own)) {
+            return Some(Change::Register { host: own, start });
+        }
+        let lent = local.lending.iter().find(|(address, _)| !ring.loans.contains_key(address));
+        if let Some((address, (to, _))) = lent {
+            return Some(Change::Lend { address: *address, from: own, to: *to });
+        }
+        let free = ring.free_window(self.first_window(ring));
+        for pending in &local.pending {
+            let window = match pending.want {
+                None => free,
+                Some(want) => Some(range.window_of(want)).filter(|window| !ring.windows.contains_key(window)),
+            };
+            if let Some(window) = window {
+                return Some(Change::Open { window, host: own, start });
+            }
+        }
+        self.borrow(range, now);
+        let local = self.locals.get(&range)?;
+        let ring = local.ring.as_ref()?;
+        let done = |(address, borrower): (&Ipv4Addr, &HostLabel)| {
+            let rests = local.resting.get(address).is_some_and(|until| *until > now);
+            let is_wanted = local.pending.iter().any(|pending| pending.want == Some(*address));
+            (*borrower == own && !local.held.contains_key(address) && !rests && !is_wanted).then_some(*address)
+        };
+        if let Some(address) = ring.loans.iter().find_map(done) {
+            self.leave(range, Leaving::Address(address));
+            return Some(Change::Return { address, host: own });
+        }
+        let local = self.locals.get(&range)?;
+        let ring = local.ring.as_ref()?;
+        let closing = local.leaving.iter().find_map(|leaving| match leaving {
+            Leaving::Window(window) => Some(Change::Close { window: *window, host: own }),
+            Leaving::Address(_) => None,
+        });
+        if closing.is_some() {
+            return closing;
+        }
+        let wishes = local.wishes.values().filter(|(_, until)| *until > now).map(|(wish, _)| wish);
+        wishes.clone().find(|wish| ring.after(wish).is_some()).cloned()
+    }
+
+    /// Whether what the others have decided meanwhile has had time to reach this host.
+    fn has_listened(&self, local: &Local, ring: &Ring, now: Time) -> bool {
+        let others = ring.members.keys().filter(|host| **host != self.own);
+        let is_heard = |host: &HostLabel| !self.reachable.contains(host) || local.heard.contains_key(host);
+        let is_alone = !others.clone().any(|host| self.reachable.contains(host));
+        now.since(self.started) >= LISTEN || (!is_alone && others.clone().all(is_heard)) || others.count() == 0
+    }
+
+    /// Notes, before it is asked for, that something is given back.
+    pub(super) fn leave(&mut self, range: Range, what: Leaving) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        if local.leaving.insert(what) {
+            self.persist_ring(range);
+        }
+    }
+
+    /// Where this host begins to look for a free window: elsewhere than others, so that several can open one at once.
+    pub(super) fn first_window(&self, ring: &Ring) -> u32 {
+        use std::hash::Hasher;
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        hasher.write(&self.own.0);
+        hasher.write_u64(ring.n);
+        (hasher.finish() % u64::from(ring.range.windows())) as u32
+    }
+
+    /// Asks holders for what no window can be opened for.
+    pub(super) fn borrow(&mut self, range: Range, now: Time) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(ring) = &local.ring else { return };
+        let mut asks = Vec::new();
+        for pending in local.pending.iter_mut().filter(|p| p.asked == Time::ZERO || now.since(p.asked) >= ASK_INTERVAL)
+        {
+            let holders: Vec<HostLabel> = match pending.want {
+                Some(want) => {
+                    ring.holder_of(want).filter(|held| !held.retired).map(|held| held.holder).into_iter().collect()
+                }
+                None => ring.windows.values().filter(|held| !held.retired).map(|held| held.holder).collect(),
+            };
+            let eligible =
+                |host: &&HostLabel| **host != own && self.reachable.contains(host) && !pending.refused.contains(host);
+            let Some(holder) = holders.iter().find(eligible).copied() else { continue };
+            pending.asked = now;
+            asks.push((holder, Body::Borrow { id: pending.id, want: pending.want }));
+        }
+        for (holder, ask) in asks {
+            self.send(holder, range, ask);
+        }
+    }
+
+    pub(super) fn on_borrow(
+        &mut self,
+        from: HostLabel,
+        range: Range,
+        id: AllocationId,
+        want: Option<Ipv4Addr>,
+        now: Time,
+    ) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(ring) = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none()) else {
+            return;
+        };
+        let (n, loans) = (ring.n, ring.loans.clone());
+        // Asked again: it is on its way.
+        let is_theirs = |(address, (to, _)): (&Ipv4Addr, &(HostLabel, u64))| {
+            *to == from && want.is_none_or(|want| want == *address)
+        };
+        if local.lending.iter().any(is_theirs) {
+            return self.advance(range, now);
+        }
+        if want.is_some_and(|want| loans.get(&want) == Some(&from)) {
+            return self.send_state(from, range);
+        }
+        let given = match want {
+            Some(want) => Some(want).filter(|want| range.contains(*want) && local.is_free(own, *want, now)),
+            None => local.free_address(own, now),
+        };
+        let Some(address) = given else {
+            let taken_by = want.map(|want| loans.get(&want).copied().unwrap_or(own));
+            return self.send(from, range, Body::NotLent { id, taken_by });
+        };
+        let lent = (from, n + 8);
+        local.lending.insert(address, lent);
+        self.persist(address_key(PERSISTED_LENDING, range, address), Some(encode(&lent)));
+        self.advance(range, now);
+    }
+
+    pub(super) fn send_state(&mut self, to: HostLabel, range: Range) {
+        self.on_pull(to, range, (RingId::default(), 0));
+    }
+
+    pub(super) fn on_not_lent(
+        &mut self,
+        from: HostLabel,
+        range: Range,
+        id: AllocationId,
+        taken_by: Option<HostLabel>,
+        now: Time,
+    ) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(position) = local.pending.iter().position(|pending| pending.id == id) else { return };
+        local.pending[position].refused.insert(from);
+        let Some(address) = local.pending[position].want.filter(|_| taken_by.is_some()) else {
+            return self.advance(range, now);
+        };
+        let pending = local.pending.remove(position);
+        match pending.ticket {
+            Some(ticket) => self.reply(ticket, Err(Error::InUse { address })),
+            None => self.fence(range, id, address),
+        }
+    }
+
+    /// The right to an address is lost for good.
+    pub(super) fn fence(&mut self, range: Range, id: AllocationId, address: Ipv4Addr) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        local.claims.remove(&address);
+        local.held.remove(&address);
+        local.by_id.remove(&id);
+        self.persist(address_key(PERSISTED_ADDRESS, range, address), None);
+        self.outputs.push_back(Output::Fence(id, address));
+    }
+}
+
+impl Local {
+    /// An address for a request, or why there cannot be one; `None`: it takes others.
+    pub(super) fn take(&mut self, own: HostLabel, pending: &Pending, now: Time) -> Option<Result<Ipv4Addr, Error>> {
+        let ring = self.ring.as_ref()?;
+        if let Some(address) = self.by_id.get(&pending.id).copied() {
+            // Asked again: the same answer, once it is certain that it still holds.
+            return match pending.want {
+                Some(want) if want != address => Some(Err(Error::InUse { address: want })),
+                _ => (!self.claims.contains(&address)).then_some(Ok(address)),
+            };
+        }
+        match pending.want {
+            Some(want) if self.held.contains_key(&want) => Some(Err(Error::InUse { address: want })),
+            // Asked for by name it need not rest.
+            Some(want) if self.is_leaving(ring, want) => None,
+            Some(want) if ring.is_entitled(own, want) && !self.lending.contains_key(&want) => {
+                let is_usable =
+                    ring.loans.contains_key(&want) || ring.holder_of(want).is_some_and(|held| !held.retired);
+                is_usable.then_some(Ok(want))
+            }
+            Some(want) => {
+                let other = ring.loans.get(&want).is_some_and(|borrower| *borrower != own);
+                other.then_some(Err(Error::InUse { address: want }))
+            }
+            None => {
+                let spare = ring.loans.iter().find(|(address, borrower)| {
+                    **borrower == own
+                        && !self.leaving.contains(&Leaving::Address(**address))
+                        && !self.held.contains_key(address)
+                        && !self.resting.contains_key(address)
+                });
+                let spare = spare.map(|(address, _)| *address);
+                self.free_address(own, now).or(spare).map(Ok)
+            }
+        }
+    }
+
+    fn is_leaving(&self, ring: &Ring, address: Ipv4Addr) -> bool {
+        let window = Leaving::Window(ring.range.window_of(address));
+        self.leaving.contains(&Leaving::Address(address)) || self.leaving.contains(&window)
+    }
+
+    /// Whether an address of an own window is nobody's.
+    pub(super) fn is_free(&self, own: HostLabel, address: Ipv4Addr, now: Time) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        ring.holder_of(address).is_some_and(|held| held.holder == own && !held.retired)
+            && !ring.range.is_reserved(address)
+            && !self.held.contains_key(&address)
+            && !ring.loans.contains_key(&address)
+            && !self.lending.contains_key(&address)
+            && !self.is_leaving(ring, address)
+            && self.resting.get(&address).is_none_or(|until| *until <= now)
+    }
+
+    /// The next free address of the own windows, round and round: what was just released comes last.
+    pub(super) fn free_address(&mut self, own: HostLabel, now: Time) -> Option<Ipv4Addr> {
+        let ring = self.ring.as_ref()?;
+        let windows: Vec<u32> = ring.windows_of(own).collect();
+        let all = || windows.iter().flat_map(|window| ring.range.addresses(*window));
+        let is_free = |address: &Ipv4Addr| self.is_free(own, *address, now);
+        let next = all().filter(|address| address.to_bits() > self.cursor).find(is_free);
+        let found = next.or_else(|| all().find(is_free))?;
+        self.cursor = found.to_bits();
+        Some(found)
+    }
+}

@@ -1,0 +1,320 @@
+//! Deciding: proposals, votes, and what a decided change leads to.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use rand::RngExt;
+use weft_crypto::{HostLabel, Time};
+
+use super::{
+    Acceptor, Announcement, Ballot, Body, Change, Ipam, Kept, Leaving, Local, MAX_PENDING, MAX_TOGETHER, Output,
+    PATIENCE, PERSISTED_LENDING, PERSISTED_RING, PERSISTED_STARTS, Pending, Proposal, Range, Ring, Running, Step,
+    Ticket, WISH_AGAIN, WISH_PATIENCE, address_key, encode,
+};
+
+impl Ipam {
+    pub(super) fn persist_ring(&mut self, range: Range) {
+        let Some(local) = self.locals.get(&range) else { return };
+        let (ring, acceptor, leaving) = (local.ring.clone(), local.acceptor.clone(), local.leaving.clone());
+        let kept = Kept { ring, acceptor, leaving };
+        self.persist([PERSISTED_RING, &range.to_bytes()].concat(), Some(encode(&kept)));
+    }
+
+    pub(super) fn on_prepare(&mut self, from: HostLabel, range: Range, ballot: Ballot) {
+        let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
+        let before = local.acceptor.promised;
+        let answer = match local.acceptor.prepare(ballot) {
+            Ok(accepted) => Body::Promise(ballot, accepted),
+            Err(promised) => Body::Refuse(promised),
+        };
+        if local.acceptor.promised != before {
+            self.persist_ring(range);
+        }
+        self.send(from, range, answer);
+    }
+
+    pub(super) fn on_accept(&mut self, from: HostLabel, range: Range, ballot: Ballot, change: Change) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let makes_sense = match &local.ring {
+            Some(ring) => ring.after(&change).is_some(),
+            None => Ring::found(range, &change).is_some(),
+        };
+        if !makes_sense || !local.may_vote() {
+            return;
+        }
+        let answer = match local.acceptor.accept(ballot, change) {
+            Ok(()) => Body::Vote(ballot),
+            Err(promised) => Body::Refuse(promised),
+        };
+        self.persist_ring(range);
+        self.send(from, range, answer);
+    }
+
+    pub(super) fn on_step(&mut self, range: Range, step: Step, now: Time) {
+        match step {
+            Step::Wait => {}
+            Step::Ask(change) => {
+                let Some(running) = self.locals.get(&range).and_then(|local| local.running.as_ref()) else { return };
+                let (own, ballot, voters) = (self.own, running.proposal.ballot, running.proposal.voters.clone());
+                for voter in voters.iter().copied().filter(|voter| *voter != own) {
+                    self.send(voter, range, Body::Accept(ballot, change.clone()));
+                }
+                if voters.contains(&self.own) {
+                    self.vote_for_own(range, ballot, change, now);
+                }
+            }
+            Step::Decided(change) => {
+                let told = self.hosts_to_tell(range);
+                for host in told {
+                    self.send(host, range, Body::Decided(change.clone()));
+                }
+                self.decide(range, &change, now);
+            }
+        }
+    }
+
+    /// The own vote is written down like any other.
+    pub(super) fn vote_for_own(&mut self, range: Range, ballot: Ballot, change: Change, now: Time) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
+        if let Err(promised) = local.acceptor.accept(ballot, change) {
+            return self.back_off(range, promised.round, now);
+        }
+        self.persist_ring(range);
+        let running = self.locals.get_mut(&range).and_then(|local| local.running.as_mut());
+        let step = running.map(|running| running.proposal.on_vote(own));
+        self.on_step(range, step.unwrap_or(Step::Wait), now);
+    }
+
+    /// Voters and members hear of a decision at once; everybody else by gossip.
+    pub(super) fn hosts_to_tell(&self, range: Range) -> BTreeSet<HostLabel> {
+        let Some(local) = self.locals.get(&range) else { return BTreeSet::new() };
+        let members = local.ring.iter().flat_map(|ring| ring.members.keys().chain(&ring.voters));
+        let asked = local.running.iter().flat_map(|running| &running.proposal.voters);
+        let all = members.chain(asked).chain(local.wishes.keys()).copied();
+        all.filter(|host| *host != self.own && self.reachable.contains(host)).collect()
+    }
+
+    pub(super) fn propose(&mut self, range: Range, change: Change, now: Time) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        if local.running.is_some() || now < local.retry_after {
+            return;
+        }
+        let (voters, needed) = match &local.ring {
+            Some(ring) => ring.quorum(&change),
+            None => self.founding_quorum(),
+        };
+        let is_there = |voter: &&HostLabel| **voter == own || self.reachable.contains(voter);
+        if voters.iter().filter(is_there).count() < needed {
+            return;
+        }
+        let first = voters.iter().find(is_there).copied().unwrap_or(own);
+        if first != own && self.wish(range, first, &change, now) {
+            return;
+        }
+        let change = self.together(range, change);
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        local.round = local.round.max(local.acceptor.promised.round) + 1;
+        let ballot = Ballot { round: local.round, proposer: own };
+        let proposal = Proposal::new(ballot, change.clone(), voters.clone(), needed);
+        local.running = Some(Running { proposal, started: now });
+        if voters.is_empty() {
+            // Nobody is left to be asked: it is on the word of whoever gave the voters up.
+            return self.on_step(range, Step::Decided(change), now);
+        }
+        for voter in voters.iter().copied().filter(|voter| *voter != own) {
+            self.send(voter, range, Body::Prepare(ballot));
+        }
+        if voters.contains(&own) && self.locals.get(&range).is_some_and(Local::may_vote) {
+            let Some(local) = self.locals.get_mut(&range) else { return };
+            let Ok(accepted) = local.acceptor.prepare(ballot) else { return };
+            let step = local.running.as_mut().map(|running| running.proposal.on_promise(own, accepted));
+            self.persist_ring(range);
+            self.on_step(range, step.unwrap_or(Step::Wait), now);
+        }
+    }
+
+    /// Leaves a change to the first voter that is there; false if it has had its chance.
+    pub(super) fn wish(&mut self, range: Range, first: HostLabel, change: &Change, now: Time) -> bool {
+        let change = match change {
+            Change::Found { .. } => None,
+            change if Ring::may_wish(self.own, change) => Some(change.clone()),
+            _ => return false,
+        };
+        let Some(local) = self.locals.get_mut(&range) else { return false };
+        let since = local.wishing.map_or(now, |(since, _)| since);
+        if now.since(since) > WISH_PATIENCE {
+            return false;
+        }
+        let is_due = local.wishing.is_none_or(|(_, last)| now.since(last) >= WISH_AGAIN);
+        if is_due {
+            local.wishing = Some((since, now));
+            self.send(first, range, Body::Wish(change));
+        }
+        true
+    }
+
+    pub(super) fn on_wish(&mut self, from: HostLabel, range: Range, change: Option<Change>, now: Time) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        match change {
+            None => local.wanted_until = now + PATIENCE,
+            Some(change) if Ring::may_wish(from, &change) && local.wishes.len() < MAX_PENDING => {
+                local.wishes.insert(from, (change, now + WISH_PATIENCE));
+            }
+            Some(_) => return,
+        }
+        self.advance(range, now);
+    }
+
+    /// A change and what others wish for, as one.
+    pub(super) fn together(&mut self, range: Range, change: Change) -> Change {
+        let Some(local) = self.locals.get_mut(&range) else { return change };
+        let Some(ring) = &local.ring else { return change };
+        let makes_sense = |wish: &&Change| **wish != change && ring.after(wish).is_some();
+        let wishes = local.wishes.values().map(|(wish, _)| wish).filter(makes_sense);
+        let wishes: Vec<Change> = wishes.take(MAX_TOGETHER - 1).cloned().collect();
+        // Whose quorum differs stands alone.
+        let is_alone = |change: &Change| matches!(change, Change::GiveUp(_));
+        if wishes.is_empty() || is_alone(&change) || wishes.iter().any(is_alone) {
+            return change;
+        }
+        Change::All(std::iter::once(change).chain(wishes).collect())
+    }
+
+    pub(super) fn back_off(&mut self, range: Range, round: u32, now: Time) {
+        let wait = Duration::from_millis(self.rng.random_range(20..300));
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        local.round = local.round.max(round);
+        local.running = None;
+        local.retry_after = now + wait;
+    }
+
+    /// A change is decided: on to the next state.
+    pub(super) fn decide(&mut self, range: Range, change: &Change, now: Time) {
+        let Some(local) = self.locals.get(&range) else { return };
+        let next = match &local.ring {
+            Some(ring) => ring.after(change),
+            None => Ring::found(range, change),
+        };
+        if let Some(next) = next {
+            self.adopt(range, next, now);
+        }
+    }
+
+    /// Takes over a state that was decided.
+    pub(super) fn adopt(&mut self, range: Range, ring: Ring, now: Time) {
+        let (own, nonce) = (self.own, self.start.nonce);
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let is_stranger = local.ring.is_none() && local.acceptor.accepted.is_none();
+        (local.acceptor, local.running, local.round) = (Acceptor::default(), None, 0);
+        (local.wishing, local.deserted_for) = (None, None);
+        local.wishes.retain(|_, (wish, until)| *until > now && ring.after(wish).is_some());
+        let known = ring.members.get(&own).copied();
+        let is_known = known.is_some_and(|known| known.nonce == nonce);
+        local.is_amnesiac |= is_stranger && known.is_some() && !is_known;
+        local.is_confirmed |= is_known || known.is_none();
+        local.is_amnesiac &= !is_known;
+        local.leaving.retain(|leaving| match leaving {
+            Leaving::Address(address) => ring.loans.get(address) == Some(&own),
+            Leaving::Window(window) => ring.windows.get(window).is_some_and(|held| held.holder == own),
+        });
+        local.ring = Some(ring);
+        if let Some(known) = known.filter(|known| is_known && known.number > self.start.number) {
+            self.start = known;
+            self.persist(PERSISTED_STARTS.to_vec(), Some(encode(&known.number)));
+        }
+        self.persist_ring(range);
+        self.answer_given_up(range);
+        self.drop_dead_loans(range);
+        self.check_rights(range);
+        self.announce(range);
+        self.unsettled.insert(range);
+    }
+
+    /// Hosts that were to be given up are.
+    pub(super) fn answer_given_up(&mut self, range: Range) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let done: Vec<Ticket> = match &local.ring {
+            Some(ring) => {
+                let is_done = |(host, _): &(HostLabel, Time)| !ring.mentions(*host);
+                local.give_up.iter().filter(|(_, wanted)| is_done(wanted)).map(|(ticket, _)| *ticket).collect()
+            }
+            None => Vec::new(),
+        };
+        for ticket in done {
+            if let Some(local) = self.locals.get_mut(&range) {
+                local.give_up.remove(&ticket);
+            }
+            if !self.locals.values().any(|local| local.give_up.contains_key(&ticket)) {
+                self.reply(ticket, Ok(Ipv4Addr::UNSPECIFIED));
+            }
+        }
+    }
+
+    /// An address promised to another is free again once the state it was promised in has passed without it.
+    pub(super) fn drop_dead_loans(&mut self, range: Range) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let n = local.state().1;
+        let is_lent = |address: &Ipv4Addr| local.ring.as_ref().is_some_and(|ring| ring.loans.contains_key(address));
+        let dead: Vec<Ipv4Addr> = local
+            .lending
+            .iter()
+            .filter(|(address, (_, until))| n > *until || is_lent(address))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in dead {
+            if let Some(local) = self.locals.get_mut(&range) {
+                local.lending.remove(&address);
+            }
+            self.persist(address_key(PERSISTED_LENDING, range, address), None);
+        }
+    }
+
+    /// Finds handed-out addresses that this host has no right to in the present ring.
+    pub(super) fn check_rights(&mut self, range: Range) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(ring) = local.ring.as_ref().filter(|ring| ring.superseded_by.is_none()) else { return };
+        let mut lost = Vec::new();
+        for (address, id) in &local.held {
+            if ring.is_entitled(own, *address) {
+                local.claims.remove(address);
+            } else if ring.loans.contains_key(address) || ring.holder_of(*address).is_some_and(|held| held.retired) {
+                lost.push((*id, *address));
+            } else if local.claims.insert(*address) {
+                let refused = BTreeSet::new();
+                let (until, asked) = (Time::from_nanos(u64::MAX), Time::ZERO);
+                local.pending.push(Pending { ticket: None, id: *id, want: Some(*address), until, asked, refused });
+            }
+        }
+        let claims = &local.claims;
+        local.pending.retain(|p| p.ticket.is_some() || p.want.is_some_and(|want| claims.contains(&want)));
+        for (id, address) in lost {
+            self.fence(range, id, address);
+        }
+    }
+
+    pub(super) fn announce(&mut self, range: Range) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(ring) = &local.ring else { return };
+        // Voters speak for the ring, members for their part in it: a ring whose voters are gone is still seen. That others
+        // were given up has to reach them from whoever knows.
+        let speaks = ring.mentions(self.own) || local.announced.is_some() || !ring.succeeds.is_empty();
+        if !speaks {
+            return;
+        }
+        let announcement = Announcement {
+            ring: ring.id,
+            n: ring.n,
+            windows: ring.windows.len() as u32,
+            succeeds: ring.succeeds.clone(),
+            superseded_by: ring.superseded_by,
+        };
+        if local.announced.as_ref() != Some(&announcement) {
+            local.announced = Some(announcement.clone());
+            self.outputs.push_back(Output::Announce(range, announcement));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Getting to know states: of the ring of a range, of none yet, of two that meet.
+
+use rand::Rng;
+use weft_crypto::{HostLabel, Time};
+
+use super::{
+    ASK_INTERVAL, Announcement, Body, Change, Download, Ipam, MAX_PARTS, Named, PART, Range, Ring, RingId, decode,
+    encode, make_odd,
+};
+
+impl Ipam {
+    pub(super) fn pull(&mut self, from: HostLabel, range: Range, now: Time) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        if now.since(local.asked_state) < ASK_INTERVAL && local.asked_state != Time::ZERO {
+            return;
+        }
+        local.asked_state = now;
+        self.send(from, range, Body::Pull);
+    }
+
+    pub(super) fn on_pull(&mut self, from: HostLabel, range: Range, theirs: (RingId, u64)) {
+        let Some(ring) = self.locals.get(&range).and_then(|local| local.ring.as_ref()) else { return };
+        if (ring.id, ring.n) == theirs {
+            return;
+        }
+        let bytes = encode(ring);
+        let parts: Vec<Vec<u8>> = bytes.chunks(PART).map(<[u8]>::to_vec).collect();
+        let count = parts.len() as u16;
+        for (part, bytes) in (0..).zip(parts) {
+            self.send(from, range, Body::State { part, parts: count, bytes });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn on_state(
+        &mut self,
+        from: HostLabel,
+        range: Range,
+        theirs: (RingId, u64),
+        part: u16,
+        parts: u16,
+        bytes: Vec<u8>,
+        now: Time,
+    ) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        if parts > MAX_PARTS || !local.wants_state(theirs) {
+            return;
+        }
+        let is_new = local
+            .download
+            .as_ref()
+            .is_none_or(|d| (d.from, d.ring, d.n, d.parts.len()) != (from, theirs.0, theirs.1, usize::from(parts)));
+        if is_new {
+            let parts = vec![None; usize::from(parts)];
+            local.download = Some(Download { from, ring: theirs.0, n: theirs.1, parts });
+        }
+        let Some(download) = &mut local.download else { return };
+        download.parts[usize::from(part)] = Some(bytes);
+        if download.parts.iter().any(Option::is_none) {
+            return;
+        }
+        let whole: Vec<u8> = local.download.take().into_iter().flat_map(|d| d.parts).flatten().flatten().collect();
+        let ring = decode::<Ring>(&whole).filter(|ring| (ring.id, ring.n, ring.range) == (theirs.0, theirs.1, range));
+        if let Some(ring) = ring {
+            self.adopt(range, ring, now);
+        }
+    }
+
+    /// Whom a founding takes: the peers named that were met, and this host.
+    pub(super) fn electorate(&self) -> Vec<HostLabel> {
+        if self.founds_alone {
+            return vec![self.own];
+        }
+        let mut all: Vec<HostLabel> = self.named.iter().filter_map(|named| named.host).collect();
+        all.push(self.own);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Who decides on a founding, and how many it takes: a majority of all named, met or not, and this host.
+    pub(super) fn founding_quorum(&self) -> (Vec<HostLabel>, usize) {
+        let electorate = self.electorate();
+        let met = |named: &&Named| named.host.is_some();
+        let strangers = if self.founds_alone { 0 } else { self.named.len() - self.named.iter().filter(met).count() };
+        let needed = (electorate.len() + strangers) / 2 + 1;
+        (electorate, needed)
+    }
+
+    /// There is no ring for a range that somebody here wants an address of.
+    pub(super) fn seek_ring(&mut self, range: Range, now: Time) {
+        let Some(local) = self.locals.get(&range) else { return };
+        let known = local.heard.iter().filter(|(host, _)| self.reachable.contains(host));
+        if let Some(host) = known.max_by_key(|(_, heard)| heard.n).map(|(host, _)| *host) {
+            return self.pull(host, range, now);
+        }
+        // A ring that is known of but out of reach is waited for: a second one would have to be mended later.
+        let is_known_of = !local.heard.is_empty();
+        if is_known_of && !self.founds_alone {
+            return;
+        }
+        let (electorate, _) = self.founding_quorum();
+        let mut voters: Vec<HostLabel> =
+            electorate.into_iter().filter(|host| *host == self.own || self.reachable.contains(host)).collect();
+        make_odd(&mut voters);
+        let (id, founder, start) = (RingId(self.rng.next_u64().max(1)), self.own, self.start);
+        self.propose(range, Change::Found { id, founder, start, voters }, now);
+    }
+
+    /// Looks whether another ring of this range was met, and which of the two goes on.
+    pub(super) fn meet_rings(&mut self, range: Range, now: Time) -> Option<Change> {
+        let local = self.locals.get(&range)?;
+        let ring = local.ring.as_ref()?;
+        let is_other = |heard: &Announcement| heard.ring != ring.id && !ring.succeeds.contains(&heard.ring);
+        let others = local.heard.iter().filter(|(_, heard)| is_other(heard));
+        // Two rings that gave way to each other at once: the one with the lower id goes on after all.
+        let gives_way_back =
+            |heard: &Announcement| ring.superseded_by == Some(heard.ring) && heard.superseded_by == Some(ring.id);
+        if others.clone().any(|(_, heard)| gives_way_back(heard) && ring.id < heard.ring) {
+            return Some(Change::Revive);
+        }
+        // Voters that joined another ring before they heard of this one will never vote here.
+        let away: Vec<(HostLabel, RingId)> = others
+            .clone()
+            .filter(|(host, _)| ring.voters.contains(host))
+            .map(|(host, heard)| (*host, heard.ring))
+            .collect();
+        let given_way = local.heard.values().find_map(|heard| heard.superseded_by.filter(|_| heard.ring == ring.id));
+        let goes_on = |heard: &Announcement| given_way == Some(heard.ring) || heard.succeeds.contains(&ring.id);
+        let given_way = others.clone().find(|(_, heard)| goes_on(heard)).map(|(host, heard)| (*host, heard.ring));
+        let deserted = away.len() * 2 > ring.voters.len();
+        let away = given_way.into_iter().chain(away.into_iter().filter(|_| deserted));
+        if let Some((host, other)) = away.into_iter().find(|(host, _)| self.reachable.contains(host)) {
+            self.locals.get_mut(&range)?.deserted_for = Some(other);
+            self.pull(host, range, now);
+            return None;
+        }
+        match ring.superseded_by {
+            None => {
+                let mut live = others.filter(|(_, heard)| heard.superseded_by.is_none());
+                live.find(|(_, heard)| heard.outranks(ring)).map(|(_, heard)| Change::Supersede(heard.ring))
+            }
+            Some(next) => {
+                let is_there = |(host, _): &(&HostLabel, &Announcement)| self.reachable.contains(host);
+                let mut known = others.clone().filter(|(_, heard)| heard.ring == next);
+                let Some((host, _)) =
+                    known.clone().max_by_key(|(_, heard)| heard.n).filter(|_| known.clone().any(|k| is_there(&k)))
+                else {
+                    // That one has given way in turn, and nobody is left who speaks of it.
+                    let mut live = others.filter(|(_, heard)| heard.superseded_by.is_none());
+                    let Some((host, other)) = live.find(is_there).map(|(host, heard)| (*host, heard.ring)) else {
+                        return Some(Change::Revive);
+                    };
+                    self.locals.get_mut(&range)?.deserted_for = Some(other);
+                    self.pull(host, range, now);
+                    return None;
+                };
+                let reachable = known.find(is_there).map_or(*host, |(host, _)| *host);
+                self.pull(reachable, range, now);
+                None
+            }
+        }
+    }
+}

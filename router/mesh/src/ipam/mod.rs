@@ -1,0 +1,483 @@
+//! Addresses for containers, without a server: never one twice in a ring, whatever fails.
+//!
+//! 1. [`ring`]: the range of a ring is cut into windows; its state changes by decided changes only.
+//! 2. [`paxos`]: the voters of a state decide the next change; a majority is enough.
+//! 3. Here: a host opens a window (a round trip to the voters), then hands out of it alone. Only the host that has
+//!    a window open hands out of it, and it remembers what it handed out before it says so. So no address is
+//!    held twice; and as nothing but open windows ever belongs to a host, the rest of the range never has to be
+//!    taken back from one that is gone.
+//!
+//! A sans-I/O state machine: time and messages in, [`Output`]s out. What is sent or answered must wait until what was
+//! to be persisted before it is on disk.
+
+mod allocate;
+mod api;
+mod decide;
+mod learn;
+pub mod message;
+pub mod paxos;
+pub mod ring;
+mod upkeep;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use serde::{Deserialize, Serialize};
+use weft_crypto::{HostLabel, Time};
+
+pub use api::*;
+
+use crate::records::{decode, encode};
+use message::{Body, Message, PART};
+use paxos::{Acceptor, Ballot, Proposal, Step};
+use ring::{Change, MAX_TOGETHER, MAX_VOTERS, Range, Ring, RingId, Start, make_odd};
+
+/// What an address is allocated for: the same id gets the same address again.
+pub type AllocationId = [u8; 16];
+/// Matches a reply to its request.
+pub type Ticket = u64;
+
+/// How long a request may wait for what it takes.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a released address rests before it is handed out again.
+pub const QUARANTINE: Duration = Duration::from_secs(10);
+/// How long answers to a proposal are awaited before it is tried again.
+const RETRY: Duration = Duration::from_millis(400);
+/// How often a state is asked for, and a holder asked for an address.
+const ASK_INTERVAL: Duration = Duration::from_millis(300);
+/// How often it is looked whether what is waited for can go on.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often another is asked to see to a change, and how long that is left to it.
+const WISH_AGAIN: Duration = Duration::from_millis(150);
+const WISH_PATIENCE: Duration = Duration::from_millis(1200);
+/// How often voters and spare windows are looked after.
+const UPKEEP: Duration = Duration::from_secs(2);
+/// How long a window may be empty before it is given back, if its holder has another one.
+const EMPTY_FOR: Duration = Duration::from_secs(120);
+/// How long a host whose machine started anew listens for the others before it takes its own word for what it may hand out.
+const LISTEN: Duration = Duration::from_secs(3);
+/// Changes that a host alone decides in one go.
+const STEPS: usize = 64;
+/// Rings known, requests waiting, and parts of one state, at most.
+const MAX_RINGS: usize = 256;
+const MAX_PENDING: usize = 1024;
+const MAX_PARTS: u16 = 128;
+
+const PERSISTED_STARTS: &[u8] = b"ipam/starts";
+const PERSISTED_RING: &[u8] = b"ipam/ring/";
+const PERSISTED_ADDRESS: &[u8] = b"ipam/address/";
+const PERSISTED_LENDING: &[u8] = b"ipam/lending/";
+
+/// The addresses of this host, and its part in the rings.
+pub struct Ipam {
+    own: HostLabel,
+    started: Time,
+    start: Start,
+    rng: ChaCha20Rng,
+    grace: Duration,
+    /// Found a ring although peers are named.
+    founds_alone: bool,
+    named: Vec<Named>,
+    reachable: BTreeSet<HostLabel>,
+    last_seen: BTreeMap<HostLabel, Time>,
+    locals: BTreeMap<Range, Local>,
+    /// Ranges whose state changed since it was looked what can go on.
+    unsettled: BTreeSet<Range>,
+    outputs: VecDeque<Output>,
+    next_upkeep: Time,
+}
+
+/// What this host knows and does about one range.
+#[derive(Default)]
+struct Local {
+    ring: Option<Ring>,
+    acceptor: Acceptor,
+    running: Option<Running>,
+    round: u32,
+    retry_after: Time,
+    /// When it was last looked what is waited for.
+    looked: Time,
+    /// This run is known to the ring, or remembers all that the last one did.
+    is_confirmed: bool,
+    /// The ring knows this host from a life of which it has forgotten what it voted for.
+    is_amnesiac: bool,
+    /// A ring that most voters of this host's ring have joined.
+    deserted_for: Option<RingId>,
+    held: BTreeMap<Ipv4Addr, AllocationId>,
+    by_id: BTreeMap<AllocationId, Ipv4Addr>,
+    /// Released addresses, until when they rest.
+    resting: BTreeMap<Ipv4Addr, Time>,
+    /// Addresses promised to others, and from which state on they are free again if nothing came of it.
+    lending: BTreeMap<Ipv4Addr, (HostLabel, u64)>,
+    /// Addresses and windows that this host has asked to be rid of: whoever may decide that, and when, they are not used
+    /// again.
+    leaving: BTreeSet<Leaving>,
+    /// Held addresses whose right has to be won anew.
+    claims: BTreeSet<Ipv4Addr>,
+    pending: Vec<Pending>,
+    /// Since when, and when last, another was asked to see to a change in the present state.
+    wishing: Option<(Time, Time)>,
+    /// What others asked this host to see to.
+    wishes: BTreeMap<HostLabel, (Change, Time)>,
+    /// Others want a ring until then.
+    wanted_until: Time,
+    give_up: BTreeMap<Ticket, (HostLabel, Time)>,
+    heard: BTreeMap<HostLabel, Announcement>,
+    announced: Option<Announcement>,
+    download: Option<Download>,
+    asked_state: Time,
+    cursor: u32,
+    empty_since: BTreeMap<u32, Time>,
+}
+
+struct Running {
+    proposal: Proposal,
+    started: Time,
+}
+
+struct Pending {
+    ticket: Option<Ticket>,
+    id: AllocationId,
+    want: Option<Ipv4Addr>,
+    until: Time,
+    asked: Time,
+    refused: BTreeSet<HostLabel>,
+}
+
+struct Download {
+    from: HostLabel,
+    ring: RingId,
+    n: u64,
+    parts: Vec<Option<Vec<u8>>>,
+}
+
+/// What a host gives back: a lent address, or a window.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+enum Leaving {
+    Address(Ipv4Addr),
+    Window(u32),
+}
+
+/// A ring as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    ring: Option<Ring>,
+    acceptor: Acceptor,
+    leaving: BTreeSet<Leaving>,
+}
+
+impl Ipam {
+    /// Picks up from what was persisted.
+    pub fn new(setup: Setup, kept: &BTreeMap<Vec<u8>, Vec<u8>>) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(setup.entropy);
+        let last: u64 = kept.get(PERSISTED_STARTS).and_then(|value| decode(value)).unwrap_or(0);
+        let start = Start { number: last + 1, nonce: rng.next_u64() };
+        let mut ipam = Ipam {
+            own: setup.own,
+            started: setup.now,
+            start,
+            rng,
+            grace: setup.grace,
+            founds_alone: setup.founds_alone,
+            named: Vec::new(),
+            reachable: BTreeSet::new(),
+            last_seen: BTreeMap::new(),
+            locals: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            next_upkeep: Time::ZERO,
+        };
+        ipam.persist(PERSISTED_STARTS.to_vec(), Some(encode(&start.number)));
+        ipam.restore(kept, setup.continues);
+        ipam
+    }
+
+    fn restore(&mut self, kept: &BTreeMap<Vec<u8>, Vec<u8>>, continues: bool) {
+        for (key, value) in kept {
+            if let Some(range) = key.strip_prefix(PERSISTED_RING).and_then(range_of) {
+                if let Some(Kept { ring, acceptor, leaving }) = decode(value) {
+                    let local = self.locals.entry(range).or_default();
+                    (local.ring, local.acceptor, local.leaving) = (ring, acceptor, leaving);
+                    local.is_confirmed = continues;
+                }
+            } else if let Some((range, address)) = key.strip_prefix(PERSISTED_ADDRESS).and_then(address_of) {
+                if let Some(id) = decode::<AllocationId>(value) {
+                    let local = self.locals.entry(range).or_default();
+                    local.held.insert(address, id);
+                    local.by_id.insert(id, address);
+                }
+            } else if let Some((range, address)) = key.strip_prefix(PERSISTED_LENDING).and_then(address_of)
+                && let Some(lent) = decode(value)
+            {
+                self.locals.entry(range).or_default().lending.insert(address, lent);
+            }
+        }
+        let ranges: Vec<Range> = self.locals.keys().copied().collect();
+        for range in ranges {
+            self.check_rights(range);
+            self.announce(range);
+        }
+    }
+
+    /// Asks for an address; an [`Output::Reply`] follows within [`PATIENCE`].
+    pub fn allocate(&mut self, ticket: Ticket, range: Range, id: AllocationId, want: Option<Ipv4Addr>, now: Time) {
+        if let Some(address) = want.filter(|address| !range.contains(*address) || range.is_reserved(*address)) {
+            return self.reply(ticket, Err(Error::Reserved(address)));
+        }
+        let has_room = self.locals.len() < MAX_RINGS || self.locals.contains_key(&range);
+        let local = if has_room { Some(self.locals.entry(range).or_default()) } else { None };
+        let Some(local) = local.filter(|local| local.pending.len() < MAX_PENDING) else {
+            return self.reply(ticket, Err(Error::Busy));
+        };
+        let until = now + PATIENCE;
+        let refused = BTreeSet::new();
+        local.pending.push(Pending { ticket: Some(ticket), id, want, until, asked: Time::ZERO, refused });
+        self.advance(range, now);
+    }
+
+    /// Lets go of what was allocated for an id; it rests a while.
+    pub fn release(&mut self, range: Range, id: AllocationId, now: Time) {
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        // A request that is still waiting is not wanted any more.
+        local.pending.retain(|pending| pending.id != id || pending.ticket.is_none());
+        let Some(address) = local.by_id.remove(&id) else { return };
+        local.held.remove(&address);
+        local.claims.remove(&address);
+        local.pending.retain(|pending| pending.id != id);
+        local.resting.insert(address, now + QUARANTINE);
+        self.persist(address_key(PERSISTED_ADDRESS, range, address), None);
+        self.advance(range, now);
+    }
+
+    /// The ring of a range, as far as this host knows it.
+    pub fn ring(&self, range: Range) -> Option<&Ring> {
+        self.locals.get(&range)?.ring.as_ref()
+    }
+
+    /// What this host has handed out of a range, and whether the right to it still has to be won anew.
+    pub fn allocations(&self, range: Range) -> impl Iterator<Item = (Ipv4Addr, AllocationId, bool)> {
+        let local = self.locals.get(&range).into_iter();
+        local.flat_map(|local| local.held.iter().map(|(address, id)| (*address, *id, local.claims.contains(address))))
+    }
+
+    /// Takes back what a host had that is off for good; `Ok` of the unspecified address answers.
+    pub fn give_up(&mut self, ticket: Ticket, host: HostLabel, now: Time) {
+        let concerned: Vec<Range> = (self.locals.iter())
+            .filter(|(_, local)| local.ring.as_ref().is_some_and(|ring| ring.mentions(host)))
+            .map(|(range, _)| *range)
+            .collect();
+        if concerned.is_empty() {
+            return self.reply(ticket, Ok(Ipv4Addr::UNSPECIFIED));
+        }
+        for range in concerned {
+            if let Some(local) = self.locals.get_mut(&range) {
+                local.give_up.insert(ticket, (host, now + PATIENCE));
+            }
+            self.advance(range, now);
+        }
+    }
+
+    /// The peers the user named, and the hosts that can be reached now.
+    pub fn set_hosts(&mut self, named: Vec<Named>, reachable: BTreeSet<HostLabel>, now: Time) {
+        self.named = named;
+        for host in &reachable {
+            self.last_seen.insert(*host, now);
+        }
+        self.reachable = reachable;
+    }
+
+    /// A host announced, by gossip, how far a ring has come; or takes it back.
+    pub fn hear(&mut self, from: HostLabel, range: Range, announcement: Option<Announcement>, now: Time) {
+        if from == self.own || (self.locals.len() >= MAX_RINGS && !self.locals.contains_key(&range)) {
+            return;
+        }
+        let heard = &mut self.locals.entry(range).or_default().heard;
+        match announcement {
+            Some(announcement) => drop(heard.insert(from, announcement)),
+            None => drop(heard.remove(&from)),
+        }
+        self.advance(range, now);
+    }
+
+    /// A message from a host, proven to be its.
+    pub fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
+        let Some(Message { range, ring, n, body }) = Message::decode(bytes) else { return };
+        if self.locals.len() >= MAX_RINGS && !self.locals.contains_key(&range) {
+            return;
+        }
+        let local = self.locals.entry(range).or_default();
+        let state = local.state();
+        let is_same = state == (ring, n);
+        let is_ahead = ring != RingId::default() && (state.0 == RingId::default() || (state.0 == ring && n > state.1));
+        match body {
+            Body::Prepare(ballot) if is_same => self.on_prepare(from, range, ballot),
+            Body::Accept(ballot, change) if is_same => self.on_accept(from, range, ballot, change),
+            Body::Prepare(_) | Body::Accept(..) => {
+                self.send(from, range, Body::Refuse(Ballot::default()));
+                if is_ahead {
+                    self.pull(from, range, now);
+                }
+            }
+            Body::Promise(ballot, accepted) if is_same => {
+                if let Some(running) = local.running.as_mut().filter(|running| running.proposal.ballot == ballot) {
+                    let step = running.proposal.on_promise(from, accepted);
+                    self.on_step(range, step, now);
+                }
+            }
+            Body::Vote(ballot) if is_same => {
+                if let Some(running) = local.running.as_mut().filter(|running| running.proposal.ballot == ballot) {
+                    let step = running.proposal.on_vote(from);
+                    self.on_step(range, step, now);
+                }
+            }
+            Body::Refuse(promised) if is_same => {
+                let is_outbid = local.running.as_ref().is_some_and(|running| running.proposal.ballot < promised);
+                if is_outbid {
+                    self.back_off(range, promised.round, now);
+                }
+            }
+            Body::Decided(change) if is_same => self.decide(range, &change, now),
+            Body::Decided(_) | Body::Refuse(_) if is_ahead => self.pull(from, range, now),
+            Body::Refuse(_) if ring != RingId::default() => {
+                // Whoever is asked in vain may have joined another ring.
+                let heard = Announcement { ring, n, windows: 0, succeeds: Vec::new(), superseded_by: None };
+                local.heard.insert(from, heard);
+                self.advance(range, now);
+            }
+            Body::Wish(change) if is_same => self.on_wish(from, range, change, now),
+            Body::Wish(_) => self.send(from, range, Body::Refuse(Ballot::default())),
+            Body::Pull => self.on_pull(from, range, (ring, n)),
+            Body::State { part, parts, bytes } => self.on_state(from, range, (ring, n), part, parts, bytes, now),
+            Body::Borrow { id, want } if ring == state.0 => self.on_borrow(from, range, id, want, now),
+            Body::NotLent { id, taken_by } if ring == state.0 => self.on_not_lent(from, range, id, taken_by, now),
+            _ => {}
+        }
+        if self.unsettled.contains(&range) {
+            self.advance(range, now);
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let ranges: Vec<Range> = self.locals.keys().copied().collect();
+        let upkeep = now >= self.next_upkeep;
+        if upkeep {
+            self.next_upkeep = now + UPKEEP;
+        }
+        for range in ranges {
+            self.expire(range, now);
+            if upkeep {
+                self.keep_up(range, now);
+            }
+            self.advance(range, now);
+            if let Some(local) = self.locals.get_mut(&range) {
+                local.looked = now;
+            }
+        }
+    }
+
+    /// When [`Ipam::handle_timeout`] is next to be called.
+    pub fn next_timeout(&self) -> Option<Time> {
+        let of_local = |local: &Local| {
+            let proposal = local.running.as_ref().map(|running| running.started + RETRY);
+            let over = local.pending.iter().map(|pending| pending.until);
+            let over = over.chain(local.give_up.values().map(|(_, until)| *until)).min();
+            let retry = local.is_waiting().then(|| local.retry_after.max(local.looked + LOOK_AGAIN));
+            [proposal, over, retry].into_iter().flatten().min()
+        };
+        let due = self.locals.values().filter_map(of_local).min();
+        let upkeep = (!self.locals.is_empty()).then_some(self.next_upkeep);
+        [due, upkeep].into_iter().flatten().min()
+    }
+
+    /// What is to be done, in order.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// How the rings stand; `name_of` turns hosts into names.
+    pub fn status(&self, name_of: impl Fn(HostLabel) -> String) -> Vec<RingStatus> {
+        let of_local = |(range, local): (&Range, &Local)| {
+            let ring = local.ring.as_ref();
+            let size = range.window_size();
+            let count = |is_counted: &dyn Fn(HostLabel) -> bool| {
+                ring.map_or(0, |ring| {
+                    ring.windows.values().filter(|held| is_counted(held.holder)).count() as u32 * size
+                })
+            };
+            let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty();
+            let waiting_for = if is_waiting { self.waiting_for(local, &name_of) } else { Vec::new() };
+            RingStatus {
+                range: *range,
+                is_ready: ring.is_some() && waiting_for.is_empty(),
+                waiting_for,
+                owned: count(&|host| host == self.own),
+                used: local.held.len() as u32,
+                unreachable: count(&|host| host != self.own && !self.reachable.contains(&host)),
+                voters: ring.map(|ring| ring.voters.clone()).unwrap_or_default(),
+            }
+        };
+        self.locals.iter().map(of_local).collect()
+    }
+
+    fn persist(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.outputs.push_back(Output::Persist(key, value));
+    }
+
+    fn reply(&mut self, ticket: Ticket, result: Result<Ipv4Addr, Error>) {
+        self.outputs.push_back(Output::Reply(ticket, result));
+    }
+
+    fn send(&mut self, to: HostLabel, range: Range, body: Body) {
+        let (ring, n) = self.locals.get(&range).map(Local::state).unwrap_or_default();
+        self.outputs.push_back(Output::Send(to, Message { range, ring, n, body }.encode()));
+    }
+}
+
+impl Local {
+    fn state(&self) -> (RingId, u64) {
+        self.ring.as_ref().map(|ring| (ring.id, ring.n)).unwrap_or_default()
+    }
+
+    /// A voter that forgot what it voted for does not vote again in the state it finds, unless there is nobody else.
+    fn may_vote(&self) -> bool {
+        !self.is_amnesiac || self.ring.as_ref().is_some_and(|ring| ring.voters.len() == 1)
+    }
+
+    /// Whether there is something that others have to do, which may have to be asked for again.
+    fn is_waiting(&self) -> bool {
+        let is_moving = self.ring.as_ref().is_some_and(|ring| ring.superseded_by.is_some());
+        is_moving
+            || !self.wishes.is_empty()
+            || !self.pending.is_empty()
+            || !self.give_up.is_empty()
+            || !self.lending.is_empty()
+            || !self.leaving.is_empty()
+    }
+
+    /// Whether a state of another host is one to go on from.
+    fn wants_state(&self, (id, n): (RingId, u64)) -> bool {
+        match &self.ring {
+            None => true,
+            Some(ring) if ring.id == id => n > ring.n,
+            Some(ring) => ring.superseded_by == Some(id) || self.deserted_for == Some(id),
+        }
+    }
+}
+
+fn address_key(prefix: &[u8], range: Range, address: Ipv4Addr) -> Vec<u8> {
+    [prefix, &range.to_bytes(), &address.octets()].concat()
+}
+
+fn range_of(bytes: &[u8]) -> Option<Range> {
+    Range::from_bytes(bytes.try_into().ok()?)
+}
+
+fn address_of(bytes: &[u8]) -> Option<(Range, Ipv4Addr)> {
+    let (range, address) = bytes.split_first_chunk::<5>()?;
+    let address: [u8; 4] = address.try_into().ok()?;
+    Some((Range::from_bytes(*range)?, address.into()))
+}

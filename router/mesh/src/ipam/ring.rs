@@ -1,0 +1,518 @@
+//! A ring: who may hand out which addresses of a range, as its voters have decided.
+//!
+//! A range is cut into windows. A window is free, or one host has it open and hands out of it alone, asking nobody.
+//! The ring changes one decided [`Change`] at a time: state `n` and the change give state `n + 1` on every host,
+//! and the voters of state `n` decide the change ([`super::paxos`]).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use weft_crypto::HostLabel;
+
+/// The most addresses of one window; small ranges have smaller ones, so that there are enough to go round.
+const MAX_WINDOW: u32 = 1024;
+const MIN_WINDOW: u32 = 4;
+const WINDOWS_WANTED: u32 = 64;
+/// Voters of a ring, at most. Always an odd number: an even one needs more votes and bears no more losses.
+pub const MAX_VOTERS: usize = 5;
+
+/// An IPv4 range.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Range {
+    /// Its first address.
+    pub base: Ipv4Addr,
+    /// Its prefix length, 8 to 30.
+    pub length: u8,
+}
+
+impl Range {
+    /// A range; `None` if it has host bits set, or is too large or too small to hand out of.
+    pub fn new(base: Ipv4Addr, length: u8) -> Option<Range> {
+        let fits = (8..=30).contains(&length) && base.to_bits().trailing_zeros() >= 32 - u32::from(length);
+        fits.then_some(Range { base, length })
+    }
+
+    /// Its number of addresses.
+    pub fn size(&self) -> u32 {
+        1 << (32 - self.length)
+    }
+
+    /// Whether an address is in it.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address.to_bits().wrapping_sub(self.base.to_bits()) < self.size()
+    }
+
+    /// The gateway: the first address that can be a host's.
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base.to_bits() + 1)
+    }
+
+    /// Whether nobody may have an address: network, broadcast and gateway.
+    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
+        let offset = address.to_bits() - self.base.to_bits();
+        offset <= 1 || offset == self.size() - 1
+    }
+
+    /// Addresses of one window.
+    pub fn window_size(&self) -> u32 {
+        (self.size() / WINDOWS_WANTED).clamp(MIN_WINDOW, MAX_WINDOW)
+    }
+
+    /// How many windows there are.
+    pub fn windows(&self) -> u32 {
+        self.size() / self.window_size()
+    }
+
+    /// The window an address is in.
+    pub fn window_of(&self, address: Ipv4Addr) -> u32 {
+        (address.to_bits() - self.base.to_bits()) / self.window_size()
+    }
+
+    /// The addresses of a window, the reserved ones left out.
+    pub fn addresses(&self, window: u32) -> impl Iterator<Item = Ipv4Addr> {
+        let first = self.base.to_bits() + window * self.window_size();
+        let range = *self;
+        (first..=first + (self.window_size() - 1)).map(Ipv4Addr::from_bits).filter(move |a| !range.is_reserved(*a))
+    }
+
+    /// For keys: base and length.
+    pub fn to_bytes(self) -> [u8; 5] {
+        let [a, b, c, d] = self.base.octets();
+        [a, b, c, d, self.length]
+    }
+
+    /// From [`Range::to_bytes`].
+    pub fn from_bytes([a, b, c, d, length]: [u8; 5]) -> Option<Range> {
+        Range::new(Ipv4Addr::new(a, b, c, d), length)
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.length)
+    }
+}
+
+/// Tells rings of one range apart; chosen at random by the founder.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct RingId(pub u64);
+
+/// An open window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Window {
+    /// Who has it.
+    pub holder: HostLabel,
+    /// Its holder lost track of what it handed out: nobody hands out of it until the holder is given up.
+    pub retired: bool,
+}
+
+/// One start of a host: a disk put back to an earlier state shows by a number that was used before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Start {
+    /// How often the host has started.
+    pub number: u64,
+    /// Tells two starts of one number apart.
+    pub nonce: u64,
+}
+
+impl Start {
+    /// Whether a host known by `known` may be in this start of its.
+    fn may_follow(self, known: Option<Start>) -> bool {
+        known.is_none_or(|known| known == self || known.number < self.number)
+    }
+}
+
+/// What the voters decided so far.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ring {
+    /// Which one.
+    pub id: RingId,
+    /// Of which range.
+    pub range: Range,
+    /// How many changes led here.
+    pub n: u64,
+    /// Who decides the next change.
+    pub voters: Vec<HostLabel>,
+    /// The members, and the start in which each last showed that it knows what it handed out.
+    pub members: BTreeMap<HostLabel, Start>,
+    /// The windows that are not free.
+    pub windows: BTreeMap<u32, Window>,
+    /// Single addresses that a holder let others have, out of its window.
+    pub loans: BTreeMap<Ipv4Addr, HostLabel>,
+    /// Rings that this one goes on from, on somebody's word that most of their voters are off for good, last one first:
+    /// whoever is still in one of them has missed that.
+    pub succeeds: Vec<RingId>,
+    /// The ring of the same range whose members have met this one's, and which goes on in its place.
+    pub superseded_by: Option<RingId>,
+}
+
+/// One step.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// The ring comes to be.
+    Found {
+        /// The new ring.
+        id: RingId,
+        /// Who founds it.
+        founder: HostLabel,
+        /// The founder's start.
+        start: Start,
+        /// Its first voters.
+        voters: Vec<HostLabel>,
+    },
+    /// A host opens a free window.
+    Open {
+        /// The window.
+        window: u32,
+        /// Who.
+        host: HostLabel,
+        /// The host's start.
+        start: Start,
+    },
+    /// A host gives a window back in which nothing is handed out.
+    Close {
+        /// The window.
+        window: u32,
+        /// Who.
+        host: HostLabel,
+    },
+    /// A host that may have lost its memory says how often it has started. If as many starts or more are known, its disk
+    /// is an old one: its windows are retired.
+    Register {
+        /// Who.
+        host: HostLabel,
+        /// Its start.
+        start: Start,
+    },
+    /// The holder of a window lets another host have one address of it.
+    Lend {
+        /// The address.
+        address: Ipv4Addr,
+        /// Whose window it is in.
+        from: HostLabel,
+        /// Who gets it.
+        to: HostLabel,
+    },
+    /// A host is done with an address it was lent.
+    Return {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who had it.
+        host: HostLabel,
+    },
+    /// Others decide from now on.
+    Voters(Vec<HostLabel>),
+    /// Somebody who knows says that these hosts are off for good: what they had is free again.
+    GiveUp(Vec<HostLabel>),
+    /// Two rings of one range met, and the other one goes on: nothing is handed out of this one any more.
+    Supersede(RingId),
+    /// The other ring has given way to this one at the same time: this one goes on after all.
+    Revive,
+    /// Several at once, in this order; what makes no sense any more is passed over.
+    All(Vec<Change>),
+}
+
+/// Rings remembered as gone on from.
+const MAX_SUCCEEDS: usize = 8;
+/// Changes in one [`Change::All`].
+pub const MAX_TOGETHER: usize = 16;
+
+impl Ring {
+    /// The ring that a founding makes; `None` for other changes.
+    pub fn found(range: Range, change: &Change) -> Option<Ring> {
+        let Change::Found { id, founder, start, voters } = change else { return None };
+        is_electorate(voters).then(|| Ring {
+            id: *id,
+            range,
+            n: 1,
+            voters: voters.clone(),
+            members: BTreeMap::from([(*founder, *start)]),
+            windows: BTreeMap::new(),
+            loans: BTreeMap::new(),
+            succeeds: Vec::new(),
+            superseded_by: None,
+        })
+    }
+
+    /// The ring after a change; `None` if the change makes no sense in this state.
+    pub fn after(&self, change: &Change) -> Option<Ring> {
+        let mut ring = self.clone();
+        match change {
+            Change::All(changes) => {
+                let simple = |change: &&Change| !matches!(change, Change::All(_));
+                for change in changes.iter().take(MAX_TOGETHER).filter(simple) {
+                    ring = ring.after(change).unwrap_or(ring);
+                }
+                ring.n = self.n;
+                if ring == *self {
+                    return None;
+                }
+            }
+            Change::Revive => {
+                ring.superseded_by.take()?;
+            }
+            _ if self.superseded_by.is_some() => return None,
+            Change::Found { .. } => return None,
+            Change::Supersede(other) => ring.superseded_by = Some(*other).filter(|other| *other != self.id),
+            Change::Open { window, host, start } => {
+                let is_free = *window < self.range.windows() && !self.windows.contains_key(window);
+                if !is_free || !start.may_follow(self.members.get(host).copied()) {
+                    return None;
+                }
+                ring.windows.insert(*window, Window { holder: *host, retired: false });
+                ring.members.insert(*host, *start);
+            }
+            Change::Close { window, host } => {
+                let held = ring.windows.remove(window)?;
+                if held.holder != *host || held.retired {
+                    return None;
+                }
+            }
+            Change::Register { host, start } => {
+                let known = self.members.get(host).copied();
+                if known == Some(*start) {
+                    return None;
+                }
+                let mut start = *start;
+                if !start.may_follow(known) {
+                    for held in ring.windows.values_mut().filter(|held| held.holder == *host) {
+                        held.retired = true;
+                    }
+                    // The host takes this number for its own: what it does from here on is remembered again.
+                    start.number = known.map_or(0, |known| known.number) + 1;
+                }
+                ring.members.insert(*host, start);
+            }
+            Change::Lend { address, from, to } => {
+                let is_theirs = self.range.contains(*address)
+                    && !self.range.is_reserved(*address)
+                    && self.holder_of(*address) == Some(Window { holder: *from, retired: false });
+                if !is_theirs || from == to || ring.loans.insert(*address, *to).is_some() {
+                    return None;
+                }
+            }
+            Change::Return { address, host } => {
+                if ring.loans.remove(address) != Some(*host) {
+                    return None;
+                }
+            }
+            Change::Voters(voters) => {
+                if !is_electorate(voters) || !voters.iter().all(|voter| self.members.contains_key(voter)) {
+                    return None;
+                }
+                ring.voters.clone_from(voters);
+            }
+            Change::GiveUp(hosts) => {
+                if !hosts.iter().any(|host| self.mentions(*host)) {
+                    return None;
+                }
+                let left = self.voters.iter().filter(|voter| !hosts.contains(voter)).count();
+                if left < self.voters.len() / 2 + 1 {
+                    // If the word was wrong, the others may have decided something else: that was another ring.
+                    ring.succeeds.insert(0, self.id);
+                    ring.succeeds.truncate(MAX_SUCCEEDS);
+                    ring.id = self.id_without(hosts);
+                }
+                ring.windows.retain(|_, held| !hosts.contains(&held.holder));
+                // What others were lent out of those windows stays theirs.
+                ring.loans.retain(|_, host| !hosts.contains(host));
+                ring.members.retain(|host, _| !hosts.contains(host));
+                ring.voters.retain(|host| !hosts.contains(host));
+                if ring.voters.is_empty() {
+                    ring.voters.extend(ring.members.keys().take(1));
+                }
+                make_odd(&mut ring.voters);
+                if ring.voters.is_empty() {
+                    return None;
+                }
+            }
+        }
+        ring.n += 1;
+        Some(ring)
+    }
+
+    /// The id of the ring that goes on without `hosts`: the same for all who are told the same.
+    fn id_without(&self, hosts: &[HostLabel]) -> RingId {
+        use std::hash::Hasher;
+        let mut hasher = siphasher::sip::SipHasher24::new();
+        hasher.write_u64(self.id.0);
+        hasher.write_u64(self.n);
+        hosts.iter().for_each(|host| hasher.write(&host.0));
+        RingId(hasher.finish().max(1))
+    }
+
+    /// Whether a change is one that `host` may wish for: it concerns nobody else.
+    pub fn may_wish(host: HostLabel, change: &Change) -> bool {
+        match change {
+            Change::Open { host: who, .. }
+            | Change::Close { host: who, .. }
+            | Change::Register { host: who, .. }
+            | Change::Return { host: who, .. }
+            | Change::Lend { from: who, .. } => *who == host,
+            Change::GiveUp(_) => true,
+            Change::Found { .. } | Change::Voters(_) | Change::Supersede(_) | Change::Revive | Change::All(_) => false,
+        }
+    }
+
+    /// Whether a host may have an address of its own containers: out of its window, or lent to it.
+    pub fn is_entitled(&self, host: HostLabel, address: Ipv4Addr) -> bool {
+        match self.loans.get(&address) {
+            Some(borrower) => *borrower == host,
+            None => self.holder_of(address).is_some_and(|held| held.holder == host),
+        }
+    }
+
+    /// Whether a host has anything to do with it.
+    pub fn mentions(&self, host: HostLabel) -> bool {
+        self.members.contains_key(&host)
+            || self.voters.contains(&host)
+            || self.windows.values().any(|held| held.holder == host)
+            || self.loans.values().any(|borrower| *borrower == host)
+    }
+
+    /// The windows that a host may hand out of.
+    pub fn windows_of(&self, host: HostLabel) -> impl Iterator<Item = u32> {
+        let own = self.windows.iter().filter(move |(_, held)| held.holder == host && !held.retired);
+        own.map(|(window, _)| *window)
+    }
+
+    /// Who may hand out an address.
+    pub fn holder_of(&self, address: Ipv4Addr) -> Option<Window> {
+        self.windows.get(&self.range.window_of(address)).copied()
+    }
+
+    /// The first free window from `start` on, around.
+    pub fn free_window(&self, start: u32) -> Option<u32> {
+        let count = self.range.windows();
+        (0..count).map(|step| (start + step) % count).find(|window| !self.windows.contains_key(window))
+    }
+
+    /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on somebody's word: what they may have
+    /// voted for, all others of a majority know too.
+    pub fn quorum(&self, change: &Change) -> (Vec<HostLabel>, usize) {
+        quorum(&self.voters, change)
+    }
+}
+
+/// Who votes on a change when `voters` decide, and how many votes it takes.
+pub fn quorum(voters: &[HostLabel], change: &Change) -> (Vec<HostLabel>, usize) {
+    let majority = voters.len() / 2 + 1;
+    let gone: &[HostLabel] = if let Change::GiveUp(gone) = change { gone } else { &[] };
+    let asked: Vec<HostLabel> = voters.iter().copied().filter(|voter| !gone.contains(voter)).collect();
+    let needed = majority.min(asked.len());
+    (asked, needed)
+}
+
+/// An odd number of different hosts, sorted.
+fn is_electorate(voters: &[HostLabel]) -> bool {
+    (1..=MAX_VOTERS).contains(&voters.len()) && voters.len() % 2 == 1 && voters.is_sorted_by(|a, b| a < b)
+}
+
+/// Drops one of an even number.
+pub fn make_odd(voters: &mut Vec<HostLabel>) {
+    voters.truncate(MAX_VOTERS);
+    if voters.len().is_multiple_of(2) {
+        voters.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u8) -> HostLabel {
+        HostLabel([0, 0, 0, 0, 0, n])
+    }
+
+    fn range(text: &str) -> Range {
+        let (base, length) = text.split_once('/').unwrap();
+        Range::new(base.parse().unwrap(), length.parse().unwrap()).unwrap()
+    }
+
+    fn start(number: u64) -> Start {
+        Start { number, nonce: number * 100 }
+    }
+
+    fn ring() -> Ring {
+        let found = Change::Found { id: RingId(1), founder: host(1), start: start(1), voters: vec![host(1)] };
+        Ring::found(range("10.32.0.0/24"), &found).unwrap()
+    }
+
+    #[test]
+    fn ranges_are_cut_into_windows_without_what_is_reserved() {
+        for (text, size, count) in
+            [("10.32.0.0/12", 1024, 1024), ("10.0.0.0/16", 1024, 64), ("10.0.0.0/24", 4, 64), ("10.0.0.0/30", 4, 1)]
+        {
+            let range = range(text);
+            assert_eq!((range.window_size(), range.windows()), (size, count), "{text}");
+            let all: usize = (0..range.windows()).map(|window| range.addresses(window).count()).sum();
+            assert_eq!(all, range.size() as usize - 3, "{text}");
+            assert!((0..range.windows()).all(|w| range.addresses(w).all(|a| range.window_of(a) == w)));
+            assert_eq!(Range::from_bytes(range.to_bytes()), Some(range));
+        }
+        assert_eq!(Range::new(Ipv4Addr::new(10, 0, 0, 1), 24), None);
+        assert_eq!(Range::new(Ipv4Addr::new(0, 0, 0, 0), 0), None);
+    }
+
+    #[test]
+    fn a_window_has_one_holder_and_only_that_one_closes_it() {
+        let open = |window, n| Change::Open { window, host: host(n), start: start(1) };
+        let ring = ring().after(&open(3, 1)).unwrap();
+        assert_eq!(ring.after(&open(3, 2)), None);
+        assert_eq!(ring.after(&open(64, 2)), None);
+        assert_eq!(ring.after(&Change::Close { window: 3, host: host(2) }), None);
+        let closed = ring.after(&Change::Close { window: 3, host: host(1) }).unwrap();
+        assert!(closed.windows.is_empty() && closed.n == 3);
+    }
+
+    #[test]
+    fn a_host_with_an_old_disk_loses_the_use_of_its_windows() {
+        let ring = ring().after(&Change::Open { window: 0, host: host(2), start: start(5) }).unwrap();
+        let register = |start| Change::Register { host: host(2), start };
+        assert_eq!(ring.after(&register(start(5))), None, "it is known already");
+        let next = ring.after(&register(start(6))).unwrap();
+        assert_eq!(next.windows_of(host(2)).collect::<Vec<_>>(), [0]);
+        let old = ring.after(&register(Start { number: 5, nonce: 77 })).unwrap();
+        assert_eq!(old.windows_of(host(2)).count(), 0);
+        assert_eq!(old.members[&host(2)], Start { number: 6, nonce: 77 });
+        assert_eq!(old.after(&Change::Close { window: 0, host: host(2) }), None);
+        let free = old.after(&Change::GiveUp(vec![host(2)])).unwrap();
+        assert!(free.windows.is_empty());
+    }
+
+    #[test]
+    fn a_lent_address_stays_lent_when_its_lender_is_given_up() {
+        let ring = ring().after(&Change::Open { window: 2, host: host(2), start: start(1) }).unwrap();
+        let address = Ipv4Addr::new(10, 32, 0, 9);
+        let lend = Change::Lend { address, from: host(2), to: host(3) };
+        assert_eq!(ring.after(&Change::Lend { address, from: host(1), to: host(3) }), None);
+        let ring = ring.after(&lend).unwrap();
+        assert_eq!(ring.after(&lend), None);
+        let ring = ring.after(&Change::GiveUp(vec![host(2)])).unwrap();
+        assert_eq!(ring.loans[&address], host(3));
+        assert_eq!(ring.after(&Change::Return { address, host: host(2) }), None);
+        assert!(ring.after(&Change::Return { address, host: host(3) }).unwrap().loans.is_empty());
+        assert!(ring.after(&Change::GiveUp(vec![host(3)])).unwrap().loans.is_empty());
+    }
+
+    #[test]
+    fn giving_hosts_up_leaves_an_odd_number_of_voters_that_still_outvote_what_may_be_decided() {
+        let mut ring = ring();
+        for n in 2..=5 {
+            ring = ring.after(&Change::Open { window: n.into(), host: host(n), start: start(1) }).unwrap();
+        }
+        ring = ring.after(&Change::Voters((1..=5).map(host).collect())).unwrap();
+        let give_up = |hosts: &[u8]| Change::GiveUp(hosts.iter().copied().map(host).collect());
+        assert_eq!(ring.quorum(&give_up(&[])).1, 3);
+        assert_eq!(ring.quorum(&give_up(&[5])), ((1..=4).map(host).collect(), 3));
+        assert_eq!(ring.quorum(&give_up(&[4, 5])), ((1..=3).map(host).collect(), 3));
+        let without_one = ring.after(&give_up(&[5])).unwrap();
+        assert_eq!((without_one.id, without_one.voters), (ring.id, (1..=3).map(host).collect::<Vec<_>>()));
+        // Without its majority it is another ring, which says from which it goes on.
+        let minority = ring.after(&give_up(&[3, 4, 5])).unwrap();
+        assert!(minority.id != ring.id && minority.succeeds == [ring.id] && minority.voters == [host(1)]);
+        assert_eq!(ring.after(&Change::Voters(vec![host(1), host(2)])), None);
+        assert_eq!(ring.after(&Change::Voters(vec![host(9)])), None);
+    }
+}
