@@ -56,24 +56,27 @@ pub fn all(count: u64, hundreds: u64, with_addresses: u64) -> Result<()> {
 fn address_family(count: u64) {
     let started = Instant::now();
     let outcomes = on_all_cores("addresses", count, addresses::run);
-    let mut times: Vec<Duration> = outcomes.iter().map(|outcome| outcome.convergence).collect();
-    times.sort_unstable();
-    if times.is_empty() {
+    if outcomes.is_empty() {
         return;
     }
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     println!(
-        "| addresses | 0 to {} | {} to {} | {:.1?}, {:.1?}, {:.1?} | {} | {} | {:.0?} |",
+        "| addresses | 0 to {} | {} to {} | {} | {} | {} | {:.0?} |",
         count - 1,
         outcomes.iter().map(|outcome| outcome.hosts).min().unwrap_or(0),
         outcomes.iter().map(|outcome| outcome.hosts).max().unwrap_or(0),
-        at(0.5),
-        at(0.9),
-        at(1.0),
+        spread(outcomes.iter().map(|outcome| outcome.convergence)),
         outcomes.iter().map(|outcome| outcome.granted).sum::<usize>(),
         outcomes.iter().map(|outcome| outcome.refused).sum::<usize>(),
         started.elapsed(),
     );
+}
+
+/// Median, nine tenths and longest of at least one time.
+fn spread(times: impl Iterator<Item = Duration>) -> String {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    format!("{:.1?}, {:.1?}, {:.1?}", at(0.5), at(0.9), at(1.0))
 }
 
 /// Runs seeds 0 to `count` on all cores.
@@ -114,21 +117,16 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
     if outcomes.is_empty() {
         return;
     }
-    let mut times: Vec<Duration> = outcomes.iter().map(|outcome| outcome.convergence).collect();
-    times.sort_unstable();
     let mut idle: Vec<f64> = outcomes.iter().map(|outcome| outcome.idle_bytes_per_host).collect();
     idle.sort_by(f64::total_cmp);
-    let at = |share: f64| ((outcomes.len() - 1) as f64 * share) as usize;
     let hosts = |pick: fn(std::slice::Iter<'_, Outcome>) -> Option<usize>| pick(outcomes.iter()).unwrap_or(0);
     println!(
-        "| {name} | 0 to {} | {} to {} | {:.1?}, {:.1?}, {:.1?} | {:.0} | {:.0?} |",
+        "| {name} | 0 to {} | {} to {} | {} | {:.0} | {:.0?} |",
         count - 1,
         hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).min()),
         hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).max()),
-        times[at(0.5)],
-        times[at(0.9)],
-        times[at(1.0)],
-        idle[at(0.5)],
+        spread(outcomes.iter().map(|outcome| outcome.convergence)),
+        idle[(idle.len() - 1) / 2],
         started.elapsed(),
     );
 }

@@ -1,8 +1,7 @@
 //! Addresses under faults: hosts that hand out, crash, part, meet, return from the dead and from old disks. Only the
 //! address state machines run here, on a network that loses and delays and disks that lag; so many seeds fit.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -11,6 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use weft_crypto::{HostLabel, Time};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Announcement, Error, Ipam, Named, Output, PATIENCE, Setup, Ticket};
+
+use super::queue::Queue;
 
 /// How often hosts hear who is there and what the rings' members announce.
 const GOSSIP: Duration = Duration::from_millis(200);
@@ -56,29 +57,6 @@ enum What {
     Sync { host: usize, life: u64 },
 }
 
-struct Event {
-    at: Time,
-    order: u64,
-    what: What,
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-impl Eq for Event {}
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
 /// What came of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -99,8 +77,7 @@ struct World {
     hosts: Vec<Host>,
     side: Vec<u8>,
     loss: f64,
-    queue: BinaryHeap<Reverse<Event>>,
-    order: u64,
+    queue: Queue<What>,
     next_gossip: Time,
     tickets: BTreeMap<Ticket, Asked>,
     next_ticket: Ticket,
@@ -152,8 +129,7 @@ impl World {
             hosts: (0..count).map(host).collect(),
             side: vec![0; count],
             loss: 0.0,
-            queue: BinaryHeap::new(),
-            order: 0,
+            queue: Queue::default(),
             next_gossip: Time::ZERO,
             tickets: BTreeMap::new(),
             next_ticket: 1,
@@ -220,7 +196,7 @@ impl World {
     fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
         loop {
-            let event = self.queue.peek().map(|Reverse(event)| event.at);
+            let event = self.queue.next_at();
             let timer = self.hosts.iter().filter_map(|host| host.ipam.as_ref()?.next_timeout()).min();
             let next = [event, timer, Some(self.next_gossip)].into_iter().flatten().min().unwrap_or(end);
             if next > end {
@@ -231,9 +207,8 @@ impl World {
             if self.next_gossip <= self.now {
                 self.gossip();
             }
-            while self.queue.peek().is_some_and(|Reverse(event)| event.at <= self.now) {
-                let Some(Reverse(event)) = self.queue.pop() else { break };
-                self.carry_out(event.what);
+            while let Some((_, what)) = self.queue.pop_until(self.now) {
+                self.carry_out(what);
             }
             for number in 0..self.hosts.len() {
                 let now = self.now;
@@ -290,11 +265,6 @@ impl World {
         }
     }
 
-    fn schedule(&mut self, after: Duration, what: What) {
-        self.order += 1;
-        self.queue.push(Reverse(Event { at: self.now + after, order: self.order, what }));
-    }
-
     /// Takes what a host wants done; what is said waits for the disk.
     fn drain(&mut self, number: usize) {
         let host = &mut self.hosts[number];
@@ -310,7 +280,7 @@ impl World {
             host.sync_due = true;
             let life = host.life;
             let after = Duration::from_micros(self.rng.random_range(50..15_000));
-            self.schedule(after, What::Sync { host: number, life });
+            self.queue.push(self.now + after, What::Sync { host: number, life });
         }
     }
 
@@ -355,7 +325,7 @@ impl World {
                 for _ in 0..copies {
                     let delay = Duration::from_micros(self.rng.random_range(100..30_000));
                     let life = self.hosts[to].life;
-                    self.schedule(delay, What::Deliver { from: number, to, life, bytes: bytes.clone() });
+                    self.queue.push(self.now + delay, What::Deliver { from: number, to, life, bytes: bytes.clone() });
                 }
             }
             Output::Reply(ticket, result) => self.on_reply(ticket, result),

@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod model;
 pub mod null;
+mod queue;
 pub mod scenario;
 pub mod world;
 

@@ -1,7 +1,6 @@
 //! Hosts, the network between them, and the event heap.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,6 +18,8 @@ use weft_mesh::records::{EndpointId, EndpointRecord};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
+
+use super::queue::Queue;
 
 /// A host's number: its place in [`World::hosts`].
 pub type HostNumber = usize;
@@ -98,40 +99,16 @@ pub struct World {
     pub grace: Duration,
     ciphers: Ciphers,
     discovery: bool,
-    queue: BinaryHeap<Reverse<Event_>>,
-    sequence: u64,
+    queue: Queue<What>,
     trace: SipHasher13,
     by_address: BTreeMap<SocketAddr, HostNumber>,
     recorded: Option<Vec<Vec<u8>>>,
-}
-
-struct Event_ {
-    at: Time,
-    sequence: u64,
-    what: What,
 }
 
 enum What {
     Timer { host: HostNumber, life: u64 },
     Deliver { host: HostNumber, from: SocketAddr, data: Vec<u8>, stride: usize },
     Publish { host: HostNumber, life: u64, snapshot: Arc<Snapshot> },
-}
-
-impl PartialEq for Event_ {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.sequence) == (other.at, other.sequence)
-    }
-}
-impl Eq for Event_ {}
-impl PartialOrd for Event_ {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Event_ {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.sequence).cmp(&(other.at, other.sequence))
-    }
 }
 
 /// The network secret of all simulated hosts.
@@ -154,8 +131,7 @@ impl World {
             grace: Duration::from_secs(3600),
             ciphers,
             discovery,
-            queue: BinaryHeap::new(),
-            sequence: 0,
+            queue: Queue::default(),
             trace: SipHasher13::new(),
             by_address: BTreeMap::new(),
             recorded: None,
@@ -302,10 +278,9 @@ impl World {
     /// Runs until the time has come.
     pub fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
-        while self.queue.peek().is_some_and(|Reverse(event)| event.at <= end) {
-            let Some(Reverse(event)) = self.queue.pop() else { break };
-            self.now = event.at;
-            self.step(event.what);
+        while let Some((at, what)) = self.queue.pop_until(end) {
+            self.now = at;
+            self.step(what);
         }
         self.now = end;
     }
@@ -411,7 +386,7 @@ impl World {
                 if at == self.now {
                     self.hosts[number].snapshot = snapshot;
                 } else {
-                    self.schedule(at, What::Publish { host: number, life, snapshot });
+                    self.queue.push(at, What::Publish { host: number, life, snapshot });
                 }
             }
             Output::Reply(_, reply) => {
@@ -435,13 +410,8 @@ impl World {
         if at < host.timer || host.timer <= self.now {
             host.timer = at;
             let life = host.life;
-            self.schedule(at, What::Timer { host: number, life });
+            self.queue.push(at, What::Timer { host: number, life });
         }
-    }
-
-    fn schedule(&mut self, at: Time, what: What) {
-        self.sequence += 1;
-        self.queue.push(Reverse(Event_ { at, sequence: self.sequence, what }));
     }
 
     /// Puts a run on the network; each of its datagrams has its own fate.
@@ -462,7 +432,7 @@ impl World {
                 let delay = self.rng.random_range(shortest.as_nanos() as u64..=longest.as_nanos() as u64);
                 let at = self.now + Duration::from_nanos(delay);
                 let (data, stride) = (datagram.to_vec(), datagram.len());
-                self.schedule(at, What::Deliver { host, from: source, data, stride });
+                self.queue.push(at, What::Deliver { host, from: source, data, stride });
             }
         }
     }
