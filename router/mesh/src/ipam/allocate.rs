@@ -60,10 +60,10 @@ impl Ipam {
         }
         for pending in std::mem::take(&mut local.pending) {
             let Some(local) = self.locals.get_mut(&range) else { return };
-            if pending.ticket.is_none() {
+            let Some(ticket) = pending.ticket else {
                 local.pending.push(pending);
                 continue;
-            }
+            };
             match local.take(own, &pending, now) {
                 Some(Ok(address)) => {
                     let is_new = local.held.insert(address, pending.id).is_none();
@@ -73,15 +73,9 @@ impl Ipam {
                         let key = address_key(PERSISTED_ADDRESS, range, address);
                         self.persist(key, Some(encode(&pending.id)));
                     }
-                    if let Some(ticket) = pending.ticket {
-                        self.reply(ticket, Ok(address));
-                    }
+                    self.reply(ticket, Ok(address));
                 }
-                Some(Err(error)) => {
-                    if let Some(ticket) = pending.ticket {
-                        self.reply(ticket, Err(error));
-                    }
-                }
+                Some(Err(error)) => self.reply(ticket, Err(error)),
                 None => local.pending.push(pending),
             }
         }
@@ -207,7 +201,8 @@ impl Ipam {
         let Some(ring) = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none()) else {
             return;
         };
-        let (n, loans) = (ring.n, ring.loans.clone());
+        let n = ring.n;
+        let has_it = want.is_some_and(|want| ring.loans.get(&want) == Some(&from));
         // Asked again: it is on its way.
         let is_theirs = |(address, (to, _)): (&Ipv4Addr, &(HostLabel, u64))| {
             *to == from && want.is_none_or(|want| want == *address)
@@ -215,16 +210,15 @@ impl Ipam {
         if local.lending.iter().any(is_theirs) {
             return self.advance(range, now);
         }
-        if want.is_some_and(|want| loans.get(&want) == Some(&from)) {
-            return self.send_state(from, range);
+        if has_it {
+            return self.on_pull(from, range, (RingId::default(), 0));
         }
         let given = match want {
             Some(want) => Some(want).filter(|want| range.contains(*want) && local.is_free(own, *want, now)),
             None => local.free_address(own, now),
         };
         let Some(address) = given else {
-            let taken_by = want.map(|want| loans.get(&want).copied().unwrap_or(own));
-            return self.send(from, range, Body::NotLent { id, taken_by });
+            return self.send(from, range, Body::NotLent(id));
         };
         let lent = (from, n + 8);
         local.lending.insert(address, lent);
@@ -232,22 +226,11 @@ impl Ipam {
         self.advance(range, now);
     }
 
-    pub(super) fn send_state(&mut self, to: HostLabel, range: Range) {
-        self.on_pull(to, range, (RingId::default(), 0));
-    }
-
-    pub(super) fn on_not_lent(
-        &mut self,
-        from: HostLabel,
-        range: Range,
-        id: AllocationId,
-        taken_by: Option<HostLabel>,
-        now: Time,
-    ) {
+    pub(super) fn on_not_lent(&mut self, from: HostLabel, range: Range, id: AllocationId, now: Time) {
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(position) = local.pending.iter().position(|pending| pending.id == id) else { return };
         local.pending[position].refused.insert(from);
-        let Some(address) = local.pending[position].want.filter(|_| taken_by.is_some()) else {
+        let Some(address) = local.pending[position].want else {
             return self.advance(range, now);
         };
         let pending = local.pending.remove(position);

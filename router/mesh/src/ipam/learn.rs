@@ -95,11 +95,10 @@ impl Ipam {
             return self.pull(host, range, now);
         }
         // A ring that is known of but out of reach is waited for: a second one would have to be mended later.
-        let is_known_of = !local.heard.is_empty();
-        if is_known_of && !self.founds_alone {
+        if !local.heard.is_empty() && !self.founds_alone {
             return;
         }
-        let (electorate, _) = self.founding_quorum();
+        let electorate = self.electorate();
         let mut voters: Vec<HostLabel> =
             electorate.into_iter().filter(|host| *host == self.own || self.reachable.contains(host)).collect();
         make_odd(&mut voters);
@@ -141,22 +140,19 @@ impl Ipam {
                 live.find(|(_, heard)| heard.outranks(ring)).map(|(_, heard)| Change::Supersede(heard.ring))
             }
             Some(next) => {
-                let is_there = |(host, _): &(&HostLabel, &Announcement)| self.reachable.contains(host);
-                let mut known = others.clone().filter(|(_, heard)| heard.ring == next);
-                let Some((host, _)) =
-                    known.clone().max_by_key(|(_, heard)| heard.n).filter(|_| known.clone().any(|k| is_there(&k)))
-                else {
-                    // That one has given way in turn, and nobody is left who speaks of it.
-                    let mut live = others.filter(|(_, heard)| heard.superseded_by.is_none());
-                    let Some((host, other)) = live.find(is_there).map(|(host, heard)| (*host, heard.ring)) else {
-                        return Some(Change::Revive);
-                    };
-                    self.locals.get_mut(&range)?.deserted_for = Some(other);
+                let mut there = others.filter(|(host, _)| self.reachable.contains(host));
+                if let Some((host, _)) = there.clone().find(|(_, heard)| heard.ring == next) {
+                    let host = *host;
                     self.pull(host, range, now);
                     return None;
+                }
+                // That one has given way in turn, and nobody is left who speaks of it.
+                let live = there.find(|(_, heard)| heard.superseded_by.is_none());
+                let Some((host, other)) = live.map(|(host, heard)| (*host, heard.ring)) else {
+                    return Some(Change::Revive);
                 };
-                let reachable = known.find(is_there).map_or(*host, |(host, _)| *host);
-                self.pull(reachable, range, now);
+                self.locals.get_mut(&range)?.deserted_for = Some(other);
+                self.pull(host, range, now);
                 None
             }
         }

@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
-use weft_crypto::HostLabel;
 
 use super::AllocationId;
 use super::paxos::Ballot;
@@ -61,13 +60,8 @@ pub enum Body {
         /// Which address; any if none.
         want: Option<Ipv4Addr>,
     },
-    /// The holder does not give it.
-    NotLent {
-        /// For which allocation.
-        id: AllocationId,
-        /// It belongs to this host's own endpoints or to another borrower.
-        taken_by: Option<HostLabel>,
-    },
+    /// The holder has no address for this allocation: the one wanted is taken, or all are.
+    NotLent(AllocationId),
 }
 
 impl Message {

@@ -227,9 +227,7 @@ impl Ipam {
         if let Some(address) = want.filter(|address| !range.contains(*address) || range.is_reserved(*address)) {
             return self.reply(ticket, Err(Error::Reserved(address)));
         }
-        let has_room = self.locals.len() < MAX_RINGS || self.locals.contains_key(&range);
-        let local = if has_room { Some(self.locals.entry(range).or_default()) } else { None };
-        let Some(local) = local.filter(|local| local.pending.len() < MAX_PENDING) else {
+        let Some(local) = self.local(range).filter(|local| local.pending.len() < MAX_PENDING) else {
             return self.reply(ticket, Err(Error::Busy));
         };
         let until = now + PATIENCE;
@@ -291,13 +289,11 @@ impl Ipam {
 
     /// A host announced, by gossip, how far a ring has come; or takes it back.
     pub fn hear(&mut self, from: HostLabel, range: Range, announcement: Option<Announcement>, now: Time) {
-        if from == self.own || (self.locals.len() >= MAX_RINGS && !self.locals.contains_key(&range)) {
-            return;
-        }
-        let heard = &mut self.locals.entry(range).or_default().heard;
+        let is_own = from == self.own;
+        let Some(local) = self.local(range).filter(|_| !is_own) else { return };
         match announcement {
-            Some(announcement) => drop(heard.insert(from, announcement)),
-            None => drop(heard.remove(&from)),
+            Some(announcement) => drop(local.heard.insert(from, announcement)),
+            None => drop(local.heard.remove(&from)),
         }
         self.advance(range, now);
     }
@@ -305,10 +301,7 @@ impl Ipam {
     /// A message from a host, proven to be its.
     pub fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
         let Some(Message { range, ring, n, body }) = Message::decode(bytes) else { return };
-        if self.locals.len() >= MAX_RINGS && !self.locals.contains_key(&range) {
-            return;
-        }
-        let local = self.locals.entry(range).or_default();
+        let Some(local) = self.local(range) else { return };
         let state = local.state();
         let is_same = state == (ring, n);
         let is_ahead = ring != RingId::default() && (state.0 == RingId::default() || (state.0 == ring && n > state.1));
@@ -322,16 +315,12 @@ impl Ipam {
                 }
             }
             Body::Promise(ballot, accepted) if is_same => {
-                if let Some(running) = local.running.as_mut().filter(|running| running.proposal.ballot == ballot) {
-                    let step = running.proposal.on_promise(from, accepted);
-                    self.on_step(range, step, now);
-                }
+                let step = local.proposal(ballot).map(|proposal| proposal.on_promise(from, accepted));
+                self.on_step(range, step.unwrap_or(Step::Wait), now);
             }
             Body::Vote(ballot) if is_same => {
-                if let Some(running) = local.running.as_mut().filter(|running| running.proposal.ballot == ballot) {
-                    let step = running.proposal.on_vote(from);
-                    self.on_step(range, step, now);
-                }
+                let step = local.proposal(ballot).map(|proposal| proposal.on_vote(from));
+                self.on_step(range, step.unwrap_or(Step::Wait), now);
             }
             Body::Refuse(promised) if is_same => {
                 let is_outbid = local.running.as_ref().is_some_and(|running| running.proposal.ballot < promised);
@@ -352,7 +341,7 @@ impl Ipam {
             Body::Pull => self.on_pull(from, range, (ring, n)),
             Body::State { part, parts, bytes } => self.on_state(from, range, (ring, n), part, parts, bytes, now),
             Body::Borrow { id, want } if ring == state.0 => self.on_borrow(from, range, id, want, now),
-            Body::NotLent { id, taken_by } if ring == state.0 => self.on_not_lent(from, range, id, taken_by, now),
+            Body::NotLent(id) if ring == state.0 => self.on_not_lent(from, range, id, now),
             _ => {}
         }
         if self.unsettled.contains(&range) {
@@ -423,6 +412,12 @@ impl Ipam {
         self.locals.iter().map(of_local).collect()
     }
 
+    /// What is known of a range, from now on if there is room.
+    fn local(&mut self, range: Range) -> Option<&mut Local> {
+        let has_room = self.locals.len() < MAX_RINGS || self.locals.contains_key(&range);
+        has_room.then(|| self.locals.entry(range).or_default())
+    }
+
     fn persist(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.outputs.push_back(Output::Persist(key, value));
     }
@@ -440,6 +435,11 @@ impl Ipam {
 impl Local {
     fn state(&self) -> (RingId, u64) {
         self.ring.as_ref().map(|ring| (ring.id, ring.n)).unwrap_or_default()
+    }
+
+    /// The proposal under way, if it is the one with this ballot.
+    fn proposal(&mut self, ballot: Ballot) -> Option<&mut Proposal> {
+        self.running.as_mut().map(|running| &mut running.proposal).filter(|proposal| proposal.ballot == ballot)
     }
 
     /// A voter that forgot what it voted for does not vote again in the state it finds, unless there is nobody else.

@@ -391,17 +391,12 @@ impl Ring {
     /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on somebody's word: what they may have
     /// voted for, all others of a majority know too.
     pub fn quorum(&self, change: &Change) -> (Vec<HostLabel>, usize) {
-        quorum(&self.voters, change)
+        let majority = self.voters.len() / 2 + 1;
+        let gone: &[HostLabel] = if let Change::GiveUp(gone) = change { gone } else { &[] };
+        let asked: Vec<HostLabel> = self.voters.iter().copied().filter(|voter| !gone.contains(voter)).collect();
+        let needed = majority.min(asked.len());
+        (asked, needed)
     }
-}
-
-/// Who votes on a change when `voters` decide, and how many votes it takes.
-pub fn quorum(voters: &[HostLabel], change: &Change) -> (Vec<HostLabel>, usize) {
-    let majority = voters.len() / 2 + 1;
-    let gone: &[HostLabel] = if let Change::GiveUp(gone) = change { gone } else { &[] };
-    let asked: Vec<HostLabel> = voters.iter().copied().filter(|voter| !gone.contains(voter)).collect();
-    let needed = majority.min(asked.len());
-    (asked, needed)
 }
 
 /// An odd number of different hosts, sorted.

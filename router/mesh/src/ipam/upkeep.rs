@@ -22,6 +22,9 @@ impl Ipam {
             .collect();
         let given_up: Vec<Ticket> =
             local.give_up.iter().filter(|(_, (_, until))| *until <= now).map(|(ticket, _)| *ticket).collect();
+        if over.is_empty() && given_up.is_empty() {
+            return;
+        }
         let waiting_for = self.waiting_for(local, |host| format!("{host:?}"));
         let Some(local) = self.locals.get_mut(&range) else { return };
         local.pending.retain(|pending| pending.until > now);

@@ -58,9 +58,7 @@ impl Node {
         if self.announces_costs {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.hosts.len() as u32;
         }
-        if self.ring.len() != self.hosts.len() {
-            self.ring = self.hosts.keys().copied().collect();
-        }
+        self.ring = self.hosts.keys().copied().collect();
         let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
         let mut tries = TRIES_PER_TICK;
         for label in labels {

@@ -101,7 +101,7 @@ pub struct Node {
     announces_costs: bool,
     endpoints: Endpoints,
     hosts: BTreeMap<HostLabel, HostRecord>,
-    /// The labels of all hosts, in order: who is to be linked with whom in a large mesh.
+    /// The labels of all hosts, in order, as of this tick: who is to be linked with whom in a large mesh.
     ring: Vec<HostLabel>,
     /// When another host with this one's key was last heard of, true or not.
     cloned: Option<Time>,

@@ -304,7 +304,6 @@ impl Node {
     fn on_host_record(&mut self, label: HostLabel, record: Option<HostRecord>) {
         let Some(record) = record.filter(|record| records::is_name(&record.name)) else {
             self.hosts.remove(&label);
-            self.ring.clear();
             return;
         };
         if let Some(peer) = self.peers.get_mut(&label)
@@ -315,9 +314,7 @@ impl Node {
             }
         }
         self.on_boot(label, record.boot);
-        if self.hosts.insert(label, record).is_none() {
-            self.ring.clear();
-        }
+        self.hosts.insert(label, record);
     }
 
     /// Somebody says that a host is gone for good. It is believed of hosts that this one does not reach either, and never
@@ -446,7 +443,6 @@ impl Node {
         }
         self.peers.remove(&label);
         self.hosts.remove(&label);
-        self.ring.clear();
         self.refresh_outbound(label);
     }
 
