@@ -9,7 +9,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use weft_crypto::{HostLabel, Time};
 use weft_mesh::ipam::ring::Range;
-use weft_mesh::ipam::{AllocationId, Announcement, Error, Ipam, Named, Output, PATIENCE, Setup, Ticket};
+use weft_mesh::ipam::{AllocationId, Announcement, Error, Ipam, Named, Output, PATIENCE, Request, Setup, Ticket};
 
 use super::queue::Queue;
 
@@ -334,6 +334,7 @@ impl World {
                 self.fenced += 1;
                 self.grants.remove(&id);
             }
+            Output::GivenUp(ticket, _) => drop(self.tickets.remove(&ticket)),
             Output::Persist(..) => {}
         }
     }
@@ -341,12 +342,11 @@ impl World {
     fn on_reply(&mut self, ticket: Ticket, result: Result<Ipv4Addr, Error>) {
         let Some(asked) = self.tickets.remove(&ticket) else { return };
         match result {
-            Ok(address) if !address.is_unspecified() => {
+            Ok(address) => {
                 self.granted += 1;
                 assert!(self.range.contains(address) && !self.range.is_reserved(address));
                 self.grants.insert(asked.id, Grant { host: asked.host, address });
             }
-            Ok(_) => {}
             Err(error) => {
                 self.refused += 1;
                 self.story.push(format!("{:?} h{}: {error}", self.now, asked.host));
@@ -384,7 +384,7 @@ impl World {
         let life = self.hosts[host].life;
         self.tickets.insert(ticket, Asked { host, id, since: now, life });
         if let Some(ipam) = &mut self.hosts[host].ipam {
-            ipam.allocate(ticket, range, id, want, now);
+            ipam.allocate(ticket, Request { range, id, want, within: None }, now);
         }
         self.drain(host);
     }

@@ -170,6 +170,7 @@ impl Drama {
             ips: vec![(IpAddr::from([10, 32 | (a & 15), b, c]), 12)],
             names: vec![format!("web-{number}")],
             healthy: true,
+            services: Vec::new(),
         };
         if !self.is_taken(&record) {
             world.attach(host, id, record.clone());

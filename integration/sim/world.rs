@@ -13,6 +13,7 @@ use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Target};
 use weft_mesh::records::{EndpointId, EndpointRecord};
 use weft_mesh::snapshot::{Hashing, Snapshot};
@@ -57,6 +58,8 @@ pub struct Host {
     pub delivered: Vec<(SegmentId, Vec<u8>)>,
     /// What its data path dropped, and why.
     pub dropped: BTreeMap<DropReason, u64>,
+    /// What its DNS server answers from.
+    pub names: Names,
     /// What it said for the log.
     pub events: Vec<Event>,
     path: Datapath,
@@ -109,6 +112,7 @@ enum What {
     Timer { host: HostNumber, life: u64 },
     Deliver { host: HostNumber, from: SocketAddr, data: Vec<u8>, stride: usize },
     Publish { host: HostNumber, life: u64, snapshot: Arc<Snapshot> },
+    Durable { host: HostNumber, life: u64, mark: u64 },
 }
 
 /// The network secret of all simulated hosts.
@@ -161,6 +165,7 @@ impl World {
             snapshot: Arc::new(Snapshot::empty(label, Hashing(0, 0))),
             delivered: Vec::new(),
             dropped: BTreeMap::new(),
+            names: Names::default(),
             events: Vec::new(),
             path: Datapath::new(64),
             life: 0,
@@ -190,6 +195,9 @@ impl World {
             port: host.address.port(),
             discovery: self.discovery,
             grace: self.grace,
+            founds_alone: false,
+            // A disk may be another than the host wrote.
+            continues: false,
             restored: host.disk.clone().into_iter().collect(),
         };
         host.node = Some(Node::new(config, entropy, self.now));
@@ -313,6 +321,11 @@ impl World {
                     self.hosts[host].snapshot = snapshot;
                 }
             }
+            What::Durable { host, life, mark } => {
+                if self.hosts[host].life == life {
+                    self.input(host, Input::Durable { mark, is_kept: true });
+                }
+            }
         }
     }
 
@@ -389,6 +402,7 @@ impl World {
                     self.queue.push(at, What::Publish { host: number, life, snapshot });
                 }
             }
+            Output::Names(names) => self.hosts[number].names = *names,
             Output::Reply(_, reply) => {
                 let reply = reply.map(drop);
                 assert!(reply.is_ok(), "h{number} refused a command: {reply:?}");
@@ -399,6 +413,11 @@ impl World {
                     Some(value) => disk.insert(key, value),
                     None => disk.remove(&key),
                 };
+            }
+            Output::Durable(mark) => {
+                let delay = Duration::from_micros(self.rng.random_range(100..4000));
+                let life = self.hosts[number].life;
+                self.queue.push(self.now + delay, What::Durable { host: number, life, mark });
             }
             Output::Event(event) => self.hosts[number].events.push(event),
             Output::Timeout(..) => {}

@@ -93,6 +93,9 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, bytes: &[u8]) ->
     if bytes.len() < frame::ETHERNET_LEN || frame::is_group(&from) {
         return Verdict::Drop(DropReason::Malformed);
     }
+    if from == frame::GATEWAY_MAC {
+        return Verdict::Drop(DropReason::Local);
+    }
     if !may_speak(segment, snapshot.own, &from, bytes) {
         return Verdict::Drop(DropReason::Spoofed);
     }

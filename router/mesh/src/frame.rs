@@ -32,6 +32,10 @@ pub fn source(frame: &[u8]) -> Option<Mac> {
     frame.get(6..)?.first_chunk::<6>().copied()
 }
 
+/// The MAC of every segment's gateway, on every host the same, so that a container keeps its gateway wherever it runs.
+/// Frames from it never leave the host.
+pub const GATEWAY_MAC: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
+
 /// Whether a MAC is a group address (broadcast or multicast).
 pub fn is_group(mac: &Mac) -> bool {
     mac[0] & 1 != 0

@@ -9,6 +9,7 @@ pub mod frame;
 pub mod ingress;
 pub mod ipam;
 mod join;
+pub mod names;
 pub mod node;
 mod reassembly;
 pub mod records;

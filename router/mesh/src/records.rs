@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, PeerId};
 
-use crate::frame::Mac;
+use crate::frame::{GATEWAY_MAC, Mac};
+use crate::ipam::ring::Range;
 use crate::wire::{MIN_DATAGRAM, SegmentId};
 
 /// The longest name of a host, segment or endpoint, in bytes (RFC 1035, section 2.3.4).
@@ -14,8 +15,14 @@ pub const MAX_NAME: usize = 63;
 pub const MAX_LINKS: usize = 1024;
 /// The highest incarnation: no host starts that often.
 pub const MAX_INCARNATION: u64 = weft_gossip::MAX_INCARNATION;
-/// Addresses of one host or endpoint, and names of one endpoint.
+/// Addresses of one host or endpoint, and subnets of one network.
 pub const MAX_LIST: usize = 8;
+/// Names of one endpoint, and what it serves.
+pub const MAX_NAMES: usize = 16;
+/// Bytes of all names of one endpoint.
+pub const MAX_NAMES_BYTES: usize = 400;
+/// The longest name that `dns add` takes, in bytes (RFC 1035, section 2.3.4, less room for a domain).
+pub const MAX_ENTRY_NAME: usize = 200;
 
 /// An endpoint's id, chosen at random by whoever attaches it.
 pub type EndpointId = [u8; 16];
@@ -33,6 +40,14 @@ pub enum Key {
     Endpoint(EndpointId),
     /// A host whose records are to be dropped.
     Forgotten(PeerId),
+    /// How far the ring of a range has come ([`crate::ipam::Announcement`]).
+    Ring(Range),
+    /// A name that somebody added, by a digest of it.
+    Entry([u8; 16]),
+    /// A container network of the origin.
+    Network(NetworkUid),
+    /// A container network that somebody removed.
+    Removed(NetworkUid),
 }
 
 impl Key {
@@ -44,6 +59,10 @@ impl Key {
             Key::Segment(segment) => (3, &segment.0),
             Key::Endpoint(id) => (4, id),
             Key::Forgotten(peer) => (5, &peer.0),
+            Key::Ring(range) => (6, &range.to_bytes()),
+            Key::Entry(digest) => (7, digest),
+            Key::Network(uid) => (8, uid),
+            Key::Removed(uid) => (9, uid),
         };
         [&[kind], rest].concat()
     }
@@ -57,6 +76,10 @@ impl Key {
             3 => Key::Segment(SegmentId(rest.try_into().ok()?)),
             4 => Key::Endpoint(rest.try_into().ok()?),
             5 => Key::Forgotten(PeerId(rest.try_into().ok()?)),
+            6 => Key::Ring(Range::from_bytes(rest.try_into().ok()?)?),
+            7 => Key::Entry(rest.try_into().ok()?),
+            8 => Key::Network(rest.try_into().ok()?),
+            9 => Key::Removed(rest.try_into().ok()?),
             _ => return None,
         })
     }
@@ -109,7 +132,64 @@ pub struct EndpointRecord {
     pub names: Vec<String>,
     /// Whether it may be answered for.
     pub healthy: bool,
+    /// What it serves.
+    pub services: Vec<Service>,
 }
+
+/// A port that an endpoint serves.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// What it is called: the port's number, unless somebody named it.
+    pub name: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// A name that somebody added by hand.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EntryRecord {
+    /// The name.
+    pub name: String,
+    /// What it stands for.
+    pub ips: Vec<IpAddr>,
+}
+
+/// A container network, as every host is to have it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// What it is called.
+    pub name: String,
+    /// Tells it from another of the same name, before or after it.
+    pub uid: NetworkUid,
+    /// Its segment, if it is not its name.
+    pub segment: Option<String>,
+    /// Its subnets, if somebody chose them.
+    pub subnets: Vec<Subnet>,
+    /// Whether its containers have IPv6 addresses.
+    pub ipv6: bool,
+    /// Whether its containers reach nothing outside.
+    pub internal: bool,
+    /// Its containers' MTU, if somebody chose it.
+    pub mtu: Option<u16>,
+}
+
+/// One subnet of a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its prefix.
+    pub prefix: (IpAddr, u8),
+    /// The part of it that addresses are handed out of.
+    pub part: Option<(IpAddr, u8)>,
+    /// Its gateway.
+    pub gateway: Option<IpAddr>,
+    /// Addresses that are not handed out.
+    pub set_aside: Vec<(String, IpAddr)>,
+}
+
+/// Tells networks of one name apart.
+pub type NetworkUid = [u8; 16];
 
 impl EndpointRecord {
     /// What is wrong with it, if anything.
@@ -118,10 +198,14 @@ impl EndpointRecord {
         let usable = |(ip, _): &(IpAddr, u8)| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
         if !is_name(&self.segment) {
             Some("a segment's name is 1 to 63 letters, digits, '-', '_' or '.'")
-        } else if crate::frame::is_group(&self.mac) || self.mac == [0; 6] {
+        } else if crate::frame::is_group(&self.mac) || self.mac == [0; 6] || self.mac == GATEWAY_MAC {
             Some("not the MAC of a single interface")
-        } else if self.ips.len() > MAX_LIST || self.names.len() > MAX_LIST {
-            Some("at most 8 addresses and 8 names")
+        } else if self.ips.len() > MAX_LIST || self.names.len() > MAX_NAMES || self.services.len() > MAX_NAMES {
+            Some("at most 8 addresses, 16 names and 16 ports")
+        } else if self.names.iter().map(String::len).sum::<usize>() > MAX_NAMES_BYTES {
+            Some("at most 400 letters in all names")
+        } else if !self.services.iter().all(|service| is_name(&service.name) && is_protocol(&service.protocol)) {
+            Some("a port has a name and the protocol tcp or udp")
         } else if !self.ips.iter().all(prefix_fits) {
             Some("a prefix length is too large")
         } else if !self.ips.iter().all(usable) {
@@ -132,6 +216,47 @@ impl EndpointRecord {
             None
         }
     }
+}
+
+fn is_protocol(text: &str) -> bool {
+    matches!(text, "tcp" | "udp")
+}
+
+impl EntryRecord {
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<&'static str> {
+        let is_label = |label: &str| label.len() <= MAX_NAME && is_name(label);
+        if self.name.len() > MAX_ENTRY_NAME || !self.name.split('.').all(is_label) {
+            Some("a name is labels of 1 to 63 letters, digits, '-' or '_', with dots between them, 200 bytes in all")
+        } else if !(1..=MAX_LIST).contains(&self.ips.len()) {
+            Some("a name stands for 1 to 8 addresses")
+        } else {
+            None
+        }
+    }
+
+    /// What it is filed under.
+    pub fn key(&self) -> Key {
+        Key::Entry(digest_of(self.name.to_ascii_lowercase().as_bytes()))
+    }
+}
+
+impl NetworkRecord {
+    /// Whether it may be believed.
+    pub fn is_valid(&self) -> bool {
+        let few = self.subnets.len() <= MAX_LIST && self.subnets.iter().all(|s| s.set_aside.len() <= MAX_LIST);
+        few && is_name(&self.name) && self.segment.as_deref().is_none_or(is_name)
+    }
+
+    /// What it is filed under.
+    pub fn key(&self) -> Key {
+        Key::Network(self.uid)
+    }
+}
+
+/// A short digest of something: the same on every host, and no secret.
+pub fn digest_of(bytes: &[u8]) -> [u8; 16] {
+    siphasher::sip128::SipHasher24::new_with_key(b"weft record name").hash(bytes).as_bytes()
 }
 
 /// Whether `text` may be the name of a host, a segment or an endpoint.

@@ -141,6 +141,8 @@ pub enum Control {
     Records(#[serde(with = "serde_bytes_vec")] Vec<u8>),
     /// A SWIM packet.
     Swim(#[serde(with = "serde_bytes_vec")] Vec<u8>),
+    /// A message about a ring of addresses ([`crate::ipam::message::Message`]).
+    Ring(#[serde(with = "serde_bytes_vec")] Vec<u8>),
     /// "I answer": a session that somebody else claims to replace is alive.
     StillHere,
     /// Asks a host whether it is alive under this session, before a new one replaces it.

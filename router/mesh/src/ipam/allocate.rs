@@ -6,7 +6,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::{
     ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, LISTEN, Leaving, Local, Output, PERSISTED_ADDRESS,
-    PERSISTED_LENDING, Pending, Range, Ring, RingId, STEPS, address_key, encode,
+    PERSISTED_LENDING, Pending, Range, Request, Ring, RingId, STEPS, address_key, encode,
 };
 
 impl Ipam {
@@ -106,7 +106,10 @@ impl Ipam {
         let free = ring.free_window(self.first_window(ring));
         for pending in &local.pending {
             let window = match pending.want {
-                None => free,
+                None => match pending.within {
+                    Some(within) => ring.free_windows().find(|window| range.window(*window).overlaps(&within)),
+                    None => free,
+                },
                 Some(want) => Some(range.window_of(want)).filter(|window| !ring.windows.contains_key(window)),
             };
             if let Some(window) = window {
@@ -181,21 +184,15 @@ impl Ipam {
                 |host: &&HostLabel| **host != own && self.reachable.contains(host) && !pending.refused.contains(host);
             let Some(holder) = holders.iter().find(eligible).copied() else { continue };
             pending.asked = now;
-            asks.push((holder, Body::Borrow { id: pending.id, want: pending.want }));
+            asks.push((holder, Body::Borrow { id: pending.id, want: pending.want, within: pending.within }));
         }
         for (holder, ask) in asks {
             self.send(holder, range, ask);
         }
     }
 
-    pub(super) fn on_borrow(
-        &mut self,
-        from: HostLabel,
-        range: Range,
-        id: AllocationId,
-        want: Option<Ipv4Addr>,
-        now: Time,
-    ) {
+    pub(super) fn on_borrow(&mut self, from: HostLabel, request: Request, now: Time) {
+        let Request { range, id, want, within } = request;
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none()) else {
@@ -205,7 +202,9 @@ impl Ipam {
         let has_it = want.is_some_and(|want| ring.loans.get(&want) == Some(&from));
         // Asked again: it is on its way.
         let is_theirs = |(address, (to, _)): (&Ipv4Addr, &(HostLabel, u64))| {
-            *to == from && want.is_none_or(|want| want == *address)
+            *to == from
+                && want.is_none_or(|want| want == *address)
+                && within.is_none_or(|within| within.contains(*address))
         };
         if local.lending.iter().any(is_theirs) {
             return self.advance(range, now);
@@ -215,7 +214,7 @@ impl Ipam {
         }
         let given = match want {
             Some(want) => Some(want).filter(|want| range.contains(*want) && local.is_free(own, *want, now)),
-            None => local.free_address(own, now),
+            None => local.free_address(own, within, now),
         };
         let Some(address) = given else {
             return self.send(from, range, Body::NotLent(id));
@@ -281,9 +280,10 @@ impl Local {
                         && !self.leaving.contains(&Leaving::Address(**address))
                         && !self.held.contains_key(address)
                         && !self.resting.contains_key(address)
+                        && pending.within.is_none_or(|within| within.contains(**address))
                 });
                 let spare = spare.map(|(address, _)| *address);
-                self.free_address(own, now).or(spare).map(Ok)
+                self.free_address(own, pending.within, now).or(spare).map(Ok)
             }
         }
     }
@@ -298,6 +298,7 @@ impl Local {
         let Some(ring) = &self.ring else { return false };
         ring.holder_of(address).is_some_and(|held| held.holder == own && !held.retired)
             && !ring.range.is_reserved(address)
+            && !self.set_aside.contains(&address)
             && !self.held.contains_key(&address)
             && !ring.loans.contains_key(&address)
             && !self.lending.contains_key(&address)
@@ -306,10 +307,11 @@ impl Local {
     }
 
     /// The next free address of the own windows, round and round: what was just released comes last.
-    pub(super) fn free_address(&mut self, own: HostLabel, now: Time) -> Option<Ipv4Addr> {
+    pub(super) fn free_address(&mut self, own: HostLabel, within: Option<Range>, now: Time) -> Option<Ipv4Addr> {
         let ring = self.ring.as_ref()?;
         let windows: Vec<u32> = ring.windows_of(own).collect();
-        let all = || windows.iter().flat_map(|window| ring.range.addresses(*window));
+        let is_within = |address: &Ipv4Addr| within.is_none_or(|within| within.contains(*address));
+        let all = || windows.iter().flat_map(|window| ring.range.addresses(*window)).filter(is_within);
         let is_free = |address: &Ipv4Addr| self.is_free(own, *address, now);
         let next = all().filter(|address| address.to_bits() > self.cursor).find(is_free);
         let found = next.or_else(|| all().find(is_free))?;

@@ -25,16 +25,38 @@ pub enum Error {
     #[error("all addresses of {0} are in use")]
     Full(Range),
     /// Hosts that have to agree did not answer in time.
-    #[error("no address of {range} within {PATIENCE:?}: waiting for {}; start them, or give up hosts that are off for good with: weft reclaim NAME", waiting_for.join(", "))]
+    #[error("no address of {range} within {PATIENCE:?}: waiting for {waiting_for:?}")]
     Waiting {
         /// The range.
         range: Range,
-        /// Who is waited for: labels that the caller turns into names, or names of peers never met.
-        waiting_for: Vec<String>,
+        /// Who is waited for.
+        waiting_for: Vec<Awaited>,
     },
     /// Too many requests or ranges at once.
     #[error("too many address requests at once; try again")]
     Busy,
+}
+
+/// Somebody who keeps this host from going on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Awaited {
+    /// A host.
+    Host(HostLabel),
+    /// A peer that the user named and that was never met.
+    Peer(String),
+}
+
+/// A request for an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Of which range.
+    pub range: Range,
+    /// What for.
+    pub id: AllocationId,
+    /// This one and no other.
+    pub want: Option<Ipv4Addr>,
+    /// One of this part of the range.
+    pub within: Option<Range>,
 }
 
 /// What is to be done. What is sent and answered has to wait until all persisted before is on disk.
@@ -46,6 +68,8 @@ pub enum Output {
     Persist(Vec<u8>, Option<Vec<u8>>),
     /// The answer to a request.
     Reply(Ticket, Result<Ipv4Addr, Error>),
+    /// The answer to [`Ipam::give_up`].
+    GivenUp(Ticket, Result<(), Error>),
     /// Tell all hosts how far the ring of a range has come.
     Announce(Range, Announcement),
     /// An address that this host handed out belongs to another since two rings became one or this host was given up: it must
@@ -93,7 +117,7 @@ pub struct RingStatus {
     /// Whether there is a ring whose state this host knows.
     pub is_ready: bool,
     /// Who is waited for.
-    pub waiting_for: Vec<String>,
+    pub waiting_for: Vec<Awaited>,
     /// Addresses in this host's windows.
     pub owned: u32,
     /// Addresses handed out by this host.

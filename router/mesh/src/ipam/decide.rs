@@ -248,7 +248,7 @@ impl Ipam {
                 local.give_up.remove(&ticket);
             }
             if !self.locals.values().any(|local| local.give_up.contains_key(&ticket)) {
-                self.reply(ticket, Ok(Ipv4Addr::UNSPECIFIED));
+                self.outputs.push_back(Output::GivenUp(ticket, Ok(())));
             }
         }
     }
@@ -286,7 +286,8 @@ impl Ipam {
             } else if local.claims.insert(*address) {
                 let refused = BTreeSet::new();
                 let (until, asked) = (Time::from_nanos(u64::MAX), Time::ZERO);
-                local.pending.push(Pending { ticket: None, id: *id, want: Some(*address), until, asked, refused });
+                let (want, within) = (Some(*address), None);
+                local.pending.push(Pending { ticket: None, id: *id, want, within, until, asked, refused });
             }
         }
         let claims = &local.claims;

@@ -59,6 +59,8 @@ pub enum Body {
         id: AllocationId,
         /// Which address; any if none.
         want: Option<Ipv4Addr>,
+        /// Of which part of the range.
+        within: Option<Range>,
     },
     /// The holder has no address for this allocation: the one wanted is taken, or all are.
     NotLent(AllocationId),

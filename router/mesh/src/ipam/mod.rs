@@ -106,6 +106,8 @@ struct Local {
     is_amnesiac: bool,
     /// A ring that most voters of this host's ring have joined.
     deserted_for: Option<RingId>,
+    /// Not to be handed out by this host.
+    set_aside: BTreeSet<Ipv4Addr>,
     held: BTreeMap<Ipv4Addr, AllocationId>,
     by_id: BTreeMap<AllocationId, Ipv4Addr>,
     /// Released addresses, until when they rest.
@@ -142,6 +144,7 @@ struct Pending {
     ticket: Option<Ticket>,
     id: AllocationId,
     want: Option<Ipv4Addr>,
+    within: Option<Range>,
     until: Time,
     asked: Time,
     refused: BTreeSet<HostLabel>,
@@ -223,17 +226,28 @@ impl Ipam {
     }
 
     /// Asks for an address; an [`Output::Reply`] follows within [`PATIENCE`].
-    pub fn allocate(&mut self, ticket: Ticket, range: Range, id: AllocationId, want: Option<Ipv4Addr>, now: Time) {
+    pub fn allocate(&mut self, ticket: Ticket, request: Request, now: Time) {
+        let Request { range, id, want, within } = request;
         if let Some(address) = want.filter(|address| !range.contains(*address) || range.is_reserved(*address)) {
             return self.reply(ticket, Err(Error::Reserved(address)));
         }
         let Some(local) = self.local(range).filter(|local| local.pending.len() < MAX_PENDING) else {
             return self.reply(ticket, Err(Error::Busy));
         };
+        if let Some(address) = want.filter(|address| local.set_aside.contains(address)) {
+            return self.reply(ticket, Err(Error::Reserved(address)));
+        }
         let until = now + PATIENCE;
         let refused = BTreeSet::new();
-        local.pending.push(Pending { ticket: Some(ticket), id, want, until, asked: Time::ZERO, refused });
+        local.pending.push(Pending { ticket: Some(ticket), id, want, within, until, asked: Time::ZERO, refused });
         self.advance(range, now);
+    }
+
+    /// Addresses that this host does not hand out, because a network uses them for something else.
+    pub fn set_aside(&mut self, range: Range, addresses: BTreeSet<Ipv4Addr>) {
+        if let Some(local) = self.local(range) {
+            local.set_aside = addresses;
+        }
     }
 
     /// Lets go of what was allocated for an id; it rests a while.
@@ -261,14 +275,14 @@ impl Ipam {
         local.flat_map(|local| local.held.iter().map(|(address, id)| (*address, *id, local.claims.contains(address))))
     }
 
-    /// Takes back what a host had that is off for good; `Ok` of the unspecified address answers.
+    /// Takes back what a host had that is off for good; an [`Output::GivenUp`] follows within [`PATIENCE`].
     pub fn give_up(&mut self, ticket: Ticket, host: HostLabel, now: Time) {
         let concerned: Vec<Range> = (self.locals.iter())
             .filter(|(_, local)| local.ring.as_ref().is_some_and(|ring| ring.mentions(host)))
             .map(|(range, _)| *range)
             .collect();
         if concerned.is_empty() {
-            return self.reply(ticket, Ok(Ipv4Addr::UNSPECIFIED));
+            return self.outputs.push_back(Output::GivenUp(ticket, Ok(())));
         }
         for range in concerned {
             if let Some(local) = self.locals.get_mut(&range) {
@@ -340,7 +354,9 @@ impl Ipam {
             Body::Wish(_) => self.send(from, range, Body::Refuse(Ballot::default())),
             Body::Pull => self.on_pull(from, range, (ring, n)),
             Body::State { part, parts, bytes } => self.on_state(from, range, (ring, n), part, parts, bytes, now),
-            Body::Borrow { id, want } if ring == state.0 => self.on_borrow(from, range, id, want, now),
+            Body::Borrow { id, want, within } if ring == state.0 => {
+                self.on_borrow(from, Request { range, id, want, within }, now);
+            }
             Body::NotLent(id) if ring == state.0 => self.on_not_lent(from, range, id, now),
             _ => {}
         }
@@ -387,8 +403,8 @@ impl Ipam {
         self.outputs.pop_front()
     }
 
-    /// How the rings stand; `name_of` turns hosts into names.
-    pub fn status(&self, name_of: impl Fn(HostLabel) -> String) -> Vec<RingStatus> {
+    /// How the rings stand.
+    pub fn status(&self) -> Vec<RingStatus> {
         let of_local = |(range, local): (&Range, &Local)| {
             let ring = local.ring.as_ref();
             let size = range.window_size();
@@ -398,7 +414,7 @@ impl Ipam {
                 })
             };
             let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty();
-            let waiting_for = if is_waiting { self.waiting_for(local, &name_of) } else { Vec::new() };
+            let waiting_for = if is_waiting { self.waiting_for(local) } else { Vec::new() };
             RingStatus {
                 range: *range,
                 is_ready: ring.is_some() && waiting_for.is_empty(),

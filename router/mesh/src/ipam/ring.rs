@@ -76,6 +76,17 @@ impl Range {
         (first..=first + (self.window_size() - 1)).map(Ipv4Addr::from_bits).filter(move |a| !range.is_reserved(*a))
     }
 
+    /// A window, as a range of its own.
+    pub fn window(&self, window: u32) -> Range {
+        let base = Ipv4Addr::from_bits(self.base.to_bits() + window * self.window_size());
+        Range { base, length: (32 - self.window_size().trailing_zeros()) as u8 }
+    }
+
+    /// Whether two ranges share addresses.
+    pub fn overlaps(&self, other: &Range) -> bool {
+        self.contains(other.base) || other.contains(self.base)
+    }
+
     /// For keys: base and length.
     pub fn to_bytes(self) -> [u8; 5] {
         let [a, b, c, d] = self.base.octets();
@@ -386,6 +397,11 @@ impl Ring {
     pub fn free_window(&self, start: u32) -> Option<u32> {
         let count = self.range.windows();
         (0..count).map(|step| (start + step) % count).find(|window| !self.windows.contains_key(window))
+    }
+
+    /// All free windows.
+    pub fn free_windows(&self) -> impl Iterator<Item = u32> {
+        (0..self.range.windows()).filter(|window| !self.windows.contains_key(window))
     }
 
     /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on somebody's word: what they may have

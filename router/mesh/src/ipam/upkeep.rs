@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use weft_crypto::{HostLabel, Time};
 
 use super::{
-    Change, EMPTY_FOR, Error, Ipam, Leaving, Local, MAX_VOTERS, Pending, RETRY, Range, Ring, Ticket, make_odd,
+    Awaited, Change, EMPTY_FOR, Error, Ipam, Leaving, Local, MAX_VOTERS, Output, Pending, RETRY, Range, Ring, Ticket,
+    make_odd,
 };
 
 impl Ipam {
@@ -25,7 +26,7 @@ impl Ipam {
         if over.is_empty() && given_up.is_empty() {
             return;
         }
-        let waiting_for = self.waiting_for(local, |host| format!("{host:?}"));
+        let waiting_for = self.waiting_for(local);
         let Some(local) = self.locals.get_mut(&range) else { return };
         local.pending.retain(|pending| pending.until > now);
         local.give_up.retain(|_, (_, until)| *until > now);
@@ -33,7 +34,8 @@ impl Ipam {
             self.reply(ticket, Err(error));
         }
         for ticket in given_up {
-            self.reply(ticket, Err(Error::Waiting { range, waiting_for: waiting_for.clone() }));
+            let error = Error::Waiting { range, waiting_for: waiting_for.clone() };
+            self.outputs.push_back(Output::GivenUp(ticket, Err(error)));
         }
     }
 
@@ -41,14 +43,14 @@ impl Ipam {
         let holder = pending.want.and_then(|want| local.ring.as_ref()?.holder_of(want)).map(|held| held.holder);
         let is_full = local.ring.as_ref().is_some_and(|ring| ring.free_window(0).is_none());
         match holder {
-            Some(holder) if holder != self.own => Error::Waiting { range, waiting_for: vec![format!("{holder:?}")] },
+            Some(holder) if holder != self.own => Error::Waiting { range, waiting_for: vec![Awaited::Host(holder)] },
             None if is_full && local.is_confirmed => Error::Full(range),
-            _ => Error::Waiting { range, waiting_for: self.waiting_for(local, |host| format!("{host:?}")) },
+            _ => Error::Waiting { range, waiting_for: self.waiting_for(local) },
         }
     }
 
     /// Who keeps this host from going on.
-    pub(super) fn waiting_for(&self, local: &Local, name_of: impl Fn(HostLabel) -> String) -> Vec<String> {
+    pub(super) fn waiting_for(&self, local: &Local) -> Vec<Awaited> {
         let is_away = |host: &HostLabel| *host != self.own && !self.reachable.contains(host);
         match &local.ring {
             Some(ring) => {
@@ -56,11 +58,11 @@ impl Ipam {
                     Some(running) => running.proposal.missing().filter(|host| *host != self.own).collect(),
                     None => ring.voters.iter().copied().filter(is_away).collect(),
                 };
-                silent.into_iter().map(name_of).collect()
+                silent.into_iter().map(Awaited::Host).collect()
             }
-            None if !local.heard.is_empty() => local.heard.keys().copied().filter(is_away).map(name_of).collect(),
+            None if !local.heard.is_empty() => local.heard.keys().copied().filter(is_away).map(Awaited::Host).collect(),
             None => (self.named.iter().filter(|named| named.host.is_none_or(|host| is_away(&host))))
-                .map(|named| named.name.clone())
+                .map(|named| named.host.map_or_else(|| Awaited::Peer(named.name.clone()), Awaited::Host))
                 .collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! What goes into a node and what comes out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,12 @@ use serde::Serialize;
 use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 
 use crate::ingress::Punt;
-use crate::records::{EndpointId, EndpointRecord};
+use crate::ipam::ring::Range;
+use crate::ipam::{self, AllocationId};
+use crate::names::Names;
+use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::snapshot::Snapshot;
+use crate::wire::SegmentId;
 
 /// How a node is set up.
 pub struct Config {
@@ -29,6 +34,10 @@ pub struct Config {
     pub discovery: bool,
     /// How long a host may be gone before its records are dropped.
     pub grace: Duration,
+    /// Whether a ring of addresses may be founded although peers are named.
+    pub founds_alone: bool,
+    /// The machine has not started anew since this host last ran: its disk is the one it wrote.
+    pub continues: bool,
     /// What was persisted before: keys and values as [`Output::Persist`] gave them.
     pub restored: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -42,8 +51,15 @@ pub enum Input {
     Timeout,
     /// The data path met something for the node.
     Punt(Punt),
-    /// Somebody wants something; a [`Output::Reply`] with the id follows at once.
+    /// Somebody wants something; a [`Output::Reply`] with the id follows, at once unless addresses are to be agreed on.
     Command(CommandId, Command),
+    /// Answers [`Output::Durable`].
+    Durable {
+        /// Its mark.
+        mark: u64,
+        /// Whether everything is on disk; if not, a later answer will say so.
+        is_kept: bool,
+    },
 }
 
 /// What may be asked of a node.
@@ -60,6 +76,30 @@ pub enum Command {
     SetKeyring(Keyring),
     /// This host's own addresses, to be told to others.
     SetAddresses(Vec<IpAddr>),
+    /// Have a name stand for addresses, beside those it stands for already.
+    AddName(String, Vec<IpAddr>),
+    /// Have it no longer stand for these, or for any if none are given.
+    RemoveName(String, Vec<IpAddr>),
+    /// This host has a container network, which others may have, too.
+    SetNetwork(NetworkRecord),
+    /// It has it no more.
+    UnsetNetwork(NetworkUid),
+    /// Nobody is to have it any more.
+    RemoveNetwork(NetworkUid),
+    /// Which networks others have.
+    Networks,
+    /// A segment's gateway has these addresses, here as on every host.
+    SetGateways(SegmentId, BTreeSet<IpAddr>),
+    /// Allocate an address.
+    Allocate(ipam::Request),
+    /// Let go of what was allocated for an id.
+    Release(Range, AllocationId),
+    /// These addresses of a range are used for something else.
+    SetAside(Range, BTreeSet<Ipv4Addr>),
+    /// What this host has handed out of a range.
+    Allocations(Range),
+    /// Take back the addresses of a host that is off for good: its nickname, or its key in hex.
+    Reclaim(String),
     /// Report.
     Status,
     /// Take leave of the neighbours.
@@ -88,6 +128,8 @@ pub enum Output {
     },
     /// The data path is to work with this from now on.
     Publish(Arc<Snapshot>),
+    /// The DNS server is to answer from this from now on.
+    Names(Box<Names>),
     /// The answer to a command.
     Reply(CommandId, Result<Reply, CommandError>),
     /// Keep this across restarts, or (with `None`) forget it.
@@ -97,6 +139,8 @@ pub enum Output {
         /// What to keep.
         value: Option<Vec<u8>>,
     },
+    /// Answer with [`Input::Durable`] once all persisted so far is on disk, or could not be written.
+    Durable(u64),
     /// Something people may want to know.
     Event(Event),
     /// Call with [`Input::Timeout`] at this time, and why.
@@ -110,6 +154,21 @@ pub enum Reply {
     Done,
     /// The report asked for.
     Status(Box<Status>),
+    /// The address allocated.
+    Address(Ipv4Addr),
+    /// Addresses, and for what they were allocated.
+    Allocations(Vec<(Ipv4Addr, AllocationId)>),
+    /// The networks asked for.
+    Networks(Box<Networks>),
+}
+
+/// Container networks of the mesh.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Networks {
+    /// Those of hosts that can be reached, with the host's name.
+    pub elsewhere: Vec<(String, NetworkRecord)>,
+    /// Those that somebody removed.
+    pub removed: BTreeSet<NetworkUid>,
 }
 
 /// A command was not done; nothing was changed.
@@ -143,9 +202,48 @@ pub enum CommandError {
     /// No such peer.
     #[error("no peer {0} was to be connected; see: weft status targets")]
     UnknownTarget(String),
+    /// There is no address to be had.
+    #[error("{0}")]
+    Address(ipam::Error),
+    /// There is none in time.
+    #[error("no address of {range} to be had: {}", explain_waiting(waiting_for))]
+    NoAddress {
+        /// The range.
+        range: Range,
+        /// Who would have to agree.
+        waiting_for: Vec<String>,
+    },
+    /// The disk did not take what had to be written down first.
+    #[error("cannot write the store; is the disk full?")]
+    NotKept,
+    /// Nobody has this name.
+    #[error("no host {0} is known; see: weft status peers")]
+    UnknownHost(String),
+    /// Nobody added such a name.
+    #[error("no name {0} was added")]
+    UnknownName(String),
+    /// It is another host's to remove.
+    #[error("{0} was added on {1}; remove it there")]
+    NameOfAnother(String, String),
+    /// Several have it.
+    #[error("several hosts are called {0}; give the peer_id, see: weft status --json")]
+    AmbiguousHost(String),
+    /// Addresses of a host that runs are not to be taken back.
+    #[error("{0} is there; stop its router first")]
+    StillThere(String),
     /// The records are full.
     #[error("{0}")]
     Record(#[from] weft_gossip::PutError),
+}
+
+fn explain_waiting(waiting_for: &[String]) -> String {
+    match waiting_for {
+        [] => "the hosts that decide have not agreed in time; try again".into(),
+        hosts => format!(
+            "waiting for {}; start them, or give up hosts that are off for good with: weft reclaim NAME",
+            hosts.join(", ")
+        ),
+    }
 }
 
 /// Something people may want to know, for the log.
@@ -195,6 +293,14 @@ pub enum Event {
         what: String,
         /// By whom.
         by: String,
+    },
+    /// An address that this host handed out is another's since two rings became one or this host was given up. No record
+    /// speaks of it any more; whoever has it must not use it.
+    Fenced {
+        /// What it was allocated for.
+        id: AllocationId,
+        /// The address.
+        address: Ipv4Addr,
     },
 }
 
@@ -297,6 +403,25 @@ pub struct TargetStatus {
     pub peer: Option<String>,
 }
 
+/// One ring of addresses in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct RingReport {
+    /// Its range.
+    pub range: String,
+    /// `ready` or `waiting`.
+    pub state: &'static str,
+    /// Who is waited for.
+    pub waiting_for: Vec<String>,
+    /// Addresses in this host's windows.
+    pub owned: u32,
+    /// Addresses handed out by this host.
+    pub used: u32,
+    /// Addresses in windows of hosts that cannot be reached.
+    pub unreachable: u32,
+    /// Who decides.
+    pub voters: Vec<String>,
+}
+
 /// What a node knows.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -316,4 +441,8 @@ pub struct Status {
     pub endpoints: Vec<EndpointStatus>,
     /// Hosts to link to.
     pub targets: Vec<TargetStatus>,
+    /// Rings of addresses.
+    pub rings: Vec<RingReport>,
+    /// Addresses that this host handed out and lost to others.
+    pub fenced: Vec<Ipv4Addr>,
 }

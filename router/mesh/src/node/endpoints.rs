@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
-use crate::frame::Mac;
+use crate::frame::{GATEWAY_MAC, Mac};
+use crate::names::Names;
 use crate::records::{EndpointId, EndpointRecord};
 use crate::snapshot::{Hashing, Map, Owner, Port, Segment};
 use crate::wire::SegmentId;
@@ -30,9 +31,14 @@ pub(super) struct Endpoints {
     macs: BTreeMap<(SegmentId, Mac), BTreeSet<(HostLabel, EndpointId)>>,
     ips: BTreeMap<(SegmentId, IpAddr), BTreeSet<(HostLabel, EndpointId)>>,
     learnt: BTreeMap<SegmentId, BTreeMap<Mac, Learnt>>,
+    /// The addresses of segments' gateways: every host has them, none lets them out.
+    gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// What the data path sees: segments of this host.
     segments: BTreeMap<SegmentId, Segment>,
     changed: BTreeSet<SegmentId>,
+    /// What the DNS server sees, and whether it changed.
+    pub(super) names: Names,
+    pub(super) names_changed: bool,
 }
 
 struct Learnt {
@@ -49,8 +55,11 @@ impl Endpoints {
             macs: BTreeMap::new(),
             ips: BTreeMap::new(),
             learnt: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
             changed: BTreeSet::new(),
+            names: Names::new(own),
+            names_changed: false,
         }
     }
 
@@ -141,15 +150,35 @@ impl Endpoints {
         let (macs, ips) = (Map::with_hasher(self.hashing), Map::with_hasher(self.hashing));
         self.segments.insert(segment, Segment { id: segment, macs, ips, flood: Arc::new([]) });
         let macs: Vec<Mac> = self.macs.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
-        let ips: Vec<IpAddr> = self.ips.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
+        let mut ips: Vec<IpAddr> = self.ips.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
+        ips.extend(self.gateways.get(&segment).into_iter().flatten());
+        self.refresh_mac(segment, GATEWAY_MAC);
         macs.into_iter().for_each(|mac| self.refresh_mac(segment, mac));
         ips.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
         self.changed.insert(segment);
     }
 
+    /// The segment's gateway has these addresses on every host.
+    pub(super) fn set_gateways(&mut self, segment: SegmentId, gateways: BTreeSet<IpAddr>) {
+        let before = match gateways.is_empty() {
+            true => self.gateways.remove(&segment),
+            false => self.gateways.insert(segment, gateways.clone()),
+        };
+        let concerned: BTreeSet<IpAddr> = before.into_iter().flatten().chain(gateways).collect();
+        self.refresh_mac(segment, GATEWAY_MAC);
+        concerned.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
+    }
+
+    /// Whether an address is the gateway's.
+    pub(super) fn is_gateway(&self, segment: SegmentId, ip: IpAddr) -> bool {
+        self.gateways.get(&segment).is_some_and(|gateways| gateways.contains(&ip))
+    }
+
     /// A host has an endpoint.
     pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, record: EndpointRecord) {
         self.unset(host, id);
+        self.names.set(host, id, &record);
+        self.names_changed = true;
         let segment = SegmentId::of(&record.segment);
         self.macs.entry((segment, record.mac)).or_default().insert((host, id));
         self.refresh_mac(segment, record.mac);
@@ -164,6 +193,8 @@ impl Endpoints {
     /// A host no longer has an endpoint.
     pub(super) fn unset(&mut self, host: HostLabel, id: EndpointId) {
         let Some(record) = self.all.remove(&(host, id)) else { return };
+        self.names.unset(host, id);
+        self.names_changed = true;
         let segment = SegmentId::of(&record.segment);
         withdraw(&mut self.macs, (segment, record.mac), (host, id));
         self.refresh_mac(segment, record.mac);
@@ -175,10 +206,11 @@ impl Endpoints {
 
     /// Of several claims the lowest label's holds, on every host alike.
     fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
-        let claim = self.macs.get(&(segment, mac)).and_then(BTreeSet::first).copied();
+        let claim = self.macs.get(&(segment, mac)).and_then(BTreeSet::first).map(|(host, _)| *host);
+        let claim = if mac == GATEWAY_MAC { Some(self.own) } else { claim };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
-            Some((host, _)) => {
+            Some(host) => {
                 self.learnt.get_mut(&segment).and_then(|learnt| learnt.remove(&mac));
                 switch.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
             }
@@ -192,6 +224,8 @@ impl Endpoints {
     fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
         let claim = self.ips.get(&(segment, ip)).and_then(BTreeSet::first).copied();
         let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.all.get(&(host, id))?.mac, host }));
+        let is_gateway = self.is_gateway(segment, ip);
+        let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match owner {
             Some(owner) => switch.ips.insert(ip, owner),
@@ -275,7 +309,14 @@ mod tests {
 
     fn record(mac: u8, ip: [u8; 4]) -> EndpointRecord {
         let ips = vec![(IpAddr::from(ip), 24)];
-        EndpointRecord { segment: "s".into(), mac: [2, 0, 0, 0, 0, mac], ips, names: vec![], healthy: true }
+        EndpointRecord {
+            segment: "s".into(),
+            mac: [2, 0, 0, 0, 0, mac],
+            ips,
+            names: vec![],
+            healthy: true,
+            services: vec![],
+        }
     }
 
     fn table() -> (Endpoints, SegmentId) {

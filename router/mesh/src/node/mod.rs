@@ -9,9 +9,13 @@
 //! - `talk`: records and SWIM, to and from neighbours;
 //! - `publish`: what the data path is to know;
 //! - `endpoints`: who is in which segment;
+//! - `addresses`: the address state machine's errands;
+//! - `directory`: names and container networks;
 //! - `status`: the report.
 
+mod addresses;
 mod api;
+mod directory;
 mod endpoints;
 mod handshakes;
 mod links;
@@ -35,10 +39,14 @@ use weft_gossip::{Membership, Store};
 
 use crate::datapath::Datapath;
 use crate::ingress::Punt;
-use crate::records::{self, EndpointId, EndpointRecord, HostRecord, Key, SegmentRecord};
+use crate::ipam::{Ipam, Setup};
+use crate::records::{
+    self, EndpointId, EndpointRecord, EntryRecord, HostRecord, Key, NetworkRecord, NetworkUid, SegmentRecord,
+};
 use crate::routes::{Graph, Route};
 use crate::snapshot::{Hashing, Snapshot};
 use crate::wire::SegmentId;
+use addresses::Addresses;
 use endpoints::Endpoints;
 use handshakes::Handshakes;
 use peer::{Backoff, Peer};
@@ -94,12 +102,20 @@ pub struct Node {
     graph: Graph,
     routes: BTreeMap<HostLabel, Route>,
     routes_stale: bool,
+    /// The DNS server is not yet told who can be reached.
+    reach_stale: bool,
     /// When routes may be computed again.
     routes_after: Time,
     /// When changed costs of links may be announced again, and whether this tick may.
     costs_after: Time,
     announces_costs: bool,
     endpoints: Endpoints,
+    addresses: Addresses,
+    /// Names that people added, as their records stand.
+    entries: BTreeMap<(HostLabel, Vec<u8>), EntryRecord>,
+    /// Container networks, by the host that has them, and those that were removed, with who says so.
+    networks: BTreeMap<(HostLabel, NetworkUid), NetworkRecord>,
+    removed_networks: BTreeSet<(NetworkUid, HostLabel)>,
     hosts: BTreeMap<HostLabel, HostRecord>,
     /// The labels of all hosts, in order, as of this tick: who is to be linked with whom in a large mesh.
     ring: Vec<HostLabel>,
@@ -141,6 +157,9 @@ impl Node {
         let last: Option<u64> = restored.get(PERSISTED_INCARNATION).and_then(|value| records::decode(value));
         let incarnation = last.unwrap_or(0).saturating_add(1).min(records::MAX_INCARNATION);
         let keyring_secrets = config.keyring.secrets().into();
+        let (grace, founds_alone, continues) = (config.grace, config.founds_alone, config.continues);
+        let setup = Setup { own, entropy: rng.random(), grace, founds_alone, continues, now };
+        let ipam = Ipam::new(setup, &restored);
         let mut node = Node {
             own,
             name: config.name,
@@ -169,10 +188,15 @@ impl Node {
             graph: Graph::default(),
             routes: BTreeMap::new(),
             routes_stale: false,
+            reach_stale: false,
             routes_after: now,
             costs_after: now,
             announces_costs: false,
             endpoints: Endpoints::new(own, hashing),
+            addresses: Addresses::new(ipam),
+            entries: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            removed_networks: BTreeSet::new(),
             hosts: BTreeMap::new(),
             ring: Vec::new(),
             cloned: None,
@@ -193,6 +217,7 @@ impl Node {
         };
         node.persist(PERSISTED_INCARNATION, Some(records::encode(&incarnation)));
         node.restore(&restored, now);
+        node.restore_directory(&restored);
         node.write_host_record();
         node.finish(now);
         node
@@ -208,9 +233,11 @@ impl Node {
         match input {
             Input::Timeout => {}
             Input::Punt(punt) => self.handle_punt(punt, now),
+            Input::Durable { mark, is_kept } => self.on_durable(mark, is_kept, now),
             Input::Command(id, command) => {
-                let reply = self.handle_command(command, now);
-                self.outputs.push_back(Output::Reply(id, reply));
+                if let Some(reply) = self.handle_command(id, command, now) {
+                    self.outputs.push_back(Output::Reply(id, reply));
+                }
             }
         }
         self.membership.handle_timeout(now);
@@ -228,7 +255,8 @@ impl Node {
             let swim = self.membership.next_timeout().map(|at| (at, "SWIM"));
             let routes = self.routes_stale.then_some((self.routes_after, "routes"));
             let records = self.store.is_dirty().then_some((self.flush_after, "records"));
-            let (at, why) = [swim, routes, records].into_iter().flatten().fold(tick, std::cmp::min);
+            let addresses = self.addresses.next_timeout().map(|at| (at, "addresses"));
+            let (at, why) = [swim, routes, records, addresses].into_iter().flatten().fold(tick, std::cmp::min);
             Output::Timeout(at, why)
         })
     }
@@ -257,21 +285,27 @@ impl Node {
         }
     }
 
-    fn handle_command(&mut self, command: Command, now: Time) -> Result<Reply, CommandError> {
+    /// Carries out a command; `None`: its answer comes later.
+    fn handle_command(&mut self, id: CommandId, command: Command, now: Time) -> Option<Result<Reply, CommandError>> {
         match command {
             Command::Connect(targets) => self.connect(targets, now),
-            Command::Forget(names) => return self.forget_targets(&names),
-            Command::Attach(id, record) => return self.attach(id, record, now),
-            Command::Detach(id) => return self.detach(id, now),
+            Command::Forget(names) => return Some(self.forget_targets(&names)),
+            Command::Attach(id, record) => return Some(self.attach(id, record, now)),
+            Command::Detach(id) => return Some(self.detach(id, now)),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
             Command::SetAddresses(addresses) => {
                 self.own_addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
                 self.write_host_record();
             }
-            Command::Status => return Ok(Reply::Status(Box::new(self.status(now)))),
+            Command::Status => return Some(Ok(Reply::Status(Box::new(self.status(now))))),
+            Command::SetGateways(segment, gateways) => self.endpoints.set_gateways(segment, gateways),
             Command::Leave => self.leave(now),
+            command => {
+                let reply = self.command_directory(&command);
+                return if reply.is_some() { reply } else { self.command_addresses(id, command, now) };
+            }
         }
-        Ok(Reply::Done)
+        Some(Ok(Reply::Done))
     }
 
     /// Looks after everything that time changes.
@@ -291,6 +325,7 @@ impl Node {
     /// Carries out what the input led to: records first, then routes, then the snapshot.
     fn finish(&mut self, now: Time) {
         self.tend_membership(now);
+        self.tend_addresses(now);
         self.flush_records(now);
         self.apply_record_events(now);
         self.pass_on(now);
@@ -300,6 +335,7 @@ impl Node {
             self.recompute_routes(now);
         }
         self.publish();
+        self.publish_names();
         self.drain_batch();
     }
 
@@ -345,6 +381,9 @@ impl Node {
             return Err(CommandError::SegmentCollision(record.segment, other.to_owned()));
         }
         for (ip, _) in &record.ips {
+            if self.endpoints.is_gateway(segment, *ip) {
+                return Err(CommandError::Invalid("the address is the segment's gateway's; choose another"));
+            }
             if let Some((host, other)) = self.endpoints.owner_of_ip(segment, *ip, id) {
                 let owner = self.describe_endpoint(host, &other);
                 return Err(CommandError::AddressInUse { ip: *ip, owner, segment: record.segment });

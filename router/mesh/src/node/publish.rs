@@ -74,6 +74,7 @@ impl Node {
             });
             if backup.is_none() {
                 self.routes.remove(&to);
+                self.reach_stale = true;
                 all_have_one = false;
             }
             self.refresh_outbound(to);
@@ -89,6 +90,7 @@ impl Node {
     pub(super) fn recompute_routes(&mut self, now: Time) {
         let routes = self.graph.routes(self.own);
         let old = std::mem::replace(&mut self.routes, routes);
+        self.reach_stale |= self.routes != old;
         let changed: Vec<HostLabel> = (self.routes.iter())
             .filter(|(to, route)| old.get(*to) != Some(*route))
             .map(|(to, _)| *to)

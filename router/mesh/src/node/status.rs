@@ -31,6 +31,8 @@ impl Node {
                 })
                 .collect(),
             endpoints: self.endpoints.iter().map(|(host, id, _)| self.endpoint_status(host, id)).collect(),
+            rings: self.ring_reports(),
+            fenced: self.fenced(),
             targets: (self.targets.iter())
                 .map(|(name, addresses)| TargetStatus {
                     name: name.clone(),

@@ -12,7 +12,8 @@ use weft_gossip::{Batch, MembershipEvent, Message, Received, StoreEvent};
 
 use super::peer::Session;
 use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
-use crate::records::{self, EndpointRecord, HostRecord, Key, LinkRecord, SegmentRecord};
+use crate::ipam::Announcement;
+use crate::records::{self, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, NetworkRecord, SegmentRecord};
 use crate::snapshot::{Hop, Meter, Outbound};
 use crate::wire::{Control, MIN_DATAGRAM};
 
@@ -49,6 +50,7 @@ impl Node {
             (Some(Control::Pong { id, seen, size }), Some(from)) => self.on_pong(label, from, id, seen, size, now),
             (Some(Control::Records(bytes)), _) => self.on_records(label, &bytes, now),
             (Some(Control::Swim(packet)), _) => self.membership.receive(label, &packet, now),
+            (Some(Control::Ring(bytes)), _) => self.addresses.receive(label, &bytes, now),
             (Some(Control::AreYouThere), _) => self.send_under(label, index, None, &Control::StillHere, now),
             (Some(Control::StillHere), _) => self.on_still_here(label, index, now),
             (Some(Control::Cloned), _) => self.on_clone(now),
@@ -292,6 +294,22 @@ impl Node {
                     None => self.endpoints.unset(label, id),
                 }
             }
+            Some(Key::Entry(_)) => self.on_entry_record(label, key, value),
+            Some(Key::Network(uid)) => {
+                let record = value.and_then(records::decode::<NetworkRecord>);
+                match record.filter(|record| record.is_valid() && record.uid == uid) {
+                    Some(record) => drop(self.networks.insert((label, uid), record)),
+                    None => drop(self.networks.remove(&(label, uid))),
+                }
+            }
+            Some(Key::Removed(uid)) => match value {
+                Some(_) => drop(self.removed_networks.insert((uid, label))),
+                None => drop(self.removed_networks.remove(&(uid, label))),
+            },
+            Some(Key::Ring(range)) => {
+                let announcement = value.and_then(records::decode::<Announcement>);
+                self.addresses.hear(label, range, announcement, now);
+            }
             Some(Key::Forgotten(gone)) => {
                 if let Some(incarnation) = value.and_then(records::decode::<u64>) {
                     self.on_forgotten(gone, incarnation, now);
@@ -299,6 +317,22 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    fn on_entry_record(&mut self, label: HostLabel, key: &[u8], value: Option<&[u8]>) {
+        let record = value.and_then(records::decode::<EntryRecord>);
+        let record = record.filter(|record| record.problem().is_none() && record.key().encode() == key);
+        let gone = match &record {
+            Some(record) => self.entries.insert((label, key.to_vec()), record.clone()),
+            None => self.entries.remove(&(label, key.to_vec())),
+        };
+        if let Some(gone) = gone {
+            self.endpoints.names.set_entry(label, &gone.name, None);
+        }
+        if let Some(record) = record {
+            self.endpoints.names.set_entry(label, &record.name, Some(record.ips));
+        }
+        self.endpoints.names_changed = true;
     }
 
     fn on_host_record(&mut self, label: HostLabel, record: Option<HostRecord>) {

@@ -1,0 +1,137 @@
+//! What this host and others say about names and container networks, beside endpoints.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use weft_crypto::HostLabel;
+
+use super::{Command, CommandError, Networks, Node, Output, Reply};
+use crate::records::{self, EntryRecord, Key, NetworkRecord, NetworkUid};
+
+const PERSISTED_ENTRY: &[u8] = b"entry/";
+const PERSISTED_REMOVED: &[u8] = b"removed/";
+/// Removed networks that this host goes on speaking of, at most.
+const MAX_REMOVED: usize = 256;
+
+impl Node {
+    /// Takes a command about names or networks; `None` if it is about something else.
+    pub(super) fn command_directory(&mut self, command: &Command) -> Option<Result<Reply, CommandError>> {
+        Some(match command {
+            Command::AddName(name, ips) => self.add_name(name, ips),
+            Command::RemoveName(name, ips) => self.remove_name(name, ips),
+            Command::SetNetwork(record) => self.set_network(record),
+            Command::UnsetNetwork(uid) => {
+                self.store.delete(&Key::Network(*uid).encode());
+                Ok(Reply::Done)
+            }
+            Command::RemoveNetwork(uid) => self.remove_network(*uid),
+            Command::Networks => Ok(Reply::Networks(Box::new(self.known_networks()))),
+            _ => return None,
+        })
+    }
+
+    fn own_entry(&self, name: &str) -> Option<&EntryRecord> {
+        let key = EntryRecord { name: name.to_owned(), ips: Vec::new() }.key().encode();
+        self.entries.get(&(self.own, key))
+    }
+
+    fn add_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
+        let mut record = EntryRecord { name: name.to_owned(), ips: Vec::new() };
+        record.ips.extend(self.own_entry(name).iter().flat_map(|entry| entry.ips.clone()));
+        record.ips.extend(ips);
+        record.ips.sort_unstable();
+        record.ips.dedup();
+        self.write_entry(record)
+    }
+
+    fn remove_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
+        let Some(mut record) = self.own_entry(name).cloned() else {
+            let others = (self.entries.iter()).find(|(_, entry)| entry.name.eq_ignore_ascii_case(name));
+            return Err(match others {
+                Some(((host, _), _)) => CommandError::NameOfAnother(name.to_owned(), self.name_of(*host)),
+                None => CommandError::UnknownName(name.to_owned()),
+            });
+        };
+        if let Some(ip) = ips.iter().find(|ip| !record.ips.contains(ip)) {
+            return Err(CommandError::UnknownName(format!("{name} for {ip}")));
+        }
+        record.ips.retain(|ip| !ips.is_empty() && !ips.contains(ip));
+        if record.ips.is_empty() {
+            let key = record.key().encode();
+            self.store.delete(&key);
+            self.persist(&[PERSISTED_ENTRY, &key].concat(), None);
+            return Ok(Reply::Done);
+        }
+        self.write_entry(record)
+    }
+
+    fn write_entry(&mut self, record: EntryRecord) -> Result<Reply, CommandError> {
+        if let Some(problem) = record.problem() {
+            return Err(CommandError::Invalid(problem));
+        }
+        let (key, value) = (record.key().encode(), records::encode(&record));
+        self.store.put(&key, value.clone())?;
+        self.persist(&[PERSISTED_ENTRY, &key].concat(), Some(value));
+        Ok(Reply::Done)
+    }
+
+    fn set_network(&mut self, record: &NetworkRecord) -> Result<Reply, CommandError> {
+        if !record.is_valid() {
+            return Err(CommandError::Invalid("the network's name or segment is no name, or it has too many subnets"));
+        }
+        self.store.put(&record.key().encode(), records::encode(record))?;
+        Ok(Reply::Done)
+    }
+
+    /// Has every host remove a network: whoever comes back with it later, too.
+    fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
+        self.store.delete(&Key::Network(uid).encode());
+        let own = self.own;
+        let said = self.removed_networks.iter().filter(|(_, host)| *host == own);
+        if said.clone().count() >= MAX_REMOVED
+            && let Some((least, _)) = said.clone().next().copied()
+        {
+            self.store.delete(&Key::Removed(least).encode());
+            self.persist(&[PERSISTED_REMOVED, &least].concat(), None);
+        }
+        self.store.put(&Key::Removed(uid).encode(), vec![1])?;
+        self.persist(&[PERSISTED_REMOVED, &uid].concat(), Some(vec![1]));
+        Ok(Reply::Done)
+    }
+
+    fn known_networks(&self) -> Networks {
+        let is_there = |host: &HostLabel| *host != self.own && self.routes.contains_key(host);
+        let of_others = self.networks.iter().filter(|((host, _), _)| is_there(host));
+        Networks {
+            elsewhere: of_others.map(|((host, _), record)| (self.name_of(*host), record.clone())).collect(),
+            removed: self.removed_networks.iter().map(|(uid, _)| *uid).collect(),
+        }
+    }
+
+    /// Picks up names and removed networks from what was persisted.
+    pub(super) fn restore_directory(&mut self, restored: &BTreeMap<Vec<u8>, Vec<u8>>) {
+        for (key, value) in restored {
+            if let Some(key) = key.strip_prefix(PERSISTED_ENTRY) {
+                let record = records::decode::<EntryRecord>(value).filter(|record| record.problem().is_none());
+                if record.is_some_and(|record| record.key().encode() == key) {
+                    let _ = self.store.put(key, value.clone());
+                }
+            } else if let Some(uid) = key.strip_prefix(PERSISTED_REMOVED).and_then(|uid| NetworkUid::try_from(uid).ok())
+            {
+                let _ = self.store.put(&Key::Removed(uid).encode(), value.clone());
+            }
+        }
+    }
+
+    /// Tells the DNS server what it is to answer from now on, if that changed.
+    pub(super) fn publish_names(&mut self) {
+        if std::mem::take(&mut self.reach_stale) {
+            let reach = self.routes.iter().map(|(host, route)| (*host, route.cost)).collect();
+            self.endpoints.names.set_reach(reach);
+            self.endpoints.names_changed = true;
+        }
+        if std::mem::take(&mut self.endpoints.names_changed) {
+            self.outputs.push_back(Output::Names(Box::new(self.endpoints.names.clone())));
+        }
+    }
+}
