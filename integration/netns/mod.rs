@@ -95,7 +95,7 @@ impl Mesh {
     /// Gives a host a new container in a segment.
     pub fn add_container(&mut self, host: usize, segment: &'static str) -> usize {
         let number = self.containers.len() + 1;
-        let v4 = Ipv4Addr::new(10, 32, 0, number as u8);
+        let v4 = Ipv4Addr::new(10, 32, 0, 10 + number as u8);
         let v6: IpAddr = format!("fd77::{number}").parse().expect("an address");
         let ns = Ns::new().expect("a container");
         let name = format!("c{number}");

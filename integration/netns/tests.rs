@@ -395,7 +395,7 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
         "in use",
         &["--socket", &mesh.hosts[1].socket.to_string_lossy(), "attach", &target, "--segment", "red", "--ip", &taken],
     );
-    weft(2, "--ip", &["attach", &target]);
+    weft(1, "reserved", &["attach", &target, "--ip", "10.32.0.1"]);
     weft(2, "no address", &["attach", &target, "--ip", "nonsense"]);
     weft(2, "single interface", &["attach", &target, "--ip", "224.0.0.9/24"]);
     weft(1, "overlaps", &["attach", &target, "--ip", "10.99.0.77/24"]);
@@ -416,7 +416,7 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
     let state = format!("{dir}/spare");
     let own = format!("{dir}/spare.sock");
     let launch = |status, hint: &str, extra: &[&str]| {
-        let mut arguments = vec!["--socket", &own, "launch", "--state-dir", &state];
+        let mut arguments = vec!["--socket", &own, "launch", "--no-docker", "--state-dir", &state];
         arguments.extend(extra);
         refused(ns, status, hint, &arguments);
     };

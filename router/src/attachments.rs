@@ -1,25 +1,29 @@
-//! Endpoints of this host: the interfaces that `attach` and `expose` make, kept across restarts.
+//! Endpoints of this host: the interfaces that `attach`, `expose` and the engine's networks make, kept across restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, MutexGuard};
 use tracing::{info, warn};
+use weft_mesh::ipam::ring::Range;
+use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::{Command, PERSISTED_ENDPOINT};
-use weft_mesh::records::{EndpointId, EndpointRecord, MAX_LIST};
+use weft_mesh::records::{EndpointId, EndpointRecord, MAX_LIST, Service};
 use weft_mesh::wire::SegmentId;
 
-use crate::engine::EngineHandle;
+use crate::addresses::{self, Lease};
+use crate::engine::{EngineHandle, Fenced};
 use crate::error::{Doing, Failure, Result};
+use crate::interfaces;
 use crate::netlink::{Prefix, in_namespace, network};
 use crate::options::Cidr;
 use crate::state::Store;
-use crate::taps::{Segments, bridge_name, remove_unused};
+use crate::taps::{Segments, remove_unused};
 use crate::target::{self, Namespace};
 
 /// The segment used when none is named.
@@ -28,21 +32,63 @@ const PERSISTED: &[u8] = b"attachment/";
 
 /// What a segment's endpoint on this host is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-enum Place {
+pub enum Place {
     /// An interface in a network namespace, known by device and inode.
-    Container { namespace: (u64, u64), host_interface: String, interface: String },
-    /// An address on the segment's bridge.
+    Container {
+        /// The namespace.
+        namespace: (u64, u64),
+        /// The interface's other half, in the segment's bridge.
+        host_interface: String,
+        /// The interface.
+        interface: String,
+    },
+    /// The host itself.
     Host,
+    /// A container of an engine, which takes the interface `source` and brings it back.
+    Docker {
+        /// The engine's id of the network.
+        network: String,
+        /// The interface's other half, in the segment's bridge.
+        host_interface: String,
+        /// What the interface is called while the engine does not have it.
+        source: String,
+    },
 }
 
+/// An endpoint of this host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Attachment {
-    id: EndpointId,
-    segment: String,
-    ips: Vec<Prefix>,
-    names: Vec<String>,
-    mac: [u8; 6],
-    place: Place,
+pub struct Attachment {
+    /// Its id.
+    pub id: EndpointId,
+    /// Its segment's name.
+    pub segment: String,
+    /// Its addresses.
+    pub ips: Vec<Prefix>,
+    /// Its names.
+    pub names: Vec<String>,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// What it is.
+    pub place: Place,
+    /// Those of its addresses that it has from a ring and gives back when it goes.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
+    /// The addresses that the segment's gateway has for it.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Whether its names are answered.
+    #[serde(default = "yes")]
+    pub healthy: bool,
+    /// What it serves.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// The largest packet of its interface, if the network has its own.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What `attach` and `expose` are asked for.
@@ -60,13 +106,30 @@ pub struct AttachRequest {
     pub names: Vec<String>,
 }
 
+/// What changes about an endpoint while it is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Description {
+    /// Its names.
+    pub names: Vec<String>,
+    /// What it serves.
+    pub services: Vec<Service>,
+    /// Whether its names are answered.
+    pub healthy: bool,
+}
+
 /// All endpoints of this host.
 pub struct Attachments {
     engine: EngineHandle,
-    store: Arc<Store>,
-    segments: Segments,
     range: Cidr,
     docker_socket: PathBuf,
+    inside: Mutex<Inside>,
+}
+
+/// What only one at a time may change.
+struct Inside {
+    engine: EngineHandle,
+    store: Arc<Store>,
+    segments: Segments,
     all: BTreeMap<EndpointId, Attachment>,
 }
 
@@ -100,12 +163,17 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)]) -> Result<Restored> {
 }
 
 impl Attachment {
-    fn is_among(&self, interfaces: &[String]) -> bool {
+    /// The interface in the segment's bridge.
+    pub fn port(&self) -> String {
         match &self.place {
-            Place::Container { host_interface, .. } => interfaces.contains(host_interface),
-            // The host outlives its interfaces.
-            Place::Host => true,
+            Place::Container { host_interface, .. } | Place::Docker { host_interface, .. } => host_interface.clone(),
+            Place::Host => interfaces::own_name(SegmentId::of(&self.segment)).replacen('h', "i", 1),
         }
+    }
+
+    fn is_among(&self, interfaces: &[String]) -> bool {
+        // The host outlives its interfaces.
+        self.place == Place::Host || interfaces.contains(&self.port())
     }
 
     fn key(&self) -> Vec<u8> {
@@ -113,8 +181,8 @@ impl Attachment {
     }
 
     fn record(&self) -> EndpointRecord {
-        let Attachment { segment, mac, ips, names, .. } = self.clone();
-        EndpointRecord { segment, mac, ips, names, healthy: true }
+        let Attachment { segment, mac, ips, names, healthy, services, .. } = self.clone();
+        EndpointRecord { segment, mac, ips, names, healthy, services }
     }
 
     fn printed(&self) -> Vec<String> {
@@ -124,7 +192,7 @@ impl Attachment {
 
 impl Attachments {
     /// Picks up what was there: segments get their interfaces again, traffic flows.
-    pub fn new(
+    pub async fn new(
         engine: EngineHandle,
         store: Arc<Store>,
         segments: Segments,
@@ -132,45 +200,57 @@ impl Attachments {
         docker_socket: PathBuf,
         restored: Restored,
     ) -> Result<Self> {
-        let mut attachments = Attachments { engine, store, segments, range, docker_socket, all: restored.alive };
-        let used: BTreeSet<SegmentId> = attachments.all.values().map(|a| SegmentId::of(&a.segment)).collect();
-        let used: Vec<SegmentId> = used.into_iter().collect();
+        let mut inside = Inside { engine: engine.clone(), store, segments, all: restored.alive };
+        let used = inside.used_segments();
         remove_unused(&used)?;
         for segment in used {
-            let bridge = attachments.segments.open(segment)?;
-            attachments.settle(segment, bridge);
+            let bridge = inside.open(segment).await?;
+            inside.settle(segment, bridge);
         }
+        let attachments = Attachments { engine, range, docker_socket, inside: Mutex::new(inside) };
+        attachments.reconcile().await?;
         Ok(attachments)
     }
 
+    /// The ring and the endpoints agree on who has which address: what a crash or an older disk left is put right.
+    async fn reconcile(&self) -> Result<()> {
+        let Some(range) = self.own_range() else { return Ok(()) };
+        let held = addresses::leases(&self.engine, range).await?;
+        let inside = self.inside.lock().await;
+        let known: Vec<Lease> = inside.all.values().flat_map(|attachment| attachment.leases.clone()).collect();
+        drop(inside);
+        for lost in known.iter().filter(|lease| lease.range == range && !held.contains(lease)) {
+            self.fence((lost.id, lost.address)).await;
+        }
+        let is_ours = |lease: &Lease| lease.id[0] & ATTACHED != 0 && !known.contains(lease);
+        let leaked: Vec<Lease> = held.into_iter().filter(is_ours).collect();
+        addresses::release(&self.engine, &leaked).await;
+        Ok(())
+    }
+
+    fn own_range(&self) -> Option<Range> {
+        match self.range.0 {
+            (IpAddr::V4(base), length) => Range::new(base, length),
+            _ => None,
+        }
+    }
+
     /// Gives a container (or the host) an interface in a segment; returns its addresses, one a line.
-    pub async fn attach(&mut self, request: AttachRequest) -> Result<Vec<String>> {
-        // The kernel gives the numbers of ended namespaces to new ones: what is gone must not be taken for what is there.
-        self.sweep().await;
+    pub async fn attach(&self, request: AttachRequest) -> Result<Vec<String>> {
         let segment = request.segment.clone().unwrap_or_else(|| DEFAULT_SEGMENT.into());
         let ips = request.ips.iter().map(|ip| self.parse_ip(ip)).collect::<Result<Vec<Prefix>>>()?;
+        if ips.len() > MAX_LIST {
+            return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
+        }
         let namespace = match &request.target {
             Some(target) => Some(target::resolve(target, &self.docker_socket).await?),
             None => None,
         };
-        if let Some(there) = self.find(namespace.as_ref(), &segment) {
-            let mut wanted: Vec<IpAddr> = ips.iter().map(|(ip, _)| *ip).collect();
-            let mut has: Vec<IpAddr> = there.ips.iter().map(|(ip, _)| *ip).collect();
-            wanted.sort_unstable();
-            has.sort_unstable();
-            if ips.is_empty() || wanted == has {
-                return Ok(there.printed());
-            }
-            let has = there.printed().join(", ");
-            return Err(Failure::new(format!("it is in segment {segment} already, with {has}; detach it first")));
+        if let Some(printed) = self.swept().await.find_same(namespace.as_ref(), &segment, &ips)? {
+            return Ok(printed);
         }
-        if ips.is_empty() {
-            return Err(Failure::Usage("no address: give one with --ip ADDR/LEN".into()));
-        }
-        if ips.len() > MAX_LIST {
-            return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
-        }
-        let id: EndpointId = random_id()?;
+        let mut id: EndpointId = random_id()?;
+        id[0] |= ATTACHED;
         let mac = [0x02, id[0], id[1], id[2], id[3], id[4]];
         let place = match &namespace {
             Some(namespace) => Place::Container {
@@ -180,174 +260,132 @@ impl Attachments {
             },
             None => Place::Host,
         };
-        let attachment = Attachment { id, segment, ips, names: request.names, mac, place };
+        let gateways = Vec::from_iter(self.own_range().map(|range| IpAddr::V4(range.gateway())));
+        let (names, leases, services) = (request.names, Vec::new(), Vec::new());
+        let ips_given = ips.clone();
+        let mut attachment =
+            Attachment { id, segment, ips, names, mac, place, leases, gateways, healthy: true, services, mtu: None };
         if let Some(problem) = attachment.record().problem() {
             return Err(Failure::Usage(problem.into()));
         }
-        self.bring_in(attachment, namespace).await
-    }
-
-    /// Claims the addresses, makes the interface, keeps both; undoes all of it if one part fails.
-    async fn bring_in(&mut self, mut attachment: Attachment, namespace: Option<Namespace>) -> Result<Vec<String>> {
-        self.refuse_overlap(&attachment.ips)?;
-        let segment = SegmentId::of(&attachment.segment);
-        let bridge = self.segments.open(segment)?;
-        let claimed = self.engine.ask(Command::Attach(attachment.id, attachment.record())).await;
-        let made = match claimed {
-            Ok(_) => self.make_interface(&mut attachment, bridge, namespace),
+        // Nobody waits for anybody's address but for his own.
+        self.allocate(&mut attachment).await?;
+        let leases = attachment.leases.clone();
+        let mut inside = self.inside.lock().await;
+        let attached = match inside.find_same(namespace.as_ref(), &attachment.segment, &ips_given) {
+            Ok(None) => inside.bring_in(attachment, namespace).await,
+            Ok(Some(printed)) => {
+                addresses::release(&self.engine, &leases).await;
+                return Ok(printed);
+            }
             Err(error) => Err(error),
         };
-        let kept = made.and_then(|()| self.keep(&attachment));
-        if let Err(error) = kept {
-            let _ = self.engine.ask(Command::Detach(attachment.id)).await;
-            remove_interface(&attachment);
-            self.close_if_unused(&attachment.segment);
-            return Err(error);
+        if attached.is_err() {
+            addresses::release(&self.engine, &leases).await;
         }
-        let printed = attachment.printed();
-        info!(segment = attachment.segment, ips = printed.join(", "), "attached");
-        self.all.insert(attachment.id, attachment);
-        Ok(printed)
+        attached
     }
 
-    fn keep(&self, attachment: &Attachment) -> Result<()> {
-        let value = serde_json::to_vec(attachment).doing(|| "cannot remember the attachment".into())?;
-        self.store.write([(&attachment.key(), &Some(value))])
-    }
-
-    fn make_interface(&self, attachment: &mut Attachment, bridge: u32, namespace: Option<Namespace>) -> Result<()> {
-        let (mtu, mac, ips) = (self.segments.mtu() as u32, attachment.mac, attachment.ips.clone());
-        match (&mut attachment.place, namespace) {
-            (Place::Container { host_interface, interface, .. }, Some(namespace)) => {
-                let host = host_interface.clone();
-                let inside = OwnedFd::from(namespace.file.try_clone().doing(|| "cannot hold the namespace".into())?);
-                *interface = in_namespace(Some(inside), async |net| free_name(&net.names().await?))?;
-                let (name, moving) = (interface.clone(), OwnedFd::from(namespace.file));
-                let inside = moving.try_clone().doing(|| "cannot hold the namespace".into())?;
-                in_namespace(None, async move |net| {
-                    let peer = format!("{host}p");
-                    net.veth(&host, &peer).await?;
-                    let (near, far) = (net.index(&host).await?, net.index(&peer).await?);
-                    net.set_mtu(near, mtu).await?;
-                    net.set_mtu(far, mtu).await?;
-                    net.set_mac(far, mac).await?;
-                    net.set_master(near, bridge).await?;
-                    net.move_to(far, moving.as_fd(), &name).await?;
-                    net.set_up(near, &host).await
-                })?;
-                let name = interface.clone();
-                in_namespace(Some(inside), async move |net| {
-                    let index = net.index(&name).await?;
-                    for ip in ips {
-                        net.add_address(index, ip).await?;
-                    }
-                    net.set_up(index, &name).await?;
-                    // Each interface has its own multicast route; the first one's is used.
-                    let priority = name.trim_start_matches("weft").parse().unwrap_or(0) + 1;
-                    net.add_route(index, (Ipv4Addr::new(224, 0, 0, 0).into(), 4), priority).await
-                })
+    /// Claims those of the addresses wished for that are a ring's, or takes one from it if none was wished for.
+    async fn allocate(&self, attachment: &mut Attachment) -> Result<()> {
+        let Some(range) = self.own_range() else { return Ok(()) };
+        let in_ring = |(ip, _): &Prefix| match ip {
+            IpAddr::V4(ip) if range.contains(*ip) => Some(*ip),
+            _ => None,
+        };
+        let wanted: Vec<_> = match attachment.ips.is_empty() {
+            true => vec![None],
+            false => attachment.ips.iter().filter_map(in_ring).map(Some).collect(),
+        };
+        for (number, want) in wanted.into_iter().enumerate() {
+            let mut id: AllocationId = attachment.id;
+            id[15] = id[15].wrapping_add(number as u8);
+            match addresses::allocate(&self.engine, Request { range, id, want, within: None }).await {
+                Ok(lease) => attachment.leases.push(lease),
+                Err(error) => {
+                    addresses::release(&self.engine, &attachment.leases).await;
+                    return Err(error);
+                }
             }
-            _ => put_on_bridge(bridge, attachment),
         }
+        if attachment.ips.is_empty() {
+            attachment.ips = attachment.leases.iter().map(Lease::prefix).collect();
+        }
+        Ok(())
     }
 
     /// Takes a container (or the host) out of a segment.
-    pub async fn detach(&mut self, request: AttachRequest) -> Result<()> {
+    pub async fn detach(&self, request: AttachRequest) -> Result<()> {
         let segment = request.segment.unwrap_or_else(|| DEFAULT_SEGMENT.into());
         let namespace = match &request.target {
             Some(target) => Some(target::resolve(target, &self.docker_socket).await?),
             None => None,
         };
-        match self.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
-            Some(id) => self.remove(id).await,
+        let mut inside = self.inside.lock().await;
+        match inside.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
+            Some(id) => inside.remove(id).await,
             None => Err(Failure::new(format!("it is not in segment {segment}"))),
         }
     }
 
-    async fn remove(&mut self, id: EndpointId) -> Result<()> {
-        let Some(attachment) = self.all.get(&id).cloned() else { return Ok(()) };
-        self.store.write([(&attachment.key(), &None)])?;
-        self.all.remove(&id);
-        remove_interface(&attachment);
-        let detached = self.engine.ask(Command::Detach(id)).await;
-        self.close_if_unused(&attachment.segment);
-        info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
-        detached.map(drop)
+    /// Brings in an endpoint that the engine asks for; the same again is fine.
+    pub async fn join(&self, attachment: Attachment) -> Result<()> {
+        let mut inside = self.swept().await;
+        if inside.all.contains_key(&attachment.id) {
+            return Ok(());
+        }
+        inside.bring_in(attachment, None).await.map(drop)
     }
 
-    /// Endpoints whose container is gone are let go.
-    pub async fn sweep(&mut self) {
-        let Ok(names) = in_namespace(None, async |net| net.names().await) else { return };
-        let gone: Vec<EndpointId> = self.all.values().filter(|a| !a.is_among(&names)).map(|a| a.id).collect();
-        for id in gone {
-            if let Err(error) = self.remove(id).await {
-                warn!("cannot let go of an endpoint whose container ended: {error}");
-            }
-        }
-        let used: BTreeSet<SegmentId> = self.all.values().map(|a| SegmentId::of(&a.segment)).collect();
-        for segment in used.into_iter().filter(|segment| !self.segments.is_whole(*segment, &names)).collect::<Vec<_>>()
-        {
-            match self.segments.reopen(segment) {
-                Ok(bridge) => {
-                    self.settle(segment, bridge);
-                    warn!(?segment, "somebody took away interfaces of this segment; they were made anew");
-                }
-                Err(error) => warn!(?segment, "interfaces of this segment are gone and cannot be made anew: {error}"),
-            }
-        }
+    /// Lets an endpoint go; one that is gone is fine.
+    pub async fn leave(&self, id: EndpointId) -> Result<()> {
+        self.inside.lock().await.remove(id).await
     }
 
-    /// Puts the endpoints of a segment into its bridge, where they may be already.
-    fn settle(&self, segment: SegmentId, bridge: u32) {
-        for attachment in self.all.values().filter(|attachment| SegmentId::of(&attachment.segment) == segment) {
-            let settled = match &attachment.place {
-                Place::Container { host_interface, .. } => {
-                    let name = host_interface.clone();
-                    in_namespace(None, async move |net| {
-                        let index = net.index(&name).await?;
-                        net.set_master(index, bridge).await
-                    })
-                }
-                Place::Host => put_on_bridge(bridge, attachment),
-            };
-            if let Err(error) = settled {
-                warn!(segment = attachment.segment, "an endpoint cannot be put back into its segment: {error}");
-            }
+    /// Says what became of an endpoint; whether it is there.
+    pub async fn describe(&self, id: EndpointId, description: Description) -> Result<bool> {
+        let mut inside = self.inside.lock().await;
+        let Some(mut attachment) = inside.all.get(&id).cloned() else { return Ok(false) };
+        let Description { names, services, healthy } = description;
+        if (&attachment.names, &attachment.services, attachment.healthy) == (&names, &services, healthy) {
+            return Ok(true);
+        }
+        (attachment.names, attachment.services, attachment.healthy) = (names, services, healthy);
+        self.engine.ask(Command::Attach(id, attachment.record())).await?;
+        inside.keep(&attachment)?;
+        inside.all.insert(id, attachment);
+        Ok(true)
+    }
+
+    /// All endpoints.
+    pub async fn all(&self) -> Vec<Attachment> {
+        self.inside.lock().await.all.values().cloned().collect()
+    }
+
+    /// Cuts off the endpoint whose address turned out to be another's.
+    pub async fn fence(&self, (id, address): Fenced) {
+        let inside = self.inside.lock().await;
+        let has_it = |attachment: &&Attachment| attachment.leases.iter().any(|lease| lease.id == id);
+        let Some(attachment) = inside.all.values().find(has_it) else { return };
+        match interfaces::set_fenced(attachment, true) {
+            Ok(()) => warn!(
+                %address, names = attachment.names.join(","), segment = attachment.segment,
+                "this endpoint's address is another host's: it is cut off until it is attached anew"
+            ),
+            Err(error) => warn!(%address, "an endpoint whose address is another host's cannot be cut off: {error}"),
         }
     }
 
-    fn find(&self, namespace: Option<&Namespace>, segment: &str) -> Option<&Attachment> {
-        self.all.values().filter(|attachment| attachment.segment == segment).find(|attachment| {
-            match (&attachment.place, namespace) {
-                (Place::Container { namespace: theirs, .. }, Some(ours)) => *theirs == ours.id,
-                (Place::Host, None) => true,
-                _ => false,
-            }
-        })
+    /// Endpoints whose container is gone are let go, interfaces that somebody took away are made anew.
+    pub async fn sweep(&self) {
+        drop(self.swept().await);
     }
 
-    fn close_if_unused(&mut self, segment: &str) {
-        if self.all.values().any(|attachment| attachment.segment == segment) {
-            return;
-        }
-        if let Err(error) = self.segments.close(SegmentId::of(segment)) {
-            warn!("cannot take segment {segment} down: {error}");
-        }
-    }
-
-    fn refuse_overlap(&self, ips: &[Prefix]) -> Result<()> {
-        let (bridges, ips) = (self.segments.bridges(), ips.to_vec());
-        in_namespace(None, async move |net| {
-            for ip in ips {
-                if let Some((to, length)) = net.overlapping_route(ip, &bridges).await? {
-                    let (ip, own) = (network(ip), ip.1);
-                    return Err(Failure::new(format!(
-                        "{ip}/{own} overlaps this host's route to {to}/{length}; choose other addresses"
-                    )));
-                }
-            }
-            Ok(())
-        })
+    /// The kernel gives the numbers of ended namespaces to new ones: what is gone must not be taken for what is there.
+    async fn swept(&self) -> MutexGuard<'_, Inside> {
+        let mut inside = self.inside.lock().await;
+        inside.sweep().await;
+        inside
     }
 
     /// `ADDR/LEN`, or `ADDR` with the length of the network's range or what is usual.
@@ -366,51 +404,161 @@ impl Attachments {
     }
 }
 
-/// Gives the host itself its addresses in a segment.
-fn put_on_bridge(bridge: u32, attachment: &Attachment) -> Result<()> {
-    let (name, mac) = (bridge_name(SegmentId::of(&attachment.segment)), attachment.mac);
-    let ips = attachment.ips.clone();
-    in_namespace(None, async move |net| {
-        net.set_mac(bridge, mac).await?;
-        if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
-            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-            std::fs::write(path, "0").doing(|| "cannot switch IPv6 on".into())?;
-        }
-        for ip in ips {
-            net.add_address(bridge, ip).await?;
-        }
-        Ok(())
-    })
-}
+/// Set in the ids of what `attach` allocates addresses for, and clear in the ids of the engine's.
+pub const ATTACHED: u8 = 0x80;
 
-/// Takes away what attaching made. What is gone already is fine.
-fn remove_interface(attachment: &Attachment) {
-    let result = match attachment.place.clone() {
-        Place::Container { host_interface, .. } => {
-            in_namespace(None, async move |net| net.delete(&host_interface).await)
+impl Inside {
+    /// Claims the endpoint, makes the interface, keeps both; undoes all of it if one part fails.
+    async fn bring_in(&mut self, mut attachment: Attachment, namespace: Option<Namespace>) -> Result<Vec<String>> {
+        self.refuse_overlap(&attachment.ips)?;
+        let segment = SegmentId::of(&attachment.segment);
+        let made = self.make(&mut attachment, namespace).await;
+        if let Err(error) = made.and_then(|()| self.keep(&attachment)) {
+            let _ = self.engine.ask(Command::Detach(attachment.id)).await;
+            let _ = interfaces::remove(&attachment);
+            self.close_if_unused(segment).await;
+            return Err(error);
         }
-        Place::Host => {
-            let (name, ips) = (bridge_name(SegmentId::of(&attachment.segment)), attachment.ips.clone());
-            in_namespace(None, async move |net| {
-                let Some(link) = net.link(&name).await else { return Ok(()) };
-                for ip in ips {
-                    net.delete_address(link.header.index, ip).await?;
-                }
-                Ok(())
-            })
-        }
-    };
-    if let Err(error) = result {
-        warn!("{error}");
+        let printed = attachment.printed();
+        info!(segment = attachment.segment, ips = printed.join(", "), "attached");
+        self.all.insert(attachment.id, attachment);
+        Ok(printed)
     }
-}
 
-/// The first of weft0, weft1, ... that is free.
-fn free_name(names: &[String]) -> Result<String> {
-    (0..1000)
-        .map(|n| format!("weft{n}"))
-        .find(|name| !names.contains(name))
-        .ok_or_else(|| Failure::new("the container has a thousand interfaces already"))
+    async fn make(&mut self, attachment: &mut Attachment, namespace: Option<Namespace>) -> Result<()> {
+        let segment = SegmentId::of(&attachment.segment);
+        let bridge = self.open_with(segment, &attachment.gateways).await?;
+        self.engine.ask(Command::Attach(attachment.id, attachment.record())).await?;
+        let mtu = self.segments.mtu() as u32;
+        let mtu = attachment.mtu.map_or(mtu, |own| own.min(mtu));
+        interfaces::make(attachment, bridge, mtu, namespace)
+    }
+
+    fn keep(&self, attachment: &Attachment) -> Result<()> {
+        let value = serde_json::to_vec(attachment).doing(|| "cannot remember the attachment".into())?;
+        self.store.write([(&attachment.key(), &Some(value))])
+    }
+
+    /// Makes sure that a segment is there, with the gateways its endpoints have.
+    async fn open(&mut self, segment: SegmentId) -> Result<u32> {
+        self.open_with(segment, &[]).await
+    }
+
+    async fn open_with(&mut self, segment: SegmentId, more: &[IpAddr]) -> Result<u32> {
+        let mut gateways = self.gateways(segment);
+        let is_known = self.segments.is_open(segment) && more.iter().all(|ip| gateways.contains(ip));
+        let bridge = self.segments.open(segment)?;
+        if !is_known {
+            gateways.extend(more);
+            interfaces::set_gateways(segment, bridge, gateways.clone())?;
+            self.engine.ask(Command::SetGateways(segment, gateways)).await?;
+        }
+        Ok(bridge)
+    }
+
+    fn gateways(&self, segment: SegmentId) -> BTreeSet<IpAddr> {
+        self.in_segment(segment).flat_map(|attachment| attachment.gateways.iter().copied()).collect()
+    }
+
+    fn in_segment(&self, segment: SegmentId) -> impl Iterator<Item = &Attachment> {
+        self.all.values().filter(move |attachment| SegmentId::of(&attachment.segment) == segment)
+    }
+
+    fn used_segments(&self) -> Vec<SegmentId> {
+        let used: BTreeSet<SegmentId> = self.all.values().map(|a| SegmentId::of(&a.segment)).collect();
+        used.into_iter().collect()
+    }
+
+    async fn remove(&mut self, id: EndpointId) -> Result<()> {
+        let Some(attachment) = self.all.get(&id).cloned() else { return Ok(()) };
+        self.store.write([(&attachment.key(), &None)])?;
+        self.all.remove(&id);
+        if let Err(error) = interfaces::remove(&attachment) {
+            warn!("{error}");
+        }
+        let detached = self.engine.ask(Command::Detach(id)).await;
+        addresses::release(&self.engine, &attachment.leases).await;
+        self.close_if_unused(SegmentId::of(&attachment.segment)).await;
+        info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
+        detached.map(drop)
+    }
+
+    async fn sweep(&mut self) {
+        let Ok(names) = in_namespace(None, async |net| net.names().await) else { return };
+        let gone: Vec<EndpointId> = self.all.values().filter(|a| !a.is_among(&names)).map(|a| a.id).collect();
+        for id in gone {
+            if let Err(error) = self.remove(id).await {
+                warn!("cannot let go of an endpoint whose container ended: {error}");
+            }
+        }
+        let broken = |segment: &SegmentId| !self.segments.is_whole(*segment, &names);
+        for segment in self.used_segments().into_iter().filter(broken).collect::<Vec<_>>() {
+            self.segments.forget(segment);
+            match self.open(segment).await {
+                Ok(bridge) => {
+                    self.settle(segment, bridge);
+                    warn!(?segment, "somebody took away interfaces of this segment; they were made anew");
+                }
+                Err(error) => warn!(?segment, "interfaces of this segment are gone and cannot be made anew: {error}"),
+            }
+        }
+    }
+
+    /// Puts the endpoints of a segment into its bridge, where they may be already.
+    fn settle(&self, segment: SegmentId, bridge: u32) {
+        for attachment in self.in_segment(segment) {
+            if let Err(error) = interfaces::settle(attachment, bridge, self.segments.mtu() as u32) {
+                warn!(segment = attachment.segment, "an endpoint cannot be put back into its segment: {error}");
+            }
+        }
+    }
+
+    /// What `attach` answers if the endpoint is there already.
+    fn find_same(&self, namespace: Option<&Namespace>, segment: &str, ips: &[Prefix]) -> Result<Option<Vec<String>>> {
+        let Some(there) = self.find(namespace, segment) else { return Ok(None) };
+        let bare = |ips: &[Prefix]| ips.iter().map(|(ip, _)| *ip).collect::<BTreeSet<IpAddr>>();
+        if ips.is_empty() || bare(ips) == bare(&there.ips) {
+            return Ok(Some(there.printed()));
+        }
+        let has = there.printed().join(", ");
+        Err(Failure::new(format!("it is in segment {segment} already, with {has}; detach it first")))
+    }
+
+    fn find(&self, namespace: Option<&Namespace>, segment: &str) -> Option<&Attachment> {
+        self.all.values().filter(|attachment| attachment.segment == segment).find(|attachment| {
+            match (&attachment.place, namespace) {
+                (Place::Container { namespace: theirs, .. }, Some(ours)) => *theirs == ours.id,
+                (Place::Host, None) => true,
+                _ => false,
+            }
+        })
+    }
+
+    async fn close_if_unused(&mut self, segment: SegmentId) {
+        if self.in_segment(segment).next().is_some() {
+            return;
+        }
+        let _ = self.engine.ask(Command::SetGateways(segment, BTreeSet::new())).await;
+        if let Err(error) = self.segments.close(segment) {
+            warn!(?segment, "cannot take a segment down: {error}");
+        }
+    }
+
+    fn refuse_overlap(&self, ips: &[Prefix]) -> Result<()> {
+        let ips = ips.to_vec();
+        in_namespace(None, async move |net| {
+            let ours = net.own_links().await?;
+            for ip in ips {
+                if let Some((to, length)) = net.overlapping_route(ip, &ours).await? {
+                    let (ip, own) = (network(ip), ip.1);
+                    return Err(Failure::new(format!(
+                        "{ip}/{own} overlaps this host's route to {to}/{length}; choose other addresses"
+                    )));
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 fn random_id() -> Result<EndpointId> {

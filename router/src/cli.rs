@@ -54,6 +54,11 @@ enum Command {
         #[arg(required = true)]
         peers: Vec<String>,
     },
+    /// Take back the address space of a host that is off for good
+    Reclaim {
+        /// Its nickname, or its peer_id
+        host: String,
+    },
     /// Give a running container an interface; prints its addresses
     Attach {
         /// Container name or id, PID, or network namespace path
@@ -61,7 +66,7 @@ enum Command {
         /// The segment; default: weft
         #[arg(long)]
         segment: Option<String>,
-        /// An address
+        /// An address; none: one of the mesh's range
         #[arg(long = "ip", value_name = "ADDR[/LEN]")]
         ips: Vec<String>,
         /// A name
@@ -81,7 +86,7 @@ enum Command {
         /// The segment; default: weft
         #[arg(long)]
         segment: Option<String>,
-        /// An address
+        /// An address; none: one of the mesh's range
         #[arg(long = "ip", value_name = "ADDR[/LEN]")]
         ips: Vec<String>,
     },
@@ -165,6 +170,7 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             post("/connect", &to_json(&Names { names: peers })?).await.map(drop)
         }
         Command::Forget { peers } => post("/forget", &to_json(&Names { names: peers })?).await.map(drop),
+        Command::Reclaim { host } => post("/reclaim", &to_json(&host)?).await.map(drop),
         Command::Attach { target, segment, ips, names } => {
             let target = Some(absolute(target)?);
             attach(socket, AttachRequest { target, segment, ips, names }).await

@@ -12,10 +12,11 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use weft_mesh::node::{Command, Reply};
 
 use crate::attachments::{AttachRequest, Attachments};
+use crate::docker::Docker;
 use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
 use crate::launch::resolve_targets;
@@ -31,7 +32,9 @@ pub struct Api {
     /// The node.
     pub engine: EngineHandle,
     /// The endpoints of this host.
-    pub attachments: Arc<Mutex<Attachments>>,
+    pub attachments: Arc<Attachments>,
+    /// The engine's network driver, if there is one.
+    pub docker: Option<Arc<Docker>>,
     /// How the router runs.
     pub options: Arc<Options>,
     /// Told when the router is to stop.
@@ -78,6 +81,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/forget", post(forget))
         .route("/attach", post(attach))
         .route("/detach", post(detach))
+        .route("/reclaim", post(reclaim))
         .route("/secret/reload", post(reload))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -99,8 +103,8 @@ impl IntoResponse for Failure {
 
 async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
     match api.engine.ask(Command::Status).await? {
-        Reply::Status(report) => Ok(Json(status::report(&report, &api.options))),
-        Reply::Done => Err(Failure::new("the node gave no report")),
+        Reply::Status(report) => Ok(Json(status::report(&report, &api))),
+        _ => Err(Failure::new("the node gave no report")),
     }
 }
 
@@ -116,11 +120,16 @@ async fn forget(State(api): State<Api>, Json(Names { names }): Json<Names>) -> R
 }
 
 async fn attach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Vec<String>>> {
-    Ok(Json(api.attachments.lock().await.attach(request).await?))
+    Ok(Json(api.attachments.attach(request).await?))
 }
 
 async fn detach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Value>> {
-    api.attachments.lock().await.detach(request).await?;
+    api.attachments.detach(request).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Json<Value>> {
+    api.engine.ask(Command::Reclaim(name)).await?;
     Ok(Json(Value::Null))
 }
 

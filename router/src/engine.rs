@@ -1,6 +1,7 @@
 //! The task that owns the node: it feeds it what happens and does what it wants done.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 
@@ -8,6 +9,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use weft_mesh::ingress::Punt;
+use weft_mesh::ipam::AllocationId;
+use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Event, Input, Node, Output, Reply};
 use weft_mesh::snapshot::Snapshot;
 
@@ -69,18 +72,33 @@ pub struct Engine {
     clock: Clock,
     udp: UdpPort,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    names: Arc<ArcSwap<Names>>,
     punts: Punts,
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
+    saved: mpsc::UnboundedReceiver<Saved>,
+    fenced: mpsc::UnboundedSender<Fenced>,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
 
 /// What the saver writes, and whom it then answers.
+#[derive(Default)]
 struct Save {
     changes: Vec<Change>,
     replies: Vec<(oneshot::Sender<Answer>, Answer)>,
+    /// What the node is to be told once it is written.
+    mark: Option<u64>,
 }
+
+/// Up to which mark everything was written, or which one could not be.
+struct Saved {
+    mark: u64,
+    is_kept: bool,
+}
+
+/// An address that must not be used any more, and what it was allocated for.
+pub type Fenced = (AllocationId, Ipv4Addr);
 
 impl Engine {
     /// An engine around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
@@ -88,16 +106,31 @@ impl Engine {
         node: Node,
         clock: Clock,
         udp: UdpPort,
-        snapshot: Arc<ArcSwap<Snapshot>>,
+        (snapshot, names): (Arc<ArcSwap<Snapshot>>, Arc<ArcSwap<Names>>),
         punts: Punts,
         store: Arc<Store>,
-    ) -> (Engine, EngineHandle) {
+    ) -> (Engine, EngineHandle, mpsc::UnboundedReceiver<Fenced>) {
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
-        std::thread::spawn(move || save(&store, &saves));
+        let (says_saved, saved) = mpsc::unbounded_channel();
+        let (fenced, fences) = mpsc::unbounded_channel();
+        std::thread::spawn(move || save(&store, &saves, &says_saved));
         let waiting = BTreeMap::new();
-        let engine = Engine { node, clock, udp, snapshot, punts, requests: inbox, saver, waiting, next_id: 0 };
-        (engine, EngineHandle { requests })
+        let engine = Engine {
+            node,
+            clock,
+            udp,
+            snapshot,
+            names,
+            punts,
+            requests: inbox,
+            saver,
+            saved,
+            fenced,
+            waiting,
+            next_id: 0,
+        };
+        (engine, EngineHandle { requests }, fences)
     }
 
     /// Runs until every handle is gone.
@@ -121,6 +154,9 @@ impl Engine {
                         self.node.handle_input(now, Input::Punt(punt));
                     }
                 }
+                Some(Saved { mark, is_kept }) = self.saved.recv() => {
+                    self.node.handle_input(self.clock.now(), Input::Durable { mark, is_kept });
+                }
                 Some(punt) = self.punts.frames.recv() => {
                     self.node.handle_input(self.clock.now(), Input::Punt(punt));
                 }
@@ -136,7 +172,7 @@ impl Engine {
 
     /// Does all that the node wants done; returns when it wants to be woken.
     fn drain(&mut self) -> tokio::time::Instant {
-        let (mut changes, mut replies) = (Vec::new(), Vec::new());
+        let Save { mut changes, mut replies, mut mark } = Save::default();
         loop {
             match self.node.poll_output() {
                 Output::Transmit { to, data, stride } => {
@@ -144,17 +180,25 @@ impl Engine {
                     let _ = self.udp.send(to, &data, stride);
                 }
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
+                Output::Names(names) => self.names.store(names.into()),
                 Output::Reply(id, reply) => {
                     if let Some(sender) = self.waiting.remove(&id) {
                         replies.push((sender, reply.map_err(|error| Failure::new(error.to_string()))));
                     }
                 }
                 Output::Persist { key, value } => changes.push((key, value)),
-                Output::Event(event) => log(&event),
+                Output::Durable(wanted) => mark = Some(wanted),
+                Output::Event(event) => {
+                    log(&event);
+                    if let Event::Fenced { id, address } = event {
+                        // Nobody listens any more when the router stops.
+                        let _ = self.fenced.send((id, address));
+                    }
+                }
                 Output::Timeout(at, _) => {
-                    if !changes.is_empty() || !replies.is_empty() {
+                    if !changes.is_empty() || !replies.is_empty() || mark.is_some() {
                         // The saver lives as long as the engine.
-                        let _ = self.saver.send(Save { changes, replies });
+                        let _ = self.saver.send(Save { changes, replies, mark });
                     }
                     return self.clock.instant(at).into();
                 }
@@ -164,17 +208,18 @@ impl Engine {
 }
 
 /// Writes what the node wants kept, then answers. What a full disk did not take is tried again with what comes next.
-fn save(store: &Store, saves: &blocking::Receiver<Save>) {
+fn save(store: &Store, saves: &blocking::Receiver<Save>, saved: &mpsc::UnboundedSender<Saved>) {
     let mut unwritten: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+    let mut owed: Option<u64> = None;
     loop {
         let next = if unwritten.is_empty() {
             saves.recv().map_err(|_| blocking::RecvTimeoutError::Disconnected)
         } else {
             saves.recv_timeout(WRITE_AGAIN)
         };
-        let Save { changes, replies } = match next {
+        let Save { changes, replies, mark } = match next {
             Ok(save) => save,
-            Err(blocking::RecvTimeoutError::Timeout) => Save { changes: Vec::new(), replies: Vec::new() },
+            Err(blocking::RecvTimeoutError::Timeout) => Save::default(),
             Err(blocking::RecvTimeoutError::Disconnected) => return,
         };
         let changes_nothing = changes.is_empty();
@@ -183,6 +228,12 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>) {
         match &written {
             Ok(()) => unwritten.clear(),
             Err(error) => error!("{error}"),
+        }
+        owed = owed.max(mark);
+        if let Some(mark) = owed {
+            // Marks grow: the last one stands for all.
+            let _ = saved.send(Saved { mark, is_kept: written.is_ok() });
+            owed = owed.filter(|_| written.is_err());
         }
         for (sender, reply) in replies {
             let kept = written.as_ref().map_err(|error| Failure::new(error.to_string()));
@@ -209,6 +260,9 @@ fn log(event: &Event) {
         }
         Event::Reincarnated(incarnation) => {
             info!(incarnation, "found records of an earlier life of this host and wrote it above them");
+        }
+        Event::Fenced { address, .. } => {
+            warn!(%address, "belongs to another host since two parts of the mesh met; whoever had it here is cut off");
         }
         Event::Conflict { what, by } => {
             warn!(what, by, "also claimed by another host, which has the older right; detach one of the two");

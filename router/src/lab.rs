@@ -128,7 +128,7 @@ impl LabHost {
         let log = File::options().create(true).append(true).open(self.log()).doing(|| "cannot write a log".into())?;
         let mut command = Command::new(weft);
         command
-            .args(["launch", "--name", &self.name, "--tap", tap.name(), "--state-dir"])
+            .args(["launch", "--no-docker", "--name", &self.name, "--tap", tap.name(), "--state-dir"])
             .arg(&self.dir)
             .arg("--socket")
             .arg(&self.socket)

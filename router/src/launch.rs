@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 use weft_crypto::Ciphers;
+use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Node, Reply, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::wire::container_mtu;
 
 use crate::attachments::{self, Attachments};
 use crate::control::{self, Api};
-use crate::engine::{Engine, punt_queues};
+use crate::docker::{self, Docker};
+use crate::engine::{Engine, Fenced, punt_queues};
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::in_namespace;
 use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
@@ -27,8 +31,6 @@ use crate::worker::{Clock, Counters, Worker};
 /// How often names of peers, own addresses and ended containers are looked after.
 const CHORES: Duration = Duration::from_secs(2);
 const CHORES_PER_RESOLVE: u32 = 15;
-/// How long a host may be gone before its records are dropped.
-const GRACE: Duration = Duration::from_secs(3600);
 /// How long a stopping router lets its goodbyes travel.
 const GOODBYE: Duration = Duration::from_millis(50);
 
@@ -44,7 +46,7 @@ pub fn launch(args: LaunchArgs) -> Result<()> {
     start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
     let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(4)
         .enable_all()
         .build()
         .doing(|| "cannot start an event loop".into())?;
@@ -75,7 +77,10 @@ async fn run(options: Options) -> Result<()> {
     let kept = store.read()?;
     let restored = attachments::restore(&kept)?;
     store.write(restored.gone.iter().map(|key| (key, &None)))?;
-    let kept = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
+    let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
+    // An engine that starts looks for its plugins: calls wait until they are served.
+    let plugin = if options.docker { Some(docker::bind(&options)?) } else { None };
+    let _plugin_socket = plugin.as_ref().map(|plugin| RemoveOnDrop(plugin.path.clone()));
 
     let clock = Clock::start();
     let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
@@ -92,8 +97,10 @@ async fn run(options: Options) -> Result<()> {
         underlay_mtu: underlay.mtu,
         port,
         discovery: options.discovery,
-        grace: GRACE,
-        restored: kept,
+        grace: options.grace,
+        founds_alone: options.found,
+        continues: state::note_boot(&store, &kept)?,
+        restored: kept.clone(),
     };
     let node = Node::new(config, state::entropy()?, clock.now());
 
@@ -105,10 +112,12 @@ async fn run(options: Options) -> Result<()> {
         .collect::<Result<_>>()?;
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
     let segments = Segments::new(options.tap, mtu, workers);
-    let (engine, handle) = Engine::new(node, clock, udp, snapshot, inbox, store.clone());
+    let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
+    let (engine, handle, fences) = Engine::new(node, clock, udp, (snapshot, names), inbox, store.clone());
     start_engine(engine)?;
-    let (range, docker) = (options.range, options.docker_socket.clone());
-    let attachments = Attachments::new(handle.clone(), store, segments, range, docker, restored)?;
+    let (range, socket) = (options.range, options.docker_socket.clone());
+    let attachments = Attachments::new(handle.clone(), store.clone(), segments, range, socket, restored).await?;
+    let attachments = Arc::new(attachments);
 
     handle.ask(Command::SetAddresses(underlay.addresses)).await?;
     let targets = resolve_targets(&options.peers).await?;
@@ -117,8 +126,21 @@ async fn run(options: Options) -> Result<()> {
     }
     let options = Arc::new(options);
     let stop = Arc::new(Notify::new());
-    let attachments = Arc::new(Mutex::new(attachments));
-    let api = Api { engine: handle.clone(), attachments, options: options.clone(), stop: stop.clone() };
+    let mut tasks = JoinSet::new();
+    let docker = match plugin {
+        Some(plugin) => {
+            let parts = (handle.clone(), attachments.clone());
+            Some(Docker::start(plugin, &options, parts, store.clone(), &kept, &mut tasks).await?)
+        }
+        None => None,
+    };
+    let api = Api {
+        engine: handle.clone(),
+        attachments,
+        docker: docker.clone(),
+        options: options.clone(),
+        stop: stop.clone(),
+    };
     info!(
         name = options.name,
         peer_id = %peer_id.short(),
@@ -129,16 +151,19 @@ async fn run(options: Options) -> Result<()> {
         "weft {} is up",
         env!("CARGO_PKG_VERSION")
     );
-    let server = tokio::spawn(control::serve(listener, api.clone()));
-    let chores = tokio::spawn(chores(api.clone()));
+    tasks.spawn(control::serve(listener, api.clone()));
+    tasks.spawn(chores(api.clone()));
+    tasks.spawn(fence_all(api.clone(), fences));
     wait_for_end(&api).await?;
 
     info!("stopping; containers keep their interfaces");
     // The neighbours need not find out; if one misses it, it will.
     let _ = handle.ask(Command::Leave).await;
     tokio::time::sleep(GOODBYE).await;
-    server.abort();
-    chores.abort();
+    tasks.shutdown().await;
+    if let Some(docker) = docker {
+        docker.stop().await;
+    }
     Ok(())
 }
 
@@ -168,12 +193,19 @@ async fn wait_for_end(api: &Api) -> Result<()> {
     }
 }
 
+/// Cuts off endpoints whose addresses turned out to be others'.
+async fn fence_all(api: Api, mut fences: UnboundedReceiver<Fenced>) {
+    while let Some(fenced) = fences.recv().await {
+        api.attachments.fence(fenced).await;
+    }
+}
+
 /// What nothing else brings about: containers that end, names that come to mean other addresses.
 async fn chores(api: Api) {
     let mut round = 0u32;
     loop {
         tokio::time::sleep(CHORES).await;
-        api.attachments.lock().await.sweep().await;
+        api.attachments.sweep().await;
         round += 1;
         if round.is_multiple_of(CHORES_PER_RESOLVE) {
             if let Ok(underlay) = underlay() {
@@ -261,10 +293,7 @@ fn underlay() -> Result<Underlay> {
 fn refuse_overlap(options: &Options) -> Result<()> {
     let range = options.range;
     let found = in_namespace(None, async move |net| {
-        let mut ours = Vec::new();
-        for name in net.names().await?.iter().filter(|name| name.starts_with("weft")) {
-            ours.push(net.index(name).await?);
-        }
+        let ours = net.own_links().await?;
         net.overlapping_route(range.0, &ours).await
     })?;
     match found {

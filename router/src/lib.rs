@@ -3,13 +3,16 @@
 //! A frame's way: [`worker`] reads it from the TAP, the mesh crate decides and seals, the worker sends it. A command's
 //! way: [`cli`] → [`client`] → unix socket → [`control`] → [`engine`] (which owns the node) and [`attachments`].
 
+pub mod addresses;
 pub mod attachments;
 pub mod cli;
 pub mod client;
 pub mod control;
 pub mod demo;
+pub mod docker;
 pub mod engine;
 pub mod error;
+mod interfaces;
 pub mod lab;
 pub mod launch;
 pub mod netlink;

@@ -5,9 +5,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::runtime::RuntimeFlavor;
 
 use crate::error::{Doing, Failure, Result};
 
@@ -53,7 +55,12 @@ where
             work(Net { handle }).await
         })
     });
-    thread.join().unwrap_or_else(|_| Err(Failure::new("a network set-up thread failed")))
+    let wait = || thread.join().unwrap_or_else(|_| Err(Failure::new("a network set-up thread failed")));
+    match tokio::runtime::Handle::try_current() {
+        // Other tasks go on meanwhile.
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
 }
 
 impl Net {
@@ -96,6 +103,12 @@ impl Net {
         Ok(found)
     }
 
+    /// The indices of weft's own interfaces that may have addresses.
+    pub async fn own_links(&self) -> Result<Vec<u32>> {
+        let links = self.links().await?.into_iter();
+        Ok(links.filter(|link| link.name.starts_with("weft")).map(|link| link.index).collect())
+    }
+
     /// Makes a bridge that learns and floods on its own, with no address of the kernel's choosing; keeps one that is there.
     pub async fn bridge(&self, name: &str, mtu: u32) -> Result<u32> {
         if self.link(name).await.is_none() {
@@ -119,6 +132,20 @@ impl Net {
     /// Takes an interface up.
     pub async fn set_up(&self, index: u32, name: &str) -> Result<()> {
         self.change(LinkUnspec::new_with_index(index).up().build(), || format!("cannot take {name} up")).await
+    }
+
+    /// Takes an interface down.
+    pub async fn set_down(&self, index: u32, name: &str) -> Result<()> {
+        self.change(LinkUnspec::new_with_index(index).down().build(), || format!("cannot take {name} down")).await
+    }
+
+    /// Sets what `/proc/sys/net/FAMILY/conf/INTERFACE` has.
+    pub fn configure(&self, interface: &str, family: &str, settings: &[(&str, &str)]) -> Result<()> {
+        for (key, value) in settings {
+            let path = format!("/proc/sys/net/{family}/conf/{interface}/{key}");
+            std::fs::write(&path, value).doing(|| format!("cannot set {path}"))?;
+        }
+        Ok(())
     }
 
     /// Puts an interface into a bridge.
@@ -162,6 +189,21 @@ impl Net {
         request.await.doing(|| format!("cannot set address {ip}/{prefix}"))
     }
 
+    /// The addresses of an interface, but for those the kernel gave it.
+    pub async fn addresses(&self, index: u32) -> Result<Vec<Prefix>> {
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> = request.try_collect().await.doing(|| "cannot list addresses".into())?;
+        let address = |message: rtnetlink::packet_route::address::AddressMessage| {
+            let ip = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+            ip.map(|ip| (ip, message.header.prefix_len))
+        };
+        let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        Ok(messages.into_iter().filter_map(address).filter(|(ip, _)| !is_link_local(ip)).collect())
+    }
+
     /// Takes an address from an interface; one that is gone is fine.
     pub async fn delete_address(&self, index: u32, (ip, _): Prefix) -> Result<()> {
         let request = self.handle.address().get().set_link_index_filter(index).set_address_filter(ip).execute();
@@ -178,6 +220,16 @@ impl Net {
         let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.priority(priority).build();
         let request = self.handle.route().add(message).replace().execute();
         request.await.doing(|| format!("cannot set the route to {ip}/{prefix}"))
+    }
+
+    /// Takes back a route over an interface; one that is gone is fine.
+    pub async fn delete_route(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+        let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
+        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.build();
+        match self.handle.route().del(message).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ESRCH => Ok(()),
+            result => result.doing(|| format!("cannot remove the route to {ip}/{prefix}")),
+        }
     }
 
     /// Sends what has no other route to a gateway.

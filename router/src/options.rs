@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
@@ -15,6 +16,10 @@ use crate::state::SecretSource;
 
 /// The port that routers listen on.
 pub const DEFAULT_PORT: u16 = 6783;
+/// How many seconds a host may be gone before others take its place.
+const DEFAULT_GRACE: u64 = 3600;
+/// The longest domain: with a container's and a network's name before it, it still is a domain name.
+const MAX_DOMAIN: usize = 100;
 /// The control socket, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/weft.sock";
 
@@ -81,6 +86,28 @@ pub struct LaunchArgs {
     /// How frames get in and out of the kernel; default fast
     #[arg(long, env = "WEFT_TAP")]
     pub tap: Option<TapMode>,
+    /// Found a new address ring although peers are named
+    #[arg(long, env = "WEFT_FOUND", value_parser = FalseyValueParser::new())]
+    pub found: bool,
+    /// How long a host may be gone before its records and its free addresses go to others
+    #[arg(long, env = "WEFT_GRACE", value_name = "SECONDS")]
+    #[arg(help = "Seconds a host may be gone before its records and free addresses go to others; default 3600")]
+    pub grace: Option<u64>,
+    /// Answer no names
+    #[arg(long, env = "WEFT_NO_DNS", value_parser = FalseyValueParser::new())]
+    pub no_dns: bool,
+    /// One more place to answer names
+    #[arg(long, env = "WEFT_DNS_LISTEN", value_name = "ADDR:PORT")]
+    pub dns_listen: Option<SocketAddr>,
+    /// Be no network driver for a Docker engine
+    #[arg(long, env = "WEFT_NO_DOCKER", value_parser = FalseyValueParser::new())]
+    pub no_docker: bool,
+    /// Make no networks here that were made on other hosts
+    #[arg(long, env = "WEFT_NO_SPREAD", value_parser = FalseyValueParser::new())]
+    pub no_spread: bool,
+    /// Where the engine looks for plugins; default /run/docker/plugins
+    #[arg(long, env = "WEFT_PLUGIN_DIR", value_name = "DIR")]
+    pub plugin_dir: Option<PathBuf>,
     /// Domain of container names; default weft.internal
     #[arg(long, env = "WEFT_DNS_DOMAIN", value_name = "NAME")]
     pub dns_domain: Option<String>,
@@ -154,6 +181,20 @@ pub struct Options {
     pub discovery: bool,
     /// How frames get in and out.
     pub tap: TapMode,
+    /// Whether to found a ring of addresses although peers are named.
+    pub found: bool,
+    /// How long a host may be gone before others take its place.
+    pub grace: Duration,
+    /// Whether to answer names.
+    pub dns: bool,
+    /// One more place to answer names.
+    pub dns_listen: Option<SocketAddr>,
+    /// Whether to be a network driver for a Docker engine.
+    pub docker: bool,
+    /// Whether to make networks here that were made on other hosts.
+    pub spread: bool,
+    /// Where the engine looks for plugins.
+    pub plugin_dir: PathBuf,
     /// Domain of container names.
     pub dns_domain: String,
     /// The engine's socket.
@@ -181,6 +222,13 @@ impl LaunchArgs {
         self.mtu = self.mtu.or(file.mtu);
         self.no_discovery |= file.no_discovery;
         self.tap = self.tap.or(file.tap);
+        self.found |= file.found;
+        self.grace = self.grace.or(file.grace);
+        self.no_dns |= file.no_dns;
+        self.dns_listen = self.dns_listen.or(file.dns_listen);
+        self.no_docker |= file.no_docker;
+        self.no_spread |= file.no_spread;
+        self.plugin_dir = self.plugin_dir.or(file.plugin_dir);
         self.dns_domain = self.dns_domain.or(file.dns_domain);
         self.insecure |= file.insecure;
         self.docker_socket = self.docker_socket.or(file.docker_socket);
@@ -222,6 +270,15 @@ impl LaunchArgs {
         for peer in &self.peers {
             parse_peer(peer)?;
         }
+        let domain = self.dns_domain.unwrap_or_else(|| "weft.internal".into()).trim_matches('.').to_ascii_lowercase();
+        if domain.len() > MAX_DOMAIN || !domain.split('.').all(|label| !label.is_empty() && records::is_name(label)) {
+            return Err(Failure::Usage(
+                "--dns-domain takes labels with dots between them, such as weft.internal".into(),
+            ));
+        }
+        if self.grace.is_some_and(|grace| !(10..=30 * 24 * 3600).contains(&grace)) {
+            return Err(Failure::Usage("--grace takes 10 to 2592000 seconds".into()));
+        }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Options {
             peers: self.peers,
@@ -234,7 +291,14 @@ impl LaunchArgs {
             mtu: self.mtu,
             discovery: !self.no_discovery,
             tap: self.tap.unwrap_or(TapMode::Fast),
-            dns_domain: self.dns_domain.unwrap_or_else(|| "weft.internal".into()),
+            found: self.found,
+            grace: Duration::from_secs(self.grace.unwrap_or(DEFAULT_GRACE)),
+            dns: !self.no_dns,
+            dns_listen: self.dns_listen,
+            docker: !self.no_docker,
+            spread: !self.no_spread,
+            plugin_dir: self.plugin_dir.unwrap_or_else(|| "/run/docker/plugins".into()),
+            dns_domain: domain,
             docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
         })

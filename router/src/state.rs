@@ -1,13 +1,17 @@
 //! What is on disk: the identity key, the secrets, and the store.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use weft_crypto::{Identity, Keyring, Secret};
 
 use crate::error::{Doing, Failure, Result};
@@ -109,6 +113,19 @@ impl SecretSource {
     }
 }
 
+/// Whether the machine has not started anew since a router last ran on this store: then the disk is the one it wrote, and
+/// not a copy from some time before.
+pub fn note_boot(store: &Store, kept: &[(Vec<u8>, Vec<u8>)]) -> Result<bool> {
+    let what = || "cannot tell which start of this machine it is".to_owned();
+    let boot = fs::read("/proc/sys/kernel/random/boot_id").doing(what)?;
+    let key = b"boot".to_vec();
+    let continues = kept.iter().any(|(k, value)| *k == key && *value == boot);
+    if !continues {
+        store.write([(&key, &Some(boot))])?;
+    }
+    Ok(continues)
+}
+
 /// A fresh network secret, as text.
 pub fn new_secret() -> Result<String> {
     Ok(Secret::generate(&entropy()?))
@@ -168,6 +185,61 @@ impl Store {
             }
         }
         transaction.commit().doing(what)
+    }
+}
+
+/// A table of things by name, all of it in memory and all changes on disk before they count.
+pub struct Table<T> {
+    store: Arc<Store>,
+    prefix: &'static str,
+    all: Mutex<BTreeMap<String, T>>,
+}
+
+impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
+    /// The table whose keys in the store begin with `prefix`. What cannot be read there is of no use and left out.
+    pub fn new(store: Arc<Store>, prefix: &'static str, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
+        let read = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            let name = std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?).ok()?;
+            Some((name.to_owned(), serde_json::from_slice(value).ok()?))
+        };
+        Table { store, prefix, all: Mutex::new(kept.iter().filter_map(read).collect()) }
+    }
+
+    /// One of them.
+    pub fn find(&self, name: &str) -> Option<T> {
+        self.lock().get(name).cloned()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<(String, T)> {
+        self.lock().iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// Puts one in, or in place of another.
+    pub fn set(&self, name: &str, value: T) -> Result<()> {
+        let bytes = serde_json::to_vec(&value).doing(|| format!("cannot put {name} into words"))?;
+        let mut all = self.lock();
+        self.write(name, Some(bytes))?;
+        all.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// Takes one out; returns it.
+    pub fn remove(&self, name: &str) -> Result<Option<T>> {
+        let mut all = self.lock();
+        if all.contains_key(name) {
+            self.write(name, None)?;
+        }
+        Ok(all.remove(name))
+    }
+
+    fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<()> {
+        let key = [self.prefix.as_bytes(), name.as_bytes()].concat();
+        tokio::task::block_in_place(|| self.store.write([(&key, &value)]))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, T>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_mesh::node::Status;
 
+use crate::control::Api;
+use crate::docker;
 use crate::error::{Failure, Result};
-use crate::options::Options;
 
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
-pub fn report(status: &Status, options: &Options) -> Value {
-    let own = status.endpoints.iter().filter(|endpoint| endpoint.host == status.name).count();
+pub fn report(status: &Status, api: &Api) -> Value {
+    let options = &api.options;
+    let engine = api.docker.as_ref().and_then(|docker| docker.engine_version.load_full());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "name": status.name,
@@ -22,16 +24,24 @@ pub fn report(status: &Status, options: &Options) -> Value {
         "routes": status.routes,
         "endpoints": status.endpoints,
         "targets": status.targets,
-        "ipam": {
-            "range": options.range.to_string(),
-            "state": "waiting",
-            "waiting_for": ["addresses are given with --ip"],
-            "owned": 0,
-            "used": own,
-            "unreachable": 0,
-        },
+        "ipam": ipam(status, &options.range.to_string()),
         "dns": { "domain": options.dns_domain, "listen": [], "entries": 0 },
-        "docker": { "plugin": null, "engine": null },
+        "docker": { "plugin": api.docker.as_ref().map(|_| docker::NAME), "engine": engine.as_deref() },
+    })
+}
+
+/// The mesh's own range, and below it the rings of all networks.
+fn ipam(status: &Status, range: &str) -> Value {
+    let own = status.rings.iter().find(|ring| ring.range == range);
+    json!({
+        "range": range,
+        "state": own.map_or("waiting", |ring| ring.state),
+        "waiting_for": own.map_or(&[][..], |ring| &ring.waiting_for),
+        "owned": own.map_or(0, |ring| ring.owned),
+        "used": own.map_or(0, |ring| ring.used),
+        "unreachable": own.map_or(0, |ring| ring.unreachable),
+        "fenced": status.fenced,
+        "rings": status.rings,
     })
 }
 
@@ -90,9 +100,27 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
         Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "max_datagram"]),
         Some(Topic::Endpoints) => rows("endpoints", &["segment", "host", "ips", "names", "mac", "id"]),
         Some(Topic::Targets) => rows("targets", &["name", "addresses", "peer"]),
-        Some(Topic::Ipam) => Ok(object(&report["ipam"])),
+        Some(Topic::Ipam) => print_ipam(&report["ipam"]),
         Some(Topic::Dns) => Ok(object(&report["dns"])),
     }
+}
+
+fn print_ipam(ipam: &Value) -> Result<String> {
+    let mut text = String::new();
+    let fenced = plain(&ipam["fenced"]);
+    if fenced != "-" {
+        text = format!("cut off, for another host has their addresses: {fenced}; detach and attach them anew\n");
+    }
+    match ipam["rings"].as_array() {
+        Some(rings) if !rings.is_empty() => {
+            text.push_str(&table(rings, &["range", "state", "owned", "used", "unreachable", "voters", "waiting_for"]));
+        }
+        _ => text.push_str(&format!(
+            "no address of {} was asked for yet: the ring begins with the first\n",
+            plain(&ipam["range"])
+        )),
+    }
+    Ok(text)
 }
 
 const PEERS: &[&str] = &["name", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];

@@ -89,9 +89,9 @@ impl Segments {
         self.mtu
     }
 
-    /// Indices of the bridges.
-    pub fn bridges(&self) -> Vec<u32> {
-        self.open.values().copied().collect()
+    /// Whether a segment is there.
+    pub fn is_open(&self, segment: SegmentId) -> bool {
+        self.open.contains_key(&segment)
     }
 
     /// Makes sure that a segment is there; returns the index of its bridge.
@@ -135,11 +135,10 @@ impl Segments {
         self.open.contains_key(&segment) && is_there(bridge_name(segment)) && is_there(tap_name(segment))
     }
 
-    /// Makes what a segment lost anew; returns the index of its bridge.
-    pub fn reopen(&mut self, segment: SegmentId) -> Result<u32> {
+    /// Lets go of what a segment still has, so that all of it is made anew.
+    pub fn forget(&mut self, segment: SegmentId) {
         self.open.remove(&segment);
         self.workers.iter().for_each(|worker| worker.remove(segment));
-        self.open(segment)
     }
 
     /// Takes a segment away; its bridge goes too if nothing else is in it.

@@ -1,0 +1,220 @@
+//! A Docker engine's network and IPAM driver.
+//!
+//! A call's way: [`plugin`] reads it off the socket, [`pools`] (addresses) or [`driver`] (networks, endpoints) does it,
+//! the attachments make interfaces and records. Names do not come with calls: [`watch`] asks the engine for them by
+//! [`api`]. [`spread`] makes here what other hosts have, [`publish`] keeps the firewall's rules.
+
+mod api;
+mod driver;
+mod plugin;
+mod pools;
+mod protocol;
+mod publish;
+mod spread;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::warn;
+use weft_mesh::ipam::ring::Range;
+use weft_mesh::wire::SegmentId;
+
+use crate::attachments::{Attachments, Place};
+use crate::engine::EngineHandle;
+use crate::error::Result;
+use crate::options::Options;
+use crate::state::Store;
+use crate::taps::bridge_name;
+use api::EngineApi;
+use driver::Driver;
+use pools::Pools;
+use publish::Plan;
+use spread::Removing;
+
+pub use plugin::NAME;
+
+/// How often the firewall's rules are looked at.
+const LOOK_AT_RULES: Duration = Duration::from_secs(5);
+
+/// What the driver's parts share.
+#[derive(Clone)]
+struct Kit {
+    engine: EngineHandle,
+    store: Arc<Store>,
+    attachments: Arc<Attachments>,
+    api: Arc<EngineApi>,
+    removing: Arc<Removing>,
+    /// Told when containers came or went.
+    sandboxes: Arc<Notify>,
+}
+
+/// The driver.
+pub struct Docker {
+    kit: Kit,
+    api: Arc<EngineApi>,
+    pools: Arc<Pools>,
+    driver: Driver,
+    /// The engine's version, while it is there.
+    pub engine_version: ArcSwapOption<String>,
+    /// Told when networks may have come or gone.
+    look_again: Notify,
+    /// Containers being looked at, and whether they are to be looked at again.
+    busy: Mutex<BTreeMap<String, bool>>,
+    compared: AtomicBool,
+    makes_standing: AtomicBool,
+}
+
+/// A container on weft networks: where it is, and in which segments.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sandbox {
+    /// The path of its network namespace.
+    pub path: String,
+    /// Its segments.
+    pub segments: BTreeSet<SegmentId>,
+}
+
+/// The plugin socket, bound before the engine may need it.
+pub struct Bound {
+    listener: UnixListener,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Binds the plugin socket.
+pub fn bind(options: &Options) -> Result<Bound> {
+    let (listener, path) = plugin::bind(&options.plugin_dir)?;
+    Ok(Bound { listener, path })
+}
+
+impl Docker {
+    /// Picks up what was there and serves the engine; ends with the tasks.
+    pub async fn start(
+        bound: Bound,
+        options: &Options,
+        (engine, attachments): (EngineHandle, Arc<Attachments>),
+        store: Arc<Store>,
+        kept: &[(Vec<u8>, Vec<u8>)],
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Docker>> {
+        let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
+        let range = match options.range.0 {
+            (IpAddr::V4(base), length) => Range::new(base, length),
+            _ => None,
+        };
+        let range = range.ok_or_else(|| crate::error::Failure::new("the range is none to hand out of"))?;
+        let pools = Arc::new(Pools::new(engine.clone(), store.clone(), kept, range, &options.dns_domain));
+        pools.restore().await?;
+        let sandboxes = Arc::new(Notify::new());
+        let kit = Kit { engine, store, attachments, api: api.clone(), removing: Arc::default(), sandboxes };
+        let docker = Arc::new(Docker {
+            driver: Driver::new(kit.clone(), pools.clone(), kept),
+            kit,
+            api,
+            pools,
+            engine_version: ArcSwapOption::empty(),
+            look_again: Notify::new(),
+            busy: Mutex::default(),
+            compared: AtomicBool::new(false),
+            makes_standing: AtomicBool::new(true),
+        });
+        docker.restore().await;
+        tasks.spawn(plugin::serve(bound.listener, docker.clone()));
+        tasks.spawn(watch::watch(docker.clone()));
+        tasks.spawn(spread::spread(docker.clone(), options.spread));
+        tasks.spawn(keep_rules(docker.clone()));
+        Ok(docker)
+    }
+
+    /// Tells others of the networks, and takes the published ports again.
+    async fn restore(&self) {
+        for (_, network) in self.driver.networks.all() {
+            self.driver.tell(&network).await;
+        }
+        for (id, endpoint) in self.driver.endpoints.all() {
+            if endpoint.sandbox.is_some()
+                && let Err(error) = self.driver.publisher.publish(&id, &endpoint)
+            {
+                warn!("a port of a running container is no longer published: {error}");
+            }
+        }
+    }
+
+    /// The network that stands ready is made once: whoever removes it wants it gone until the next start.
+    fn makes_standing(&self, is_there: bool) -> bool {
+        if is_there {
+            self.makes_standing.store(false, Ordering::Relaxed);
+        }
+        self.compared.load(Ordering::Relaxed) && self.makes_standing.load(Ordering::Relaxed)
+    }
+
+    /// The containers that are on weft's networks.
+    pub async fn sandboxes(&self) -> Vec<Sandbox> {
+        let mut all: BTreeMap<String, BTreeSet<SegmentId>> = BTreeMap::new();
+        for (_, endpoint) in self.driver.endpoints.all() {
+            let segment = self.driver.networks.find(&endpoint.network);
+            let segment = segment.as_ref().and_then(|network| network.segment()).map(SegmentId::of);
+            if let (Some(path), Some(segment)) = (endpoint.sandbox, segment) {
+                all.entry(path).or_default().insert(segment);
+            }
+        }
+        all.into_iter().map(|(path, segments)| Sandbox { path, segments }).collect()
+    }
+
+    /// Told when containers came or went.
+    pub fn sandboxes_changed(&self) -> Arc<Notify> {
+        self.kit.sandboxes.clone()
+    }
+
+    /// Leaves the host without rules; containers keep what they have.
+    pub async fn stop(&self) {
+        if let Err(error) = self.driver.publisher.remove().await {
+            warn!("{error}");
+        }
+    }
+
+    async fn plan(&self) -> Plan {
+        let mut plan = Plan::default();
+        for attachment in self.kit.attachments.all().await {
+            let Place::Docker { network, .. } = &attachment.place else { continue };
+            let is_internal = self.driver.networks.find(network).is_none_or(|network| network.internal);
+            let bridge = bridge_name(SegmentId::of(&attachment.segment));
+            if is_internal {
+                plan.internal.insert(bridge)
+            } else {
+                plan.open.insert(bridge)
+            };
+        }
+        plan
+    }
+}
+
+/// Keeps the firewall's rules for as long as the router runs.
+async fn keep_rules(docker: Arc<Docker>) {
+    let mut said = String::new();
+    loop {
+        let plan = docker.plan().await;
+        match docker.driver.publisher.apply(&plan).await {
+            Ok(()) => said.clear(),
+            Err(error) => {
+                let text = error.to_string();
+                if text != said {
+                    warn!(
+                        "ports are not published and containers do not reach the outside (is nftables installed?): {text}"
+                    );
+                    said = text;
+                }
+            }
+        }
+        // Either the rules are to change, or it is time to look whether they are still there.
+        let _ = tokio::time::timeout(LOOK_AT_RULES, docker.driver.publisher.wanted.notified()).await;
+    }
+}

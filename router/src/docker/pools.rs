@@ -1,0 +1,366 @@
+//! The IPAM driver: pools are ranges, and their addresses come from the rings.
+//!
+//! A pool that nobody chose is the mesh's own range, the same for every network: addresses are unique in the whole mesh.
+//! A chosen one has a ring of its own. IPv6 addresses are random in a /64 and need no agreement.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use serde::{Deserialize, Serialize};
+use weft_mesh::ipam::ring::Range;
+use weft_mesh::ipam::{AllocationId, Request};
+use weft_mesh::node::{Command, Reply};
+
+use super::protocol::{RequestAddress, RequestPool};
+use crate::addresses::{self, Lease};
+use crate::attachments::ATTACHED;
+use crate::engine::EngineHandle;
+use crate::error::{Doing, Failure, Result};
+use crate::netlink::{Prefix, in_namespace, network, overlaps};
+use crate::options::Cidr;
+use crate::state::{Store, Table};
+
+const TABLE: &str = "docker/pool/";
+/// Begins the id of the pool that nobody chose.
+const DEFAULT: &str = "default/";
+/// How long the engine may take from asking for an address to using it.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// A subnet that somebody chose.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChosenPool {
+    /// Its prefix.
+    pub prefix: Prefix,
+    /// The part of it that addresses are handed out of.
+    pub part: Option<Prefix>,
+    /// Its gateway.
+    pub gateway: Option<IpAddr>,
+    /// Addresses that are used for something else.
+    pub set_aside: BTreeSet<IpAddr>,
+    /// The engine's id of the network, once that is there.
+    pub network: Option<String>,
+}
+
+/// All pools.
+pub struct Pools {
+    engine: EngineHandle,
+    range: Range,
+    ula: (Ipv6Addr, u8),
+    chosen: Table<ChosenPool>,
+    /// Addresses just handed out: the engine will say for which container.
+    fresh: Mutex<BTreeMap<IpAddr, Instant>>,
+}
+
+/// Which pool an id means.
+enum Meant {
+    Default(Prefix),
+    Chosen(ChosenPool),
+}
+
+impl Pools {
+    /// The pools that were there, and the mesh's own.
+    pub fn new(
+        engine: EngineHandle,
+        store: Arc<Store>,
+        kept: &[(Vec<u8>, Vec<u8>)],
+        range: Range,
+        domain: &str,
+    ) -> Self {
+        let chosen = Table::new(store, TABLE, kept);
+        Pools { engine, range, ula: (derived_ula(range, domain), 64), chosen, fresh: Mutex::default() }
+    }
+
+    /// Has the rings leave out what pools use for something else.
+    pub async fn restore(&self) -> Result<()> {
+        for (_, pool) in self.chosen.all() {
+            self.set_aside(&pool).await?;
+        }
+        Ok(())
+    }
+
+    /// `RequestPool`: returns the pool's id and its prefix.
+    pub async fn request(&self, request: &RequestPool) -> Result<(String, Prefix)> {
+        if request.pool.is_empty() {
+            if !request.sub_pool.is_empty() {
+                return Err(Failure::new("--ip-range needs --subnet"));
+            }
+            let v4 = (IpAddr::V4(self.range.base), self.range.length);
+            let prefix = if request.v6 { (IpAddr::V6(self.ula.0), self.ula.1) } else { v4 };
+            return Ok((format!("{DEFAULT}{}", Cidr(prefix)), prefix));
+        }
+        let prefix = parse_network(&request.pool)?;
+        let part = match request.sub_pool.as_str() {
+            "" => None,
+            part => Some(parse_network(part)?),
+        };
+        if part.is_some_and(|part| part.1 < prefix.1 || !overlaps(part, prefix)) {
+            return Err(Failure::new("--ip-range is no part of --subnet; choose one that is"));
+        }
+        let id = match part {
+            Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),
+            None => Cidr(prefix).to_string(),
+        };
+        self.refuse_unusable(prefix, part)?;
+        self.refuse_overlap(prefix).await?;
+        let pool = ChosenPool { prefix, part, gateway: None, set_aside: BTreeSet::new(), network: None };
+        self.chosen.set(&id, pool)?;
+        Ok((id, prefix))
+    }
+
+    fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
+        match prefix.0 {
+            IpAddr::V4(_) if range_of(prefix).is_none() || part.is_some_and(|part| range_of(part).is_none()) => {
+                Err(Failure::new(format!("the subnet {} is no range to hand out of: it takes /8 to /30", Cidr(prefix))))
+            }
+            IpAddr::V6(_) if prefix.1 > 112 => {
+                Err(Failure::new(format!("the subnet {} is too small: it takes /112 or larger", Cidr(prefix))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn refuse_overlap(&self, prefix: Prefix) -> Result<()> {
+        let refused =
+            |what: String| Err(Failure::new(format!("the subnet {} overlaps {what}; choose another", Cidr(prefix))));
+        let own = [(IpAddr::V4(self.range.base), self.range.length), (IpAddr::V6(self.ula.0), self.ula.1)];
+        if let Some(own) = own.into_iter().find(|own| overlaps(*own, prefix)) {
+            return refused(format!("the mesh's own range {} (leave --subnet out to use that)", Cidr(own)));
+        }
+        let here = self.chosen.all().into_iter().map(|(_, pool)| pool).filter(|pool| pool.network.is_some());
+        if let Some(pool) = here.into_iter().find(|pool| overlaps(pool.prefix, prefix)) {
+            return refused(format!("that of another network, {}", Cidr(pool.prefix)));
+        }
+        if let Reply::Networks(networks) = self.engine.ask(Command::Networks).await? {
+            for (host, network) in &networks.elsewhere {
+                // The same subnet is meant to be the same network.
+                let clash = |other: Prefix| other != prefix && overlaps(other, prefix);
+                if let Some(subnet) = network.subnets.iter().find(|subnet| clash(subnet.prefix)) {
+                    return refused(format!("{} of network {} on {host}", Cidr(subnet.prefix), network.name));
+                }
+            }
+        }
+        let route = in_namespace(None, async move |net| {
+            let ours = net.own_links().await?;
+            net.overlapping_route(prefix, &ours).await
+        })?;
+        match route {
+            Some(route) => refused(format!("this host's route to {}", Cidr(route))),
+            None => Ok(()),
+        }
+    }
+
+    /// `ReleasePool`.
+    pub async fn release(&self, id: &str) -> Result<()> {
+        match self.chosen.remove(id)?.and_then(|pool| range_of(pool.prefix)) {
+            Some(range) => self.engine.ask(Command::SetAside(range, BTreeSet::new())).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// `RequestAddress`: returns the address with its prefix length.
+    pub async fn request_address(&self, request: &RequestAddress) -> Result<Prefix> {
+        let wanted = match request.address.as_str() {
+            "" => None,
+            // It may come with a prefix length.
+            text => {
+                Some(text.split('/').next().unwrap_or(text).parse::<IpAddr>().doing(|| format!("no address {text}"))?)
+            }
+        };
+        let (prefix, part) = match self.meant(&request.pool_id)? {
+            Meant::Default(prefix) if request.is_gateway() => return Ok((wanted.unwrap_or(first(prefix)), prefix.1)),
+            Meant::Default(prefix) => (prefix, None),
+            Meant::Chosen(mut pool) if request.is_gateway() || pool.network.is_none() => {
+                let address = wanted.unwrap_or(first(pool.prefix));
+                if !overlaps((address, bits(address)), pool.prefix) {
+                    return Err(Failure::new(format!("{address} is outside of {}", Cidr(pool.prefix))));
+                }
+                if request.is_gateway() {
+                    pool.gateway = Some(address);
+                }
+                pool.set_aside.insert(address);
+                self.chosen.set(&request.pool_id, pool.clone())?;
+                self.set_aside(&pool).await?;
+                return Ok((address, pool.prefix.1));
+            }
+            Meant::Chosen(pool) => (pool.prefix, pool.part),
+        };
+        if let Some(wanted) = wanted.filter(|wanted| !overlaps((*wanted, bits(*wanted)), prefix)) {
+            return Err(Failure::new(format!("{wanted} is outside of {}", Cidr(prefix))));
+        }
+        let address = match prefix.0 {
+            IpAddr::V4(_) => self.allocate(prefix, part, wanted).await?,
+            IpAddr::V6(base) => match wanted {
+                Some(wanted) => wanted,
+                None => random_in(base, part.unwrap_or(prefix).1)?,
+            },
+        };
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.retain(|_, since| since.elapsed() < FRESH);
+        fresh.insert(address, Instant::now());
+        Ok((address, prefix.1))
+    }
+
+    async fn allocate(&self, prefix: Prefix, part: Option<Prefix>, wanted: Option<IpAddr>) -> Result<IpAddr> {
+        let range = range_of(prefix).ok_or_else(|| Failure::new("no range to hand out of"))?;
+        let mut id: AllocationId = [0; 16];
+        SysRng.try_fill_bytes(&mut id).doing(|| "cannot get random bytes from the system".into())?;
+        id[0] &= !ATTACHED;
+        let want = match wanted {
+            Some(IpAddr::V4(ip)) => Some(ip),
+            _ => None,
+        };
+        let within = part.and_then(range_of).filter(|_| want.is_none());
+        let lease = addresses::allocate(&self.engine, Request { range, id, want, within }).await?;
+        Ok(IpAddr::V4(lease.address))
+    }
+
+    /// `ReleaseAddress`. Gateways and the like are let go with their pool.
+    pub async fn release_address(&self, id: &str, address: IpAddr) -> Result<()> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        // A pool that is gone took its addresses along, but for the mesh's own.
+        let Ok(meant) = self.meant(id) else { return Ok(()) };
+        let (Meant::Default(prefix) | Meant::Chosen(ChosenPool { prefix, .. })) = meant;
+        let (Some(range), IpAddr::V4(address)) = (range_of(prefix), address) else { return Ok(()) };
+        let held = self.leases(range).await?;
+        let leases: Vec<Lease> = held.into_iter().filter(|lease| lease.address == address).collect();
+        addresses::release(&self.engine, &leases).await;
+        Ok(())
+    }
+
+    /// What the engine's containers have of a range.
+    async fn leases(&self, range: Range) -> Result<Vec<Lease>> {
+        let held = addresses::leases(&self.engine, range).await?;
+        Ok(held.into_iter().filter(|lease| lease.id[0] & ATTACHED == 0).collect())
+    }
+
+    /// Gives back what no endpoint has and the engine did not just ask for.
+    pub async fn release_unused(&self, used: &BTreeSet<IpAddr>) -> Result<Vec<Ipv4Addr>> {
+        let ranges: BTreeSet<Range> =
+            self.chosen.all().iter().filter_map(|(_, pool)| range_of(pool.prefix)).chain([self.range]).collect();
+        let mut released = Vec::new();
+        for range in ranges {
+            let mut leaked = self.leases(range).await?;
+            let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let is_fresh = |ip: &IpAddr| fresh.get(ip).is_some_and(|since| since.elapsed() < FRESH);
+            leaked.retain(|lease| {
+                let ip = IpAddr::V4(lease.address);
+                !used.contains(&ip) && !is_fresh(&ip)
+            });
+            addresses::release(&self.engine, &leaked).await;
+            released.extend(leaked.iter().map(|lease| lease.address));
+        }
+        Ok(released)
+    }
+
+    /// The pool with a prefix that somebody chose.
+    pub fn chosen(&self, prefix: Prefix) -> Option<ChosenPool> {
+        self.chosen.all().into_iter().map(|(_, pool)| pool).find(|pool| pool.prefix == prefix)
+    }
+
+    /// A pool belongs to a network from now on: what is asked for of it is for containers.
+    pub fn settle(&self, prefix: Prefix, network: &str) -> Result<()> {
+        let found = self.chosen.all().into_iter().find(|(_, pool)| pool.prefix == prefix);
+        match found {
+            Some((id, pool)) => self.chosen.set(&id, ChosenPool { network: Some(network.to_owned()), ..pool }),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of pools whose network the engine does not know.
+    pub async fn release_abandoned(&self, networks: &BTreeSet<String>) -> Result<()> {
+        for (id, pool) in self.chosen.all() {
+            if pool.network.is_some_and(|network| !networks.contains(&network)) {
+                self.release(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn meant(&self, id: &str) -> Result<Meant> {
+        if let Some(prefix) = id.strip_prefix(DEFAULT) {
+            return parse_network(prefix).map(Meant::Default);
+        }
+        let unknown = || Failure::new(format!("there is no pool {id}; remove the network and create it again"));
+        self.chosen.find(id).map(Meant::Chosen).ok_or_else(unknown)
+    }
+
+    async fn set_aside(&self, pool: &ChosenPool) -> Result<()> {
+        let Some(range) = range_of(pool.prefix) else { return Ok(()) };
+        let v4 = pool.set_aside.iter().filter_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        });
+        self.engine.ask(Command::SetAside(range, v4.collect())).await.map(drop)
+    }
+}
+
+fn parse_network(text: &str) -> Result<Prefix> {
+    let cidr: Cidr = text.parse().map_err(|error| Failure::new(format!("no subnet {text}: {error}")))?;
+    Ok((network(cidr.0), cidr.0.1))
+}
+
+fn range_of((base, length): Prefix) -> Option<Range> {
+    match base {
+        IpAddr::V4(base) => Range::new(base, length),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn bits(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// The first address of a prefix that can be an interface's.
+fn first((base, _): Prefix) -> IpAddr {
+    match base {
+        IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from_bits(base.to_bits() | 1)),
+        IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | 1)),
+    }
+}
+
+fn random_in(base: Ipv6Addr, length: u8) -> Result<IpAddr> {
+    let mut bytes = [0; 16];
+    SysRng.try_fill_bytes(&mut bytes).doing(|| "cannot get random bytes from the system".into())?;
+    let host = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
+    // Neither the network's own address nor its gateway's.
+    Ok(IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | u128::from_be_bytes(bytes) & host | 1 << 15)))
+}
+
+/// The mesh's IPv6 prefix: unique-local (RFC 4193), the same on every host without agreement.
+fn derived_ula(range: Range, domain: &str) -> Ipv6Addr {
+    let seed = [&range.to_bytes()[..], domain.as_bytes()].concat();
+    let hash = weft_mesh::records::digest_of(&seed);
+    let mut bytes = [0; 16];
+    bytes[0] = 0xfd;
+    bytes[1..8].copy_from_slice(&hash[..7]);
+    Ipv6Addr::from(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_derived_prefix_is_unique_local_and_the_same_everywhere() {
+        let range = |base: [u8; 4]| Range::new(Ipv4Addr::from(base), 12).unwrap();
+        let a = derived_ula(range([10, 32, 0, 0]), "weft.internal");
+        assert_eq!(a, derived_ula(range([10, 32, 0, 0]), "weft.internal"));
+        assert_ne!(a, derived_ula(range([10, 48, 0, 0]), "weft.internal"));
+        assert_ne!(a, derived_ula(range([10, 32, 0, 0]), "other.internal"));
+        assert_eq!((a.octets()[0], &a.octets()[8..]), (0xfd, &[0; 8][..]));
+    }
+
+    #[test]
+    fn random_addresses_stay_within_their_prefix() {
+        let base: Ipv6Addr = "fd50:0:0:7::".parse().unwrap();
+        for length in [48, 64, 112] {
+            let ip = random_in(base, length).unwrap();
+            assert!(overlaps((ip, 128), (IpAddr::V6(base), length)), "{ip}");
+            assert_ne!(ip, first((IpAddr::V6(base), length)));
+        }
+    }
+}
