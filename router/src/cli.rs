@@ -1,6 +1,7 @@
 //! The commands.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::attachments::AttachRequest;
-use crate::control::Names;
+use crate::control::{Entry, Peers};
 use crate::error::{Doing, Failure, Result};
 use crate::launch::launch;
 use crate::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
@@ -96,6 +97,9 @@ enum Command {
         #[arg(long)]
         segment: Option<String>,
     },
+    /// Names beside those of containers
+    #[command(subcommand)]
+    Dns(DnsCommand),
     /// Make or reload network secrets
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -125,6 +129,31 @@ pub fn misused(error: &clap::Error) -> Result<()> {
             Err(Failure::Usage(format!("{}{usage}", words(problem.trim_start_matches("error: ")))))
         }
     }
+}
+
+#[derive(Subcommand, Debug)]
+enum DnsCommand {
+    /// Have a name stand for addresses, on every host
+    Add {
+        /// The name, with or without the domain
+        name: String,
+        /// Addresses
+        #[arg(required = true, value_name = "IP")]
+        ips: Vec<IpAddr>,
+    },
+    /// Have a name no longer stand for addresses, or for any if none are given
+    Remove {
+        /// The name
+        name: String,
+        /// Addresses
+        #[arg(value_name = "IP")]
+        ips: Vec<IpAddr>,
+    },
+    /// Print the addresses of a name, nearest first
+    Lookup {
+        /// The name, with or without network and domain
+        name: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -167,9 +196,9 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
         }
         Command::Connect { peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
-            post("/connect", &to_json(&Names { names: peers })?).await.map(drop)
+            post("/connect", &to_json(&Peers { names: peers })?).await.map(drop)
         }
-        Command::Forget { peers } => post("/forget", &to_json(&Names { names: peers })?).await.map(drop),
+        Command::Forget { peers } => post("/forget", &to_json(&Peers { names: peers })?).await.map(drop),
         Command::Reclaim { host } => post("/reclaim", &to_json(&host)?).await.map(drop),
         Command::Attach { target, segment, ips, names } => {
             let target = Some(absolute(target)?);
@@ -186,6 +215,17 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
         Command::Hide { segment } => {
             let request = AttachRequest { target: None, segment, ips: Vec::new(), names: Vec::new() };
             post("/detach", &to_json(&request)?).await.map(drop)
+        }
+        Command::Dns(DnsCommand::Add { name, ips }) => {
+            post("/dns/add", &to_json(&Entry { name, ips })?).await.map(drop)
+        }
+        Command::Dns(DnsCommand::Remove { name, ips }) => {
+            post("/dns/remove", &to_json(&Entry { name, ips })?).await.map(drop)
+        }
+        Command::Dns(DnsCommand::Lookup { name }) => {
+            let entry = Entry { name, ips: Vec::new() };
+            let found: Vec<IpAddr> = client::ask(socket, Method::POST, "/dns/lookup", &entry).await?;
+            print(&found.iter().map(|ip| format!("{ip}\n")).collect::<String>())
         }
         Command::Secret(SecretCommand::Reload) => post("/secret/reload", &Value::Null).await.map(drop),
         _ => Err(Failure::new("not a command for a running router")),

@@ -1,9 +1,11 @@
 //! The control API: HTTP and JSON over a unix socket that only its owner may use.
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
+use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Reply};
 
 use crate::attachments::{AttachRequest, Attachments};
+use crate::dns::{self, Dns};
 use crate::docker::Docker;
 use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
@@ -35,17 +39,31 @@ pub struct Api {
     pub attachments: Arc<Attachments>,
     /// The engine's network driver, if there is one.
     pub docker: Option<Arc<Docker>>,
+    /// The DNS server, if there is one.
+    pub dns: Option<Arc<Dns>>,
+    /// What it answers from.
+    pub names: Arc<ArcSwap<Names>>,
     /// How the router runs.
     pub options: Arc<Options>,
     /// Told when the router is to stop.
     pub stop: Arc<Notify>,
 }
 
-/// Names, for `connect` and `forget`.
+/// Peers, for `connect` and `forget`.
 #[derive(Serialize, Deserialize)]
-pub struct Names {
-    /// The names.
+pub struct Peers {
+    /// As the user wrote them.
     pub names: Vec<String>,
+}
+
+/// A name, and what it stands for.
+#[derive(Serialize, Deserialize)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// Its addresses.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
 }
 
 /// Binds the control socket. One that a dead router left is replaced.
@@ -82,6 +100,9 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/attach", post(attach))
         .route("/detach", post(detach))
         .route("/reclaim", post(reclaim))
+        .route("/dns/add", post(add_name))
+        .route("/dns/remove", post(remove_name))
+        .route("/dns/lookup", post(look_up_name))
         .route("/secret/reload", post(reload))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -108,13 +129,13 @@ async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
     }
 }
 
-async fn connect(State(api): State<Api>, Json(Names { names }): Json<Names>) -> Result<Json<Value>> {
+async fn connect(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> Result<Json<Value>> {
     let targets = resolve_targets(&names).await?;
     api.engine.ask(Command::Connect(targets)).await?;
     Ok(Json(Value::Null))
 }
 
-async fn forget(State(api): State<Api>, Json(Names { names }): Json<Names>) -> Result<Json<Value>> {
+async fn forget(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> Result<Json<Value>> {
     api.engine.ask(Command::Forget(names)).await?;
     Ok(Json(Value::Null))
 }
@@ -131,6 +152,26 @@ async fn detach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> R
 async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Json<Value>> {
     api.engine.ask(Command::Reclaim(name)).await?;
     Ok(Json(Value::Null))
+}
+
+async fn add_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {
+    let name = dns::relative(&name, &api.options.dns_domain).to_owned();
+    api.engine.ask(Command::AddName(name, ips)).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn remove_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {
+    let name = dns::relative(&name, &api.options.dns_domain).to_owned();
+    api.engine.ask(Command::RemoveName(name, ips)).await?;
+    Ok(Json(Value::Null))
+}
+
+async fn look_up_name(State(api): State<Api>, Json(Entry { name, .. }): Json<Entry>) -> Result<Json<Vec<IpAddr>>> {
+    let found = dns::lookup(&api.names.load(), &name, &api.options.dns_domain);
+    if found.is_empty() {
+        return Err(Failure::new(format!("nobody who can be reached has the name {name}; see: weft status endpoints")));
+    }
+    Ok(Json(found))
 }
 
 async fn reload(State(api): State<Api>) -> Result<Json<Value>> {

@@ -18,6 +18,7 @@ use weft_mesh::wire::container_mtu;
 
 use crate::attachments::{self, Attachments};
 use crate::control::{self, Api};
+use crate::dns::Dns;
 use crate::docker::{self, Docker};
 use crate::engine::{Engine, Fenced, punt_queues};
 use crate::error::{Doing, Failure, Result};
@@ -113,7 +114,8 @@ async fn run(options: Options) -> Result<()> {
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
     let segments = Segments::new(options.tap, mtu, workers);
     let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
-    let (engine, handle, fences) = Engine::new(node, clock, udp, (snapshot, names), inbox, store.clone());
+    let views = (snapshot, names.clone());
+    let (engine, handle, fences) = Engine::new(node, clock, udp, views, inbox, store.clone());
     start_engine(engine)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
     let attachments = Attachments::new(handle.clone(), store.clone(), segments, range, socket, restored).await?;
@@ -134,10 +136,16 @@ async fn run(options: Options) -> Result<()> {
         }
         None => None,
     };
+    let dns = match options.dns {
+        true => Some(Dns::start(&options, names.clone(), attachments.clone(), docker.clone(), &mut tasks)?),
+        false => None,
+    };
     let api = Api {
         engine: handle.clone(),
         attachments,
         docker: docker.clone(),
+        dns: dns.clone(),
+        names,
         options: options.clone(),
         stop: stop.clone(),
     };
@@ -161,6 +169,9 @@ async fn run(options: Options) -> Result<()> {
     let _ = handle.ask(Command::Leave).await;
     tokio::time::sleep(GOODBYE).await;
     tasks.shutdown().await;
+    if let Some(dns) = dns {
+        dns.stop();
+    }
     if let Some(docker) = docker {
         docker.stop().await;
     }

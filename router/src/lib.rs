@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod control;
 pub mod demo;
+pub mod dns;
 pub mod docker;
 pub mod engine;
 pub mod error;

@@ -25,8 +25,18 @@ pub fn report(status: &Status, api: &Api) -> Value {
         "endpoints": status.endpoints,
         "targets": status.targets,
         "ipam": ipam(status, &options.range.to_string()),
-        "dns": { "domain": options.dns_domain, "listen": [], "entries": 0 },
+        "dns": dns(api),
         "docker": { "plugin": api.docker.as_ref().map(|_| docker::NAME), "engine": engine.as_deref() },
+    })
+}
+
+fn dns(api: &Api) -> Value {
+    let (listen, served, unserved) = api.dns.as_ref().map(|dns| dns.places()).unwrap_or_default();
+    json!({
+        "domain": api.options.dns_domain,
+        "listen": listen,
+        "entries": api.names.load().len(),
+        "containers": { "redirected": served, "by_gateway": unserved },
     })
 }
 

@@ -26,7 +26,8 @@ pub async fn resolve(target: &str, docker_socket: &Path) -> Result<Namespace> {
     open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("container {target} has just ended"))
 }
 
-fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
+/// Opens a network namespace; `missing` says what is wrong if there is none.
+pub fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     // Whatever the path is, opening it must not block: a FIFO would.
     let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();

@@ -24,8 +24,8 @@ pub struct Names {
     by_ip: OrdMap<IpAddr, OrdSet<EndpointKey>>,
     /// Names that people added, by name and by the host they were added on.
     entries: OrdMap<Box<str>, OrdMap<HostLabel, Arc<[IpAddr]>>>,
-    /// Costs of the ways to the hosts that can be reached.
-    reach: Arc<BTreeMap<HostLabel, u32>>,
+    /// Hosts that can be reached, with the cost of the way there and the nickname.
+    reach: Arc<BTreeMap<HostLabel, (u32, String)>>,
 }
 
 /// The segments that a question may be answered from.
@@ -42,8 +42,8 @@ pub enum Scope<'a> {
 pub struct Holder {
     /// How far away, in classes: 0 is this host, each further one about twice as far.
     pub distance: u32,
-    /// Its nickname's stand-in: which host it is on.
-    pub host: HostLabel,
+    /// The nickname of the host that it is on.
+    pub host: String,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// Its names, the first of them its own.
@@ -57,7 +57,8 @@ pub struct Holder {
 impl Names {
     /// No names yet.
     pub fn new(own: HostLabel) -> Self {
-        Names { own, ..Names::default() }
+        let reach = Arc::new(BTreeMap::from([(own, (0, String::new()))]));
+        Names { own, reach, ..Names::default() }
     }
 
     /// How many names there are.
@@ -107,7 +108,7 @@ impl Names {
         };
     }
 
-    pub(crate) fn set_reach(&mut self, reach: BTreeMap<HostLabel, u32>) {
+    pub(crate) fn set_reach(&mut self, reach: BTreeMap<HostLabel, (u32, String)>) {
         self.reach = Arc::new(reach);
     }
 
@@ -139,9 +140,10 @@ impl Names {
         });
         let entries = self.entries.get(name).filter(|_| network.is_none()).into_iter().flatten();
         let entries = entries.filter_map(|(host, ips)| {
+            let (distance, host) = self.place(*host)?;
             Some(Holder {
-                distance: self.distance(*host)?,
-                host: *host,
+                distance,
+                host,
                 ips: ips.to_vec(),
                 names: vec![name.to_owned()],
                 segment: None,
@@ -165,9 +167,10 @@ impl Names {
 
     fn holder(&self, key: &EndpointKey) -> Option<Holder> {
         let record = self.endpoints.get(key).filter(|record| record.healthy)?;
+        let (distance, host) = self.place(key.0)?;
         Some(Holder {
-            distance: self.distance(key.0)?,
-            host: key.0,
+            distance,
+            host,
             ips: record.ips.iter().map(|(ip, _)| *ip).collect(),
             names: record.names.clone(),
             segment: Some(record.segment.clone()),
@@ -175,11 +178,11 @@ impl Names {
         })
     }
 
-    fn distance(&self, host: HostLabel) -> Option<u32> {
-        if host == self.own {
-            return Some(0);
-        }
-        self.reach.get(&host).map(|cost| 1 + cost.max(&1).ilog2())
+    /// How far away a host is, and its nickname.
+    fn place(&self, host: HostLabel) -> Option<(u32, String)> {
+        let (cost, name) = self.reach.get(&host)?;
+        let distance = if host == self.own { 0 } else { 1 + cost.max(&1).ilog2() };
+        Some((distance, name.clone()))
     }
 }
 
@@ -216,6 +219,10 @@ mod tests {
         }
     }
 
+    fn reach<const N: usize>(hosts: [(HostLabel, u32); N]) -> BTreeMap<HostLabel, (u32, String)> {
+        hosts.map(|(host, cost)| (host, (cost, format!("{host:?}")))).into()
+    }
+
     fn ips(found: &[Holder]) -> Vec<IpAddr> {
         found.iter().flat_map(|holder| holder.ips.clone()).collect()
     }
@@ -244,10 +251,10 @@ mod tests {
         names.set(host(2), [1; 16], &record("app", "web", 1));
         names.set(host(3), [2; 16], &EndpointRecord { healthy: false, ..record("app", "web", 2) });
         assert!(names.lookup(Scope::All, "web").is_empty());
-        names.set_reach(BTreeMap::from([(host(2), 9), (host(3), 5)]));
+        names.set_reach(reach([(host(1), 0), (host(2), 9), (host(3), 5)]));
         let before = names.clone();
         assert_eq!(ips(&names.lookup(Scope::All, "web")), [IpAddr::from([10, 0, 0, 1])]);
-        names.set_reach(BTreeMap::new());
+        names.set_reach(reach([(host(1), 0)]));
         assert!(names.lookup(Scope::All, "web").is_empty());
         assert_eq!(before.lookup(Scope::All, "web").len(), 1);
     }

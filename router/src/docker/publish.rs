@@ -193,7 +193,8 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
     let _ = write!(
         text,
         " }}\n chain input {{\n  type filter hook input priority -10; policy accept;\n  \
-         iifname \"{BRIDGES}\" ip daddr 127.0.0.0/8 ct status != dnat drop\n }}\n \
+         iifname \"{BRIDGES}\" ip daddr 127.0.0.0/8 ct status dnat accept\n  \
+         iifname \"{BRIDGES}\" ip daddr 127.0.0.0/8 drop\n }}\n \
          chain forward {{\n  type filter hook forward priority -10; policy accept;\n"
     );
     for bridge in plan.open.iter().chain(&plan.internal) {
@@ -201,7 +202,7 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
     }
     if !plan.internal.is_empty() {
         let internal = quoted(&plan.internal);
-        let _ = writeln!(text, "  iifname {{ {internal} }} drop\n  oifname {{ {internal} }} ct status != dnat drop");
+        let _ = writeln!(text, "  iifname {{ {internal} }} drop\n  oifname {{ {internal} }} drop");
     }
     let _ = write!(
         text,

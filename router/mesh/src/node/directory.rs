@@ -126,7 +126,8 @@ impl Node {
     /// Tells the DNS server what it is to answer from now on, if that changed.
     pub(super) fn publish_names(&mut self) {
         if std::mem::take(&mut self.reach_stale) {
-            let reach = self.routes.iter().map(|(host, route)| (*host, route.cost)).collect();
+            let routes = self.routes.iter().map(|(host, route)| (*host, route.cost)).chain([(self.own, 0)]);
+            let reach = routes.map(|(host, cost)| (host, (cost, self.name_of(host)))).collect();
             self.endpoints.names.set_reach(reach);
             self.endpoints.names_changed = true;
         }

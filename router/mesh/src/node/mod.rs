@@ -188,7 +188,7 @@ impl Node {
             graph: Graph::default(),
             routes: BTreeMap::new(),
             routes_stale: false,
-            reach_stale: false,
+            reach_stale: true,
             routes_after: now,
             costs_after: now,
             announces_costs: false,

@@ -268,7 +268,10 @@ impl Node {
             return;
         }
         match Key::parse(key) {
-            Some(Key::Host) => self.on_host_record(label, value.and_then(records::decode)),
+            Some(Key::Host) => {
+                self.on_host_record(label, value.and_then(records::decode));
+                self.reach_stale = true;
+            }
             Some(Key::Link(to)) if !is_own => {
                 let link = value.and_then(records::decode::<LinkRecord>).filter(LinkRecord::is_usable);
                 let changed = match link.filter(|_| self.graph.of(label).nth(records::MAX_LINKS).is_none()) {

@@ -1,0 +1,303 @@
+//! Names for containers: what weft knows is answered from memory, everything else by those who are asked otherwise.
+//!
+//! A question's way: [`udp`] or [`tcp`] reads it, [`zone`] answers it or not, [`upstream`] asks others. [`sandbox`] brings
+//! the questions of containers here without their doing.
+
+mod sandbox;
+mod tcp;
+mod udp;
+mod upstream;
+mod zone;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{debug, warn};
+use weft_mesh::names::{Names, Scope};
+use weft_mesh::wire::SegmentId;
+
+use crate::attachments::{Attachments, Place};
+use crate::docker::{Docker, Sandbox};
+use crate::error::{Doing, Result};
+use crate::options::Options;
+use crate::taps::bridge_name;
+use udp::{Listener, UdpServer};
+use upstream::Upstream;
+use zone::Zone;
+
+/// How often it is looked where to listen.
+const LOOK: Duration = Duration::from_secs(2);
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What every server works with.
+pub struct Shared {
+    zone: Zone,
+    /// What the mesh knows.
+    pub names: Arc<ArcSwap<Names>>,
+}
+
+/// Who asks at a socket, and what they may hear of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Audience {
+    /// Containers of these segments.
+    Segments(Vec<SegmentId>),
+    /// The operator.
+    All,
+}
+
+impl Audience {
+    fn scope(&self) -> Scope<'_> {
+        match self {
+            Audience::Segments(segments) => Scope::Segments(segments),
+            Audience::All => Scope::All,
+        }
+    }
+}
+
+/// The DNS server.
+pub struct Dns {
+    shared: Arc<Shared>,
+    udp: UdpServer,
+    host: Arc<Upstream>,
+    /// Where weft itself listens.
+    own: Arc<Mutex<Vec<SocketAddr>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    places: BTreeMap<Spot, Serving>,
+    sandboxes: BTreeMap<String, Resident>,
+}
+
+/// A place to listen: an address, and the device if the address is several bridges'.
+type Spot = (SocketAddr, Option<String>, Audience);
+
+struct Serving {
+    udp: usize,
+    tcp: JoinHandle<()>,
+}
+
+/// A container whose questions come here.
+struct Resident {
+    segments: BTreeSet<SegmentId>,
+    /// None: it did not work.
+    serving: Option<(Serving, JoinHandle<()>, File)>,
+}
+
+/// A name without the domain that weft's names are in.
+pub fn relative<'a>(name: &'a str, domain: &str) -> &'a str {
+    let name = name.trim_end_matches('.');
+    let at = name.len().saturating_sub(domain.len());
+    match name.split_at_checked(at) {
+        Some((own, rest)) if rest.eq_ignore_ascii_case(domain) => own.strip_suffix('.').unwrap_or(name),
+        _ => name,
+    }
+}
+
+/// The addresses of a name, nearest first.
+pub fn lookup(names: &Names, name: &str, domain: &str) -> Vec<IpAddr> {
+    let mut holders = names.lookup(Scope::All, relative(name, domain));
+    holders.sort_by_key(|holder| holder.distance);
+    holders.into_iter().flat_map(|holder| holder.ips).collect()
+}
+
+impl Dns {
+    /// Starts the server; its tasks end with `tasks`.
+    pub fn start(
+        options: &Options,
+        names: Arc<ArcSwap<Names>>,
+        attachments: Arc<Attachments>,
+        docker: Option<Arc<Docker>>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Dns>> {
+        let shared = Arc::new(Shared { zone: Zone::new(&options.dns_domain)?, names });
+        let own = Arc::<Mutex<Vec<SocketAddr>>>::default();
+        let dns = Arc::new(Dns {
+            udp: UdpServer::start(shared.clone())?,
+            shared,
+            host: Upstream::host(RESOLV_CONF.into(), own.clone()),
+            own,
+            state: Mutex::default(),
+        });
+        if let Some(address) = options.dns_listen {
+            let place = (address, None, Audience::All);
+            let serving = dns.listen(&place)?;
+            dns.state().places.insert(place, serving);
+            dns.note_own();
+        }
+        tasks.spawn(keep_places(dns.clone(), attachments, options.dns_listen));
+        if let Some(docker) = docker {
+            tasks.spawn(keep_sandboxes(dns.clone(), docker));
+        }
+        Ok(dns)
+    }
+
+    /// Where it listens, for people; and how many containers ask it without knowing.
+    pub fn places(&self) -> (Vec<String>, usize, usize) {
+        let state = self.state();
+        let listen = state.places.keys().map(|(address, device, _)| match device {
+            Some(device) => format!("{address}%{device}"),
+            None => address.to_string(),
+        });
+        let served = state.sandboxes.values().filter(|resident| resident.serving.is_some()).count();
+        (listen.collect(), served, state.sandboxes.len() - served)
+    }
+
+    /// Leaves containers as their engine made them.
+    pub fn stop(&self) {
+        let residents: Vec<String> = self.state().sandboxes.keys().cloned().collect();
+        residents.iter().for_each(|path| self.evict(path));
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(&self, (address, device, audience): &Spot) -> Result<Serving> {
+        let what = || format!("cannot answer DNS on {address}");
+        let open = |kind, protocol| {
+            let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+            let socket = Socket::new(domain, kind, Some(protocol))?;
+            socket.set_nonblocking(true)?;
+            socket.bind_device(device.as_deref().map(str::as_bytes))?;
+            if kind == Type::STREAM {
+                socket.set_reuse_address(true)?;
+            }
+            socket.bind(&(*address).into())?;
+            Ok::<Socket, std::io::Error>(socket)
+        };
+        let udp = open(Type::DGRAM, Protocol::UDP).doing(what)?;
+        let tcp = open(Type::STREAM, Protocol::TCP).doing(what)?;
+        tcp.listen(64).doing(what)?;
+        self.serve(udp.into(), tcp.into(), audience.clone(), &self.host)
+    }
+
+    fn serve(
+        &self,
+        udp: std::net::UdpSocket,
+        tcp: std::net::TcpListener,
+        audience: Audience,
+        upstream: &Arc<Upstream>,
+    ) -> Result<Serving> {
+        let listener = TcpListener::from_std(tcp).doing(|| "cannot use a DNS socket".into())?;
+        let tcp = tokio::spawn(tcp::serve(self.shared.clone(), listener, audience.clone(), upstream.clone()));
+        let udp = self.udp.add(Listener { socket: udp, audience, upstream: upstream.clone() });
+        Ok(Serving { udp, tcp })
+    }
+
+    fn silence(&self, serving: &Serving) {
+        self.udp.remove(serving.udp);
+        serving.tcp.abort();
+    }
+
+    fn note_own(&self) {
+        let own = self.state().places.keys().map(|(address, ..)| *address).collect();
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+
+    async fn admit(&self, Sandbox { path, segments }: &Sandbox) {
+        let audience = Audience::Segments(segments.iter().copied().collect());
+        let Some(namespace) = sandbox::open(path).await else { return debug!(path, "a container did not come") };
+        let admitted = sandbox::enter(namespace).and_then(|inside| {
+            let (upstream, listen) =
+                Upstream::engine(inside.upstream, inside.namespace.try_clone().doing(String::new)?)?;
+            let serving = self.serve(inside.udp, inside.tcp, audience, &upstream)?;
+            Ok((serving, tokio::spawn(listen), inside.namespace))
+        });
+        let serving = match admitted {
+            Ok(serving) => Some(serving),
+            Err(error) => {
+                warn!(path, "a container finds names only at its network's gateway: {error}");
+                None
+            }
+        };
+        self.state().sandboxes.insert(path.clone(), Resident { segments: segments.clone(), serving });
+    }
+
+    fn evict(&self, path: &str) {
+        let resident = self.state().sandboxes.remove(path);
+        if let Some((serving, listener, namespace)) = resident.and_then(|resident| resident.serving) {
+            // A container that ended has no rules any more.
+            let _ = sandbox::leave(&namespace);
+            self.silence(&serving);
+            listener.abort();
+        }
+    }
+}
+
+/// Listens where segments have their gateways and where the host itself is in one, for as long as the router runs.
+async fn keep_places(dns: Arc<Dns>, attachments: Arc<Attachments>, operator: Option<SocketAddr>) {
+    let mut refused: BTreeSet<Spot> = BTreeSet::new();
+    loop {
+        let mut wanted: BTreeSet<Spot> = operator.map(|address| (address, None, Audience::All)).into_iter().collect();
+        for attachment in attachments.all().await {
+            let segment = SegmentId::of(&attachment.segment);
+            let audience = Audience::Segments(vec![segment]);
+            for gateway in &attachment.gateways {
+                wanted.insert((SocketAddr::new(*gateway, 53), Some(bridge_name(segment)), audience.clone()));
+            }
+            if attachment.place == Place::Host {
+                let own = attachment.ips.iter().map(|(ip, _)| SocketAddr::new(*ip, 53));
+                wanted.extend(own.map(|address| (address, None, audience.clone())));
+            }
+        }
+        let there: BTreeSet<Spot> = dns.state().places.keys().cloned().collect();
+        for place in there.difference(&wanted) {
+            if let Some(serving) = dns.state().places.remove(place) {
+                dns.silence(&serving);
+            }
+        }
+        refused.retain(|place| wanted.contains(place));
+        for place in wanted.difference(&there) {
+            match dns.listen(place) {
+                Ok(serving) => drop(dns.state().places.insert(place.clone(), serving)),
+                Err(error) if refused.insert(place.clone()) => warn!("{error}"),
+                Err(_) => {}
+            }
+        }
+        dns.note_own();
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Has the questions of containers come here, for as long as the router runs.
+async fn keep_sandboxes(dns: Arc<Dns>, docker: Arc<Docker>) {
+    let changed = docker.sandboxes_changed();
+    let mut admissions: JoinSet<String> = JoinSet::new();
+    let mut on_the_way: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let wanted: BTreeMap<String, Sandbox> =
+            docker.sandboxes().await.into_iter().map(|sandbox| (sandbox.path.clone(), sandbox)).collect();
+        let there: Vec<(String, BTreeSet<SegmentId>)> =
+            dns.state().sandboxes.iter().map(|(path, resident)| (path.clone(), resident.segments.clone())).collect();
+        for (path, segments) in &there {
+            // One that came into another network hears of that, too.
+            if wanted.get(path).is_none_or(|sandbox| sandbox.segments != *segments) {
+                dns.evict(path);
+            }
+        }
+        for (path, sandbox) in wanted {
+            let is_there = dns.state().sandboxes.contains_key(&path);
+            if !is_there && on_the_way.insert(path.clone()) {
+                let dns = dns.clone();
+                admissions.spawn(async move {
+                    dns.admit(&sandbox).await;
+                    path
+                });
+            }
+        }
+        tokio::select! {
+            () = changed.notified() => {}
+            Some(Ok(path)) = admissions.join_next() => drop(on_the_way.remove(&path)),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}

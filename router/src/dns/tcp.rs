@@ -1,0 +1,77 @@
+//! The TCP side: for answers that are too long for UDP (RFC 7766).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::upstream::{Upstream, failure};
+use super::zone::{Transport, Verdict};
+use super::{Audience, Shared};
+
+/// Connections to one listener at once.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves a listener for as long as the task runs.
+pub async fn serve(shared: Arc<Shared>, listener: TcpListener, audience: Audience, upstream: Arc<Upstream>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                // Out of file descriptors, perhaps: others need time to end.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (shared, audience, upstream) = (shared.clone(), audience.clone(), upstream.clone());
+        connections.spawn(async move {
+            converse(&shared, stream, &audience, &upstream).await;
+            drop(permit);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn converse(shared: &Shared, mut stream: TcpStream, audience: &Audience, upstream: &Upstream) {
+    let Ok(seed) = crate::state::entropy() else { return };
+    let mut random = ChaCha8Rng::from_seed(seed);
+    while let Some(packet) = read(&mut stream).await {
+        let names = shared.names.load_full();
+        let verdict = shared.zone.answer(&names, audience.scope(), &packet, Transport::Tcp, &mut random);
+        let answer = match verdict {
+            Verdict::Answer(answer) => answer,
+            Verdict::Forward => upstream.ask(&packet, Transport::Tcp).await.unwrap_or_else(|| failure(&packet)),
+            Verdict::Drop => return,
+        };
+        if write(&mut stream, &answer).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Reads one message; none if there is none in time.
+pub async fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let message = async {
+        let length = stream.read_u16().await.ok()?;
+        let mut packet = vec![0; usize::from(length)];
+        stream.read_exact(&mut packet).await.ok()?;
+        Some(packet)
+    };
+    tokio::time::timeout(PATIENCE, message).await.ok()?
+}
+
+/// Writes one message.
+pub async fn write(stream: &mut TcpStream, message: &[u8]) -> Option<()> {
+    let length = u16::try_from(message.len()).ok()?;
+    let framed = [&length.to_be_bytes()[..], message].concat();
+    tokio::time::timeout(PATIENCE, stream.write_all(&framed)).await.ok()?.ok()
+}

@@ -1,0 +1,317 @@
+//! Who knows what weft does not: the host's resolvers, or, in a container, the engine's resolver.
+//!
+//! Their answers are passed on as they are, but for the id. What is under way is bounded; a question that comes back to
+//! whom it was asked from is noticed by how often it is under way.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use nix::sched::{CloneFlags, setns};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, oneshot};
+use weft_mesh::records::digest_of;
+
+use super::tcp;
+use super::zone::Transport;
+use crate::error::{Doing, Result};
+
+/// Questions under way to one upstream.
+const MAX_UNDER_WAY: usize = 1024;
+/// The same question under way this often goes in circles.
+const MAX_SAME: usize = 32;
+/// How long one of several resolvers is waited for, and a container's only one: it has others behind it.
+const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE_WITH_ENGINE: Duration = Duration::from_millis(4500);
+/// How often it is looked whether the host's resolvers changed.
+const LOOK: Duration = Duration::from_secs(2);
+/// The largest answer.
+const MAX_ANSWER: usize = 65_535;
+/// The engine's resolver, as containers know it.
+pub const ENGINE_RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
+/// From here weft asks the engine's resolver: the redirection leaves it alone.
+pub const OWN_LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 12);
+
+/// Who knows the rest.
+pub struct Upstream {
+    kind: Kind,
+    room: Semaphore,
+    under_way: Mutex<BTreeMap<[u8; 16], usize>>,
+}
+
+enum Kind {
+    /// The host's resolvers.
+    Host(Resolvers),
+    /// The engine's resolver, in a container's network namespace.
+    Engine { socket: Arc<UdpSocket>, waiting: Arc<Waiting>, namespace: File },
+}
+
+type Waiting = Mutex<BTreeMap<u16, oneshot::Sender<Vec<u8>>>>;
+
+impl Upstream {
+    fn new(kind: Kind) -> Arc<Upstream> {
+        Arc::new(Upstream { kind, room: Semaphore::new(MAX_UNDER_WAY), under_way: Mutex::default() })
+    }
+
+    /// The resolvers of a `resolv.conf`, those left out that `own` names: they are weft's.
+    pub fn host(path: PathBuf, own: Arc<Mutex<Vec<SocketAddr>>>) -> Arc<Upstream> {
+        Upstream::new(Kind::Host(Resolvers { path, own, known: Mutex::new((None, Vec::new())) }))
+    }
+
+    /// The engine's resolver, asked from a socket in the container's network namespace. Returns the task that listens to it.
+    pub fn engine(socket: std::net::UdpSocket, namespace: File) -> Result<(Arc<Upstream>, impl Future<Output = ()>)> {
+        let socket = Arc::new(UdpSocket::from_std(socket).doing(|| "cannot use a container's socket".into())?);
+        let waiting = Arc::<Waiting>::default();
+        let listener = listen(socket.clone(), waiting.clone());
+        Ok((Upstream::new(Kind::Engine { socket, waiting, namespace }), listener))
+    }
+
+    /// Asks; none if nobody knows in time.
+    pub async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let _permit = self.room.try_acquire().ok()?;
+        let _course = Course::begin(&self.under_way, digest_of(packet.get(12..)?))?;
+        let mut answer = match &self.kind {
+            Kind::Host(resolvers) => resolvers.ask(packet, transport).await?,
+            Kind::Engine { socket, waiting, namespace } => match transport {
+                Transport::Udp => ask_engine(socket, waiting, packet).await?,
+                Transport::Tcp => ask_engine_by_tcp(namespace, packet).await?,
+            },
+        };
+        answer.get_mut(..2)?.copy_from_slice(&packet[..2]);
+        Some(answer)
+    }
+}
+
+/// One question under way.
+struct Course<'a> {
+    all: &'a Mutex<BTreeMap<[u8; 16], usize>>,
+    question: [u8; 16],
+}
+
+impl<'a> Course<'a> {
+    fn begin(all: &'a Mutex<BTreeMap<[u8; 16], usize>>, question: [u8; 16]) -> Option<Self> {
+        let mut under_way = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = under_way.entry(question).or_default();
+        if *count >= MAX_SAME {
+            return None;
+        }
+        *count += 1;
+        drop(under_way);
+        Some(Course { all, question })
+    }
+}
+
+impl Drop for Course<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = under_way.get_mut(&self.question) {
+            *count -= 1;
+            if *count == 0 {
+                under_way.remove(&self.question);
+            }
+        }
+    }
+}
+
+/// The host's resolvers.
+struct Resolvers {
+    path: PathBuf,
+    own: Arc<Mutex<Vec<SocketAddr>>>,
+    known: Mutex<(Option<(Instant, Option<SystemTime>)>, Vec<SocketAddr>)>,
+}
+
+impl Resolvers {
+    async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        for resolver in self.all() {
+            let answer = match transport {
+                Transport::Udp => tokio::time::timeout(PATIENCE, ask_by_udp(resolver, packet)).await,
+                Transport::Tcp => tokio::time::timeout(PATIENCE, ask_by_tcp(resolver, packet)).await,
+            };
+            if let Ok(Some(answer)) = answer {
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    /// The resolvers, read again when the file changed.
+    fn all(&self) -> Vec<SocketAddr> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (looked, resolvers) = &mut *known;
+        if looked.is_none_or(|(at, _)| at.elapsed() >= LOOK) {
+            let changed = std::fs::metadata(&self.path).and_then(|metadata| metadata.modified()).ok();
+            if looked.is_none_or(|(_, before)| before != changed) {
+                *resolvers = parse(&std::fs::read_to_string(&self.path).unwrap_or_default());
+            }
+            *looked = Some((Instant::now(), changed));
+        }
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        resolvers.iter().copied().filter(|resolver| !own.contains(resolver)).collect()
+    }
+}
+
+/// The resolvers that a `resolv.conf` names, three at most as everywhere (resolv.conf(5)).
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let address = words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
+        Some(SocketAddr::new(address.parse().ok()?, 53))
+    });
+    servers.take(3).collect()
+}
+
+/// Whether an answer is to a question: the same id and the same question, in whatever case.
+fn is_answer_to(answer: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
+    let name = packet.get(12..).unwrap_or_default();
+    let end = name.iter().position(|byte| *byte == 0).map_or(name.len(), |root| (root + 5).min(name.len()));
+    answer.len() >= 12
+        && answer[..2] == id
+        && answer[2] & 0x80 != 0
+        && answer.get(12..12 + end).is_some_and(|question| question.eq_ignore_ascii_case(&name[..end]))
+}
+
+fn random_id() -> [u8; 2] {
+    let mut id = [0; 2];
+    // Without it an answer is only easier to forge, and the address is still random.
+    let _ = SysRng.try_fill_bytes(&mut id);
+    id
+}
+
+/// A socket of its own for each question: its port and the id are what forgers have to guess (RFC 5452).
+async fn ask_by_udp(resolver: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+    let any: SocketAddr = if resolver.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).await.ok()?;
+    socket.connect(resolver).await.ok()?;
+    let id = random_id();
+    let question = [&id, &packet[2..]].concat();
+    socket.send(&question).await.ok()?;
+    let mut answer = vec![0; MAX_ANSWER];
+    loop {
+        let length = socket.recv(&mut answer).await.ok()?;
+        if is_answer_to(&answer[..length], id, packet) {
+            answer.truncate(length);
+            return Some(answer);
+        }
+    }
+}
+
+async fn ask_by_tcp(resolver: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+    converse(TcpStream::connect(resolver).await.ok()?, packet).await
+}
+
+async fn converse(mut stream: TcpStream, packet: &[u8]) -> Option<Vec<u8>> {
+    let id = random_id();
+    tcp::write(&mut stream, &[&id, &packet[2..]].concat()).await?;
+    let answer = tcp::read(&mut stream).await?;
+    is_answer_to(&answer, id, packet).then_some(answer)
+}
+
+async fn ask_engine(socket: &UdpSocket, waiting: &Waiting, packet: &[u8]) -> Option<Vec<u8>> {
+    let (sender, answer) = oneshot::channel();
+    let id = {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, sender| !sender.is_closed());
+        let id = (0..8).map(|_| u16::from_be_bytes(random_id())).find(|id| !waiting.contains_key(id))?;
+        waiting.insert(id, sender);
+        id
+    };
+    let id = id.to_be_bytes();
+    socket.send_to(&[&id, &packet[2..]].concat(), ENGINE_RESOLVER).await.ok()?;
+    let answer = tokio::time::timeout(PATIENCE_WITH_ENGINE, answer).await.ok()?.ok()?;
+    is_answer_to(&answer, id, packet).then_some(answer)
+}
+
+/// Hands the engine's answers to whom they are for.
+async fn listen(socket: Arc<UdpSocket>, waiting: Arc<Waiting>) {
+    let mut buffer = vec![0; MAX_ANSWER];
+    loop {
+        // An error is that of an earlier question.
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+        if from.ip() != ENGINE_RESOLVER.ip() || length < 12 {
+            continue;
+        }
+        let id = u16::from_be_bytes([buffer[0], buffer[1]]);
+        let sender = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(sender) = sender {
+            let _ = sender.send(buffer[..length].to_vec());
+        }
+    }
+}
+
+async fn ask_engine_by_tcp(namespace: &File, packet: &[u8]) -> Option<Vec<u8>> {
+    let namespace = OwnedFd::from(namespace.try_clone().ok()?);
+    let (sender, stream) = oneshot::channel();
+    // A thread that has changed its namespace is never used for anything else.
+    std::thread::spawn(move || drop(sender.send(connect_inside(&namespace))));
+    let stream = tokio::time::timeout(PATIENCE_WITH_ENGINE, stream).await.ok()?.ok()?.ok()?;
+    let stream = TcpStream::from_std(stream).ok()?;
+    tokio::time::timeout(PATIENCE_WITH_ENGINE, converse(stream, packet)).await.ok()?
+}
+
+fn connect_inside(namespace: &OwnedFd) -> Result<std::net::TcpStream> {
+    let what = || "cannot connect to the engine's resolver".to_owned();
+    setns(namespace, CloneFlags::CLONE_NEWNET).doing(what)?;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).doing(what)?;
+    socket.bind(&SocketAddr::from((OWN_LOOPBACK, 0)).into()).doing(what)?;
+    socket.connect_timeout(&ENGINE_RESOLVER.into(), PATIENCE_WITH_ENGINE).doing(what)?;
+    socket.set_nonblocking(true).doing(what)?;
+    Ok(socket.into())
+}
+
+/// What is answered when nobody knew in time.
+pub fn failure(packet: &[u8]) -> Vec<u8> {
+    let id = packet.get(..2).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
+    let mut message = Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
+    if let Ok(question) = Message::from_vec(packet) {
+        message.metadata.recursion_desired = question.metadata.recursion_desired;
+        message.add_queries(question.queries);
+    }
+    message.metadata.message_type = MessageType::Response;
+    message.metadata.recursion_available = true;
+    message.to_vec().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read_as_others_read_them() {
+        let text = "# nameserver 1.1.1.1\nnameserver 192.0.2.1\nsearch a\nnameserver  fd00::1 \nnameserver x\n\
+                    nameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+        let found: Vec<String> = parse(text).iter().map(SocketAddr::to_string).collect();
+        assert_eq!(found, ["192.0.2.1:53", "[fd00::1]:53", "192.0.2.2:53"]);
+    }
+
+    #[test]
+    fn an_answer_has_the_id_and_the_question() {
+        let packet = [&[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x03www\x07example\x00\x00\x01\x00\x01"].concat();
+        let mut answer = packet.clone();
+        answer[..3].copy_from_slice(&[9, 9, 0x81]);
+        assert!(is_answer_to(&answer, [9, 9], &packet));
+        assert!(!is_answer_to(&answer, [9, 8], &packet));
+        answer[13] = b'W';
+        assert!(is_answer_to(&answer, [9, 9], &packet));
+        answer[13] = b'x';
+        assert!(!is_answer_to(&answer, [9, 9], &packet));
+        assert!(!is_answer_to(&answer[..5], [9, 9], &packet));
+    }
+
+    #[test]
+    fn a_question_that_goes_in_circles_is_stopped() {
+        let all = Mutex::default();
+        let courses: Vec<_> = (0..MAX_SAME).map(|_| Course::begin(&all, [1; 16]).unwrap()).collect();
+        assert!(Course::begin(&all, [1; 16]).is_none());
+        assert!(Course::begin(&all, [2; 16]).is_some());
+        drop(courses);
+        assert!(Course::begin(&all, [1; 16]).is_some());
+    }
+}
