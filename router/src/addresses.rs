@@ -30,6 +30,14 @@ impl Lease {
     }
 }
 
+/// The range that a prefix is; none for one that no ring can be of.
+pub fn range_of((base, length): Prefix) -> Option<Range> {
+    match base {
+        IpAddr::V4(base) => Range::new(base, length),
+        IpAddr::V6(_) => None,
+    }
+}
+
 /// Has a ring give an address. Answers within some four seconds; a refused request leaves nothing behind.
 pub async fn allocate(engine: &EngineHandle, request: Request) -> Result<Lease> {
     let Request { range, id, .. } = request;

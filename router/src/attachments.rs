@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tracing::{info, warn};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
@@ -16,7 +17,7 @@ use weft_mesh::node::{Command, PERSISTED_ENDPOINT};
 use weft_mesh::records::{EndpointId, EndpointRecord, MAX_LIST, Service};
 use weft_mesh::wire::SegmentId;
 
-use crate::addresses::{self, Lease};
+use crate::addresses::{self, Lease, range_of};
 use crate::engine::{EngineHandle, Fenced};
 use crate::error::{Doing, Failure, Result};
 use crate::interfaces;
@@ -117,11 +118,25 @@ pub struct Description {
     pub healthy: bool,
 }
 
+/// Where addresses of a segment come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ground {
+    /// The range.
+    pub prefix: Prefix,
+    /// The part of it that is handed out without being asked for.
+    pub part: Option<Prefix>,
+    /// The segment's gateway in it.
+    pub gateway: Option<IpAddr>,
+}
+
 /// All endpoints of this host.
 pub struct Attachments {
     engine: EngineHandle,
     range: Cidr,
+    /// Where addresses come from in segments that are networks; elsewhere it is the mesh's own range.
+    grounds: ArcSwap<BTreeMap<String, Vec<Ground>>>,
     docker_socket: PathBuf,
+    changed: Arc<Notify>,
     inside: Mutex<Inside>,
 }
 
@@ -131,6 +146,7 @@ struct Inside {
     store: Arc<Store>,
     segments: Segments,
     all: BTreeMap<EndpointId, Attachment>,
+    changed: Arc<Notify>,
 }
 
 /// The endpoints that were there when the router last ran and still have their interfaces; the others' keys,
@@ -200,25 +216,40 @@ impl Attachments {
         docker_socket: PathBuf,
         restored: Restored,
     ) -> Result<Self> {
-        let mut inside = Inside { engine: engine.clone(), store, segments, all: restored.alive };
+        let changed = Arc::new(Notify::new());
+        let mut inside =
+            Inside { engine: engine.clone(), store, segments, all: restored.alive, changed: changed.clone() };
+        interfaces::remove_strays(inside.all.values().map(Attachment::port).collect())?;
         let used = inside.used_segments();
         remove_unused(&used)?;
         for segment in used {
             let bridge = inside.open(segment).await?;
             inside.settle(segment, bridge);
         }
-        let attachments = Attachments { engine, range, docker_socket, inside: Mutex::new(inside) };
+        let attachments = Attachments {
+            engine,
+            range,
+            grounds: ArcSwap::default(),
+            docker_socket,
+            changed,
+            inside: Mutex::new(inside),
+        };
         attachments.reconcile().await?;
         Ok(attachments)
     }
 
     /// The ring and the endpoints agree on who has which address: what a crash or an older disk left is put right.
     async fn reconcile(&self) -> Result<()> {
-        let Some(range) = self.own_range() else { return Ok(()) };
+        let known: Vec<Lease> = self.all().await.into_iter().flat_map(|attachment| attachment.leases).collect();
+        let ranges: BTreeSet<Range> = known.iter().map(|lease| lease.range).chain(range_of(self.range.0)).collect();
+        for range in ranges {
+            self.reconcile_range(range, &known).await?;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_range(&self, range: Range, known: &[Lease]) -> Result<()> {
         let held = addresses::leases(&self.engine, range).await?;
-        let inside = self.inside.lock().await;
-        let known: Vec<Lease> = inside.all.values().flat_map(|attachment| attachment.leases.clone()).collect();
-        drop(inside);
         for lost in known.iter().filter(|lease| lease.range == range && !held.contains(lease)) {
             self.fence((lost.id, lost.address)).await;
         }
@@ -228,11 +259,19 @@ impl Attachments {
         Ok(())
     }
 
-    fn own_range(&self) -> Option<Range> {
-        match self.range.0 {
-            (IpAddr::V4(base), length) => Range::new(base, length),
-            _ => None,
-        }
+    /// Where addresses come from in segments that are networks.
+    pub fn set_grounds(&self, grounds: BTreeMap<String, Vec<Ground>>) {
+        self.grounds.store(Arc::new(grounds));
+    }
+
+    fn grounds_of(&self, segment: &str) -> Vec<Ground> {
+        let known = self.grounds.load().get(segment).cloned().filter(|grounds| !grounds.is_empty());
+        let own = || Ground {
+            prefix: self.range.0,
+            part: None,
+            gateway: range_of(self.range.0).map(|range| IpAddr::V4(range.gateway())),
+        };
+        known.unwrap_or_else(|| vec![own()])
     }
 
     /// Gives a container (or the host) an interface in a segment; returns its addresses, one a line.
@@ -260,7 +299,8 @@ impl Attachments {
             },
             None => Place::Host,
         };
-        let gateways = Vec::from_iter(self.own_range().map(|range| IpAddr::V4(range.gateway())));
+        let grounds = self.grounds_of(&segment);
+        let gateways = grounds.iter().filter_map(|ground| ground.gateway).collect();
         let (names, leases, services) = (request.names, Vec::new(), Vec::new());
         let ips_given = ips.clone();
         let mut attachment =
@@ -269,7 +309,7 @@ impl Attachments {
             return Err(Failure::Usage(problem.into()));
         }
         // Nobody waits for anybody's address but for his own.
-        self.allocate(&mut attachment).await?;
+        self.allocate(&mut attachment, &grounds).await?;
         let leases = attachment.leases.clone();
         let mut inside = self.inside.lock().await;
         let attached = match inside.find_same(namespace.as_ref(), &attachment.segment, &ips_given) {
@@ -287,20 +327,22 @@ impl Attachments {
     }
 
     /// Claims those of the addresses wished for that are a ring's, or takes one from it if none was wished for.
-    async fn allocate(&self, attachment: &mut Attachment) -> Result<()> {
-        let Some(range) = self.own_range() else { return Ok(()) };
+    async fn allocate(&self, attachment: &mut Attachment, grounds: &[Ground]) -> Result<()> {
+        let ranges = || grounds.iter().filter_map(|ground| Some((range_of(ground.prefix)?, ground)));
         let in_ring = |(ip, _): &Prefix| match ip {
-            IpAddr::V4(ip) if range.contains(*ip) => Some(*ip),
-            _ => None,
+            IpAddr::V4(ip) => {
+                ranges().find(|(range, _)| range.contains(*ip)).map(|(range, _)| (range, Some(*ip), None))
+            }
+            IpAddr::V6(_) => None,
         };
         let wanted: Vec<_> = match attachment.ips.is_empty() {
-            true => vec![None],
-            false => attachment.ips.iter().filter_map(in_ring).map(Some).collect(),
+            true => ranges().map(|(range, ground)| (range, None, ground.part.and_then(range_of))).take(1).collect(),
+            false => attachment.ips.iter().filter_map(in_ring).collect(),
         };
-        for (number, want) in wanted.into_iter().enumerate() {
+        for (number, (range, want, within)) in wanted.into_iter().enumerate() {
             let mut id: AllocationId = attachment.id;
             id[15] = id[15].wrapping_add(number as u8);
-            match addresses::allocate(&self.engine, Request { range, id, want, within: None }).await {
+            match addresses::allocate(&self.engine, Request { range, id, want, within }).await {
                 Ok(lease) => attachment.leases.push(lease),
                 Err(error) => {
                     addresses::release(&self.engine, &attachment.leases).await;
@@ -310,6 +352,9 @@ impl Attachments {
         }
         if attachment.ips.is_empty() {
             attachment.ips = attachment.leases.iter().map(Lease::prefix).collect();
+        }
+        if attachment.ips.is_empty() {
+            return Err(Failure::new("the segment's network has no IPv4 addresses; give one with --ip"));
         }
         Ok(())
     }
@@ -362,12 +407,28 @@ impl Attachments {
         self.inside.lock().await.all.values().cloned().collect()
     }
 
+    /// Told when endpoints, and with them segments, came or went.
+    pub fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
     /// Cuts off the endpoint whose address turned out to be another's.
     pub async fn fence(&self, (id, address): Fenced) {
-        let inside = self.inside.lock().await;
-        let has_it = |attachment: &&Attachment| attachment.leases.iter().any(|lease| lease.id == id);
-        let Some(attachment) = inside.all.values().find(has_it) else { return };
-        match interfaces::set_fenced(attachment, true) {
+        let mut inside = self.inside.lock().await;
+        let is_docker = |attachment: &Attachment| matches!(attachment.place, Place::Docker { .. });
+        // The engine's containers have their addresses from its pools.
+        let has_ip = |attachment: &Attachment| attachment.ips.iter().any(|(ip, _)| *ip == IpAddr::V4(address));
+        let has_it = |attachment: &&Attachment| {
+            attachment.leases.iter().any(|lease| lease.id == id) || is_docker(attachment) && has_ip(attachment)
+        };
+        let Some(mut attachment) = inside.all.values().find(has_it).cloned() else { return };
+        // No record is to speak of it again.
+        attachment.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
+        if let Err(error) = inside.keep(&attachment) {
+            warn!("{error}");
+        }
+        inside.all.insert(attachment.id, attachment.clone());
+        match interfaces::cut_off(&attachment, address.into()) {
             Ok(()) => warn!(
                 %address, names = attachment.names.join(","), segment = attachment.segment,
                 "this endpoint's address is another host's: it is cut off until it is attached anew"
@@ -422,6 +483,7 @@ impl Inside {
         let printed = attachment.printed();
         info!(segment = attachment.segment, ips = printed.join(", "), "attached");
         self.all.insert(attachment.id, attachment);
+        self.changed.notify_one();
         Ok(printed)
     }
 
@@ -479,6 +541,7 @@ impl Inside {
         let detached = self.engine.ask(Command::Detach(id)).await;
         addresses::release(&self.engine, &attachment.leases).await;
         self.close_if_unused(SegmentId::of(&attachment.segment)).await;
+        self.changed.notify_one();
         info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
         detached.map(drop)
     }
@@ -497,6 +560,7 @@ impl Inside {
             match self.open(segment).await {
                 Ok(bridge) => {
                     self.settle(segment, bridge);
+                    self.changed.notify_one();
                     warn!(?segment, "somebody took away interfaces of this segment; they were made anew");
                 }
                 Err(error) => warn!(?segment, "interfaces of this segment are gone and cannot be made anew: {error}"),

@@ -141,12 +141,17 @@ async fn forget(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> R
 }
 
 async fn attach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Vec<String>>> {
-    Ok(Json(api.attachments.attach(request).await?))
+    // What was begun is finished, even if nobody waits for the answer any more.
+    finish(async move { api.attachments.attach(request).await }).await.map(Json)
 }
 
 async fn detach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Value>> {
-    api.attachments.detach(request).await?;
+    finish(async move { api.attachments.detach(request).await }).await?;
     Ok(Json(Value::Null))
+}
+
+async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Failure::new("the router failed at this; see its log")))
 }
 
 async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Json<Value>> {

@@ -75,12 +75,31 @@ pub fn remove(attachment: &Attachment) -> Result<()> {
     })
 }
 
-/// Cuts an endpoint off, or lets it take part again.
-pub fn set_fenced(attachment: &Attachment, is_fenced: bool) -> Result<()> {
-    let name = attachment.port();
+/// Cuts an endpoint off whose address is another's.
+pub fn cut_off(attachment: &Attachment, address: IpAddr) -> Result<()> {
+    let (port, bridge) = (attachment.port(), bridge_name(SegmentId::of(&attachment.segment)));
     in_namespace(None, async move |net| {
-        let index = net.index(&name).await?;
-        if is_fenced { net.set_down(index, &name).await } else { net.set_up(index, &name).await }
+        let index = net.index(&port).await?;
+        net.set_down(index, &port).await?;
+        match net.link(&bridge).await {
+            Some(link) => net.delete_route(link.header.index, alone(address)).await,
+            None => Ok(()),
+        }
+    })
+}
+
+/// Removes what an earlier router made for containers and did not get to remember.
+pub fn remove_strays(known: BTreeSet<String>) -> Result<()> {
+    let is_made = |name: &str, prefix: &str| {
+        name.strip_prefix(prefix).is_some_and(|id| id.len() == 10 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    in_namespace(None, async move |net| {
+        for name in net.names().await? {
+            if (is_made(&name, "wd") || is_made(&name, "wv")) && !known.contains(&name) {
+                net.delete(&name).await?;
+            }
+        }
+        Ok(())
     })
 }
 

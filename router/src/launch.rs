@@ -44,6 +44,7 @@ pub fn launch(args: LaunchArgs) -> Result<()> {
         report(panic);
         std::process::abort();
     }));
+    raise_file_limit();
     start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
     let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,7 +101,7 @@ async fn run(options: Options) -> Result<()> {
         discovery: options.discovery,
         grace: options.grace,
         founds_alone: options.found,
-        continues: state::note_boot(&store, &kept)?,
+        continues: state::note_start(&store, &kept, &options.socket)?,
         restored: kept.clone(),
     };
     let node = Node::new(config, state::entropy()?, clock.now());
@@ -122,9 +123,10 @@ async fn run(options: Options) -> Result<()> {
     let attachments = Arc::new(attachments);
 
     handle.ask(Command::SetAddresses(underlay.addresses)).await?;
-    let targets = resolve_targets(&options.peers).await?;
-    if !targets.is_empty() {
-        handle.ask(Command::Connect(targets)).await?;
+    if !options.peers.is_empty() {
+        // Who is named counts from the start; looking them up may take its time.
+        let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
+        handle.ask(Command::Connect(named.collect())).await?;
     }
     let options = Arc::new(options);
     let stop = Arc::new(Notify::new());
@@ -159,6 +161,7 @@ async fn run(options: Options) -> Result<()> {
         "weft {} is up",
         env!("CARGO_PKG_VERSION")
     );
+    tasks.spawn(find_peers(api.clone()));
     tasks.spawn(control::serve(listener, api.clone()));
     tasks.spawn(chores(api.clone()));
     tasks.spawn(fence_all(api.clone(), fences));
@@ -201,6 +204,15 @@ async fn wait_for_end(api: &Api) -> Result<()> {
                 Err(error) => warn!("the old secrets stay: {error}"),
             },
         }
+    }
+}
+
+/// Looks up the peers named at the start.
+async fn find_peers(api: Api) {
+    match resolve_targets(&api.options.peers).await {
+        Ok(targets) if !targets.is_empty() => drop(api.engine.ask(Command::Connect(targets)).await),
+        Ok(_) => {}
+        Err(error) => warn!("{error}"),
     }
 }
 
@@ -329,6 +341,14 @@ fn check_privileges() -> Result<()> {
     }
 }
 
+/// Each container has sockets of its own: the usual 1024 open files are too few.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
 fn has_aes_hardware() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
@@ -339,11 +359,13 @@ fn has_aes_hardware() -> bool {
 }
 
 fn start_log(level: &str, json: bool) -> Result<()> {
-    use tracing_subscriber::fmt;
+    use tracing_subscriber::{EnvFilter, fmt};
     let level: tracing::level_filters::LevelFilter =
         level.parse().map_err(|_| Failure::Usage("--log-level takes error, warn, info, debug or trace".into()))?;
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
+    // What a library thinks of packets from strangers is not for the log.
+    let filter = EnvFilter::new(format!("{level},hickory_proto=off"));
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
     if json {
         log.json().init()
     } else {

@@ -270,6 +270,9 @@ impl LaunchArgs {
         for peer in &self.peers {
             parse_peer(peer)?;
         }
+        if self.dns_listen.is_some_and(|address| address.ip().is_unspecified()) {
+            return Err(Failure::Usage("--dns-listen takes one address of this host, not all of them".into()));
+        }
         let domain = self.dns_domain.unwrap_or_else(|| "weft.internal".into()).trim_matches('.').to_ascii_lowercase();
         if domain.len() > MAX_DOMAIN || !domain.split('.').all(|label| !label.is_empty() && records::is_name(label)) {
             return Err(Failure::Usage(

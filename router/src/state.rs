@@ -115,14 +115,20 @@ impl SecretSource {
 
 /// Whether the machine has not started anew since a router last ran on this store: then the disk is the one it wrote, and
 /// not a copy from some time before.
-pub fn note_boot(store: &Store, kept: &[(Vec<u8>, Vec<u8>)]) -> Result<bool> {
-    let what = || "cannot tell which start of this machine it is".to_owned();
+///
+/// Two marks tell: the machine's boot, and a number that each start of a router writes to the store and beside its control
+/// socket, which no copy of the store brings back.
+pub fn note_start(store: &Store, kept: &[(Vec<u8>, Vec<u8>)], socket: &Path) -> Result<bool> {
+    let what = || "cannot note this start of the router".to_owned();
     let boot = fs::read("/proc/sys/kernel/random/boot_id").doing(what)?;
-    let key = b"boot".to_vec();
-    let continues = kept.iter().any(|(k, value)| *k == key && *value == boot);
-    if !continues {
-        store.write([(&key, &Some(boot))])?;
-    }
+    let beside = socket.with_extension("life");
+    let [boot_key, life_key] = [b"boot".to_vec(), b"life".to_vec()];
+    let is_kept = |key: &Vec<u8>, value: &[u8]| kept.iter().any(|(k, v)| k == key && v == value);
+    let continues = is_kept(&boot_key, &boot) && fs::read(&beside).is_ok_and(|life| is_kept(&life_key, &life));
+    let life = entropy()?.to_vec();
+    // The store first: a crash between the two leaves marks that differ, and that is the safe side.
+    store.write([(&boot_key, &Some(boot)), (&life_key, &Some(life.clone()))])?;
+    fs::write(&beside, life).doing(what)?;
     Ok(continues)
 }
 
@@ -222,6 +228,17 @@ impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
         self.write(name, Some(bytes))?;
         all.insert(name.to_owned(), value);
         Ok(())
+    }
+
+    /// Changes one, if it is there; whether it is.
+    pub fn update(&self, name: &str, change: impl FnOnce(&mut T)) -> Result<bool> {
+        let mut all = self.lock();
+        let Some(mut value) = all.get(name).cloned() else { return Ok(false) };
+        change(&mut value);
+        let bytes = serde_json::to_vec(&value).doing(|| format!("cannot put {name} into words"))?;
+        self.write(name, Some(bytes))?;
+        all.insert(name.to_owned(), value);
+        Ok(true)
     }
 
     /// Takes one out; returns it.

@@ -14,6 +14,7 @@ use crate::records::{EndpointId, EndpointRecord, Service};
 use crate::wire::SegmentId;
 
 type EndpointKey = (HostLabel, EndpointId);
+type Addresses = Arc<[(IpAddr, u8)]>;
 
 /// All names, and which hosts can be reached.
 #[derive(Clone, Default)]
@@ -22,8 +23,10 @@ pub struct Names {
     endpoints: OrdMap<EndpointKey, Arc<EndpointRecord>>,
     by_name: OrdMap<Box<str>, OrdSet<(SegmentId, EndpointKey)>>,
     by_ip: OrdMap<IpAddr, OrdSet<EndpointKey>>,
+    /// How many endpoints are in which segment, by the segments' names.
+    segments: OrdMap<Box<str>, OrdMap<SegmentId, usize>>,
     /// Names that people added, by name and by the host they were added on.
-    entries: OrdMap<Box<str>, OrdMap<HostLabel, Arc<[IpAddr]>>>,
+    entries: OrdMap<Box<str>, OrdMap<HostLabel, Addresses>>,
     /// Hosts that can be reached, with the cost of the way there and the nickname.
     reach: Arc<BTreeMap<HostLabel, (u32, String)>>,
 }
@@ -37,21 +40,30 @@ pub enum Scope<'a> {
     All,
 }
 
-/// Somebody who has a name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Holder {
+/// Somebody who has a name, can be reached and is healthy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder<'a> {
     /// How far away, in classes: 0 is this host, each further one about twice as far.
     pub distance: u32,
     /// The nickname of the host that it is on.
-    pub host: String,
-    /// Its addresses.
-    pub ips: Vec<IpAddr>,
-    /// Its names, the first of them its own.
-    pub names: Vec<String>,
+    pub host: &'a str,
+    /// Its addresses, with their prefix lengths.
+    pub ips: &'a [(IpAddr, u8)],
+    /// Its names, the first of them its own; none for a name that people added.
+    pub names: &'a [String],
     /// Its segment; none for a name that people added.
-    pub segment: Option<String>,
+    pub segment: Option<&'a str>,
     /// What it serves.
-    pub services: Vec<Service>,
+    pub services: &'a [Service],
+}
+
+/// What is known of a name or an address.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Found<'a> {
+    /// Those who can be answered.
+    pub holders: Vec<Holder<'a>>,
+    /// Whether there is anybody at all, well and reachable or not: nobody else is to be asked then.
+    pub is_known: bool,
 }
 
 impl Names {
@@ -71,7 +83,8 @@ impl Names {
         self.len() == 0
     }
 
-    pub(crate) fn set(&mut self, host: HostLabel, id: EndpointId, record: &EndpointRecord) {
+    /// An endpoint is there, or there anew.
+    pub fn set(&mut self, host: HostLabel, id: EndpointId, record: &EndpointRecord) {
         self.unset(host, id);
         let (key, segment) = ((host, id), SegmentId::of(&record.segment));
         for name in &record.names {
@@ -80,10 +93,12 @@ impl Names {
         for (ip, _) in &record.ips {
             self.by_ip.entry(*ip).or_default().insert(key);
         }
+        *self.segments.entry(folded(&record.segment)).or_default().entry(segment).or_default() += 1;
         self.endpoints.insert(key, Arc::new(record.clone()));
     }
 
-    pub(crate) fn unset(&mut self, host: HostLabel, id: EndpointId) {
+    /// An endpoint is gone.
+    pub fn unset(&mut self, host: HostLabel, id: EndpointId) {
         let key = (host, id);
         let Some(record) = self.endpoints.remove(&key) else { return };
         let segment = SegmentId::of(&record.segment);
@@ -93,13 +108,24 @@ impl Names {
         for (ip, _) in &record.ips {
             withdraw(&mut self.by_ip, ip, &key);
         }
+        let name = folded(&record.segment);
+        if let Some(ids) = self.segments.get_mut(&name) {
+            match ids.get_mut(&segment) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(ids.remove(&segment)),
+            }
+            if ids.is_empty() {
+                self.segments.remove(&name);
+            }
+        }
     }
 
-    pub(crate) fn set_entry(&mut self, host: HostLabel, name: &str, ips: Option<Vec<IpAddr>>) {
+    /// A name that people added on a host stands for addresses, or (with `None`) for nothing any more.
+    pub fn set_entry(&mut self, host: HostLabel, name: &str, ips: Option<Vec<IpAddr>>) {
         let key = folded(name);
         let mut hosts = self.entries.get(&key).cloned().unwrap_or_default();
         match ips {
-            Some(ips) => drop(hosts.insert(host, ips.into())),
+            Some(ips) => drop(hosts.insert(host, ips.into_iter().map(|ip| (ip, 0)).collect())),
             None => drop(hosts.remove(&host)),
         }
         match hosts.is_empty() {
@@ -108,81 +134,94 @@ impl Names {
         };
     }
 
-    pub(crate) fn set_reach(&mut self, reach: BTreeMap<HostLabel, (u32, String)>) {
+    /// Which hosts can be reached, this one included: the cost of the way there, and the nickname.
+    pub fn set_reach(&mut self, reach: BTreeMap<HostLabel, (u32, String)>) {
         self.reach = Arc::new(reach);
     }
 
-    /// Who has a name, written `name` or `name.network`, and can be reached and is healthy.
-    pub fn lookup(&self, scope: Scope, name: &str) -> Vec<Holder> {
+    /// Who has a name, written `name` or `name.network`.
+    pub fn lookup(&self, scope: Scope, name: &str) -> Found<'_> {
         let name = folded(name);
-        let mut found = self.named(scope, &name, None);
-        if found.is_empty() {
-            let splits = name.match_indices('.').map(|(dot, _)| (&name[..dot], &name[dot + 1..]));
-            found = splits
-                .rev()
-                .map(|(own, network)| self.named(scope, own, Some(network)))
-                .find(|f| !f.is_empty())
-                .unwrap_or_default();
+        let whole = self.named(scope, &name, None);
+        if whole.is_known {
+            return whole;
+        }
+        let splits = name.match_indices('.').map(|(dot, _)| (&name[..dot], &name[dot + 1..]));
+        let in_network = splits.rev().map(|(own, network)| self.named(scope, own, Some(network)));
+        in_network.into_iter().find(|found| found.is_known).unwrap_or_default()
+    }
+
+    fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
+        let mut found = Found::default();
+        let keys = self.by_name.get(name).into_iter().flatten();
+        for (_, key) in keys.filter(|(segment, _)| scope.contains(segment)) {
+            let Some(record) = self.endpoints.get(key) else { continue };
+            if network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
+                found.is_known = true;
+                found.holders.extend(self.holder(key.0, record));
+            }
+        }
+        let entries = self.entries.get(name).filter(|_| network.is_none()).into_iter().flatten();
+        for (host, ips) in entries {
+            found.is_known = true;
+            let place = self.place(*host);
+            found.holders.extend(place.map(|(distance, host)| Holder {
+                distance,
+                host,
+                ips,
+                names: &[],
+                segment: None,
+                services: &[],
+            }));
         }
         found
     }
 
-    fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Vec<Holder> {
-        let in_scope = |segment: &SegmentId| match scope {
-            Scope::Segments(segments) => segments.contains(segment),
-            Scope::All => true,
-        };
-        let keys = self.by_name.get(name).into_iter().flatten().filter(|(segment, _)| in_scope(segment));
-        let endpoints = keys.filter_map(|(_, key)| self.holder(key));
-        let endpoints = endpoints.filter(|holder| {
-            let segment = holder.segment.as_deref().unwrap_or_default();
-            network.is_none_or(|network| segment.eq_ignore_ascii_case(network))
-        });
-        let entries = self.entries.get(name).filter(|_| network.is_none()).into_iter().flatten();
-        let entries = entries.filter_map(|(host, ips)| {
-            let (distance, host) = self.place(*host)?;
-            Some(Holder {
-                distance,
-                host,
-                ips: ips.to_vec(),
-                names: vec![name.to_owned()],
-                segment: None,
-                services: Vec::new(),
-            })
-        });
-        endpoints.chain(entries).collect()
-    }
-
-    /// Who has an address.
-    pub fn holder_of(&self, scope: Scope, ip: IpAddr) -> Option<Holder> {
-        let in_scope = |holder: &Holder| match scope {
-            Scope::Segments(segments) => {
-                holder.segment.as_deref().is_some_and(|s| segments.contains(&SegmentId::of(s)))
+    /// Who has an address, and a name.
+    pub fn holder_of(&self, scope: Scope, ip: IpAddr) -> Found<'_> {
+        let records = self.by_ip.get(&ip).into_iter().flatten().filter_map(|key| Some((key, self.endpoints.get(key)?)));
+        let mut found = Found::default();
+        for (key, record) in records {
+            if !record.names.is_empty() && scope.contains(&SegmentId::of(&record.segment)) {
+                found.is_known = true;
+                found.holders.extend(self.holder(key.0, record));
             }
-            Scope::All => true,
-        };
-        let keys = self.by_ip.get(&ip).into_iter().flatten();
-        keys.filter_map(|key| self.holder(key)).find(|holder| in_scope(holder) && !holder.names.is_empty())
+        }
+        found
     }
 
-    fn holder(&self, key: &EndpointKey) -> Option<Holder> {
-        let record = self.endpoints.get(key).filter(|record| record.healthy)?;
-        let (distance, host) = self.place(key.0)?;
-        Some(Holder {
-            distance,
-            host,
-            ips: record.ips.iter().map(|(ip, _)| *ip).collect(),
-            names: record.names.clone(),
-            segment: Some(record.segment.clone()),
-            services: record.services.clone(),
-        })
+    /// The segments in which somebody has an address.
+    pub fn segments_of(&self, ip: IpAddr) -> Vec<SegmentId> {
+        let records = self.by_ip.get(&ip).into_iter().flatten().filter_map(|key| self.endpoints.get(key));
+        records.map(|record| SegmentId::of(&record.segment)).collect()
+    }
+
+    /// Whether anybody is in a segment that is called like this.
+    pub fn has_segment(&self, scope: Scope, name: &str) -> bool {
+        let ids = self.segments.get(&folded(name)).into_iter().flatten();
+        ids.into_iter().any(|(segment, _)| scope.contains(segment))
+    }
+
+    fn holder<'a>(&'a self, host: HostLabel, record: &'a EndpointRecord) -> Option<Holder<'a>> {
+        let (distance, host) = self.place(host).filter(|_| record.healthy)?;
+        let EndpointRecord { ips, names, segment, services, .. } = record;
+        Some(Holder { distance, host, ips, names, segment: Some(segment), services })
     }
 
     /// How far away a host is, and its nickname.
-    fn place(&self, host: HostLabel) -> Option<(u32, String)> {
+    fn place(&self, host: HostLabel) -> Option<(u32, &str)> {
         let (cost, name) = self.reach.get(&host)?;
         let distance = if host == self.own { 0 } else { 1 + cost.max(&1).ilog2() };
-        Some((distance, name.clone()))
+        Some((distance, name))
+    }
+}
+
+impl Scope<'_> {
+    fn contains(&self, segment: &SegmentId) -> bool {
+        match self {
+            Scope::Segments(segments) => segments.contains(segment),
+            Scope::All => true,
+        }
     }
 }
 
@@ -223,8 +262,8 @@ mod tests {
         hosts.map(|(host, cost)| (host, (cost, format!("{host:?}")))).into()
     }
 
-    fn ips(found: &[Holder]) -> Vec<IpAddr> {
-        found.iter().flat_map(|holder| holder.ips.clone()).collect()
+    fn ips(found: &Found) -> Vec<IpAddr> {
+        found.holders.iter().flat_map(|holder| holder.ips).map(|(ip, _)| *ip).collect()
     }
 
     #[test]
@@ -236,12 +275,13 @@ mod tests {
         let one = [IpAddr::from([10, 0, 0, 1])];
         assert_eq!(ips(&names.lookup(Scope::Segments(&[app]), "wEb")), one);
         assert_eq!(ips(&names.lookup(Scope::Segments(&[app]), "web.APP")), one);
-        assert!(names.lookup(Scope::Segments(&[app]), "web.db").is_empty());
-        assert_eq!(names.lookup(Scope::Segments(&[app, db]), "web").len(), 2);
-        assert_eq!(names.lookup(Scope::All, "web").len(), 2);
-        assert!(names.holder_of(Scope::Segments(&[app]), [10, 0, 0, 2].into()).is_none());
+        assert!(!names.lookup(Scope::Segments(&[app]), "web.db").is_known);
+        assert_eq!(names.lookup(Scope::Segments(&[app, db]), "web").holders.len(), 2);
+        assert_eq!(names.lookup(Scope::All, "web").holders.len(), 2);
+        assert!(names.has_segment(Scope::Segments(&[app]), "APP") && !names.has_segment(Scope::Segments(&[app]), "db"));
+        assert!(!names.holder_of(Scope::Segments(&[app]), [10, 0, 0, 2].into()).is_known);
         names.unset(host(1), [1; 16]);
-        assert!(names.lookup(Scope::Segments(&[app]), "web").is_empty());
+        assert!(!names.lookup(Scope::Segments(&[app]), "web").is_known && !names.has_segment(Scope::All, "app"));
         assert_eq!(names.len(), 1);
     }
 
@@ -250,13 +290,14 @@ mod tests {
         let mut names = Names::new(host(1));
         names.set(host(2), [1; 16], &record("app", "web", 1));
         names.set(host(3), [2; 16], &EndpointRecord { healthy: false, ..record("app", "web", 2) });
-        assert!(names.lookup(Scope::All, "web").is_empty());
+        let found = names.lookup(Scope::All, "web");
+        assert!(found.is_known && found.holders.is_empty(), "nobody else is to answer for it");
         names.set_reach(reach([(host(1), 0), (host(2), 9), (host(3), 5)]));
         let before = names.clone();
         assert_eq!(ips(&names.lookup(Scope::All, "web")), [IpAddr::from([10, 0, 0, 1])]);
         names.set_reach(reach([(host(1), 0)]));
-        assert!(names.lookup(Scope::All, "web").is_empty());
-        assert_eq!(before.lookup(Scope::All, "web").len(), 1);
+        assert!(names.lookup(Scope::All, "web").holders.is_empty());
+        assert_eq!(before.lookup(Scope::All, "web").holders.len(), 1);
     }
 
     #[test]
@@ -273,8 +314,8 @@ mod tests {
     fn a_name_with_dots_is_taken_whole_before_it_is_taken_apart() {
         let mut names = Names::new(host(1));
         names.set(host(1), [1; 16], &record("app", "web.1", 1));
-        assert_eq!(names.lookup(Scope::All, "web.1").len(), 1);
-        assert_eq!(names.lookup(Scope::All, "web.1.app").len(), 1);
-        assert!(names.lookup(Scope::All, "web").is_empty());
+        assert_eq!(names.lookup(Scope::All, "web.1").holders.len(), 1);
+        assert_eq!(names.lookup(Scope::All, "web.1.app").holders.len(), 1);
+        assert!(!names.lookup(Scope::All, "web").is_known);
     }
 }

@@ -9,11 +9,12 @@ mod udp;
 mod upstream;
 mod zone;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -34,6 +35,8 @@ use zone::Zone;
 
 /// How often it is looked where to listen.
 const LOOK: Duration = Duration::from_secs(2);
+/// How soon a container that could not be redirected is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What every server works with.
@@ -48,15 +51,35 @@ pub struct Shared {
 pub enum Audience {
     /// Containers of these segments.
     Segments(Vec<SegmentId>),
-    /// The operator.
+    /// Whoever reaches this host, about one segment or about all; containers about their own segments only.
+    Host(Option<SegmentId>),
+}
+
+/// What somebody may hear of.
+enum Heard<'a> {
     All,
+    Of(Cow<'a, [SegmentId]>),
 }
 
 impl Audience {
-    fn scope(&self) -> Scope<'_> {
+    /// What an asker at an address may hear of.
+    fn scope(&self, names: &Names, from: IpAddr) -> Heard<'_> {
         match self {
-            Audience::Segments(segments) => Scope::Segments(segments),
-            Audience::All => Scope::All,
+            Audience::Segments(segments) => Heard::Of(segments.into()),
+            Audience::Host(about) => match (names.segments_of(from.to_canonical()), about) {
+                (own, _) if !own.is_empty() => Heard::Of(own.into()),
+                (_, None) => Heard::All,
+                (_, Some(_)) => Heard::Of(Cow::Borrowed(&[])),
+            },
+        }
+    }
+}
+
+impl Heard<'_> {
+    fn as_scope(&self) -> Scope<'_> {
+        match self {
+            Heard::All => Scope::All,
+            Heard::Of(segments) => Scope::Segments(segments),
         }
     }
 }
@@ -77,8 +100,8 @@ struct State {
     sandboxes: BTreeMap<String, Resident>,
 }
 
-/// A place to listen: an address, and the device if the address is several bridges'.
-type Spot = (SocketAddr, Option<String>, Audience);
+/// A place to listen: an address, and the device, by name and index, if the address is several bridges'.
+type Spot = (SocketAddr, Option<(String, u32)>, Audience);
 
 struct Serving {
     udp: usize,
@@ -90,6 +113,7 @@ struct Resident {
     segments: BTreeSet<SegmentId>,
     /// None: it did not work.
     serving: Option<(Serving, JoinHandle<()>, File)>,
+    since: Instant,
 }
 
 /// A name without the domain that weft's names are in.
@@ -104,9 +128,17 @@ pub fn relative<'a>(name: &'a str, domain: &str) -> &'a str {
 
 /// The addresses of a name, nearest first.
 pub fn lookup(names: &Names, name: &str, domain: &str) -> Vec<IpAddr> {
-    let mut holders = names.lookup(Scope::All, relative(name, domain));
+    let mut holders = names.lookup(Scope::All, relative(name, domain)).holders;
     holders.sort_by_key(|holder| holder.distance);
-    holders.into_iter().flat_map(|holder| holder.ips).collect()
+    holders.into_iter().flat_map(|holder| holder.ips).map(|(ip, _)| *ip).collect()
+}
+
+impl Resident {
+    /// Where it is, in which segments, and whether it is to be tried again.
+    fn place((path, resident): (&String, &Resident)) -> (String, BTreeSet<SegmentId>, bool) {
+        let is_hopeless = resident.serving.is_none() && resident.since.elapsed() > TRY_AGAIN;
+        (path.clone(), resident.segments.clone(), is_hopeless)
+    }
 }
 
 impl Dns {
@@ -128,7 +160,7 @@ impl Dns {
             state: Mutex::default(),
         });
         if let Some(address) = options.dns_listen {
-            let place = (address, None, Audience::All);
+            let place = (address, None, Audience::Host(None));
             let serving = dns.listen(&place)?;
             dns.state().places.insert(place, serving);
             dns.note_own();
@@ -144,7 +176,7 @@ impl Dns {
     pub fn places(&self) -> (Vec<String>, usize, usize) {
         let state = self.state();
         let listen = state.places.keys().map(|(address, device, _)| match device {
-            Some(device) => format!("{address}%{device}"),
+            Some((device, _)) => format!("{address}%{device}"),
             None => address.to_string(),
         });
         let served = state.sandboxes.values().filter(|resident| resident.serving.is_some()).count();
@@ -167,7 +199,7 @@ impl Dns {
             let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
             let socket = Socket::new(domain, kind, Some(protocol))?;
             socket.set_nonblocking(true)?;
-            socket.bind_device(device.as_deref().map(str::as_bytes))?;
+            socket.bind_device(device.as_ref().map(|(name, _)| name.as_bytes()))?;
             if kind == Type::STREAM {
                 socket.set_reuse_address(true)?;
             }
@@ -219,7 +251,8 @@ impl Dns {
                 None
             }
         };
-        self.state().sandboxes.insert(path.clone(), Resident { segments: segments.clone(), serving });
+        let resident = Resident { segments: segments.clone(), serving, since: Instant::now() };
+        self.state().sandboxes.insert(path.clone(), resident);
     }
 
     fn evict(&self, path: &str) {
@@ -236,17 +269,24 @@ impl Dns {
 /// Listens where segments have their gateways and where the host itself is in one, for as long as the router runs.
 async fn keep_places(dns: Arc<Dns>, attachments: Arc<Attachments>, operator: Option<SocketAddr>) {
     let mut refused: BTreeSet<Spot> = BTreeSet::new();
+    let changed = attachments.changed();
     loop {
-        let mut wanted: BTreeSet<Spot> = operator.map(|address| (address, None, Audience::All)).into_iter().collect();
+        let mut wanted: BTreeSet<Spot> =
+            operator.map(|address| (address, None, Audience::Host(None))).into_iter().collect();
         for attachment in attachments.all().await {
             let segment = SegmentId::of(&attachment.segment);
             let audience = Audience::Segments(vec![segment]);
-            for gateway in &attachment.gateways {
-                wanted.insert((SocketAddr::new(*gateway, 53), Some(bridge_name(segment)), audience.clone()));
+            let bridge = bridge_name(segment);
+            if let Ok(index) = nix::net::if_::if_nametoindex(bridge.as_str()) {
+                for gateway in &attachment.gateways {
+                    // A bridge that was made anew has another index, and sockets are bound to that.
+                    let device = Some((bridge.clone(), index));
+                    wanted.insert((SocketAddr::new(*gateway, 53), device, audience.clone()));
+                }
             }
             if attachment.place == Place::Host {
                 let own = attachment.ips.iter().map(|(ip, _)| SocketAddr::new(*ip, 53));
-                wanted.extend(own.map(|address| (address, None, audience.clone())));
+                wanted.extend(own.map(|address| (address, None, Audience::Host(Some(segment)))));
             }
         }
         let there: BTreeSet<Spot> = dns.state().places.keys().cloned().collect();
@@ -264,7 +304,7 @@ async fn keep_places(dns: Arc<Dns>, attachments: Arc<Attachments>, operator: Opt
             }
         }
         dns.note_own();
-        tokio::time::sleep(LOOK).await;
+        let _ = tokio::time::timeout(LOOK, changed.notified()).await;
     }
 }
 
@@ -276,11 +316,11 @@ async fn keep_sandboxes(dns: Arc<Dns>, docker: Arc<Docker>) {
     loop {
         let wanted: BTreeMap<String, Sandbox> =
             docker.sandboxes().await.into_iter().map(|sandbox| (sandbox.path.clone(), sandbox)).collect();
-        let there: Vec<(String, BTreeSet<SegmentId>)> =
-            dns.state().sandboxes.iter().map(|(path, resident)| (path.clone(), resident.segments.clone())).collect();
-        for (path, segments) in &there {
+        let there: Vec<(String, BTreeSet<SegmentId>, bool)> =
+            dns.state().sandboxes.iter().map(Resident::place).collect();
+        for (path, segments, is_hopeless) in &there {
             // One that came into another network hears of that, too.
-            if wanted.get(path).is_none_or(|sandbox| sandbox.segments != *segments) {
+            if *is_hopeless || wanted.get(path).is_none_or(|sandbox| sandbox.segments != *segments) {
                 dns.evict(path);
             }
         }

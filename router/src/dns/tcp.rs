@@ -1,5 +1,6 @@
 //! The TCP side: for answers that are too long for UDP (RFC 7766).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,23 +10,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::upstream::{Upstream, failure};
+use super::upstream::{Tally, Upstream, failure};
 use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
 
 /// Connections to one listener at once.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections of one asker.
+const MAX_OF_ONE: usize = 16;
 /// How long a connection may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a listener for as long as the task runs.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener, audience: Audience, upstream: Arc<Upstream>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let askers = Arc::<Tally<IpAddr>>::default();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(_) => {
                 // Out of file descriptors, perhaps: others need time to end.
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -33,23 +37,27 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, audience: Audienc
             }
         };
         let (shared, audience, upstream) = (shared.clone(), audience.clone(), upstream.clone());
+        let askers = askers.clone();
         connections.spawn(async move {
-            converse(&shared, stream, &audience, &upstream).await;
+            if let Some(_counted) = askers.count(from.ip(), MAX_OF_ONE) {
+                converse(&shared, stream, from.ip(), &audience, &upstream).await;
+            }
             drop(permit);
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn converse(shared: &Shared, mut stream: TcpStream, audience: &Audience, upstream: &Upstream) {
+async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience: &Audience, upstream: &Upstream) {
     let Ok(seed) = crate::state::entropy() else { return };
     let mut random = ChaCha8Rng::from_seed(seed);
     while let Some(packet) = read(&mut stream).await {
         let names = shared.names.load_full();
-        let verdict = shared.zone.answer(&names, audience.scope(), &packet, Transport::Tcp, &mut random);
+        let verdict =
+            shared.zone.answer(&names, audience.scope(&names, from).as_scope(), &packet, Transport::Tcp, &mut random);
         let answer = match verdict {
             Verdict::Answer(answer) => answer,
-            Verdict::Forward => upstream.ask(&packet, Transport::Tcp).await.unwrap_or_else(|| failure(&packet)),
+            Verdict::Forward => upstream.ask(from, &packet, Transport::Tcp).await.unwrap_or_else(|| failure(&packet)),
             Verdict::Drop => return,
         };
         if write(&mut stream, &answer).await.is_none() {

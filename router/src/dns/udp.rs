@@ -146,8 +146,8 @@ impl Thread {
                 Err(_) => continue,
             };
             let packet = &buffer[..length];
-            let scope = audience.scope();
-            match self.shared.zone.answer(&names, scope, packet, Transport::Udp, &mut self.random) {
+            let heard = audience.scope(&names, from.ip());
+            match self.shared.zone.answer(&names, heard.as_scope(), packet, Transport::Udp, &mut self.random) {
                 // What does not get out is asked again.
                 Verdict::Answer(answer) => drop(socket.send_to(&answer, from)),
                 Verdict::Forward => self.forward(socket, from, packet.to_vec(), upstream),
@@ -160,7 +160,7 @@ impl Thread {
     fn forward(&self, socket: &Arc<UdpSocket>, from: SocketAddr, packet: Vec<u8>, upstream: &Arc<Upstream>) {
         let (socket, upstream) = (socket.clone(), upstream.clone());
         self.runtime.spawn(async move {
-            let answer = upstream.ask(&packet, Transport::Udp).await;
+            let answer = upstream.ask(from.ip(), &packet, Transport::Udp).await;
             let answer = answer.unwrap_or_else(|| failure(&packet));
             let _ = socket.send_to(&answer, from);
         });

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,17 +25,19 @@ use super::tcp;
 use super::zone::Transport;
 use crate::error::{Doing, Result};
 
-/// Questions under way to one upstream.
-const MAX_UNDER_WAY: usize = 1024;
+/// Questions under way to one upstream, and those of one asker.
+const MAX_UNDER_WAY: usize = 512;
+const MAX_OF_ONE: usize = 128;
 /// The same question under way this often goes in circles.
-const MAX_SAME: usize = 32;
-/// How long one of several resolvers is waited for, and a container's only one: it has others behind it.
-const PATIENCE: Duration = Duration::from_millis(1500);
-const PATIENCE_WITH_ENGINE: Duration = Duration::from_millis(4500);
+const MAX_SAME: usize = 128;
+/// How long an answer is waited for, from all resolvers together: askers ask again after five seconds (resolv.conf(5)).
+const PATIENCE: Duration = Duration::from_millis(4500);
+/// Times a resolver is asked by UDP: a datagram may be lost.
+const TRIES: u32 = 2;
 /// How often it is looked whether the host's resolvers changed.
 const LOOK: Duration = Duration::from_secs(2);
-/// The largest answer.
-const MAX_ANSWER: usize = 65_535;
+/// The largest answer by UDP that is passed on: larger ones are asked for by TCP everywhere.
+const MAX_ANSWER: usize = 4096;
 /// The engine's resolver, as containers know it.
 pub const ENGINE_RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
 /// From here weft asks the engine's resolver: the redirection leaves it alone.
@@ -44,7 +47,8 @@ pub const OWN_LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 12);
 pub struct Upstream {
     kind: Kind,
     room: Semaphore,
-    under_way: Mutex<BTreeMap<[u8; 16], usize>>,
+    questions: Tally<[u8; 16]>,
+    askers: Tally<IpAddr>,
 }
 
 enum Kind {
@@ -58,12 +62,13 @@ type Waiting = Mutex<BTreeMap<u16, oneshot::Sender<Vec<u8>>>>;
 
 impl Upstream {
     fn new(kind: Kind) -> Arc<Upstream> {
-        Arc::new(Upstream { kind, room: Semaphore::new(MAX_UNDER_WAY), under_way: Mutex::default() })
+        let room = Semaphore::new(MAX_UNDER_WAY);
+        Arc::new(Upstream { kind, room, questions: Tally::default(), askers: Tally::default() })
     }
 
     /// The resolvers of a `resolv.conf`, those left out that `own` names: they are weft's.
     pub fn host(path: PathBuf, own: Arc<Mutex<Vec<SocketAddr>>>) -> Arc<Upstream> {
-        Upstream::new(Kind::Host(Resolvers { path, own, known: Mutex::new((None, Vec::new())) }))
+        Upstream::new(Kind::Host(Resolvers { path, own, known: Mutex::default(), good: 0.into() }))
     }
 
     /// The engine's resolver, asked from a socket in the container's network namespace. Returns the task that listens to it.
@@ -74,10 +79,11 @@ impl Upstream {
         Ok((Upstream::new(Kind::Engine { socket, waiting, namespace }), listener))
     }
 
-    /// Asks; none if nobody knows in time.
-    pub async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    /// Asks for somebody; none if nobody knows in time.
+    pub async fn ask(&self, from: IpAddr, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let _permit = self.room.try_acquire().ok()?;
-        let _course = Course::begin(&self.under_way, digest_of(packet.get(12..)?))?;
+        let _asker = self.askers.count(from, MAX_OF_ONE)?;
+        let _question = self.questions.count(digest_of(&question(packet)?.to_ascii_lowercase()), MAX_SAME)?;
         let mut answer = match &self.kind {
             Kind::Host(resolvers) => resolvers.ask(packet, transport).await?,
             Kind::Engine { socket, waiting, namespace } => match transport {
@@ -90,32 +96,41 @@ impl Upstream {
     }
 }
 
-/// One question under way.
-struct Course<'a> {
-    all: &'a Mutex<BTreeMap<[u8; 16], usize>>,
-    question: [u8; 16],
+/// How much of each is under way.
+pub struct Tally<K>(Mutex<BTreeMap<K, usize>>);
+
+/// One of them; counted until dropped.
+pub struct Counted<'a, K: Ord + Copy> {
+    tally: &'a Tally<K>,
+    key: K,
 }
 
-impl<'a> Course<'a> {
-    fn begin(all: &'a Mutex<BTreeMap<[u8; 16], usize>>, question: [u8; 16]) -> Option<Self> {
-        let mut under_way = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = under_way.entry(question).or_default();
-        if *count >= MAX_SAME {
-            return None;
-        }
-        *count += 1;
-        drop(under_way);
-        Some(Course { all, question })
+impl<K> Default for Tally<K> {
+    fn default() -> Self {
+        Tally(Mutex::default())
     }
 }
 
-impl Drop for Course<'_> {
+impl<K: Ord + Copy> Tally<K> {
+    /// One more; none if there are `most` already.
+    pub fn count(&self, key: K, most: usize) -> Option<Counted<'_, K>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(key).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { tally: self, key })
+    }
+}
+
+impl<K: Ord + Copy> Drop for Counted<'_, K> {
     fn drop(&mut self) {
-        let mut under_way = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = under_way.get_mut(&self.question) {
+        let mut all = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                under_way.remove(&self.question);
+                all.remove(&self.key);
             }
         }
     }
@@ -125,27 +140,47 @@ impl Drop for Course<'_> {
 struct Resolvers {
     path: PathBuf,
     own: Arc<Mutex<Vec<SocketAddr>>>,
-    known: Mutex<(Option<(Instant, Option<SystemTime>)>, Vec<SocketAddr>)>,
+    known: Mutex<Known>,
+    /// Which of them answered last.
+    good: AtomicUsize,
+}
+
+/// What the file said, and when it was looked at and had been changed.
+#[derive(Default)]
+struct Known {
+    looked: Option<(Instant, Option<SystemTime>)>,
+    resolvers: Vec<SocketAddr>,
 }
 
 impl Resolvers {
     async fn ask(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        for resolver in self.all() {
-            let answer = match transport {
-                Transport::Udp => tokio::time::timeout(PATIENCE, ask_by_udp(resolver, packet)).await,
-                Transport::Tcp => tokio::time::timeout(PATIENCE, ask_by_tcp(resolver, packet)).await,
+        let all = self.all();
+        let patience = PATIENCE / all.len().max(1) as u32;
+        let start = self.good.load(Ordering::Relaxed);
+        let mut last_resort = None;
+        for number in (0..all.len()).map(|step| (start + step) % all.len()) {
+            let asked = async {
+                match transport {
+                    Transport::Udp => ask_by_udp(all[number], packet, patience / TRIES).await,
+                    Transport::Tcp => ask_by_tcp(all[number], packet).await,
+                }
             };
-            if let Ok(Some(answer)) = answer {
-                return Some(answer);
+            let Ok(Some(answer)) = tokio::time::timeout(patience, asked).await else { continue };
+            // Server failure, not implemented, refused: another one may know better.
+            if matches!(answer[3] & 0x0f, 2 | 4 | 5) {
+                last_resort = Some(answer);
+                continue;
             }
+            self.good.store(number, Ordering::Relaxed);
+            return Some(answer);
         }
-        None
+        last_resort
     }
 
     /// The resolvers, read again when the file changed.
     fn all(&self) -> Vec<SocketAddr> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (looked, resolvers) = &mut *known;
+        let Known { looked, resolvers } = &mut *known;
         if looked.is_none_or(|(at, _)| at.elapsed() >= LOOK) {
             let changed = std::fs::metadata(&self.path).and_then(|metadata| metadata.modified()).ok();
             if looked.is_none_or(|(_, before)| before != changed) {
@@ -163,19 +198,38 @@ fn parse(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let address = words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
-        Some(SocketAddr::new(address.parse().ok()?, 53))
+        match address.split_once('%') {
+            None => Some(SocketAddr::new(address.parse().ok()?, 53)),
+            Some((address, interface)) => {
+                let scope = nix::net::if_::if_nametoindex(interface).ok()?;
+                Some(SocketAddrV6::new(address.parse().ok()?, 53, 0, scope).into())
+            }
+        }
     });
     servers.take(3).collect()
 }
 
+/// The part of a message that says what is asked: name, type and class.
+fn question(packet: &[u8]) -> Option<&[u8]> {
+    let mut end = 12;
+    loop {
+        let length = *packet.get(end)?;
+        end += 1 + usize::from(length);
+        if length == 0 {
+            return packet.get(12..end + 4);
+        }
+        if length > 63 {
+            return None;
+        }
+    }
+}
+
 /// Whether an answer is to a question: the same id and the same question, in whatever case.
 fn is_answer_to(answer: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
-    let name = packet.get(12..).unwrap_or_default();
-    let end = name.iter().position(|byte| *byte == 0).map_or(name.len(), |root| (root + 5).min(name.len()));
-    answer.len() >= 12
-        && answer[..2] == id
-        && answer[2] & 0x80 != 0
-        && answer.get(12..12 + end).is_some_and(|question| question.eq_ignore_ascii_case(&name[..end]))
+    let is_same = || Some(question(answer)?.eq_ignore_ascii_case(question(packet)?));
+    // Those who cannot read a question do not repeat it (RFC 1035, section 4.1.1).
+    let has_none = || answer[4..6] == [0, 0] && answer[3] & 0x0f != 0;
+    answer.len() >= 12 && answer[..2] == id && answer[2] & 0x80 != 0 && (has_none() || is_same() == Some(true))
 }
 
 fn random_id() -> [u8; 2] {
@@ -186,21 +240,32 @@ fn random_id() -> [u8; 2] {
 }
 
 /// A socket of its own for each question: its port and the id are what forgers have to guess (RFC 5452).
-async fn ask_by_udp(resolver: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+async fn ask_by_udp(resolver: SocketAddr, packet: &[u8], patience: Duration) -> Option<Vec<u8>> {
     let any: SocketAddr = if resolver.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await.ok()?;
     socket.connect(resolver).await.ok()?;
     let id = random_id();
-    let question = [&id, &packet[2..]].concat();
-    socket.send(&question).await.ok()?;
+    let asked = [&id, &packet[2..]].concat();
     let mut answer = vec![0; MAX_ANSWER];
-    loop {
-        let length = socket.recv(&mut answer).await.ok()?;
-        if is_answer_to(&answer[..length], id, packet) {
-            answer.truncate(length);
-            return Some(answer);
+    for _ in 0..TRIES {
+        socket.send(&asked).await.ok()?;
+        let received = async {
+            loop {
+                let length = socket.recv(&mut answer).await.ok()?;
+                if is_answer_to(&answer[..length], id, packet) {
+                    return Some(length);
+                }
+            }
+        };
+        match tokio::time::timeout(patience, received).await {
+            Ok(length) => {
+                answer.truncate(length?);
+                return Some(answer);
+            }
+            Err(_) => continue,
         }
     }
+    None
 }
 
 async fn ask_by_tcp(resolver: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
@@ -218,14 +283,17 @@ async fn ask_engine(socket: &UdpSocket, waiting: &Waiting, packet: &[u8]) -> Opt
     let (sender, answer) = oneshot::channel();
     let id = {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, sender| !sender.is_closed());
         let id = (0..8).map(|_| u16::from_be_bytes(random_id())).find(|id| !waiting.contains_key(id))?;
         waiting.insert(id, sender);
         id
     };
     let id = id.to_be_bytes();
     socket.send_to(&[&id, &packet[2..]].concat(), ENGINE_RESOLVER).await.ok()?;
-    let answer = tokio::time::timeout(PATIENCE_WITH_ENGINE, answer).await.ok()?.ok()?;
+    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    if answer.is_err() {
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&u16::from_be_bytes(id));
+    }
+    let answer = answer.ok()?.ok()?;
     is_answer_to(&answer, id, packet).then_some(answer)
 }
 
@@ -251,9 +319,9 @@ async fn ask_engine_by_tcp(namespace: &File, packet: &[u8]) -> Option<Vec<u8>> {
     let (sender, stream) = oneshot::channel();
     // A thread that has changed its namespace is never used for anything else.
     std::thread::spawn(move || drop(sender.send(connect_inside(&namespace))));
-    let stream = tokio::time::timeout(PATIENCE_WITH_ENGINE, stream).await.ok()?.ok()?.ok()?;
+    let stream = tokio::time::timeout(PATIENCE, stream).await.ok()?.ok()?.ok()?;
     let stream = TcpStream::from_std(stream).ok()?;
-    tokio::time::timeout(PATIENCE_WITH_ENGINE, converse(stream, packet)).await.ok()?
+    tokio::time::timeout(PATIENCE, converse(stream, packet)).await.ok()?
 }
 
 fn connect_inside(namespace: &OwnedFd) -> Result<std::net::TcpStream> {
@@ -261,7 +329,7 @@ fn connect_inside(namespace: &OwnedFd) -> Result<std::net::TcpStream> {
     setns(namespace, CloneFlags::CLONE_NEWNET).doing(what)?;
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).doing(what)?;
     socket.bind(&SocketAddr::from((OWN_LOOPBACK, 0)).into()).doing(what)?;
-    socket.connect_timeout(&ENGINE_RESOLVER.into(), PATIENCE_WITH_ENGINE).doing(what)?;
+    socket.connect_timeout(&ENGINE_RESOLVER.into(), PATIENCE).doing(what)?;
     socket.set_nonblocking(true).doing(what)?;
     Ok(socket.into())
 }
@@ -307,11 +375,10 @@ mod tests {
 
     #[test]
     fn a_question_that_goes_in_circles_is_stopped() {
-        let all = Mutex::default();
-        let courses: Vec<_> = (0..MAX_SAME).map(|_| Course::begin(&all, [1; 16]).unwrap()).collect();
-        assert!(Course::begin(&all, [1; 16]).is_none());
-        assert!(Course::begin(&all, [2; 16]).is_some());
-        drop(courses);
-        assert!(Course::begin(&all, [1; 16]).is_some());
+        let all = Tally::default();
+        let counted: Vec<_> = (0..MAX_SAME).map(|_| all.count(1, MAX_SAME).unwrap()).collect();
+        assert!(all.count(1, MAX_SAME).is_none() && all.count(2, MAX_SAME).is_some());
+        drop(counted);
+        assert!(all.count(1, MAX_SAME).is_some());
     }
 }

@@ -109,31 +109,43 @@ impl Zone {
     /// What weft knows of a question; none: others may know more.
     fn find(&self, names: &Names, scope: Scope, query: &Query, random: &mut ChaCha8Rng) -> Option<Found> {
         let name = &query.name;
-        if name.iter().next_back().is_some_and(|label| label.eq_ignore_ascii_case(b"arpa")) {
+        let is_own = self.domain.zone_of(name);
+        if !is_own && name.iter().next_back().is_some_and(|label| label.eq_ignore_ascii_case(b"arpa")) {
             return self.find_reverse(names, scope, query);
         }
-        let is_own = self.domain.zone_of(name);
         let depth = name.iter().len() - if is_own { self.domain.iter().len() } else { 0 };
         if is_own && depth == 0 {
             let records = if query.query_type == RecordType::SOA { vec![self.soa.clone()] } else { Vec::new() };
             return Some(Found { records, code: ResponseCode::NoError });
         }
-        let text = joined(name.iter().take(depth));
-        let mut holders = text.as_deref().map(|text| names.lookup(scope, text)).unwrap_or_default();
-        if !holders.is_empty() {
-            in_order(&mut holders, random);
-            let records = self.records(query, &holders);
+        let nothing = |code| Some(Found { records: Vec::new(), code });
+        let Some(text) = joined(name.iter().take(depth)) else {
+            return if is_own { nothing(ResponseCode::NXDomain) } else { None };
+        };
+        let mut found = names.lookup(scope, &text);
+        if !found.holders.is_empty() {
+            in_order(&mut found.holders, random);
+            let records = self.records(query, &found.holders);
             return Some(Found { records, code: ResponseCode::NoError });
+        }
+        if found.is_known {
+            // Nobody who has the name is well: the engine's own resolver would not care.
+            return nothing(ResponseCode::NXDomain);
         }
         if let Some(records) = self.find_service(names, scope, query, depth, random) {
             return Some(Found { records, code: ResponseCode::NoError });
         }
-        is_own.then_some(Found { records: Vec::new(), code: ResponseCode::NXDomain })
+        match is_own {
+            // There are names below this one (RFC 8020).
+            true if names.has_segment(scope, &text) => nothing(ResponseCode::NoError),
+            true => nothing(ResponseCode::NXDomain),
+            false => None,
+        }
     }
 
     fn records(&self, query: &Query, holders: &[Holder]) -> Vec<Record> {
         let kind = query.query_type;
-        let is_wanted = |ip: &IpAddr| match kind {
+        let is_wanted = |(ip, _): &&(IpAddr, u8)| match kind {
             RecordType::A => ip.is_ipv4(),
             RecordType::AAAA => ip.is_ipv6(),
             RecordType::ANY => true,
@@ -149,8 +161,8 @@ impl Zone {
             };
             return holders.iter().map(text).collect();
         }
-        let ips = holders.iter().flat_map(|holder| &holder.ips).filter(|ip| is_wanted(ip));
-        ips.map(|ip| record(RData::from(*ip))).collect()
+        let ips = holders.iter().flat_map(|holder| holder.ips).filter(is_wanted);
+        ips.map(|(ip, _)| record(RData::from(*ip))).collect()
     }
 
     /// `_port._protocol.name` (RFC 2782); none if that is not what the question looks like, or nobody has the name.
@@ -164,8 +176,14 @@ impl Zone {
     ) -> Option<Vec<Record>> {
         let mut labels = query.name.iter().take(depth);
         let port = std::str::from_utf8(labels.next()?.strip_prefix(b"_")?).ok()?;
-        let protocol = std::str::from_utf8(labels.next()?.strip_prefix(b"_")?).ok()?;
-        let mut holders = names.lookup(scope, &joined(labels)?);
+        let rest: Vec<&[u8]> = labels.collect();
+        let Some(protocol) = rest.first().and_then(|label| label.strip_prefix(b"_")) else {
+            // `_protocol.name`: nothing by itself, but there may be something below (RFC 8020).
+            let found = names.lookup(scope, &joined(rest.into_iter())?);
+            return found.is_known.then(Vec::new);
+        };
+        let protocol = std::str::from_utf8(protocol).ok()?;
+        let mut holders = names.lookup(scope, &joined(rest.into_iter().skip(1))?).holders;
         let serves = |holder: &Holder| {
             let mut services = holder.services.iter();
             let is_it = |s: &&weft_mesh::records::Service| {
@@ -182,27 +200,40 @@ impl Zone {
         }
         in_order(&mut holders, random);
         let record = |holder: &Holder| {
-            let target = self.full_name(holder)?;
+            // A name that several have does not tell which of them serves at this port; the last one does.
+            let is_shared = holders.iter().filter(|other| other.names.first() == holder.names.first()).count() > 1;
+            let own = if is_shared { holder.names.last() } else { holder.names.first() };
+            let target = self.full_name(own?, holder)?;
             // Nearer ones come first, by priority as well as by order.
             let srv = SRV::new(holder.distance as u16, 1, serves(holder)?, target);
             Some(Record::from_rdata(query.name.clone(), TTL, RData::SRV(srv)))
         };
-        Some(holders.iter().filter_map(record).collect())
+        let mut records: Vec<Record> = Vec::new();
+        for record in holders.iter().filter_map(record) {
+            if !records.contains(&record) {
+                records.push(record);
+            }
+        }
+        Some(records)
     }
 
     fn find_reverse(&self, names: &Names, scope: Scope, query: &Query) -> Option<Found> {
         let address = query.name.parse_arpa_name().ok()?;
-        let holder =
-            names.holder_of(scope, address.addr()).filter(|_| address.prefix_len() == address.max_prefix_len())?;
-        let target = self.full_name(&holder)?;
+        if address.prefix_len() != address.max_prefix_len() {
+            return None;
+        }
+        let found = names.holder_of(scope, address.addr());
+        let Some(holder) = found.holders.first() else {
+            return found.is_known.then_some(Found { records: Vec::new(), code: ResponseCode::NXDomain });
+        };
+        let target = self.full_name(holder.names.first()?, holder)?;
         let record = Record::from_rdata(query.name.clone(), TTL, RData::PTR(PTR(target)));
         let records = if query.query_type == RecordType::PTR { vec![record] } else { Vec::new() };
         Some(Found { records, code: ResponseCode::NoError })
     }
 
     /// The name by which everybody finds a container: `name.network.domain`.
-    fn full_name(&self, holder: &Holder) -> Option<Name> {
-        let own = holder.names.first()?;
+    fn full_name(&self, own: &str, holder: &Holder) -> Option<Name> {
         let labels = own.split('.').chain(holder.segment.iter().flat_map(|segment| segment.split('.')));
         let labels = labels.map(str::as_bytes).chain(self.domain.iter());
         let mut name = Name::from_labels(labels).ok()?;
@@ -269,4 +300,173 @@ fn joined<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Option<String> {
 /// An answer of a few hundred records at most always has a form.
 fn encode(message: &Message) -> Vec<u8> {
     message.to_vec().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::{RngExt, SeedableRng};
+    use weft_crypto::HostLabel;
+    use weft_mesh::records::{EndpointRecord, Service};
+    use weft_mesh::wire::SegmentId;
+
+    use super::*;
+
+    const OWN: HostLabel = HostLabel([1; 6]);
+    const FAR: HostLabel = HostLabel([2; 6]);
+
+    fn endpoint(name: &str, segment: &str, ips: &[&str]) -> EndpointRecord {
+        EndpointRecord {
+            segment: segment.into(),
+            mac: [2; 6],
+            ips: ips.iter().map(|ip| (ip.parse().unwrap(), 8)).collect(),
+            names: vec![name.into(), "alias".into(), format!("id-{}", ips[0].replace(['.', ':'], "-"))],
+            healthy: true,
+            services: vec![Service { name: "http".into(), protocol: "tcp".into(), port: 80 }],
+        }
+    }
+
+    fn names() -> Names {
+        let mut names = Names::new(OWN);
+        names.set(OWN, [1; 16], &endpoint("web", "app", &["10.0.0.1", "fd00::1"]));
+        names.set(FAR, [2; 16], &endpoint("web", "app", &["10.0.0.2"]));
+        names.set(OWN, [3; 16], &endpoint("db", "other", &["10.0.0.3"]));
+        names.set_reach(BTreeMap::from([(OWN, (0, "here".into())), (FAR, (10, "there".into()))]));
+        names
+    }
+
+    fn ask(names: &Names, packet: &[u8], transport: Transport) -> Verdict {
+        let (zone, segments) = (Zone::new("weft.internal").unwrap(), [SegmentId::of("app")]);
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        zone.answer(names, Scope::Segments(&segments), packet, transport, &mut random)
+    }
+
+    fn question(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message
+    }
+
+    fn answer(name: &str, kind: RecordType) -> Message {
+        match ask(&names(), &question(name, kind).to_vec().unwrap(), Transport::Udp) {
+            Verdict::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+            verdict => panic!("{name}: {verdict:?}"),
+        }
+    }
+
+    fn data(message: &Message) -> Vec<String> {
+        message.answers.iter().map(|record| record.data.to_string()).collect()
+    }
+
+    #[test]
+    fn containers_are_found_under_all_their_names_nearest_first() {
+        for name in ["web.", "WEB.", "alias.", "web.app.", "web.weft.internal.", "Web.App.Weft.Internal."] {
+            let message = answer(name, RecordType::A);
+            assert_eq!(data(&message), ["10.0.0.1", "10.0.0.2"], "{name}");
+            assert!(message.metadata.authoritative && message.metadata.recursion_available);
+            assert_eq!((message.metadata.id, message.answers[0].ttl), (7, 1));
+            assert_eq!(message.queries[0].name.to_ascii(), name, "the question comes back as it was");
+        }
+        assert_eq!(data(&answer("web.", RecordType::AAAA)), ["fd00::1"]);
+        assert_eq!(answer("web.", RecordType::ANY).answers.len(), 3);
+    }
+
+    #[test]
+    fn what_is_not_there_is_denied_with_a_soa() {
+        let nothing = answer("web.", RecordType::MX);
+        assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0));
+        let unknown = answer("nobody.weft.internal.", RecordType::A);
+        assert_eq!(unknown.metadata.response_code, ResponseCode::NXDomain);
+        for message in [nothing, unknown] {
+            assert_eq!(message.authorities[0].record_type(), RecordType::SOA);
+        }
+        let foreign = answer("db.weft.internal.", RecordType::A);
+        assert_eq!(foreign.metadata.response_code, ResponseCode::NXDomain, "it is in another network");
+        for name in ["db.", "example.org.", "com.", "9.9.9.9.in-addr.arpa."] {
+            let packet = question(name, RecordType::A).to_vec().unwrap();
+            assert_eq!(ask(&names(), &packet, Transport::Udp), Verdict::Forward, "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_services_and_owners_are_told() {
+        assert_eq!(data(&answer("1.0.0.10.in-addr.arpa.", RecordType::PTR)), ["web.app.weft.internal."]);
+        let v6 = Name::from("fd00::1".parse::<IpAddr>().unwrap()).to_ascii();
+        assert_eq!(data(&answer(&v6, RecordType::PTR)), ["web.app.weft.internal."]);
+        for name in ["_http._tcp.web.", "_http._tcp.web.app.weft.internal.", "_80._TCP.web."] {
+            let message = answer(name, RecordType::SRV);
+            assert_eq!(message.answers.len(), 2, "{name}");
+            assert!(data(&message)[0].ends_with("80 id-10-0-0-1.app.weft.internal."), "{:?}", data(&message));
+        }
+        assert!(data(&answer("web.", RecordType::TXT))[0].contains("host=here"));
+    }
+
+    #[test]
+    fn long_answers_are_cut_to_what_the_asker_takes() {
+        let mut names = Names::new(OWN);
+        for number in 0..50u8 {
+            names.set(OWN, [number; 16], &endpoint("many", "app", &[&format!("10.0.1.{number}")]));
+        }
+        let mut message = question("many.app.weft.internal.", RecordType::A);
+        let sizes = |message: &Message, transport| {
+            let Verdict::Answer(bytes) = ask(&names, &message.to_vec().unwrap(), transport) else {
+                panic!("no answer")
+            };
+            let answer = Message::from_vec(&bytes).unwrap();
+            (bytes.len(), answer.answers.len(), answer.metadata.truncation)
+        };
+        let (length, count, is_cut) = sizes(&message, Transport::Udp);
+        assert!(length <= 512 && count > 20 && is_cut, "{length} bytes, {count} records");
+        assert_eq!(sizes(&message, Transport::Tcp).1, 50);
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096);
+        message.set_edns(edns);
+        let (length, count, is_cut) = sizes(&message, Transport::Udp);
+        assert!(length <= 1232 && count == 50 && !is_cut, "{length} bytes, {count} records");
+    }
+
+    #[test]
+    fn packets_that_are_no_questions_get_no_more_than_an_error() {
+        let good = question("web.", RecordType::A).to_vec().unwrap();
+        let mut response = good.clone();
+        response[2] |= 0x80;
+        assert_eq!(ask(&names(), &response, Transport::Udp), Verdict::Drop);
+        assert_eq!(ask(&names(), &good[..11], Transport::Udp), Verdict::Drop);
+        let mut many = good.clone();
+        many[5] = 200;
+        let mut update = good.clone();
+        update[2] |= 5 << 3;
+        for packet in [&many, &update, &good[..good.len() - 3].to_vec()] {
+            let Verdict::Answer(bytes) = ask(&names(), packet, Transport::Udp) else { panic!("no error") };
+            assert!(bytes.len() <= 12 && Message::from_vec(&bytes).unwrap().answers.is_empty());
+        }
+    }
+
+    /// Valid packets with bytes changed, cut and added, and plain noise: no crash, and no answer that is out of
+    /// proportion to its question.
+    #[test]
+    fn noise_is_survived_and_not_amplified() {
+        let names = names();
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let kinds = [RecordType::A, RecordType::SRV, RecordType::PTR, RecordType::TXT, RecordType::ANY];
+        let texts = ["web.", "_http._tcp.web.app.weft.internal.", "1.0.0.10.in-addr.arpa.", "a.b.c.d.e.f.", "."];
+        for round in 0..200_000 {
+            let text = texts[round % texts.len()];
+            let mut packet = question(text, kinds[random.random_range(0..kinds.len())]).to_vec().unwrap();
+            for _ in 0..random.random_range(0..6) {
+                let at = random.random_range(0..packet.len());
+                match random.random_range(0..4) {
+                    0 => packet[at] = random.random(),
+                    1 => packet.truncate(at.max(1)),
+                    2 => packet.insert(at, random.random()),
+                    _ => packet.extend_from_slice(&[0xc0, random.random(), 0, 41, 255, 255]),
+                }
+            }
+            if let Verdict::Answer(bytes) = ask(&names, &packet, Transport::Udp) {
+                assert!(bytes.len() <= 1232, "{packet:02x?} is answered with {} bytes", bytes.len());
+            }
+        }
+    }
 }

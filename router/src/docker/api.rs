@@ -16,8 +16,13 @@ use crate::error::{Failure, Result};
 
 /// How long an answer is awaited: a call of the engine to this plugin may be waiting behind it.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer is awaited for which nobody waits.
+const LONG_PATIENCE: Duration = Duration::from_secs(20);
 /// Labels that name ports: `weft.service.NAME=PORT[/PROTOCOL]`.
 const SERVICE_LABEL: &str = "weft.service.";
+
+/// Bytes of all that a container serves.
+const MAX_SERVICE_BYTES: usize = 150;
 
 /// A client of one engine.
 pub struct EngineApi {
@@ -46,7 +51,7 @@ impl EngineApi {
         }
         let connect = async {
             let path = self.socket.to_string_lossy();
-            bollard::Docker::connect_with_unix(&path, PATIENCE.as_secs(), bollard::API_DEFAULT_VERSION)?
+            bollard::Docker::connect_with_unix(&path, LONG_PATIENCE.as_secs(), bollard::API_DEFAULT_VERSION)?
                 .negotiate_version()
                 .await
         };
@@ -103,10 +108,15 @@ impl EngineApi {
         Ok(containers.into_iter().filter_map(|container| container.id).collect())
     }
 
-    /// Whether any container, running or not, is in a network.
+    /// Whether any container is in a network, or will be when it starts.
     pub async fn is_used(&self, network: &str) -> Result<bool> {
+        if !self.network(network).await?.1.is_empty() {
+            return Ok(true);
+        }
         let client = self.client().await?;
-        let filters = HashMap::from([("network", vec![network])]);
+        // Of those that run, engines list even some that they did not let in.
+        let filters =
+            HashMap::from([("network", vec![network]), ("status", vec!["created", "exited", "dead", "restarting"])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         Ok(!self.bounded("containers", client.list_containers(Some(options))).await?.is_empty())
     }
@@ -117,7 +127,7 @@ impl EngineApi {
         let client = self.client().await?;
         // The engine keeps a container locked while it starts it.
         let inspect = client.inspect_container(container, None);
-        let inspected = tokio::time::timeout(10 * PATIENCE, inspect).await;
+        let inspected = tokio::time::timeout(LONG_PATIENCE, inspect).await;
         match inspected {
             Ok(Ok(inspected)) => Ok(described(&inspected)),
             Ok(Err(Error::DockerResponseServerError { status_code: 404, .. })) => Ok(Vec::new()),
@@ -130,7 +140,7 @@ impl EngineApi {
     pub async fn create_network(&self, request: NetworkCreateRequest) -> Result<()> {
         let client = self.client().await?;
         // It makes several calls to this plugin, each of which may take its time.
-        let created = tokio::time::timeout(10 * PATIENCE, client.create_network(request)).await;
+        let created = tokio::time::timeout(LONG_PATIENCE, client.create_network(request)).await;
         match created {
             Ok(result) => self.bounded("create network", async { result }).await.map(drop),
             Err(_) => Err(Failure::new("the engine does not get a network made")),
@@ -209,11 +219,21 @@ fn services(exposed: &[String], labels: &HashMap<String, String>) -> Vec<Service
         let (port, protocol) = port(text)?;
         Some(Service { name: name.to_owned(), protocol, port })
     });
-    let mut services: Vec<Service> = by_name.chain(by_number).collect();
-    services.sort_unstable();
-    services.dedup();
-    services.truncate(MAX_NAMES);
-    services
+    let mut named: Vec<Service> = by_name.collect();
+    named.sort_unstable();
+    let mut numbered: Vec<Service> = by_number.collect();
+    numbered.sort_unstable();
+    named.extend(numbered);
+    named.truncate(MAX_NAMES);
+    // A record has room for so many bytes, of which names have their share.
+    let mut room = MAX_SERVICE_BYTES;
+    named.retain(|service| {
+        let size = service.name.len() + service.protocol.len() + 5;
+        let fits = size <= room;
+        room -= if fits { size } else { 0 };
+        fits
+    });
+    named
 }
 
 #[cfg(test)]
@@ -235,6 +255,6 @@ mod tests {
         ]);
         let services = services(&["9000/tcp".into(), "0/tcp".into(), "x".into()], &labels);
         let services: Vec<String> = services.iter().map(|s| format!("{} {}/{}", s.name, s.port, s.protocol)).collect();
-        assert_eq!(services, ["9000 9000/tcp", "dns 53/udp", "http 80/tcp"]);
+        assert_eq!(services, ["dns 53/udp", "http 80/tcp", "9000 9000/tcp"]);
     }
 }

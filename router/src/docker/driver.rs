@@ -1,12 +1,12 @@
 //! The network driver: a network is a segment, an endpoint is an attachment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use weft_mesh::node::Command;
+use weft_mesh::node::{Command, Reply};
 use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, is_name};
 use weft_mesh::wire::MIN_MTU;
 
@@ -18,9 +18,9 @@ use super::protocol::{
     PortBinding, StaticRoute,
 };
 use super::publish::Publisher;
-use crate::attachments::{Attachment, Place};
+use crate::attachments::{Attachment, Ground, Place};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Prefix, network};
+use crate::netlink::{Prefix, network as network_of, overlaps};
 use crate::options::Cidr;
 use crate::state::Table;
 
@@ -109,7 +109,7 @@ impl Driver {
         for IpamData { pool, gateway, aux_addresses, .. } in data() {
             let prefix = cidr(pool)?;
             let gateway = if gateway.is_empty() { None } else { Some(cidr(gateway)?.0) };
-            subnets.push(((network(prefix), prefix.1), gateway));
+            subnets.push(((network_of(prefix), prefix.1), gateway));
             for (name, address) in aux_addresses {
                 set_aside.push((name.clone(), cidr(address)?.0));
             }
@@ -125,24 +125,54 @@ impl Driver {
                 _ => return Err(Failure::new(format!("the MTU {text} is none: it takes 1280 to 65000"))),
             },
         };
-        let given = request.option(UID_OPTION).and_then(|text| short_id(text));
+        let given = request.option(UID_OPTION).and_then(short_id);
         let uid = given.or_else(|| short_id(id)).ok_or_else(|| Failure::new("no network id of an engine"))?;
         let (internal, ipv6) = (request.is_set(INTERNAL), request.is_set(ENABLE_IPV6));
         for (prefix, _) in &subnets {
             self.pools.settle(*prefix, id)?;
         }
         let name = None;
-        self.networks.set(id, Network { subnets, set_aside, internal, ipv6, mtu, segment, name, uid })
+        self.networks.set(id, Network { subnets, set_aside, internal, ipv6, mtu, segment, name, uid })?;
+        self.report_subnets();
+        Ok(())
     }
 
     /// `DeleteNetwork`. If it was not weft that wanted it gone, it is gone everywhere.
     pub async fn delete_network(&self, id: &str) -> Result<()> {
         let Some(network) = self.networks.remove(id)? else { return Ok(()) };
-        let command = match self.kit.removing.is_being_removed(id) || network.uid == super::spread::STANDING {
-            true => Command::UnsetNetwork(network.uid),
-            false => Command::RemoveNetwork(network.uid),
-        };
-        self.kit.engine.ask(command).await.map(drop)
+        self.report_subnets();
+        if self.kit.removing.is_being_removed(id) || network.uid == super::spread::STANDING {
+            return self.kit.engine.ask(Command::UnsetNetwork(network.uid)).await.map(drop);
+        }
+        let mut uids = BTreeSet::from([network.uid]);
+        if let Reply::Networks(networks) = self.kit.engine.ask(Command::Networks).await? {
+            // Others may have made networks of this name themselves: they are one network.
+            let same = networks.elsewhere.iter().filter(|(_, other)| Some(&other.name) == network.name.as_ref());
+            uids.extend(same.map(|(_, other)| other.uid));
+        }
+        for uid in uids {
+            self.kit.engine.ask(Command::RemoveNetwork(uid)).await?;
+        }
+        Ok(())
+    }
+
+    fn shares_sandbox(&self, id: &str, sandbox: &str) -> bool {
+        self.endpoints.all().iter().any(|(other, endpoint)| other != id && endpoint.sandbox.as_deref() == Some(sandbox))
+    }
+
+    /// Whoever attaches a container to a network's segment gives it an address of the network.
+    pub fn report_subnets(&self) {
+        let mut subnets: BTreeMap<String, Vec<Ground>> = BTreeMap::new();
+        for (_, network) in self.networks.all() {
+            let Some(segment) = network.segment() else { continue };
+            let grounds = network.subnets.iter().map(|(prefix, gateway)| Ground {
+                prefix: *prefix,
+                part: self.pools.chosen(*prefix).and_then(|pool| pool.part),
+                gateway: *gateway,
+            });
+            subnets.entry(segment.to_owned()).or_default().extend(grounds);
+        }
+        self.kit.attachments.set_grounds(subnets);
     }
 
     /// A network that the engine no longer has: others may well have it.
@@ -183,8 +213,9 @@ impl Driver {
 
     /// `DeleteEndpoint`.
     pub async fn delete_endpoint(&self, id: &str) -> Result<()> {
-        self.endpoints.remove(id)?;
-        self.go(id).await
+        // What is kept goes last: it is what a restarted router knows the rest by.
+        self.go(id).await?;
+        self.endpoints.remove(id).map(drop)
     }
 
     /// `Join`: the container's interface is made and its records are written.
@@ -192,7 +223,7 @@ impl Driver {
         let id = attachment_id(&request.endpoint_id)?;
         let network = self.known_network(&request.network_id)?;
         let unknown = || Failure::new("an endpoint that weft was not told of; start the container again");
-        let mut endpoint = self.endpoints.find(&request.endpoint_id).ok_or_else(unknown)?;
+        let endpoint = self.endpoints.find(&request.endpoint_id).ok_or_else(unknown)?;
         let (network, name) = self.learn_names(request, network).await?;
         let segment = network.segment().map(str::to_owned).ok_or_else(|| {
             Failure::new("the engine does not say what the network is called; try again, or set -o weft.segment=NAME")
@@ -202,7 +233,7 @@ impl Driver {
                 "the network's name {segment} is too long for a segment; create it with -o weft.segment=NAME"
             )));
         }
-        endpoint.sandbox = Some(request.sandbox_key.clone());
+        self.refuse_overlap(request, &endpoint)?;
         self.publisher.publish(&request.endpoint_id, &endpoint)?;
         let source = format!("wq{}", hex::encode(&id[..5]));
         let attachment = Attachment {
@@ -222,15 +253,19 @@ impl Driver {
             services: Vec::new(),
             mtu: network.mtu,
         };
+        let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
         let joined = match self.kit.attachments.join(attachment).await {
-            Ok(()) => self.endpoints.set(&request.endpoint_id, endpoint),
+            Ok(()) => match self.endpoints.update(&request.endpoint_id, note) {
+                Ok(false) => Err(Failure::new("the engine let go of the endpoint meanwhile")),
+                updated => updated.map(drop),
+            },
             Err(error) => Err(error),
         };
-        // The engine may have given up meanwhile.
-        if joined.is_err() || self.endpoints.find(&request.endpoint_id).is_none() {
+        if joined.is_err() {
             self.go(&request.endpoint_id).await?;
         }
         joined?;
+        let is_only_one = !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key);
         self.kit.sandboxes.notify_one();
         self.publisher.wanted.notify_one();
         let gateway = |v4: bool| {
@@ -242,18 +277,39 @@ impl Driver {
             interface_name: InterfaceName { src_name: source, dst_prefix: "eth" },
             gateway: gateway(true),
             gateway_ipv6: gateway(false),
-            static_routes: vec![StaticRoute { destination: "224.0.0.0/4", route_type: 1 }],
+            // A default route is good for groups, too; a container may have one route to them.
+            static_routes: match network.internal && is_only_one {
+                true => vec![StaticRoute { destination: "224.0.0.0/4", route_type: 1 }],
+                false => Vec::new(),
+            },
             disable_gateway_service: network.internal,
         })
     }
 
+    /// Engines refuse to put two interfaces of one subnet into a container, and do not say what to do.
+    fn refuse_overlap(&self, request: &Join, endpoint: &Endpoint) -> Result<()> {
+        let others =
+            self.endpoints.all().into_iter().filter(|(id, other)| {
+                *id != request.endpoint_id && other.sandbox.as_ref() == Some(&request.sandbox_key)
+            });
+        for (_, other) in others {
+            let clash = endpoint.ips.iter().find(|ip| other.ips.iter().any(|other| overlaps(**ip, *other)));
+            if let Some(clash) = clash {
+                let network = self.networks.find(&other.network).and_then(|network| network.name).unwrap_or_default();
+                let subnet = Cidr((network_of(*clash), clash.1));
+                return Err(Failure::new(format!(
+                    "the container is in {subnet} on network {network} already, and an engine puts it there only \
+                     once; create one of the two networks with a --subnet of its own"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// `Leave`. The interface is back, or gone with the container.
     pub async fn leave(&self, id: &str) -> Result<()> {
-        if let Some(mut endpoint) = self.endpoints.find(id) {
-            endpoint.sandbox = None;
-            self.endpoints.set(id, endpoint)?;
-        }
-        self.go(id).await
+        self.go(id).await?;
+        self.endpoints.update(id, |endpoint| endpoint.sandbox = None).map(drop)
     }
 
     async fn go(&self, id: &str) -> Result<()> {
@@ -284,6 +340,7 @@ impl Driver {
         if network.name.as_deref() != Some(name) {
             network.name = Some(name.to_owned());
             self.networks.set(id, network.clone())?;
+            self.report_subnets();
             self.tell(&network).await;
         }
         Ok(Some(network))
@@ -302,7 +359,7 @@ impl Driver {
         // Subnets that nobody chose are the same everywhere.
         let subnet = |(prefix, gateway): &(Prefix, Option<IpAddr>)| {
             let pool = self.pools.chosen(*prefix)?;
-            let within = |(_, ip): &&(String, IpAddr)| crate::netlink::overlaps((*ip, prefix.1), *prefix);
+            let within = |(_, ip): &&(String, IpAddr)| overlaps((*ip, prefix.1), *prefix);
             let set_aside = network.set_aside.iter().filter(within).cloned().collect();
             Some(Subnet { prefix: *prefix, part: pool.part, gateway: *gateway, set_aside })
         };

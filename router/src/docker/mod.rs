@@ -14,7 +14,6 @@ mod spread;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,12 +24,12 @@ use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
-use weft_mesh::ipam::ring::Range;
 use weft_mesh::wire::SegmentId;
 
+use crate::addresses::range_of;
 use crate::attachments::{Attachments, Place};
 use crate::engine::EngineHandle;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::options::Options;
 use crate::state::Store;
 use crate::taps::bridge_name;
@@ -106,11 +105,7 @@ impl Docker {
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Docker>> {
         let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
-        let range = match options.range.0 {
-            (IpAddr::V4(base), length) => Range::new(base, length),
-            _ => None,
-        };
-        let range = range.ok_or_else(|| crate::error::Failure::new("the range is none to hand out of"))?;
+        let range = range_of(options.range.0).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
         let pools = Arc::new(Pools::new(engine.clone(), store.clone(), kept, range, &options.dns_domain));
         pools.restore().await?;
         let sandboxes = Arc::new(Notify::new());
@@ -126,7 +121,7 @@ impl Docker {
             compared: AtomicBool::new(false),
             makes_standing: AtomicBool::new(true),
         });
-        docker.restore().await;
+        docker.restore().await?;
         tasks.spawn(plugin::serve(bound.listener, docker.clone()));
         tasks.spawn(watch::watch(docker.clone()));
         tasks.spawn(spread::spread(docker.clone(), options.spread));
@@ -134,10 +129,14 @@ impl Docker {
         Ok(docker)
     }
 
-    /// Tells others of the networks, and takes the published ports again.
-    async fn restore(&self) {
+    /// Tells others of the networks, and takes the published ports again. Addresses that are others' by now are not used.
+    async fn restore(&self) -> Result<()> {
+        self.driver.report_subnets();
         for (_, network) in self.driver.networks.all() {
             self.driver.tell(&network).await;
+        }
+        for lost in self.pools.lost(&self.driver.used()).await? {
+            self.kit.attachments.fence(([0; 16], lost)).await;
         }
         for (id, endpoint) in self.driver.endpoints.all() {
             if endpoint.sandbox.is_some()
@@ -146,6 +145,7 @@ impl Docker {
                 warn!("a port of a running container is no longer published: {error}");
             }
         }
+        Ok(())
     }
 
     /// The network that stands ready is made once: whoever removes it wants it gone until the next start.
@@ -184,15 +184,18 @@ impl Docker {
     async fn plan(&self) -> Plan {
         let mut plan = Plan::default();
         for attachment in self.kit.attachments.all().await {
-            let Place::Docker { network, .. } = &attachment.place else { continue };
-            let is_internal = self.driver.networks.find(network).is_none_or(|network| network.internal);
             let bridge = bridge_name(SegmentId::of(&attachment.segment));
-            if is_internal {
-                plan.internal.insert(bridge)
-            } else {
-                plan.open.insert(bridge)
+            let Place::Docker { network, .. } = &attachment.place else {
+                plan.attached.insert(bridge);
+                continue;
             };
+            let is_internal = self.driver.networks.find(network).is_none_or(|network| network.internal);
+            plan.has_ipv6 |= !is_internal && attachment.ips.iter().any(|(ip, _)| ip.is_ipv6());
+            let bridges = if is_internal { &mut plan.internal } else { &mut plan.open };
+            bridges.insert(bridge);
         }
+        // One segment may be two networks of the engine: the stricter one counts.
+        plan.open.retain(|bridge| !plan.internal.contains(bridge));
         plan
     }
 }

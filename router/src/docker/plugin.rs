@@ -86,10 +86,13 @@ async fn call(State(docker): State<Arc<Docker>>, UrlPath(method): UrlPath<String
 
 /// A call's parameters. When a connection breaks, engines repeat calls without them.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    let what = || "a call that makes no sense".to_owned();
     if body.is_empty() {
         return Err(Failure::new("a call without its parameters (the plugin was restarted meanwhile?); try again"));
     }
-    serde_json::from_slice(body).doing(|| "a call that makes no sense".into())
+    // Lists would do for structures otherwise.
+    let fields: serde_json::Map<String, Value> = serde_json::from_slice(body).doing(what)?;
+    serde_json::from_value(Value::Object(fields)).doing(what)
 }
 
 /// What a call is answered; none: there is no such call.

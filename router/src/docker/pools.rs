@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::TryRng;
@@ -15,8 +15,9 @@ use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::{Command, Reply};
 
+use super::plugin::NAME;
 use super::protocol::{RequestAddress, RequestPool};
-use crate::addresses::{self, Lease};
+use crate::addresses::{self, Lease, range_of};
 use crate::attachments::ATTACHED;
 use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
@@ -53,6 +54,8 @@ pub struct Pools {
     chosen: Table<ChosenPool>,
     /// Addresses just handed out: the engine will say for which container.
     fresh: Mutex<BTreeMap<IpAddr, Instant>>,
+    /// What is being asked for: the ring may have it before whoever asked does.
+    asked: Mutex<BTreeSet<AllocationId>>,
 }
 
 /// Which pool an id means.
@@ -71,7 +74,14 @@ impl Pools {
         domain: &str,
     ) -> Self {
         let chosen = Table::new(store, TABLE, kept);
-        Pools { engine, range, ula: (derived_ula(range, domain), 64), chosen, fresh: Mutex::default() }
+        Pools {
+            engine,
+            range,
+            ula: (derived_ula(range, domain), 64),
+            chosen,
+            fresh: Mutex::default(),
+            asked: Mutex::default(),
+        }
     }
 
     /// Has the rings leave out what pools use for something else.
@@ -84,6 +94,9 @@ impl Pools {
 
     /// `RequestPool`: returns the pool's id and its prefix.
     pub async fn request(&self, request: &RequestPool) -> Result<(String, Prefix)> {
+        if request.address_space != NAME {
+            return Err(Failure::new(format!("{} are no addresses of weft's", request.address_space)));
+        }
         if request.pool.is_empty() {
             if !request.sub_pool.is_empty() {
                 return Err(Failure::new("--ip-range needs --subnet"));
@@ -106,6 +119,12 @@ impl Pools {
         };
         self.refuse_unusable(prefix, part)?;
         self.refuse_overlap(prefix).await?;
+        // What another attempt left that came to nothing.
+        for (abandoned, pool) in self.chosen.all() {
+            if pool.network.is_none() && pool.prefix == prefix {
+                self.release(&abandoned).await?;
+            }
+        }
         let pool = ChosenPool { prefix, part, gateway: None, set_aside: BTreeSet::new(), network: None };
         self.chosen.set(&id, pool)?;
         Ok((id, prefix))
@@ -155,10 +174,10 @@ impl Pools {
 
     /// `ReleasePool`.
     pub async fn release(&self, id: &str) -> Result<()> {
-        match self.chosen.remove(id)?.and_then(|pool| range_of(pool.prefix)) {
-            Some(range) => self.engine.ask(Command::SetAside(range, BTreeSet::new())).await.map(drop),
-            None => Ok(()),
-        }
+        let Some(range) = self.chosen.remove(id)?.and_then(|pool| range_of(pool.prefix)) else { return Ok(()) };
+        // Nobody can give its addresses back once it is gone.
+        addresses::release(&self.engine, &self.leases(range).await?).await;
+        self.engine.ask(Command::SetAside(range, BTreeSet::new())).await.map(drop)
     }
 
     /// `RequestAddress`: returns the address with its prefix length.
@@ -195,12 +214,12 @@ impl Pools {
             IpAddr::V4(_) => self.allocate(prefix, part, wanted).await?,
             IpAddr::V6(base) => match wanted {
                 Some(wanted) => wanted,
-                None => random_in(base, part.unwrap_or(prefix).1)?,
+                None => match part.unwrap_or(prefix) {
+                    (IpAddr::V6(base), length) => random_in(base, length)?,
+                    _ => random_in(base, prefix.1)?,
+                },
             },
         };
-        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.retain(|_, since| since.elapsed() < FRESH);
-        fresh.insert(address, Instant::now());
         Ok((address, prefix.1))
     }
 
@@ -214,13 +233,24 @@ impl Pools {
             _ => None,
         };
         let within = part.and_then(range_of).filter(|_| want.is_none());
-        let lease = addresses::allocate(&self.engine, Request { range, id, want, within }).await?;
-        Ok(IpAddr::V4(lease.address))
+        lock(&self.asked).insert(id);
+        let lease = addresses::allocate(&self.engine, Request { range, id, want, within }).await;
+        if let Ok(lease) = &lease {
+            self.note_fresh(lease.address.into());
+        }
+        lock(&self.asked).remove(&id);
+        Ok(IpAddr::V4(lease?.address))
+    }
+
+    fn note_fresh(&self, address: IpAddr) {
+        let mut fresh = lock(&self.fresh);
+        fresh.retain(|_, since| since.elapsed() < FRESH);
+        fresh.insert(address, Instant::now());
     }
 
     /// `ReleaseAddress`. Gateways and the like are let go with their pool.
     pub async fn release_address(&self, id: &str, address: IpAddr) -> Result<()> {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        lock(&self.fresh).remove(&address);
         // A pool that is gone took its addresses along, but for the mesh's own.
         let Ok(meant) = self.meant(id) else { return Ok(()) };
         let (Meant::Default(prefix) | Meant::Chosen(ChosenPool { prefix, .. })) = meant;
@@ -228,7 +258,8 @@ impl Pools {
         let held = self.leases(range).await?;
         let leases: Vec<Lease> = held.into_iter().filter(|lease| lease.address == address).collect();
         addresses::release(&self.engine, &leases).await;
-        Ok(())
+        // It may have been another host's since two parts of the mesh met.
+        self.engine.ask(Command::Unfence(address)).await.map(drop)
     }
 
     /// What the engine's containers have of a range.
@@ -244,16 +275,32 @@ impl Pools {
         let mut released = Vec::new();
         for range in ranges {
             let mut leaked = self.leases(range).await?;
-            let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (asked, fresh) = (lock(&self.asked).clone(), lock(&self.fresh).clone());
             let is_fresh = |ip: &IpAddr| fresh.get(ip).is_some_and(|since| since.elapsed() < FRESH);
             leaked.retain(|lease| {
                 let ip = IpAddr::V4(lease.address);
-                !used.contains(&ip) && !is_fresh(&ip)
+                !used.contains(&ip) && !is_fresh(&ip) && !asked.contains(&lease.id)
             });
             addresses::release(&self.engine, &leaked).await;
             released.extend(leaked.iter().map(|lease| lease.address));
         }
         Ok(released)
+    }
+
+    /// Those of the endpoints' addresses that no ring has given to this host: it has lost them to others.
+    pub async fn lost(&self, used: &BTreeSet<IpAddr>) -> Result<Vec<Ipv4Addr>> {
+        let ranges: BTreeSet<Range> =
+            self.chosen.all().iter().filter_map(|(_, pool)| range_of(pool.prefix)).chain([self.range]).collect();
+        let mut lost = Vec::new();
+        for range in ranges {
+            let held: BTreeSet<Ipv4Addr> =
+                addresses::leases(&self.engine, range).await?.iter().map(|lease| lease.address).collect();
+            lost.extend(used.iter().filter_map(|ip| match ip {
+                IpAddr::V4(ip) if range.contains(*ip) && !held.contains(ip) => Some(*ip),
+                _ => None,
+            }));
+        }
+        Ok(lost)
     }
 
     /// The pool with a prefix that somebody chose.
@@ -298,16 +345,13 @@ impl Pools {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn parse_network(text: &str) -> Result<Prefix> {
     let cidr: Cidr = text.parse().map_err(|error| Failure::new(format!("no subnet {text}: {error}")))?;
     Ok((network(cidr.0), cidr.0.1))
-}
-
-fn range_of((base, length): Prefix) -> Option<Range> {
-    match base {
-        IpAddr::V4(base) => Range::new(base, length),
-        IpAddr::V6(_) => None,
-    }
 }
 
 fn bits(ip: IpAddr) -> u8 {

@@ -31,6 +31,8 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserial
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "PascalCase")]
 pub struct RequestPool {
+    /// Whose addresses they are to be.
+    pub address_space: String,
     /// The subnet; empty: any.
     #[serde(default, deserialize_with = "or_default")]
     pub pool: String,

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,11 +26,12 @@ const UDP: u8 = 17;
 const BRIDGES: &str = "weft*";
 
 /// The published ports of this host.
-#[derive(Default)]
 pub struct Publisher {
     /// Told when the rules are to be looked at again.
     pub wanted: Notify,
     published: Mutex<BTreeMap<String, Published>>,
+    /// Whether there may be rules.
+    has_rules: AtomicBool,
     /// What was last said about firewalls, so that it is said once.
     said: Mutex<String>,
 }
@@ -56,6 +58,18 @@ pub struct Plan {
     pub open: BTreeSet<String>,
     /// Bridges whose containers do not.
     pub internal: BTreeSet<String>,
+    /// Bridges with attached containers only, which have no way out by themselves.
+    pub attached: BTreeSet<String>,
+    /// Whether containers that reach the outside have IPv6.
+    pub has_ipv6: bool,
+}
+
+impl Default for Publisher {
+    fn default() -> Self {
+        // An earlier router may have left some.
+        let has_rules = AtomicBool::new(true);
+        Publisher { wanted: Notify::new(), published: Mutex::default(), has_rules, said: Mutex::default() }
+    }
 }
 
 impl Publisher {
@@ -95,30 +109,32 @@ impl Publisher {
             let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
             published.values().flat_map(|published| published.ports.clone()).collect()
         };
-        if plan.open.is_empty() && plan.internal.is_empty() {
-            return self.remove().await;
+        if plan == &Plan::default() {
+            return if self.has_rules.load(Ordering::Relaxed) { self.remove().await } else { Ok(()) };
         }
+        self.has_rules.store(true, Ordering::Relaxed);
         let rules = rules(plan, &ports);
         let digest = hex::encode(&weft_mesh::records::digest_of(rules.as_bytes())[..6]);
-        if !run("nft", &["list", "chain", "inet", "weft", &format!("v{digest}")], "").await.is_ok_and(|_| true) {
+        if run("nft", &["list", "chain", "inet", "weft", &format!("v{digest}")], "").await.is_err() {
             let text = format!(
                 "table inet weft\ndelete table inet weft\ntable inet weft {{\n chain v{digest} {{ }}\n{rules}}}\n"
             );
             run("nft", &["-f", "-"], &text).await?;
-            for bridge in &plan.open {
-                // What is published is published to this host itself, too.
-                let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "1");
-            }
-            let _ = std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
             info!(ports = ports.len(), "firewall rules are in place");
         }
+        forward(plan, !ports.is_empty());
         self.pass_firewalls().await;
         Ok(())
     }
 
     /// Takes the rules away.
     pub async fn remove(&self) -> Result<()> {
+        self.has_rules.store(false, Ordering::Relaxed);
         if run("nft", &["list", "table", "inet", "weft"], "").await.is_ok() {
+            // Without the table nothing would keep containers from the host's loopback.
+            for bridge in bridges() {
+                let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "0");
+            }
             run("nft", &["delete", "table", "inet", "weft"], "").await?;
         }
         for program in ["iptables", "ip6tables"] {
@@ -137,18 +153,14 @@ impl Publisher {
     async fn pass_firewalls(&self) {
         for program in ["iptables", "ip6tables"] {
             let Ok(rules) = run(program, &["-w", "2", "-S"], "").await else { continue };
-            let has_user_chain = rules.lines().any(|line| line == "-N DOCKER-USER");
-            let drops = rules.lines().any(|line| matches!(line, "-P FORWARD DROP" | "-P FORWARD REJECT"));
-            let chain = match (has_user_chain, drops) {
-                (true, _) => "DOCKER-USER",
-                (false, true) => "FORWARD",
-                (false, false) => continue,
-            };
+            let Some((chain, at)) = place(&rules) else { continue };
             for rule in PASS {
-                if run(program, &[&["-w", "2", "-C", chain], rule].concat(), "").await.is_ok() {
+                let written = format!("-A {chain} {}", rule.join(" "));
+                if rules.lines().any(|line| line == written) {
                     continue;
                 }
-                if let Err(error) = run(program, &[&["-w", "2", "-I", chain], rule].concat(), "").await {
+                let at = at.to_string();
+                if let Err(error) = run(program, &[&["-w", "2", "-I", chain, &at], rule].concat(), "").await {
                     let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
                     let text = error.to_string();
                     if *said != text {
@@ -161,6 +173,48 @@ impl Publisher {
     }
 }
 
+/// In which chain of a firewall, and before which of its rules, weft's have to be: after what the administrator says,
+/// and before what drops the rest. None: it drops nothing.
+fn place(rules: &str) -> Option<(&'static str, usize)> {
+    const USER: &str = "DOCKER-USER";
+    if rules.lines().any(|line| line.strip_prefix("-N ") == Some(USER)) {
+        let own: Vec<&str> = rules.lines().filter_map(|line| line.strip_prefix("-A DOCKER-USER ")).collect();
+        return Some((USER, own.iter().position(|rule| *rule == "-j RETURN").unwrap_or(own.len()) + 1));
+    }
+    let drops = |line: &str| {
+        matches!(line, "-P FORWARD DROP" | "-P FORWARD REJECT")
+            || line.starts_with("-A FORWARD -j REJECT")
+            || line == "-A FORWARD -j DROP"
+    };
+    rules.lines().any(drops).then_some(("FORWARD", 1))
+}
+
+/// Has the kernel forward what the rules let through.
+fn forward(plan: &Plan, is_published: bool) {
+    // What is published is published to this host itself, too.
+    let local = if is_published { "1" } else { "0" };
+    for bridge in &plan.open {
+        let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), local);
+    }
+    let _ = std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+    if plan.has_ipv6 && std::fs::read("/proc/sys/net/ipv6/conf/all/forwarding").is_ok_and(|old| old.starts_with(b"0")) {
+        // A host that forwards no longer listens to routers, unless told to.
+        for interface in std::fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+            let path = interface.path().join("accept_ra");
+            if std::fs::read(&path).is_ok_and(|accepts| accepts.starts_with(b"1")) {
+                let _ = std::fs::write(path, "2");
+            }
+        }
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+    }
+}
+
+fn bridges() -> Vec<String> {
+    let interfaces = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let names = interfaces.filter_map(|interface| interface.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("weft")).collect()
+}
+
 /// What a firewall in front has to let through; weft's own table decides what of it goes on.
 const PASS: [&[&str]; 2] = [&["-i", "weft+", "-j", "ACCEPT"], &["-o", "weft+", "-j", "ACCEPT"]];
 
@@ -168,21 +222,25 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
     let mut text = String::new();
     let quoted =
         |names: &BTreeSet<String>| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-    let mut nat = String::new();
+    let (mut from_outside, mut from_here) = (String::new(), String::new());
     for Port { protocol, host, host_port, to } in ports {
         let (family, name) = if to.is_ipv4() { ("ip", "ipv4") } else { ("ip6", "ipv6") };
         let protocol = if *protocol == UDP { "udp" } else { "tcp" };
+        let is_local = host.is_some_and(|host| host.is_loopback());
         let host = host.map(|host| format!("{family} daddr {host} ")).unwrap_or_default();
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            nat,
-            "  meta nfproto {name} {host}fib daddr type local {protocol} dport {host_port} dnat {family} to {to}"
+        let rule = format!(
+            "  meta nfproto {name} {host}fib daddr type local {protocol} dport {host_port} dnat {family} to {to}\n"
         );
+        from_here.push_str(&rule);
+        if !is_local {
+            from_outside.push_str(&rule);
+        }
     }
+    // Writing to a String cannot fail.
     let _ = write!(
         text,
-        " chain prerouting {{\n  type nat hook prerouting priority -101; policy accept;\n{nat} }}\n \
-         chain output {{\n  type nat hook output priority -101; policy accept;\n{nat} }}\n \
+        " chain prerouting {{\n  type nat hook prerouting priority -101; policy accept;\n{from_outside} }}\n \
+         chain output {{\n  type nat hook output priority -101; policy accept;\n{from_here} }}\n \
          chain postrouting {{\n  type nat hook postrouting priority 99; policy accept;\n  \
          oifname \"{BRIDGES}\" ip saddr 127.0.0.0/8 masquerade\n  \
          iifname \"{BRIDGES}\" oifname \"{BRIDGES}\" ct status dnat masquerade\n"
@@ -197,7 +255,7 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
          iifname \"{BRIDGES}\" ip daddr 127.0.0.0/8 drop\n }}\n \
          chain forward {{\n  type filter hook forward priority -10; policy accept;\n"
     );
-    for bridge in plan.open.iter().chain(&plan.internal) {
+    for bridge in plan.open.iter().chain(&plan.internal).chain(&plan.attached) {
         let _ = writeln!(text, "  iifname \"{bridge}\" oifname \"{bridge}\" accept");
     }
     if !plan.internal.is_empty() {
@@ -208,8 +266,14 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
         text,
         "  oifname \"{BRIDGES}\" ct state established,related accept\n  \
          oifname \"{BRIDGES}\" ct status dnat accept\n  \
-         oifname \"{BRIDGES}\" drop\n }}\n"
+         oifname \"{BRIDGES}\" drop\n  \
+         iifname \"{BRIDGES}\" ct status dnat accept\n"
     );
+    // The engine keeps its own networks apart; weft's are none of those.
+    for other in ["docker*", "br-*"] {
+        let _ = writeln!(text, "  iifname \"{BRIDGES}\" oifname \"{other}\" drop");
+    }
+    text.push_str(" }\n");
     text
 }
 
@@ -221,7 +285,8 @@ fn reserve(binding: &PortBinding) -> Result<(Vec<Socket>, u16)> {
         UDP => (Type::DGRAM, Protocol::UDP),
         other => return Err(Failure::new(format!("cannot publish ports of protocol {other}, only TCP and UDP"))),
     };
-    let host = if host_ip.is_empty() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { parse_host(host_ip)? };
+    let everywhere = if has_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let host = if host_ip.is_empty() { everywhere } else { parse_host(host_ip)? };
     let take = |port: u16| {
         let domain = if host.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, kind, Some(protocol))?;
@@ -243,6 +308,10 @@ fn reserve(binding: &PortBinding) -> Result<(Vec<Socket>, u16)> {
     }
     let error = refused.map(|error| error.to_string()).unwrap_or_default();
     Err(Failure::new(format!("cannot publish port {host_port} of this host: {error}; publish another")))
+}
+
+fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 fn parse_host(text: &str) -> Result<IpAddr> {
@@ -282,16 +351,38 @@ mod tests {
             Port { protocol: TCP, host: None, host_port: 8080, to },
             Port { protocol: UDP, host: Some(IpAddr::from([192, 0, 2, 1])), host_port: 53, to },
         ]);
-        let plan = Plan { open: BTreeSet::from(["weft1".into()]), internal: BTreeSet::from(["weft2".into()]) };
+        let one = |name: &str| BTreeSet::from([name.to_owned()]);
+        let plan = Plan { open: one("weft1"), internal: one("weft2"), attached: one("weft3"), has_ipv6: false };
         let text = rules(&plan, &ports);
         for expected in [
             "meta nfproto ipv4 fib daddr type local tcp dport 8080 dnat ip to 10.32.0.5:80",
             "meta nfproto ipv4 ip daddr 192.0.2.1 fib daddr type local udp dport 53 dnat ip to 10.32.0.5:80",
             "iifname { \"weft1\" } oifname != \"weft*\" masquerade",
             "iifname { \"weft2\" } drop",
+            "iifname \"weft3\" oifname \"weft3\" accept",
+            "iifname \"weft*\" oifname \"docker*\" drop",
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }
+    }
+
+    #[test]
+    fn what_is_published_on_the_loopback_is_not_reached_from_outside() {
+        let host = Some(IpAddr::from([127, 0, 0, 1]));
+        let port = Port { protocol: TCP, host, host_port: 9, to: SocketAddr::from(([10, 32, 0, 5], 80)) };
+        let text = rules(&Plan::default(), &BTreeSet::from([port]));
+        let (before, after) = text.split_once("chain output").unwrap();
+        assert!(!before.contains("dport 9") && after.contains("dport 9"));
+    }
+
+    #[test]
+    fn rules_come_after_the_administrators() {
+        let docker =
+            "-P FORWARD DROP\n-N DOCKER-USER\n-A DOCKER-USER -s 192.0.2.1/32 -j DROP\n-A DOCKER-USER -j RETURN";
+        assert_eq!(place(docker), Some(("DOCKER-USER", 2)));
+        assert_eq!(place("-P FORWARD DROP\n-N DOCKER-USER"), Some(("DOCKER-USER", 1)));
+        assert_eq!(place("-P FORWARD DROP"), Some(("FORWARD", 1)));
+        assert_eq!(place("-P FORWARD ACCEPT\n-P INPUT DROP"), None);
     }
 
     #[test]

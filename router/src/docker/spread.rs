@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use weft_mesh::node::{Command, Networks, Reply};
 use weft_mesh::records::{NetworkRecord, NetworkUid, Subnet};
 
@@ -156,6 +156,7 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
 
 async fn remove(docker: &Docker, id: &str) -> Result<()> {
     if docker.api.is_used(id).await? {
+        debug!(network = id, "a network that was removed elsewhere is in use here");
         return Ok(());
     }
     docker.kit.removing.begin(id);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 use futures_util::StreamExt;
@@ -11,13 +11,19 @@ use tracing::{debug, info, warn};
 
 use super::Docker;
 use super::driver::attachment_id;
+use crate::attachments::Place;
 use crate::error::{Failure, Result};
 
 /// How soon an engine that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a container is looked at that cannot be.
+const TRIES: u32 = 5;
 /// How often everything is compared, and how soon again after something did not fit.
 const COMPARE: Duration = Duration::from_secs(60);
 const COMPARE_AGAIN: Duration = Duration::from_secs(5);
+/// How long what the engine does not have may be on its way: what was there once, and a container that is starting.
+const PATIENCE_JOINED: Duration = Duration::from_secs(4);
+const PATIENCE_STARTING: Duration = Duration::from_secs(60);
 
 /// Follows the engine for as long as the router runs.
 pub async fn watch(docker: Arc<Docker>) {
@@ -60,11 +66,11 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
     }
 }
 
-/// What did not fit at the last look: it may have been on its way.
+/// What did not fit at earlier looks, and since when: it may have been on its way.
 #[derive(Default)]
 struct Suspects {
-    endpoints: BTreeSet<String>,
-    networks: BTreeSet<String>,
+    endpoints: BTreeMap<String, Instant>,
+    networks: BTreeMap<String, Instant>,
     is_first: bool,
 }
 
@@ -111,9 +117,15 @@ impl Docker {
         busy.insert(container.clone(), false);
         drop(busy);
         tokio::spawn(async move {
+            let mut tries = 0;
             loop {
                 if let Err(error) = self.describe(&container).await {
                     debug!(container, "cannot look at a container: {error}");
+                    tries += 1;
+                    if tries < TRIES {
+                        tokio::time::sleep(ASK_AGAIN).await;
+                        continue;
+                    }
                 }
                 let mut busy = self.described();
                 match busy.get_mut(&container) {
@@ -157,46 +169,69 @@ async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
     Ok(ours)
 }
 
-/// Compares what weft has with what the engine has. What did not fit before and does not fit now is let go.
+/// Compares what weft has with what the engine has. What has not fitted for a while is let go.
 async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
     let there = name_networks(docker).await?;
-    let mut live = BTreeSet::new();
-    for container in docker.api.containers(false).await? {
-        live.extend(docker.describe(&container).await?);
-    }
+    let live = live_endpoints(docker, &there).await?;
     // The first look after the router or the engine started only looks: things may be on their way.
-    let is_first = docker.compared.swap(true, std::sync::atomic::Ordering::Relaxed);
-    let mut found = Suspects { is_first: !is_first, ..Suspects::default() };
-    for (id, endpoint) in endpoints {
-        if live.contains(&id) {
+    let is_first = !docker.compared.swap(true, std::sync::atomic::Ordering::Relaxed);
+    let mut found = Suspects { is_first, ..Suspects::default() };
+    for (id, endpoint) in endpoints.into_iter().filter(|(id, _)| !live.contains(id)) {
+        let since = before.endpoints.get(&id).copied().unwrap_or_else(Instant::now);
+        // A container that is starting is not heard of until it joins.
+        let patience = if endpoint.sandbox.is_some() { PATIENCE_JOINED } else { PATIENCE_STARTING };
+        if since.elapsed() < patience {
+            found.endpoints.insert(id, since);
             continue;
         }
-        if before.endpoints.contains(&id) {
-            info!(endpoint = id, ips = ?endpoint.ips, "an endpoint that the engine no longer has is let go");
-            docker.driver.delete_endpoint(&id).await?;
-        } else {
-            found.endpoints.insert(id);
-        }
+        info!(endpoint = id, ips = ?endpoint.ips, "an endpoint that the engine no longer has is let go");
+        docker.driver.delete_endpoint(&id).await?;
     }
-    for (id, network) in networks {
-        if there.contains(&id) {
+    for (id, network) in networks.into_iter().filter(|(id, _)| !there.contains(id)) {
+        let since = before.networks.get(&id).copied().unwrap_or_else(Instant::now);
+        if since.elapsed() < PATIENCE_JOINED {
+            found.networks.insert(id, since);
             continue;
         }
-        if before.networks.contains(&id) {
-            info!(network = network.name, "a network that the engine no longer has is let go");
-            docker.driver.forget_network(&id).await?;
-        } else {
-            found.networks.insert(id);
-        }
+        info!(network = network.name, "a network that the engine no longer has is let go");
+        docker.driver.forget_network(&id).await?;
     }
     if !found.is_first {
-        let all: BTreeSet<String> = docker.driver.networks.all().into_iter().map(|(id, _)| id).collect();
-        docker.pools.release_abandoned(&all).await?;
-        let released = docker.pools.release_unused(&docker.driver.used()).await?;
-        if !released.is_empty() {
-            info!(?released, "addresses that no container has were given back");
-        }
+        release_leftovers(docker).await?;
     }
     Ok(found)
+}
+
+/// The engine's ids of the endpoints that it has; what there is to say of running containers is said on the way.
+async fn live_endpoints(docker: &Docker, networks: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let mut live = BTreeSet::new();
+    for container in docker.api.containers(false).await? {
+        match docker.describe(&container).await {
+            Ok(endpoints) => live.extend(endpoints),
+            Err(error) => debug!(container, "cannot look at a container: {error}"),
+        }
+    }
+    for network in networks {
+        live.extend(docker.api.network(network).await?.1.into_keys());
+    }
+    Ok(live)
+}
+
+/// Lets go of pools, addresses and attachments that nothing belongs to any more.
+async fn release_leftovers(docker: &Docker) -> Result<()> {
+    let all: BTreeSet<String> = docker.driver.networks.all().into_iter().map(|(id, _)| id).collect();
+    docker.pools.release_abandoned(&all).await?;
+    let known: BTreeSet<_> =
+        docker.driver.endpoints.all().iter().filter_map(|(id, _)| attachment_id(id).ok()).collect();
+    for attachment in docker.kit.attachments.all().await {
+        if matches!(attachment.place, Place::Docker { .. }) && !known.contains(&attachment.id) {
+            docker.kit.attachments.leave(attachment.id).await?;
+        }
+    }
+    let released = docker.pools.release_unused(&docker.driver.used()).await?;
+    if !released.is_empty() {
+        info!(?released, "addresses that no container has were given back");
+    }
+    Ok(())
 }

@@ -68,6 +68,7 @@ impl Node {
                 ipam.release(range, allocation, now);
                 self.addresses.fenced.remove(&allocation);
             }
+            Command::Unfence(address) => self.addresses.fenced.retain(|_, fenced| *fenced != address),
             Command::SetAside(range, addresses) => ipam.set_aside(range, addresses),
             Command::Allocations(range) => {
                 let all = ipam.allocations(range).map(|(address, id, _)| (address, id)).collect();

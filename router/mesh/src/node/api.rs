@@ -94,6 +94,8 @@ pub enum Command {
     Allocate(ipam::Request),
     /// Let go of what was allocated for an id.
     Release(Range, AllocationId),
+    /// Nobody here has this address any more, which another host owns.
+    Unfence(Ipv4Addr),
     /// These addresses of a range are used for something else.
     SetAside(Range, BTreeSet<Ipv4Addr>),
     /// What this host has handed out of a range.

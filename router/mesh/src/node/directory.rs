@@ -86,16 +86,19 @@ impl Node {
     /// Has every host remove a network: whoever comes back with it later, too.
     fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
         self.store.delete(&Key::Network(uid).encode());
-        let own = self.own;
-        let said = self.removed_networks.iter().filter(|(_, host)| *host == own);
-        if said.clone().count() >= MAX_REMOVED
-            && let Some((least, _)) = said.clone().next().copied()
-        {
-            self.store.delete(&Key::Removed(least).encode());
-            self.persist(&[PERSISTED_REMOVED, &least].concat(), None);
+        if self.own_removed.values().any(|removed| *removed == uid) {
+            return Ok(Reply::Done);
         }
+        if self.own_removed.len() >= MAX_REMOVED
+            && let Some((_, oldest)) = self.own_removed.pop_first()
+        {
+            self.store.delete(&Key::Removed(oldest).encode());
+            self.persist(&[PERSISTED_REMOVED, &oldest].concat(), None);
+        }
+        let number = self.own_removed.last_key_value().map_or(0, |(number, _)| number + 1);
         self.store.put(&Key::Removed(uid).encode(), vec![1])?;
-        self.persist(&[PERSISTED_REMOVED, &uid].concat(), Some(vec![1]));
+        self.persist(&[PERSISTED_REMOVED, &uid].concat(), Some(number.to_be_bytes().to_vec()));
+        self.own_removed.insert(number, uid);
         Ok(Reply::Done)
     }
 
@@ -118,7 +121,10 @@ impl Node {
                 }
             } else if let Some(uid) = key.strip_prefix(PERSISTED_REMOVED).and_then(|uid| NetworkUid::try_from(uid).ok())
             {
-                let _ = self.store.put(&Key::Removed(uid).encode(), value.clone());
+                let number = value.as_slice().try_into().map_or(0, u64::from_be_bytes);
+                if self.store.put(&Key::Removed(uid).encode(), vec![1]).is_ok() {
+                    self.own_removed.insert(number, uid);
+                }
             }
         }
     }

@@ -367,6 +367,7 @@ mod tests {
         assert!(table.segments.is_empty());
         table.set_presence(host(1), segment, "s".into());
         let switch = &table.segments[&segment];
-        assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (1, 1, &[host(3)][..]));
+        // The gateway's MAC is there, too.
+        assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (2, 1, &[host(3)][..]));
     }
 }

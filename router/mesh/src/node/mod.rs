@@ -116,6 +116,8 @@ pub struct Node {
     /// Container networks, by the host that has them, and those that were removed, with who says so.
     networks: BTreeMap<(HostLabel, NetworkUid), NetworkRecord>,
     removed_networks: BTreeSet<(NetworkUid, HostLabel)>,
+    /// Those that this host speaks of, in the order of their removal.
+    own_removed: BTreeMap<u64, NetworkUid>,
     hosts: BTreeMap<HostLabel, HostRecord>,
     /// The labels of all hosts, in order, as of this tick: who is to be linked with whom in a large mesh.
     ring: Vec<HostLabel>,
@@ -197,6 +199,7 @@ impl Node {
             entries: BTreeMap::new(),
             networks: BTreeMap::new(),
             removed_networks: BTreeSet::new(),
+            own_removed: BTreeMap::new(),
             hosts: BTreeMap::new(),
             ring: Vec::new(),
             cloned: None,

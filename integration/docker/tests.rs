@@ -1,0 +1,391 @@
+//! Containers of real engines on several hosts.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use weft_integration::docker::{IMAGE, Lan, OUTSIDE_NAME};
+use weft_router::lab::await_true;
+
+/// How long a name may take to be known everywhere, with what a shared machine adds.
+const KNOWN: Duration = Duration::from_secs(10);
+
+/// One test at a time: each has the machine's cores to itself.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(output: &std::process::Output, hint: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains(hint), "expected {hint:?}: {text}");
+}
+
+#[test]
+fn containers_of_three_engines_find_each_other_by_name() {
+    let _alone = alone();
+    let lan = Lan::start("names", 3);
+    let [a, b, c] = &lan.hosts[..] else { panic!("three hosts") };
+
+    // A network made on one host can be used on every other.
+    a.docker(&["network", "create", "-d", "weft", "--ipam-driver", "weft", "app"]);
+    for host in [b, c] {
+        await_true("the network does not spread", || Ok(host.network_exists("app"))).unwrap();
+    }
+    a.sleeper("web", "app", &["--network-alias", "www", "--hostname", "web-host"]);
+    b.sleeper("client", "app", &[]);
+    let web = a.ip("web", "app");
+    for name in ["web", "WEB", "www", "web-host", "web.app", "web.weft.internal", "web.app.weft.internal"] {
+        b.await_resolved("client", name, &[web], KNOWN);
+    }
+    assert!(b.pings("client", "web") && b.pings("client", "web.app"));
+    assert_eq!(b.resolve("client", &web.to_string()), ["web.app.weft.internal"]);
+    // It is asked from the engine's own host, too: weft's answer is the same as the engine's.
+    a.sleeper("near", "app", &[]);
+    a.await_resolved("near", "web", &[web], KNOWN);
+    assert!(a.pings("near", "client"));
+
+    // Several under one name are all answered.
+    c.sleeper("web-2", "app", &["--network-alias", "web"]);
+    let second = c.ip("web-2", "app");
+    b.await_resolved("client", "web", &[web, second], KNOWN);
+    c.docker(&["pause", "web-2"]);
+    b.await_resolved("client", "web", &[web], KNOWN);
+    c.docker(&["unpause", "web-2"]);
+    b.await_resolved("client", "web", &[web, second], KNOWN);
+    c.docker(&["rename", "web-2", "other"]);
+    b.await_resolved("client", "other", &[second], KNOWN);
+    c.docker(&["rm", "-f", "other"]);
+    b.await_resolved("client", "web", &[web], KNOWN);
+
+    // Names and frames of one network are not for containers of another.
+    c.sleeper("stranger", "weft", &[]);
+    assert!(!c.pings("stranger", &web.to_string()));
+    let status = c.status();
+    assert!(status["endpoints"].as_array().unwrap().iter().any(|e| e["names"][0] == "web"));
+    assert_ne!(c.resolve("stranger", "web.app.weft.internal"), [web.to_string()]);
+    refused(&c.try_docker(&["network", "connect", "app", "stranger"]), "--subnet");
+    c.docker(&create(&["--subnet", "10.61.0.0/24", "side"]));
+    await_true("the network does not spread", || Ok(a.network_exists("side"))).unwrap();
+    a.sleeper("member", "side", &[]);
+    c.docker(&["network", "connect", "--alias", "guest", "side", "stranger"]);
+    a.await_resolved("member", "guest", &[c.ip("stranger", "side")], KNOWN);
+    c.await_resolved("stranger", "member", &[a.ip("member", "side")], KNOWN);
+    await_true("a connected container does not get through", || Ok(c.pings("stranger", "member"))).unwrap();
+    c.docker(&["network", "disconnect", "side", "stranger"]);
+    a.await_resolved("member", "guest", &[], KNOWN);
+    assert!(!c.pings("stranger", "member"));
+
+    // A container that is not well is not answered.
+    let check = ["--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "1"];
+    c.sleeper("ill", "app", &check);
+    b.await_resolved("client", "ill", &[], KNOWN);
+    c.docker(&["exec", "ill", "touch", "/well"]);
+    b.await_resolved("client", "ill", &[c.ip("ill", "app")], KNOWN);
+    c.docker(&["exec", "ill", "rm", "/well"]);
+    b.await_resolved("client", "ill", &[], KNOWN);
+
+    // What weft does not know, others may.
+    let (name, ip) = OUTSIDE_NAME;
+    b.await_resolved("client", name, &[ip], KNOWN);
+
+    // Names that people add.
+    assert!(c.weft(&["dns", "add", "printer", "192.0.2.7"]).status.success());
+    b.await_resolved("client", "printer", &["192.0.2.7".parse().unwrap()], KNOWN);
+    assert_eq!(String::from_utf8_lossy(&b.weft(&["dns", "lookup", "printer"]).stdout), "192.0.2.7\n");
+    refused(&b.weft(&["dns", "remove", "printer"]), "remove it there");
+    assert!(c.weft(&["dns", "remove", "printer"]).status.success());
+    b.await_resolved("client", "printer", &[], KNOWN);
+
+    // A host that ends takes its names along.
+    a.docker(&["kill", "web"]);
+    b.await_resolved("client", "web", &[], KNOWN);
+
+    // Removing the network removes it where nothing uses it.
+    for (host, containers) in [(a, &["web", "near"][..]), (b, &["client"]), (c, &["ill"])] {
+        host.docker(&[&["rm", "-f"], containers].concat());
+    }
+    a.docker(&["network", "rm", "app"]);
+    for host in [b, c] {
+        await_true(&format!("the network is not removed on {}", host.name), || Ok(!host.network_exists("app")))
+            .unwrap();
+    }
+}
+
+fn create<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["network", "create", "-d", "weft", "--ipam-driver", "weft"], more].concat()
+}
+
+#[test]
+fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
+    let _alone = alone();
+    let lan = Lan::start("networks", 2);
+    let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
+    refused(&a.try_docker(&["network", "create", "-d", "weft", "x"]), "--ipam-driver weft NAME");
+    refused(&a.try_docker(&create(&["--subnet", "10.98.0.0/16", "x"])), "overlaps this host's route");
+    refused(&a.try_docker(&create(&["--subnet", "10.40.0.0/16", "x"])), "the mesh's own range");
+    refused(&a.try_docker(&create(&["--subnet", "10.50.0.0/31", "x"])), "/8 to /30");
+    refused(&a.try_docker(&create(&["-o", "com.docker.network.driver.mtu=100", "x"])), "1280 to 65000");
+    a.docker(&create(&[
+        "--subnet",
+        "10.50.0.0/16",
+        "--ip-range",
+        "10.50.4.0/24",
+        "--gateway",
+        "10.50.0.9",
+        "--aux-address",
+        "printer=10.50.4.1",
+        "--ipv6",
+        "--subnet",
+        "fd50::/64",
+        "-o",
+        "com.docker.network.driver.mtu=1300",
+        "full",
+    ]));
+    refused(&a.try_docker(&create(&["--subnet", "10.50.0.0/16", "again"])), "overlaps");
+    await_true("the network does not spread", || Ok(b.network_exists("full"))).unwrap();
+    a.sleeper("one", "full", &["--ip", "10.50.4.77", "--ip6", "fd50::77", "--mac-address", "02:aa:bb:cc:dd:ee"]);
+    b.sleeper("two", "full", &[]);
+    let text = a.docker(&["exec", "one", "ip", "addr", "show", "eth0"]);
+    for expected in ["10.50.4.77/16", "fd50::77/64", "02:aa:bb:cc:dd:ee", "mtu 1300"] {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+    let IpAddr::V4(second) = b.ip("two", "full") else { panic!("IPv4") };
+    assert_eq!(second.octets()[..3], [10, 50, 4], "it is of the --ip-range");
+    b.await_resolved("two", "one", &["10.50.4.77".parse().unwrap(), "fd50::77".parse().unwrap()], KNOWN);
+    assert!(b.pings("two", "10.50.4.77") && b.pings("two", "fd50::77"));
+    refused(&b.try_docker(&["run", "--rm", "--network", "full", "--ip", "10.50.4.77", IMAGE, "true"]), "in use");
+    refused(&b.try_docker(&["run", "--rm", "--network", "full", "--ip", "10.50.4.1", IMAGE, "true"]), "reserved");
+
+    // Published ports, from outside, from the host and by its loopback; and twice is refused.
+    a.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "served",
+        "--network",
+        "full",
+        "-p",
+        "8080:80",
+        IMAGE,
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/bin",
+    ]);
+    let answers = |address: &str| {
+        std::net::TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(1)).is_ok_and(
+            |mut stream| {
+                use std::io::{Read, Write};
+                let mut answer = [0; 8];
+                stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+                    && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
+                    && stream.read_exact(&mut answer).is_ok()
+                    && answer.starts_with(b"HTTP/1.")
+            },
+        )
+    };
+    let from_outside = || lan.outside.run(|| answers("10.98.0.1:8080")).unwrap();
+    await_true("a published port is not reached from outside", || Ok(from_outside())).unwrap();
+    for own in ["10.98.0.1:8080", "127.0.0.1:8080"] {
+        assert!(a.inside(|| answers(own)), "{own} does not answer on the host itself");
+    }
+    refused(&a.try_docker(&["run", "--rm", "--network", "full", "-p", "8080:80", IMAGE, "true"]), "publish");
+    // What is not published is not reached.
+    let direct = format!("{}:80", a.ip("served", "full"));
+    assert!(a.inside(|| answers(&direct)), "the host reaches its containers");
+
+    // Rules that somebody flushed come back.
+    assert!(a.run(&["nft", "flush", "ruleset"]).status.success());
+    await_true("a published port does not come back after a flush", || Ok(from_outside())).unwrap();
+
+    // Containers reach the outside through their host, unless their network is internal.
+    assert!(a.pings("one", "10.98.0.254"));
+    a.docker(&create(&["--internal", "inner"]));
+    await_true("the network does not spread", || Ok(b.network_exists("inner"))).unwrap();
+    a.sleeper("in-a", "inner", &[]);
+    b.sleeper("in-b", "inner", &[]);
+    await_true("an internal network does not carry", || Ok(a.pings("in-a", "in-b"))).unwrap();
+    assert!(!a.pings("in-a", "10.98.0.254") && !b.pings("in-b", "10.98.0.254"));
+
+    a.docker(&["rm", "-f", "one", "served", "in-a"]);
+    b.docker(&["rm", "-f", "two", "in-b"]);
+    for host in [a, b] {
+        await_true("something is left", || Ok(host.used() == 0 && host.interfaces().is_empty()))
+            .unwrap_or_else(|error| panic!("{error}: {:?} {:#}", host.interfaces(), host.status()["ipam"]));
+    }
+}
+
+#[test]
+fn restarts_in_any_order_leave_nothing_behind() {
+    let _alone = alone();
+    let mut lan = Lan::start("restarts", 2);
+    lan.hosts[0].docker(&["network", "create", "-d", "weft", "--ipam-driver", "weft", "app"]);
+    await_true("the network does not spread", || Ok(lan.hosts[1].network_exists("app"))).unwrap();
+    lan.hosts[0].sleeper("always", "app", &["--restart", "always"]);
+    lan.hosts[0].sleeper("once", "app", &[]);
+    lan.hosts[1].sleeper("client", "app", &[]);
+    let check = |lan: &Lan, what: &str, running: &[&str]| {
+        let (a, b) = (&lan.hosts[0], &lan.hosts[1]);
+        lan.await_connected();
+        for name in running {
+            let state = || a.docker(&["inspect", "-f", "{{.State.Running}}", name]);
+            await_true(&format!("after {what}: {name} does not run"), || Ok(state() == "true")).unwrap();
+            b.await_resolved("client", name, &[a.ip(name, "app")], 2 * KNOWN);
+            await_true(&format!("after {what}: {name} is not reached"), || Ok(b.pings("client", name))).unwrap();
+            a.await_resolved(name, "client", &[b.ip("client", "app")], KNOWN);
+        }
+        await_true(&format!("after {what}: addresses leaked"), || Ok(a.used() == running.len() as u64))
+            .unwrap_or_else(|error| panic!("{error}: {:#}", a.status()["ipam"]));
+        let ports = a.interfaces().iter().filter(|name| name.starts_with("wd")).count();
+        assert_eq!(ports, running.len(), "after {what}: {:?}", a.interfaces());
+    };
+    check(&lan, "the start", &["always", "once"]);
+
+    lan.hosts[0].kill_router();
+    lan.hosts[0].start_router();
+    check(&lan, "kill -9 of the router", &["always", "once"]);
+
+    lan.hosts[0].stop_router();
+    // Without a router, containers go on.
+    assert!(lan.hosts[0].pings("always", &lan.hosts[0].ip("once", "app").to_string()));
+    lan.hosts[0].start_router();
+    check(&lan, "a restart of the router", &["always", "once"]);
+
+    lan.hosts[0].end_engine(Signal::SIGTERM);
+    lan.hosts[0].start_engine();
+    check(&lan, "a restart of the engine", &["always"]);
+    lan.hosts[0].docker(&["start", "once"]);
+    check(&lan, "a start of a container", &["always", "once"]);
+
+    lan.hosts[0].end_engine(Signal::SIGKILL);
+    lan.hosts[0].start_engine();
+    check(&lan, "kill -9 of the engine", &["always"]);
+
+    lan.hosts[0].end_engine(Signal::SIGKILL);
+    lan.hosts[0].kill_router();
+    lan.hosts[0].start_router();
+    lan.hosts[0].start_engine();
+    check(&lan, "kill -9 of both", &["always"]);
+
+    lan.hosts[0].crash();
+    lan.hosts[0].start_router();
+    lan.hosts[0].start_engine();
+    check(&lan, "a crash of the host", &["always"]);
+
+    // A router that is killed in the middle of calls, and is back before the engine gives up.
+    std::thread::scope(|scope| {
+        let host = &lan.hosts[0];
+        let runs = scope.spawn(|| {
+            (0..6)
+                .map(|n| {
+                    host.try_docker(&[
+                        "run",
+                        "-d",
+                        "--name",
+                        &format!("r{n}"),
+                        "--network",
+                        "app",
+                        IMAGE,
+                        "sleep",
+                        "1000",
+                    ])
+                })
+                .filter(|output| output.status.success())
+                .count()
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        host.kill_router();
+        host.start_router();
+        assert!(runs.join().unwrap() > 0, "no container started");
+    });
+    for number in 0..6 {
+        let _ = lan.hosts[0].try_docker(&["rm", "-f", &format!("r{number}")]);
+    }
+    check(&lan, "kill -9 of the router in the middle of calls", &["always"]);
+}
+
+#[test]
+fn fifty_containers_started_at_once_have_their_own_addresses_and_names() {
+    const COUNT: usize = 50;
+    let _alone = alone();
+    let lan = Lan::start("fifty", 3);
+    lan.hosts[0].docker(&["network", "create", "-d", "weft", "--ipam-driver", "weft", "app"]);
+    for host in &lan.hosts {
+        await_true("the network does not spread", || Ok(host.network_exists("app"))).unwrap();
+    }
+    lan.hosts[0].sleeper("asker", "app", &[]);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for lane in 0..10 {
+            let hosts = &lan.hosts;
+            scope.spawn(move || {
+                for number in (lane..COUNT).step_by(10) {
+                    hosts[number % 3].sleeper(&format!("c{number}"), "app", &["--network-alias", "all"]);
+                }
+            });
+        }
+    });
+    eprintln!("{COUNT} containers started in {:?}", started.elapsed());
+    let all: Vec<IpAddr> = (0..COUNT).map(|number| lan.hosts[number % 3].ip(&format!("c{number}"), "app")).collect();
+    let distinct: std::collections::BTreeSet<&IpAddr> = all.iter().collect();
+    assert_eq!(distinct.len(), COUNT, "an address twice");
+    // Its resolver takes 512 bytes and asks no further: it is to have as many as fit, and none that is wrong.
+    let found = lan.hosts[0].resolve("asker", "all");
+    assert!(found.len() >= 25 && found.iter().all(|ip| all.contains(&ip.parse().unwrap())), "{found:?}");
+    for (number, ip) in all.iter().enumerate() {
+        lan.hosts[0].await_resolved("asker", &format!("c{number}"), &[*ip], KNOWN);
+    }
+    for host in &lan.hosts {
+        assert!(!host.log().contains("not done within"), "a call took too long on {}", host.name);
+    }
+    std::thread::scope(|scope| {
+        for (index, host) in lan.hosts.iter().enumerate() {
+            scope.spawn(move || {
+                let mut names: Vec<String> = (index..COUNT).step_by(3).map(|number| format!("c{number}")).collect();
+                names.extend((index == 0).then(|| "asker".to_owned()));
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                host.docker(&[&["rm", "-f"], &names[..]].concat());
+            });
+        }
+    });
+    for host in &lan.hosts {
+        await_true("something is left", || Ok(host.used() == 0 && host.interfaces().is_empty()))
+            .unwrap_or_else(|error| panic!("{error}: {:?} {:#}", host.interfaces(), host.status()["ipam"]));
+        assert_eq!(host.status()["endpoints"].as_array().map(Vec::len), Some(0));
+    }
+}
+
+#[test]
+fn a_name_is_known_everywhere_within_a_second_and_gone_as_soon() {
+    const ROUNDS: usize = 20;
+    let _alone = alone();
+    let lan = Lan::start("latency", 3);
+    let [a, b, c] = &lan.hosts[..] else { panic!("three hosts") };
+    let known = |name: &str, host: &weft_integration::docker::EngineHost| {
+        host.status()["endpoints"].as_array().into_iter().flatten().any(|e| e["names"][0] == name)
+    };
+    let (mut appeared, mut left) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let name = format!("n{round}");
+        a.sleeper(&name, "weft", &[]);
+        let started = Instant::now();
+        await_true("the name is not known", || Ok(known(&name, b) && known(&name, c))).unwrap();
+        appeared.push(started.elapsed());
+        a.docker(&["kill", &name]);
+        let started = Instant::now();
+        await_true("the name is not gone", || Ok(!known(&name, b) && !known(&name, c))).unwrap();
+        left.push(started.elapsed());
+    }
+    appeared.sort();
+    left.sort();
+    eprintln!(
+        "known on all hosts after the command returned: p50 {:?}, max {:?}",
+        appeared[ROUNDS / 2],
+        appeared[ROUNDS - 1]
+    );
+    eprintln!("gone after the command returned: p50 {:?}, max {:?}", left[ROUNDS / 2], left[ROUNDS - 1]);
+}

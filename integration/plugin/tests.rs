@@ -1,0 +1,448 @@
+//! The plugin's side of the engine's protocol: the calls that engines make, one after the other as they make them,
+//! against a router in a namespace of its own and an engine that only answers what it is asked.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_integration::netns::weft;
+use weft_router::lab::{Ns, await_true};
+
+const NETWORK: &str = "c9f498c3c919243a415be984b16dd0ebac1a634cf377b0eaba75b4efc6b0b16a";
+const OTHER: &str = "d4e8fa7c125a31acf9a13baea9751c9a5f463e7b22ca8c22787ecc26c63914de";
+
+/// A router, and the engine that it believes in.
+struct Plugin {
+    ns: Ns,
+    dir: PathBuf,
+    child: Option<Child>,
+    engine: Arc<Mutex<Engine>>,
+}
+
+/// What the engine says of networks.
+#[derive(Default)]
+struct Engine {
+    /// Names of networks by their ids, and names of containers by their endpoints' ids.
+    networks: BTreeMap<String, (String, BTreeMap<String, String>)>,
+    hangs: bool,
+}
+
+impl Plugin {
+    fn start(name: &str) -> Plugin {
+        let dir = std::env::temp_dir().join(format!("weft-plugin-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("plugins")).unwrap();
+        let engine = Arc::<Mutex<Engine>>::default();
+        let listener = UnixListener::bind(dir.join("engine.sock")).unwrap();
+        let served = engine.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let engine = served.clone();
+                std::thread::spawn(move || serve(stream, &engine));
+            }
+        });
+        let mut plugin = Plugin { ns: Ns::new().unwrap(), dir, child: None, engine };
+        plugin.launch();
+        plugin
+    }
+
+    fn launch(&mut self) {
+        let path = |name: &str| self.dir.join(name).to_string_lossy().into_owned();
+        let log = std::fs::File::options().create(true).append(true).open(path("log")).unwrap();
+        let mut command = Command::new(weft());
+        command.args(["launch", "--insecure", "--name", "host", "--no-spread", "--state-dir", &path("state")]);
+        command.args(["--socket", &path("weft.sock"), "--plugin-dir", &path("plugins")]);
+        command.args(["--docker-socket", &path("engine.sock")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(self.ns.spawn(command).unwrap());
+        await_true("the plugin does not answer", || Ok(UnixStream::connect(self.socket()).is_ok()))
+            .unwrap_or_else(|error| panic!("{error}: {}", std::fs::read_to_string(path("log")).unwrap_or_default()));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("plugins/weft.sock")
+    }
+
+    fn engine(&self) -> std::sync::MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name_network(&self, id: &str, name: &str) {
+        self.engine().networks.entry(id.to_owned()).or_default().0 = name.to_owned();
+    }
+
+    /// A call as engines make it: no content type, no host. Its status and answer.
+    fn raw(&self, method: &str, body: &[u8]) -> (u16, Value) {
+        let started = Instant::now();
+        let answer = post(&self.socket(), method, body);
+        assert!(started.elapsed() < Duration::from_secs(5), "{method} took {:?}", started.elapsed());
+        answer
+    }
+
+    /// A call that has to work.
+    fn call(&self, method: &str, body: Value) -> Value {
+        let (status, answer) = self.raw(method, body.to_string().as_bytes());
+        assert_eq!(status, 200, "{method}: {answer}");
+        assert!(answer.get("Err").is_none(), "{method}: {answer}");
+        answer
+    }
+
+    /// A call that has to be refused, with a reason.
+    fn refused(&self, method: &str, body: Value, hint: &str) {
+        let (status, answer) = self.raw(method, body.to_string().as_bytes());
+        let reason = answer["Err"].as_str().unwrap_or_default();
+        assert!(status >= 400 && reason.contains(hint), "{method} is answered {status}: {answer}");
+        assert_eq!(reason.lines().count(), 1);
+    }
+
+    /// What an engine does to create a network nobody chose a subnet for.
+    fn create_plain(&self, network: &str, name: &str) {
+        let pool = self.call("IpamDriver.RequestPool", pool("", ""));
+        assert_eq!((&pool["Pool"], &pool["Data"]), (&json!("10.32.0.0/12"), &json!({})));
+        let gateway = self.call("IpamDriver.RequestAddress", gateway(&pool, ""));
+        assert_eq!(gateway["Address"], "10.32.0.1/12");
+        let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
+        self.call("NetworkDriver.CreateNetwork", create(network, json!({}), data, json!([])));
+        self.name_network(network, name);
+    }
+
+    /// What an engine does to start a container; its address.
+    fn run(&self, network: &str, pool_id: &str, endpoint: &str, name: &str) -> String {
+        let request = json!({ "PoolID": pool_id, "Address": "", "Options": null });
+        let address = self.call("IpamDriver.RequestAddress", request)["Address"].as_str().unwrap().to_owned();
+        let created = self.call("NetworkDriver.CreateEndpoint", endpoint_of(network, endpoint, &address, ""));
+        assert_eq!(created["Interface"]["MacAddress"].as_str().map(str::len), Some(17));
+        let named = (endpoint.to_owned(), name.to_owned());
+        self.engine().networks.entry(network.to_owned()).or_default().1.extend([named]);
+        self.call("NetworkDriver.Join", join(network, endpoint));
+        for _ in 0..2 {
+            self.call("NetworkDriver.ProgramExternalConnectivity", of(network, endpoint));
+            assert_eq!(self.call("NetworkDriver.EndpointOperInfo", of(network, endpoint))["Value"], json!({}));
+        }
+        address
+    }
+
+    /// What an engine does when a container ends.
+    fn end(&self, network: &str, pool_id: &str, endpoint: &str, address: &str) {
+        self.call("NetworkDriver.RevokeExternalConnectivity", of(network, endpoint));
+        self.call("NetworkDriver.Leave", of(network, endpoint));
+        self.call("NetworkDriver.DeleteEndpoint", of(network, endpoint));
+        let address = address.split('/').next().unwrap();
+        self.call("IpamDriver.ReleaseAddress", json!({ "PoolID": pool_id, "Address": address }));
+    }
+
+    fn status(&self) -> Value {
+        let mut stream = UnixStream::connect(self.dir.join("weft.sock")).unwrap();
+        stream.write_all(b"GET /status HTTP/1.1\r\nHost: weft\r\nConnection: close\r\n\r\n").unwrap();
+        answer_of(stream).1
+    }
+
+    /// All endpoints, once there are so many: records are written some milliseconds after the call.
+    fn endpoints(&self, count: usize) -> Vec<Value> {
+        let all = || self.status()["endpoints"].as_array().cloned().unwrap_or_default();
+        await_true(&format!("not {count} endpoints"), || Ok(all().len() == count))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", all()));
+        all()
+    }
+
+    fn used(&self) -> u64 {
+        self.status()["ipam"]["used"].as_u64().unwrap()
+    }
+
+    fn interfaces(&self) -> Vec<String> {
+        self.ns.net(async |net| net.names().await).unwrap()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            return eprintln!("see {}", self.dir.display());
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The engine's answers to what a plugin may ask.
+fn serve(mut stream: UnixStream, engine: &Mutex<Engine>) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let request = lines.next().and_then(Result::ok).unwrap_or_default();
+    let path = request.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
+    while lines.next().and_then(Result::ok).is_some_and(|line| !line.is_empty()) {}
+    let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+    if engine.hangs {
+        drop(engine);
+        return std::thread::sleep(Duration::from_secs(8));
+    }
+    let tail = path.rsplit('/').next().unwrap_or_default();
+    let body = match tail {
+        "version" => json!({ "Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12" }),
+        "networks" => engine.networks.iter().map(|(id, (name, _))| json!({ "Id": id, "Name": name })).collect(),
+        "json" => json!([]),
+        "events" => {
+            drop(engine);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n");
+            return std::thread::sleep(Duration::from_secs(30));
+        }
+        id => match engine.networks.get(id) {
+            Some((name, containers)) => {
+                let listed = containers.iter();
+                let listed = listed.map(|(id, name)| (format!("ep-{id}"), json!({ "Name": name, "EndpointID": id })));
+                json!({ "Id": id, "Name": name, "Containers": listed.collect::<serde_json::Map<_, _>>() })
+            }
+            None => json!({ "message": "no such network" }),
+        },
+    };
+    drop(engine);
+    let (status, body) = (if body.get("message").is_some() { "404 Not Found" } else { "200 OK" }, body.to_string());
+    let _ = write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+}
+
+fn post(socket: &Path, method: &str, body: &[u8]) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let head = format!(
+        "POST /{method} HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: {}\r\n\
+         Accept: application/vnd.docker.plugins.v1.2+json\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // A body that is too long is refused before it is read.
+    let _ = stream.write_all(body);
+    answer_of(stream)
+}
+
+fn answer_of(mut stream: UnixStream) -> (u16, Value) {
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+fn pool(prefix: &str, part: &str) -> Value {
+    json!({ "AddressSpace": "weft", "Pool": prefix, "SubPool": part, "Options": {}, "V6": prefix.contains(':') })
+}
+
+fn gateway(pool: &Value, address: &str) -> Value {
+    let options = json!({ "RequestAddressType": "com.docker.network.gateway" });
+    json!({ "PoolID": pool["PoolID"], "Address": address, "Options": options })
+}
+
+fn create(network: &str, options: Value, v4: Value, v6: Value) -> Value {
+    let all = json!({ "com.docker.network.enable_ipv6": v6 != json!([]), "com.docker.network.generic": options });
+    json!({ "NetworkID": network, "Options": all, "IPv4Data": v4, "IPv6Data": v6 })
+}
+
+fn endpoint_of(network: &str, endpoint: &str, address: &str, mac: &str) -> Value {
+    let interface = json!({ "Address": address, "AddressIPv6": "", "MacAddress": mac });
+    let options = json!({ "com.docker.network.endpoint.exposedports": [], "com.docker.network.portmap": [] });
+    json!({ "NetworkID": network, "EndpointID": endpoint, "Interface": interface, "Options": options })
+}
+
+fn join(network: &str, endpoint: &str) -> Value {
+    let sandbox = format!("/run/docker/netns/{}", &endpoint[..12]);
+    json!({ "NetworkID": network, "EndpointID": endpoint, "SandboxKey": sandbox, "Options": {} })
+}
+
+fn of(network: &str, endpoint: &str) -> Value {
+    json!({ "NetworkID": network, "EndpointID": endpoint })
+}
+
+fn endpoint_id(number: u8) -> String {
+    format!("{number:02x}").repeat(32)
+}
+
+const DEFAULT_POOL: &str = "default/10.32.0.0/12";
+
+#[test]
+fn an_engine_finds_out_what_the_plugin_is() {
+    let plugin = Plugin::start("capabilities");
+    // Calls without parameters have no body.
+    let ask = |method: &str| plugin.raw(method, b"");
+    assert_eq!(ask("Plugin.Activate").1, json!({ "Implements": ["NetworkDriver", "IpamDriver"] }));
+    assert_eq!(ask("NetworkDriver.GetCapabilities").1["Scope"], "local");
+    assert_eq!(ask("IpamDriver.GetCapabilities").1["RequiresMACAddress"], false);
+    assert_eq!(ask("IpamDriver.GetDefaultAddressSpaces").1["LocalDefaultAddressSpace"], "weft");
+    for method in ["NetworkDriver.DiscoverNew", "NetworkDriver.AllocateNetwork", "NetworkDriver.GwAllocCheck"] {
+        assert_eq!(plugin.raw(method, b"{}").0, 200, "{method}");
+    }
+    assert_eq!(plugin.raw("NetworkDriver.Nonsense", b"{}").0, 404);
+}
+
+#[test]
+fn a_network_is_created_used_and_removed() {
+    let plugin = Plugin::start("life");
+    plugin.create_plain(NETWORK, "app");
+    let (first, second) = (endpoint_id(1), endpoint_id(2));
+    let address = plugin.run(NETWORK, DEFAULT_POOL, &first, "web");
+    let other = plugin.run(NETWORK, DEFAULT_POOL, &second, "db");
+    assert_ne!(address, other);
+    let endpoints = plugin.endpoints(2);
+    let web = endpoints.iter().find(|e| e["names"] == json!(["web"])).unwrap_or_else(|| panic!("{endpoints:?}"));
+    assert_eq!((&web["segment"], &web["ips"]), (&json!("app"), &json!([address])));
+    // The engine repeats itself; nothing is there twice.
+    plugin.call("NetworkDriver.Join", join(NETWORK, &first));
+    plugin.endpoints(2);
+    // A restart of a container is a new endpoint, and may be a new address.
+    plugin.end(NETWORK, DEFAULT_POOL, &first, &address);
+    let again = plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(3), "web");
+    assert_ne!(again, address, "an address rests before it is used again");
+    plugin.end(NETWORK, DEFAULT_POOL, &endpoint_id(3), &again);
+    plugin.end(NETWORK, DEFAULT_POOL, &second, &other);
+    for method in ["NetworkDriver.Leave", "NetworkDriver.DeleteEndpoint"] {
+        plugin.call(method, of(NETWORK, &second));
+    }
+    plugin.endpoints(0);
+    assert_eq!(plugin.used(), 0);
+    let released = json!({ "PoolID": DEFAULT_POOL, "Address": "10.32.0.1" });
+    plugin.call("IpamDriver.ReleaseAddress", released);
+    plugin.call("IpamDriver.ReleasePool", json!({ "PoolID": DEFAULT_POOL }));
+    plugin.call("NetworkDriver.DeleteNetwork", json!({ "NetworkID": NETWORK }));
+    let left: Vec<String> = plugin.interfaces().into_iter().filter(|name| name.starts_with('w')).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_network_has_what_its_creator_chose() {
+    let plugin = Plugin::start("full");
+    let v4 = plugin.call("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.50.4.0/24"));
+    assert_eq!(v4["Pool"], "10.50.0.0/16");
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", gateway(&v4, "10.50.0.9"))["Address"], "10.50.0.9/16");
+    let aux = json!({ "PoolID": v4["PoolID"], "Address": "10.50.4.0", "Options": null });
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", aux)["Address"], "10.50.4.0/16");
+    let v6 = plugin.call("IpamDriver.RequestPool", pool("fd50::/64", ""));
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", gateway(&v6, "fd50::1"))["Address"], "fd50::1/64");
+    let options = json!({ "com.docker.network.driver.mtu": "1300", "weft.segment": "red" });
+    let aux = json!({ "printer": "10.50.4.0/16" });
+    let data =
+        json!([{ "AddressSpace": "weft", "AuxAddresses": aux, "Gateway": "10.50.0.9/16", "Pool": "10.50.0.0/16" }]);
+    let data6 = json!([{ "AddressSpace": "weft", "Gateway": "fd50::1/64", "Pool": "fd50::/64" }]);
+    plugin.call("NetworkDriver.CreateNetwork", create(NETWORK, options, data, data6));
+    plugin.name_network(NETWORK, "full");
+    // Containers: one that wants its addresses and its MAC, one that does not care.
+    let wanted = |pool: &Value, address: &str| json!({ "PoolID": pool["PoolID"], "Address": address, "Options": null });
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", wanted(&v4, "10.50.4.77"))["Address"], "10.50.4.77/16");
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", wanted(&v6, "fd50::77"))["Address"], "fd50::77/64");
+    plugin.refused("IpamDriver.RequestAddress", wanted(&v4, "10.50.4.77"), "in use");
+    plugin.refused("IpamDriver.RequestAddress", wanted(&v4, "10.50.4.0"), "reserved");
+    plugin.refused("IpamDriver.RequestAddress", wanted(&v4, "10.51.0.1"), "outside");
+    let mut request = endpoint_of(NETWORK, &endpoint_id(1), "10.50.4.77/16", "02:aa:bb:cc:dd:ee");
+    request["Interface"]["AddressIPv6"] = json!("fd50::77/64");
+    assert_eq!(plugin.call("NetworkDriver.CreateEndpoint", request), json!({ "Interface": {} }));
+    let joined = plugin.call("NetworkDriver.Join", join(NETWORK, &endpoint_id(1)));
+    assert_eq!((&joined["Gateway"], &joined["GatewayIPv6"]), (&json!("10.50.0.9"), &json!("fd50::1")));
+    assert_eq!(
+        (&joined["InterfaceName"]["DstPrefix"], &joined["DisableGatewayService"]),
+        (&json!("eth"), &json!(false))
+    );
+    let source = joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned();
+    let links = plugin.ns.net(async |net| net.links().await).unwrap();
+    assert_eq!(links.iter().find(|link| link.name == source).map(|link| link.mtu), Some(1300));
+    assert_eq!(plugin.endpoints(1)[0]["segment"], "red");
+    assert_eq!(plugin.endpoints(1)[0]["mac"], "02:aa:bb:cc:dd:ee");
+    let address = plugin.call("IpamDriver.RequestAddress", wanted(&v4, ""))["Address"].as_str().unwrap().to_owned();
+    assert!(address.starts_with("10.50.4.") && address != "10.50.4.0/16", "{address}");
+    let address = plugin.call("IpamDriver.RequestAddress", wanted(&v6, ""))["Address"].as_str().unwrap().to_owned();
+    assert!(address.starts_with("fd50:") && address.ends_with("/64"), "{address}");
+}
+
+#[test]
+fn internal_networks_have_no_way_out_and_foreign_addresses_are_refused() {
+    let plugin = Plugin::start("internal");
+    let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
+    let mut request = create(NETWORK, json!({}), data, json!([]));
+    request["Options"]["com.docker.network.internal"] = json!(true);
+    plugin.call("NetworkDriver.CreateNetwork", request);
+    plugin.name_network(NETWORK, "inner");
+    let asked = json!({ "PoolID": DEFAULT_POOL, "Address": "", "Options": null });
+    let address = plugin.call("IpamDriver.RequestAddress", asked)["Address"].as_str().unwrap().to_owned();
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint_of(NETWORK, &endpoint_id(1), &address, ""));
+    let joined = plugin.call("NetworkDriver.Join", join(NETWORK, &endpoint_id(1)));
+    assert_eq!((&joined["Gateway"], &joined["DisableGatewayService"]), (&json!(""), &json!(true)));
+    // The engine's own addresses, and none at all.
+    for (space, prefix) in [("LocalDefault", "172.18.0.0/16"), ("null", "0.0.0.0/0")] {
+        let data = json!([{ "AddressSpace": space, "Gateway": "172.18.0.1/16", "Pool": prefix }]);
+        let request = create(OTHER, json!({}), data, json!([]));
+        plugin.refused("NetworkDriver.CreateNetwork", request, "--ipam-driver weft NAME");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_changes_nothing() {
+    let plugin = Plugin::start("nonsense");
+    plugin.create_plain(NETWORK, "app");
+    // Calls that are repeated after a connection broke come without their parameters.
+    for method in ["IpamDriver.RequestPool", "IpamDriver.RequestAddress", "NetworkDriver.Join", "NetworkDriver.Leave"] {
+        let (status, answer) = plugin.raw(method, b"");
+        assert!(status >= 400 && answer["Err"].as_str().unwrap().contains("without its parameters"), "{answer}");
+        for body in [&b"{"[..], b"[]", b"null", b"\xff\xfe", b"{\"NetworkID\":7}"] {
+            assert!(plugin.raw(method, body).0 >= 400, "{method} takes {body:?}");
+        }
+    }
+    assert!(plugin.raw("NetworkDriver.Join", &vec![b' '; 3 << 20]).0 >= 400);
+    plugin.refused("IpamDriver.RequestPool", pool("10.32.9.0/24", ""), "the mesh's own range");
+    plugin.refused("IpamDriver.RequestPool", pool("", "10.32.9.0/24"), "--subnet");
+    plugin.refused("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.60.0.0/24"), "no part");
+    plugin.refused("IpamDriver.RequestPool", pool("nonsense", ""), "no subnet");
+    plugin.refused("IpamDriver.RequestAddress", json!({ "PoolID": "x", "Address": "" }), "no pool");
+    plugin.refused("NetworkDriver.Join", join(NETWORK, &endpoint_id(1)), "was not told of");
+    plugin.refused("NetworkDriver.Join", join(OTHER, &endpoint_id(1)), "was not told of");
+    let strange = endpoint_of(NETWORK, "short", "10.32.0.9/12", "");
+    plugin.refused("NetworkDriver.CreateEndpoint", strange, "no endpoint id");
+    let strange = endpoint_of(NETWORK, &endpoint_id(1), "10.32.0.9/12", "02:aa");
+    plugin.refused("NetworkDriver.CreateEndpoint", strange, "no MAC");
+    let strange = endpoint_of(NETWORK, &endpoint_id(1), "", "");
+    plugin.refused("NetworkDriver.CreateEndpoint", strange, "without an address");
+    plugin.endpoints(0);
+    assert_eq!(plugin.used(), 0);
+    // A container whose name is none has none, and is there.
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(2), "a b\n;rm -rf");
+    assert_eq!(plugin.endpoints(1)[0]["names"], json!([]));
+}
+
+#[test]
+fn a_restarted_plugin_knows_what_it_knew() {
+    let mut plugin = Plugin::start("restart");
+    plugin.create_plain(NETWORK, "app");
+    let address = plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(1), "web");
+    plugin.kill();
+    assert!(plugin.socket().exists(), "a dead socket is in the way");
+    plugin.launch();
+    plugin.endpoints(1);
+    assert_eq!(plugin.used(), 1);
+    // No Activate, no replay: the engine goes on where it was.
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(2), "db");
+    plugin.end(NETWORK, DEFAULT_POOL, &endpoint_id(1), &address);
+    plugin.endpoints(1);
+    assert_eq!(plugin.used(), 1);
+}
+
+#[test]
+fn an_engine_that_does_not_answer_holds_nothing_up() {
+    let plugin = Plugin::start("hang");
+    plugin.create_plain(NETWORK, "app");
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(1), "web");
+    plugin.engine().hangs = true;
+    // The network's name is known by now; the container's will be.
+    let address = plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(2), "db");
+    plugin.endpoints(2);
+    plugin.end(NETWORK, DEFAULT_POOL, &endpoint_id(2), &address);
+}
