@@ -40,9 +40,9 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
 /// Runs all of them; a wrong one ends the run and names its seed.
 pub fn all(count: u64, hundreds: u64, with_addresses: u64) -> Result<()> {
     println!(
-        "| family | seeds | hosts | right after the last fault: median, p90, longest | idle B/s a host, median | wall time |"
+        "| family | seeds | hosts | right after the last fault: median, p90, longest | a name known everywhere | a name gone | idle B/s a host, median | wall time |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     family("faults", &Scenario::faults(), count);
     family("a hundred hosts", &Scenario::hundred(), hundreds);
     println!(
@@ -121,11 +121,13 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
     idle.sort_by(f64::total_cmp);
     let hosts = |pick: fn(std::slice::Iter<'_, Outcome>) -> Option<usize>| pick(outcomes.iter()).unwrap_or(0);
     println!(
-        "| {name} | 0 to {} | {} to {} | {} | {:.0} | {:.0?} |",
+        "| {name} | 0 to {} | {} to {} | {} | {} | {} | {:.0} | {:.0?} |",
         count - 1,
         hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).min()),
         hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).max()),
         spread(outcomes.iter().map(|outcome| outcome.convergence)),
+        spread(outcomes.iter().map(|outcome| outcome.registration)),
+        spread(outcomes.iter().map(|outcome| outcome.departure)),
         idle[(idle.len() - 1) / 2],
         started.elapsed(),
     );

@@ -1,8 +1,10 @@
 //! What must be true of a mesh at rest, said without looking at how it works.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use weft_mesh::names::Scope;
 use weft_mesh::records::{EndpointId, EndpointRecord};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
@@ -56,7 +58,8 @@ impl Model {
                     return Some(problem);
                 }
             }
-            if let Some(problem) = self.records_problem(world, island, *at) {
+            let records = self.records_problem(world, island, *at);
+            if let Some(problem) = records.or_else(|| self.names_problem(world, island, *at)) {
                 return Some(problem);
             }
         }
@@ -104,6 +107,31 @@ impl Model {
             }
         }
         None
+    }
+
+    /// Every host of an island must answer each name with exactly those who have it, are well, and are in the island.
+    fn names_problem(&self, world: &World, island: &BTreeSet<HostNumber>, at: HostNumber) -> Option<String> {
+        let mut expected: BTreeMap<(&str, &str), BTreeSet<IpAddr>> = BTreeMap::new();
+        for (host, endpoints) in &self.endpoints {
+            for record in endpoints.values() {
+                for name in &record.names {
+                    let ips = expected.entry((&record.segment, name)).or_default();
+                    if record.healthy && island.contains(host) {
+                        ips.extend(record.ips.iter().map(|(ip, _)| *ip));
+                    }
+                }
+            }
+        }
+        expected.into_iter().find_map(|((segment, name), ips)| {
+            let found = self.answered(world, at, segment, name);
+            (found != ips).then(|| format!("h{at} answers {name} in {segment} with {found:?}, it is {ips:?}"))
+        })
+    }
+
+    /// What a host answers to a name in a segment.
+    pub fn answered(&self, world: &World, at: HostNumber, segment: &str, name: &str) -> BTreeSet<IpAddr> {
+        let found = world.hosts[at].names.lookup(Scope::Segments(&[SegmentId::of(segment)]), name);
+        found.holders.iter().flat_map(|holder| holder.ips).map(|(ip, _)| *ip).collect()
     }
 
     /// Sends frames between all endpoints of a segment within each island, and checks that each arrives once, there and

@@ -1,6 +1,6 @@
 //! Random meshes, random faults, and what is measured on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -16,6 +16,9 @@ use super::world::{HostNumber, Weather, World};
 
 /// How long hosts may disagree on the way when a cost has changed.
 const TREMOR: Duration = Duration::from_millis(500);
+
+/// How long a name may take to be answered everywhere, or nowhere.
+const NAME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A family of runs.
 #[derive(Clone, Debug)]
@@ -71,6 +74,10 @@ pub struct Outcome {
     pub trace: u64,
     /// Bytes a second that each host sent at rest.
     pub idle_bytes_per_host: f64,
+    /// From an endpoint's coming until every host that can be reached answered its name.
+    pub registration: Duration,
+    /// From its going until none did.
+    pub departure: Duration,
     /// The faults, for people.
     pub story: Vec<String>,
 }
@@ -103,8 +110,17 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
     world.run_for(Duration::from_secs(10));
     drama.await_rest(&mut world, TREMOR);
     let idle_bytes_per_host = (world.bytes_sent - before) as f64 / 10.0 / count as f64;
+    let (registration, departure) = drama.time_names(&mut world);
     std::mem::forget(guard);
-    Outcome { hosts: count, convergence, trace: world.trace_hash(), idle_bytes_per_host, story: drama.story }
+    Outcome {
+        hosts: count,
+        convergence,
+        trace: world.trace_hash(),
+        idle_bytes_per_host,
+        registration,
+        departure,
+        story: drama.story,
+    }
 }
 
 /// Prints the seed if the run panics.
@@ -168,8 +184,9 @@ impl Drama {
             segment,
             mac: [2, host as u8, a, b, c, d],
             ips: vec![(IpAddr::from([10, 32 | (a & 15), b, c]), 12)],
-            names: vec![format!("web-{number}")],
-            healthy: true,
+            // Several have one name, and some are unwell.
+            names: vec![format!("web-{}", number % 8)],
+            healthy: !number.is_multiple_of(5),
             services: Vec::new(),
         };
         if !self.is_taken(&record) {
@@ -318,6 +335,38 @@ impl Drama {
             }
         }
         self.story.push(format!("{:?} calm", world.now));
+    }
+
+    /// How long a new name takes to be answered everywhere, and an old one to be answered nowhere.
+    fn time_names(&mut self, world: &mut World) -> (Duration, Duration) {
+        let islands = self.model.islands(world);
+        let island = islands.into_iter().max_by_key(BTreeSet::len).unwrap_or_default();
+        let Some(host) = island.first().copied() else { return Default::default() };
+        let (segment, name, id) = ("red", "late", [0xee; 16]);
+        let ip = IpAddr::from([10, 47, 255, 254]);
+        let record = EndpointRecord {
+            segment: segment.into(),
+            mac: [2, 0xee, 0, 0, 0, 1],
+            ips: vec![(ip, 12)],
+            names: vec![name.into()],
+            healthy: true,
+            services: Vec::new(),
+        };
+        world.attach(host, id, record);
+        let await_all = |world: &mut World, expected: &BTreeSet<IpAddr>| {
+            let start = world.now;
+            while island.iter().any(|at| self.model.answered(world, *at, segment, name) != *expected) {
+                assert!(
+                    world.now.since(start) < NAME_PATIENCE,
+                    "a name is not known or not gone after {NAME_PATIENCE:?}"
+                );
+                world.run_for(Duration::from_millis(5));
+            }
+            world.now.since(start)
+        };
+        let registration = await_all(world, &BTreeSet::from([ip]));
+        world.detach(host, id);
+        (registration, await_all(world, &BTreeSet::new()))
     }
 
     fn await_rest(&mut self, world: &mut World, patience: Duration) -> Duration {

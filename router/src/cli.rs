@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::attachments::AttachRequest;
 use crate::control::{Entry, Peers};
 use crate::error::{Doing, Failure, Result};
+use crate::install::{InstallArgs, install};
 use crate::launch::launch;
 use crate::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
 use crate::status::{self, Topic};
@@ -105,6 +106,8 @@ enum Command {
     Secret(SecretCommand),
     /// Three hosts and their containers on this machine: see the mesh work
     Demo(demo::DemoArgs),
+    /// Put binary, configuration, secret and systemd unit in place, and start the router
+    Install(InstallArgs),
     /// Print the version
     Version,
     /// A part of the demo
@@ -170,6 +173,7 @@ impl Cli {
         let socket = self.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
         match self.command {
             Command::Launch(args) => launch(LaunchArgs { socket: self.socket, ..*args }),
+            Command::Install(args) => print(&install(&args)?),
             Command::Demo(args) => demo::run(&args),
             Command::DemoStage(args) => demo::stage(&args),
             Command::Version => print(concat!("weft ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -22,6 +22,7 @@ use crate::dns::Dns;
 use crate::docker::{self, Docker};
 use crate::engine::{Engine, Fenced, punt_queues};
 use crate::error::{Doing, Failure, Result};
+use crate::install;
 use crate::netlink::in_namespace;
 use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
 use crate::state::{self, Store};
@@ -165,6 +166,7 @@ async fn run(options: Options) -> Result<()> {
     tasks.spawn(control::serve(listener, api.clone()));
     tasks.spawn(chores(api.clone()));
     tasks.spawn(fence_all(api.clone(), fences));
+    install::notify_ready();
     wait_for_end(&api).await?;
 
     info!("stopping; containers keep their interfaces");

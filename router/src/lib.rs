@@ -13,6 +13,7 @@ pub mod dns;
 pub mod docker;
 pub mod engine;
 pub mod error;
+pub mod install;
 mod interfaces;
 pub mod lab;
 pub mod launch;

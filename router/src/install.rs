@@ -1,0 +1,187 @@
+//! `weft install`: binary, configuration, secret and systemd unit where they belong.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Doing, Failure, Result};
+use crate::options::parse_peer;
+use crate::state;
+
+const BINARY: &str = "/usr/local/bin/weft";
+const CONFIG: &str = "/etc/weft/config.toml";
+const SECRET: &str = "/etc/weft/secret";
+const UNIT: &str = "/etc/systemd/system/weft.service";
+const CONFIG_TEXT: &str = "\
+# How this host's router runs; see: weft launch --help. Each long option is a key here.
+secret-file = \"/etc/weft/secret\"
+#name = \"host1\"
+#range = \"10.32.0.0/12\"
+#dns-domain = \"weft.internal\"
+";
+
+/// What to install, and where.
+#[derive(clap::Args, Clone, Debug)]
+pub struct InstallArgs {
+    /// Hosts to link to.
+    #[arg(help = "Hosts to link to: host, ip or [ip6], each with an optional :port", value_name = "PEER")]
+    peers: Vec<String>,
+    /// Take everything away again but configuration, secret and state
+    #[arg(long, conflicts_with = "peers")]
+    uninstall: bool,
+    /// Install below this directory, and start nothing
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+/// Installs or uninstalls; returns what to tell the user.
+pub fn install(args: &InstallArgs) -> Result<String> {
+    let root = args.root.clone().unwrap_or_default();
+    let at = |path: &str| match root.as_os_str().is_empty() {
+        true => PathBuf::from(path),
+        false => root.join(path.trim_start_matches('/')),
+    };
+    let has_systemd = args.root.is_none() && Path::new("/run/systemd/system").exists();
+    if args.uninstall {
+        if has_systemd && at(UNIT).exists() {
+            systemctl(&["disable", "--now", "weft.service"])?;
+        }
+        for path in [UNIT, BINARY] {
+            remove(&at(path))?;
+        }
+        if has_systemd {
+            systemctl(&["daemon-reload"])?;
+        }
+        return Ok("weft is removed; /etc/weft and /var/lib/weft are kept: remove them to forget this host\n".into());
+    }
+    for peer in &args.peers {
+        parse_peer(peer)?;
+    }
+    let mut said = String::new();
+    let binary = std::env::current_exe().and_then(fs::read).doing(|| "cannot read this program".into())?;
+    write(&at(BINARY), &binary, 0o755)?;
+    if !at(SECRET).exists() {
+        write(&at(SECRET), format!("{}\n", state::new_secret()?).as_bytes(), 0o600)?;
+        said.push_str("made a new secret; every host of the mesh needs it: copy /etc/weft to the others first\n");
+    }
+    if !at(CONFIG).exists() {
+        write(&at(CONFIG), CONFIG_TEXT.as_bytes(), 0o644)?;
+    }
+    write(&at(UNIT), unit(&args.peers).as_bytes(), 0o644)?;
+    if has_systemd {
+        systemctl(&["daemon-reload"])?;
+        systemctl(&["enable", "weft.service"])?;
+        systemctl(&["restart", "weft.service"])?;
+        said.push_str("weft runs; see: weft status\n");
+    } else {
+        said.push_str("installed; start it with: systemctl enable --now weft\n");
+    }
+    Ok(said)
+}
+
+/// The engine looks for its plugin when it starts containers: weft is ready before it starts.
+fn unit(peers: &[String]) -> String {
+    let peers: String = peers.iter().map(|peer| format!(" {peer}")).collect();
+    format!(
+        "[Unit]\n\
+         Description=weft, an encrypted mesh network for containers\n\
+         Wants=network-online.target\n\
+         After=network-online.target\n\
+         Before=docker.service\n\n\
+         [Service]\n\
+         Type=notify\n\
+         ExecStart={BINARY} launch --config {CONFIG}{peers}\n\
+         Restart=always\n\
+         RestartSec=250ms\n\
+         LimitNOFILE=1048576\n\n\
+         [Install]\n\
+         WantedBy=multi-user.target\n"
+    )
+}
+
+/// Tells systemd that the router is ready, if systemd wants to know (sd_notify(3)).
+pub fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    let bytes = path.as_encoded_bytes();
+    let sent = match bytes.strip_prefix(b"@") {
+        Some(name) => {
+            SocketAddr::from_abstract_name(name).and_then(|address| socket.send_to_addr(b"READY=1", &address))
+        }
+        None => socket.send_to(b"READY=1", &path),
+    };
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd was not told that weft is ready");
+    }
+}
+
+/// Written beside and renamed: a running binary goes on, and a crash leaves no half file.
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let what = || format!("cannot write {}; run as root, or give --root", path.display());
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).doing(what)?;
+    }
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh).doing(what)?;
+    file.set_permissions(Permissions::from_mode(mode)).doing(what)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).doing(what)?;
+    fs::rename(&fresh, path).doing(what)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).doing(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> Result<()> {
+    let what = || format!("cannot run systemctl {}", arguments.join(" "));
+    let output = Command::new("systemctl").args(arguments).output().doing(what)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Failure::new(format!("{}: {}", what(), String::from_utf8_lossy(&output.stderr).trim()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_installed_is_kept_by_the_next_install_and_goes_with_uninstall() {
+        let root = std::env::temp_dir().join(format!("weft-install-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        let args = |peers: &[&str], uninstall| InstallArgs {
+            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
+            uninstall,
+            root: Some(root.clone()),
+        };
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        assert!(install(&args(&[], false)).unwrap().contains("new secret"));
+        let secret = read("etc/weft/secret");
+        assert_eq!(fs::metadata(root.join("etc/weft/secret")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(root.join("usr/local/bin/weft")).unwrap().mode() & 0o777, 0o755);
+        fs::write(root.join("etc/weft/config.toml"), "# mine\n").unwrap();
+        install(&args(&["host1", "10.0.0.2:7000"], false)).unwrap();
+        assert_eq!((read("etc/weft/secret"), read("etc/weft/config.toml")), (secret, "# mine\n".into()));
+        let unit = read("etc/systemd/system/weft.service");
+        assert!(
+            unit.contains("Before=docker.service\n") && unit.contains("config.toml host1 10.0.0.2:7000\n"),
+            "{unit}"
+        );
+        assert!(install(&args(&["a b"], false)).is_err());
+        install(&args(&[], true)).unwrap();
+        assert!(!root.join("usr/local/bin/weft").exists() && !root.join("etc/systemd/system/weft.service").exists());
+        assert!(root.join("etc/weft/secret").exists());
+        fs::remove_dir_all(&root).unwrap();
+    }
+}
