@@ -1,5 +1,7 @@
-//! The mesh tested as a whole: simulated in one process, and on real kernels in network namespaces.
+//! The mesh tested as a whole: simulated in one process, on real kernels in network namespaces, with real Docker engines, and
+//! against input that nobody would send.
 
 pub mod docker;
+pub mod fuzz;
 pub mod netns;
 pub mod sim;

@@ -1,4 +1,4 @@
-//! Measurements: `throughput` against kernel VXLAN, and `sim`, the full counts of simulated meshes.
+//! Measurements: `throughput` against kernel VXLAN; `sim`, the full counts of simulated meshes; `fuzz`.
 
 mod simulation;
 mod throughput;
@@ -43,12 +43,25 @@ enum Command {
         #[arg(long, default_value_t = 500)]
         addresses: u64,
     },
+    /// Packets that no resolver would send, for the DNS server
+    Fuzz {
+        /// How many
+        #[arg(long, default_value_t = 10_000_000)]
+        count: u64,
+        /// Where to begin
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Throughput { rounds, seconds } => throughput::run(rounds, seconds),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
+        Command::Fuzz { count, seed } => {
+            println!("{count} packets: {:?}", weft_integration::fuzz::dns(count, seed));
+            Ok(())
+        }
         Command::Sim { seed: None, count, hundreds, addresses, .. } => simulation::all(count, hundreds, addresses),
     };
     match result {

@@ -13,7 +13,10 @@ use crate::record::{Batch, Change, LogId, MAX_KEY, MAX_VALUE, Version, pack};
 use crate::sync::{DELTA_BYTES, DIGEST_ENTRIES, Held, Message};
 
 /// What one origin may hold in all, in bytes of batches.
-pub const MAX_ORIGIN_BYTES: usize = 16 << 20;
+pub const MAX_ORIGIN_BYTES: usize = 64 << 20;
+/// What this host's records may come to: batches cost more than their values, and a log holds superseded ones until it
+/// is compacted.
+pub const MAX_LIVE_BYTES: usize = MAX_ORIGIN_BYTES / 8;
 /// What all may hold together: one member can sign for any number of made-up origins.
 pub const MAX_STORE_BYTES: usize = 256 << 20;
 /// How many origins are kept.
@@ -78,7 +81,7 @@ pub enum PutError {
         size: usize,
     },
     /// This host's records are at their limit in all.
-    #[error("this host's records are at their limit of {MAX_ORIGIN_BYTES} bytes; remove some first")]
+    #[error("this host's records are at their limit of {MAX_LIVE_BYTES} bytes; remove some first")]
     Full,
 }
 
@@ -191,8 +194,7 @@ impl Store {
         }
         let old = self.live.get(key).map_or(0, |old| old.len() + key.len());
         let bytes = self.live_bytes - old + key.len() + value.len();
-        // Batches cost more than their values, and a log holds superseded ones until it is compacted.
-        if bytes > MAX_ORIGIN_BYTES / 8 {
+        if bytes > MAX_LIVE_BYTES {
             return Err(PutError::Full);
         }
         self.live_bytes = bytes;

@@ -48,11 +48,18 @@ pub struct EngineHost {
     engine: Option<Child>,
     router: Mutex<Option<Child>>,
     arguments: Vec<String>,
+    /// How its engine runs, beside the usual.
+    pub engine_arguments: Vec<&'static str>,
 }
 
 impl Lan {
     /// Starts hosts with engines and routers, the first of which everybody names.
     pub fn start(name: &str, count: usize) -> Lan {
+        Lan::start_with(name, &vec![&[][..]; count])
+    }
+
+    /// Starts a host with an engine of its own arguments for each entry.
+    pub fn start_with(name: &str, engines: &[&[&'static str]]) -> Lan {
         assert!(nix::unistd::geteuid().is_root(), "these tests start engines: run them as root");
         let dir = std::env::temp_dir().join(format!("weft-docker-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -66,11 +73,13 @@ impl Lan {
         run(&["ip", "addr", "add", "10.98.0.254/24", "dev", "lan"], Some(&ns));
         run(&["ip", "link", "set", "lan", "up"], Some(&ns));
         let mut hosts = Vec::new();
-        for number in 0..count {
+        for (number, engine) in engines.iter().enumerate() {
             // Two neighbours name each other: no host is founder by accident.
             let peer = format!("10.98.0.{}", if number == 0 { 2 } else { 1 });
             let arguments = vec!["--secret-file".into(), secret.to_string_lossy().into_owned(), peer];
-            hosts.push(EngineHost::new(number, &dir, &outside, arguments));
+            let mut host = EngineHost::new(number, &dir, &outside, arguments);
+            host.engine_arguments = engine.to_vec();
+            hosts.push(host);
         }
         let ended = Arc::<AtomicBool>::default();
         answer_names(&outside, ended.clone());
@@ -130,7 +139,17 @@ impl EngineHost {
             Ok(std::fs::read_link(&own_mounts).ok() != std::fs::read_link("/proc/self/ns/mnt").ok())
         })
         .expect("a mount namespace of its own");
-        let host = EngineHost { name, ip, dir, ns, holder, engine: None, router: Mutex::default(), arguments };
+        let host = EngineHost {
+            name,
+            ip,
+            dir,
+            ns,
+            holder,
+            engine: None,
+            router: Mutex::default(),
+            arguments,
+            engine_arguments: Vec::new(),
+        };
         for (own, at) in [("run-docker", "/run/docker"), ("run-containerd", "/run/containerd"), ("etc", "/etc/docker")]
         {
             let own = host.dir.join(own);
@@ -232,7 +251,7 @@ impl EngineHost {
                 "--pidfile",
                 &path("engine.pid"),
             ]);
-            command.args(["-H", &format!("unix://{}", self.engine_socket().display())]);
+            command.args(["-H", &format!("unix://{}", self.engine_socket().display())]).args(&self.engine_arguments);
             let engine =
                 command.stdout(Stdio::null()).stderr(log).spawn().expect("dockerd is there: apt install docker.io");
             self.engine = Some(engine);

@@ -77,6 +77,17 @@ fn containers_of_three_engines_find_each_other_by_name() {
     a.await_resolved("member", "guest", &[], KNOWN);
     assert!(!c.pings("stranger", "member"));
 
+    // A container that was not started on a network of weft's.
+    a.docker(&["run", "-d", "--name", "plain", IMAGE, "sleep", "100000"]);
+    let attached = a.weft(&["attach", "plain", "--segment", "app", "--name", "plain"]);
+    let address = String::from_utf8_lossy(&attached.stdout).trim().to_owned();
+    let (ip, length) = address.split_once('/').unwrap_or_else(|| panic!("{attached:?}"));
+    assert_eq!(length, "12", "it is of the network's range");
+    b.await_resolved("client", "plain", &[ip.parse().unwrap()], KNOWN);
+    assert!(b.pings("client", "plain"));
+    a.docker(&["rm", "-f", "plain"]);
+    b.await_resolved("client", "plain", &[], KNOWN);
+
     // A container that is not well is not answered.
     let check = ["--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "1"];
     c.sleeper("ill", "app", &check);
@@ -120,7 +131,8 @@ fn create<'a>(more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     let _alone = alone();
-    let lan = Lan::start("networks", 2);
+    // One engine leaves the firewall alone, the other has it drop what it does not know.
+    let lan = Lan::start_with("networks", &[&[], &["--iptables=false"]]);
     let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
     refused(&a.try_docker(&["network", "create", "-d", "weft", "x"]), "--ipam-driver weft NAME");
     refused(&a.try_docker(&create(&["--subnet", "10.98.0.0/16", "x"])), "overlaps this host's route");
@@ -270,6 +282,20 @@ fn restarts_in_any_order_leave_nothing_behind() {
     lan.hosts[0].start_router();
     lan.hosts[0].start_engine();
     check(&lan, "kill -9 of both", &["always"]);
+
+    // Engines can leave containers running: nothing is told to the plugin then.
+    lan.hosts[0].docker(&["start", "once"]);
+    lan.hosts[0].end_engine(Signal::SIGTERM);
+    lan.hosts[0].engine_arguments = vec!["--live-restore"];
+    lan.hosts[0].start_engine();
+    lan.hosts[0].docker(&["start", "once"]);
+    check(&lan, "a restart with live-restore from now on", &["always", "once"]);
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        lan.hosts[0].end_engine(signal);
+        lan.hosts[0].start_engine();
+        check(&lan, &format!("{signal} to an engine with live-restore"), &["always", "once"]);
+    }
+    lan.hosts[0].docker(&["stop", "-t", "0", "once"]);
 
     lan.hosts[0].crash();
     lan.hosts[0].start_router();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use weft_crypto::HostLabel;
 
 use crate::records::{EndpointId, EndpointRecord, Service};
@@ -15,18 +15,20 @@ use crate::wire::SegmentId;
 
 type EndpointKey = (HostLabel, EndpointId);
 type Addresses = Arc<[(IpAddr, u8)]>;
+/// Most names have one holder: a tree for each would cost a thousand times its content.
+type Few<T> = Arc<[T]>;
 
 /// All names, and which hosts can be reached.
 #[derive(Clone, Default)]
 pub struct Names {
     own: HostLabel,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRecord>>,
-    by_name: OrdMap<Box<str>, OrdSet<(SegmentId, EndpointKey)>>,
-    by_ip: OrdMap<IpAddr, OrdSet<EndpointKey>>,
+    by_name: OrdMap<Box<str>, Few<(SegmentId, EndpointKey)>>,
+    by_ip: OrdMap<IpAddr, Few<EndpointKey>>,
     /// How many endpoints are in which segment, by the segments' names.
-    segments: OrdMap<Box<str>, OrdMap<SegmentId, usize>>,
+    segments: OrdMap<Box<str>, Few<(SegmentId, usize)>>,
     /// Names that people added, by name and by the host they were added on.
-    entries: OrdMap<Box<str>, OrdMap<HostLabel, Addresses>>,
+    entries: OrdMap<Box<str>, Few<(HostLabel, Addresses)>>,
     /// Hosts that can be reached, with the cost of the way there and the nickname.
     reach: Arc<BTreeMap<HostLabel, (u32, String)>>,
 }
@@ -88,12 +90,12 @@ impl Names {
         self.unset(host, id);
         let (key, segment) = ((host, id), SegmentId::of(&record.segment));
         for name in &record.names {
-            self.by_name.entry(folded(name)).or_default().insert((segment, key));
+            add(&mut self.by_name, folded(name), (segment, key));
         }
         for (ip, _) in &record.ips {
-            self.by_ip.entry(*ip).or_default().insert(key);
+            add(&mut self.by_ip, *ip, key);
         }
-        *self.segments.entry(folded(&record.segment)).or_default().entry(segment).or_default() += 1;
+        self.count_segment(record, 1);
         self.endpoints.insert(key, Arc::new(record.clone()));
     }
 
@@ -108,30 +110,25 @@ impl Names {
         for (ip, _) in &record.ips {
             withdraw(&mut self.by_ip, ip, &key);
         }
-        let name = folded(&record.segment);
-        if let Some(ids) = self.segments.get_mut(&name) {
-            match ids.get_mut(&segment) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => drop(ids.remove(&segment)),
-            }
-            if ids.is_empty() {
-                self.segments.remove(&name);
-            }
-        }
+        self.count_segment(&record, -1);
+    }
+
+    fn count_segment(&mut self, record: &EndpointRecord, change: isize) {
+        let (name, segment) = (folded(&record.segment), SegmentId::of(&record.segment));
+        let known = self.segments.get(&name).cloned().unwrap_or_default();
+        let before = known.iter().find(|(id, _)| *id == segment).map_or(0, |(_, count)| *count);
+        let others = known.iter().filter(|(id, _)| *id != segment).copied();
+        let after = before.saturating_add_signed(change);
+        replace(&mut self.segments, name, others.chain((after > 0).then_some((segment, after))).collect());
     }
 
     /// A name that people added on a host stands for addresses, or (with `None`) for nothing any more.
     pub fn set_entry(&mut self, host: HostLabel, name: &str, ips: Option<Vec<IpAddr>>) {
         let key = folded(name);
-        let mut hosts = self.entries.get(&key).cloned().unwrap_or_default();
-        match ips {
-            Some(ips) => drop(hosts.insert(host, ips.into_iter().map(|ip| (ip, 0)).collect())),
-            None => drop(hosts.remove(&host)),
-        }
-        match hosts.is_empty() {
-            true => self.entries.remove(&key).map(drop),
-            false => self.entries.insert(key, hosts).map(drop),
-        };
+        let known = self.entries.get(&key).cloned().unwrap_or_default();
+        let others = known.iter().filter(|(other, _)| *other != host).cloned();
+        let own = ips.map(|ips| (host, ips.into_iter().map(|ip| (ip, 0)).collect()));
+        replace(&mut self.entries, key, others.chain(own).collect());
     }
 
     /// Which hosts can be reached, this one included: the cost of the way there, and the nickname.
@@ -153,7 +150,7 @@ impl Names {
 
     fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
         let mut found = Found::default();
-        let keys = self.by_name.get(name).into_iter().flatten();
+        let keys = self.by_name.get(name).into_iter().flat_map(|keys| keys.iter());
         for (_, key) in keys.filter(|(segment, _)| scope.contains(segment)) {
             let Some(record) = self.endpoints.get(key) else { continue };
             if network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
@@ -161,7 +158,8 @@ impl Names {
                 found.holders.extend(self.holder(key.0, record));
             }
         }
-        let entries = self.entries.get(name).filter(|_| network.is_none()).into_iter().flatten();
+        let entries =
+            self.entries.get(name).filter(|_| network.is_none()).into_iter().flat_map(|entries| entries.iter());
         for (host, ips) in entries {
             found.is_known = true;
             let place = self.place(*host);
@@ -179,7 +177,12 @@ impl Names {
 
     /// Who has an address, and a name.
     pub fn holder_of(&self, scope: Scope, ip: IpAddr) -> Found<'_> {
-        let records = self.by_ip.get(&ip).into_iter().flatten().filter_map(|key| Some((key, self.endpoints.get(key)?)));
+        let records = self
+            .by_ip
+            .get(&ip)
+            .into_iter()
+            .flat_map(|keys| keys.iter())
+            .filter_map(|key| Some((key, self.endpoints.get(key)?)));
         let mut found = Found::default();
         for (key, record) in records {
             if !record.names.is_empty() && scope.contains(&SegmentId::of(&record.segment)) {
@@ -192,14 +195,15 @@ impl Names {
 
     /// The segments in which somebody has an address.
     pub fn segments_of(&self, ip: IpAddr) -> Vec<SegmentId> {
-        let records = self.by_ip.get(&ip).into_iter().flatten().filter_map(|key| self.endpoints.get(key));
+        let records =
+            self.by_ip.get(&ip).into_iter().flat_map(|keys| keys.iter()).filter_map(|key| self.endpoints.get(key));
         records.map(|record| SegmentId::of(&record.segment)).collect()
     }
 
     /// Whether anybody is in a segment that is called like this.
     pub fn has_segment(&self, scope: Scope, name: &str) -> bool {
-        let ids = self.segments.get(&folded(name)).into_iter().flatten();
-        ids.into_iter().any(|(segment, _)| scope.contains(segment))
+        let ids = self.segments.get(&folded(name));
+        ids.into_iter().flat_map(|ids| ids.iter()).any(|(segment, _)| scope.contains(segment))
     }
 
     fn holder<'a>(&'a self, host: HostLabel, record: &'a EndpointRecord) -> Option<Holder<'a>> {
@@ -230,13 +234,25 @@ fn folded(name: &str) -> Box<str> {
     name.to_ascii_lowercase().into()
 }
 
-fn withdraw<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, OrdSet<V>>, key: &K, value: &V) {
-    if let Some(set) = map.get_mut(key) {
-        set.remove(value);
-        if set.is_empty() {
-            map.remove(key);
-        }
+fn add<K: Ord + Clone, V: Ord + Copy>(map: &mut OrdMap<K, Few<V>>, key: K, value: V) {
+    let mut values = map.get(&key).map(|known| known.to_vec()).unwrap_or_default();
+    if let Err(at) = values.binary_search(&value) {
+        values.insert(at, value);
+        replace(map, key, values);
     }
+}
+
+fn withdraw<K: Ord + Clone, V: Ord + Copy>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
+    let Some(known) = map.get(key) else { return };
+    let left = known.iter().filter(|other| *other != value).copied().collect();
+    replace(map, key.clone(), left);
+}
+
+fn replace<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, Few<V>>, key: K, values: Vec<V>) {
+    match values.is_empty() {
+        true => map.remove(&key).map(drop),
+        false => map.insert(key, values.into()).map(drop),
+    };
 }
 
 #[cfg(test)]

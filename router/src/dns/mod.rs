@@ -7,7 +7,7 @@ mod sandbox;
 mod tcp;
 mod udp;
 mod upstream;
-mod zone;
+pub mod zone;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -306,7 +306,7 @@ fn encode(message: &Message) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use rand::{RngExt, SeedableRng};
+    use rand::SeedableRng;
     use weft_crypto::HostLabel;
     use weft_mesh::records::{EndpointRecord, Service};
     use weft_mesh::wire::SegmentId;
@@ -441,32 +441,6 @@ mod tests {
         for packet in [&many, &update, &good[..good.len() - 3].to_vec()] {
             let Verdict::Answer(bytes) = ask(&names(), packet, Transport::Udp) else { panic!("no error") };
             assert!(bytes.len() <= 12 && Message::from_vec(&bytes).unwrap().answers.is_empty());
-        }
-    }
-
-    /// Valid packets with bytes changed, cut and added, and plain noise: no crash, and no answer that is out of
-    /// proportion to its question.
-    #[test]
-    fn noise_is_survived_and_not_amplified() {
-        let names = names();
-        let mut random = ChaCha8Rng::seed_from_u64(3);
-        let kinds = [RecordType::A, RecordType::SRV, RecordType::PTR, RecordType::TXT, RecordType::ANY];
-        let texts = ["web.", "_http._tcp.web.app.weft.internal.", "1.0.0.10.in-addr.arpa.", "a.b.c.d.e.f.", "."];
-        for round in 0..200_000 {
-            let text = texts[round % texts.len()];
-            let mut packet = question(text, kinds[random.random_range(0..kinds.len())]).to_vec().unwrap();
-            for _ in 0..random.random_range(0..6) {
-                let at = random.random_range(0..packet.len());
-                match random.random_range(0..4) {
-                    0 => packet[at] = random.random(),
-                    1 => packet.truncate(at.max(1)),
-                    2 => packet.insert(at, random.random()),
-                    _ => packet.extend_from_slice(&[0xc0, random.random(), 0, 41, 255, 255]),
-                }
-            }
-            if let Verdict::Answer(bytes) = ask(&names, &packet, Transport::Udp) {
-                assert!(bytes.len() <= 1232, "{packet:02x?} is answered with {} bytes", bytes.len());
-            }
         }
     }
 }
