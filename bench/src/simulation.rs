@@ -59,6 +59,13 @@ fn address_family(count: u64) {
     if outcomes.is_empty() {
         return;
     }
+    let mut fenced: Vec<Duration> = outcomes.iter().filter_map(|outcome| outcome.fenced).collect();
+    fenced.sort_unstable();
+    eprintln!(
+        "addresses: in {} seeds an address was in two rings when they met; the last one was given up after {:?}",
+        fenced.len(),
+        fenced.last().copied().unwrap_or_default()
+    );
     println!(
         "| addresses | 0 to {} | {} to {} | {} | {} | {} | {:.0?} |",
         count - 1,

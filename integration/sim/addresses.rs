@@ -16,6 +16,8 @@ use super::queue::Queue;
 /// How often hosts hear who is there and what the rings' members announce.
 const GOSSIP: Duration = Duration::from_millis(200);
 /// How much longer than promised an answer may take: what the disk takes.
+/// How long after two rings could meet an address may still be in both.
+const FENCED_WITHIN: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,8 @@ pub struct Outcome {
     pub refused: usize,
     /// From the last fault until every host could hand out and nothing was in two places.
     pub convergence: Duration,
+    /// From when everything was mended until no address was in two places any more, if one was.
+    pub fenced: Option<Duration>,
 }
 
 struct World {
@@ -84,7 +88,7 @@ struct World {
     grants: BTreeMap<AllocationId, Grant>,
     granted: usize,
     refused: usize,
-    fenced: usize,
+    last_clash: Option<Duration>,
     story: Vec<String>,
 }
 
@@ -103,7 +107,8 @@ pub fn run(seed: u64) -> Outcome {
         world.run_for(Duration::from_millis(pause));
     }
     let convergence = world.calm();
-    Outcome { hosts: count, granted: world.granted, refused: world.refused, convergence }
+    let fenced = world.last_clash;
+    Outcome { hosts: count, granted: world.granted, refused: world.refused, convergence, fenced }
 }
 
 impl World {
@@ -136,7 +141,7 @@ impl World {
             grants: BTreeMap::new(),
             granted: 0,
             refused: 0,
-            fenced: 0,
+            last_clash: None,
             story: vec![format!("seed {seed}: {count} hosts, {range}")],
         }
     }
@@ -331,7 +336,6 @@ impl World {
             Output::Reply(ticket, result) => self.on_reply(ticket, result),
             Output::Announce(range, announcement) => drop(self.hosts[number].announced.insert(range, announcement)),
             Output::Fence(id, _) => {
-                self.fenced += 1;
                 self.grants.remove(&id);
             }
             Output::GivenUp(ticket, _) => drop(self.tickets.remove(&ticket)),
@@ -535,6 +539,11 @@ impl World {
         let start = self.now;
         loop {
             self.run_for(Duration::from_millis(200));
+            if self.clash().is_some() {
+                let since = self.now.since(start);
+                assert!(since <= FENCED_WITHIN, "{:?} after {since:?}\n{}", self.clash(), self.story.join("\n"));
+                self.last_clash = Some(since);
+            }
             let Some(problem) = self.problem() else { break };
             let waited = self.now.since(start);
             assert!(waited < Duration::from_secs(30), "after {waited:?}: {problem}\n{}", self.story.join("\n"));
@@ -573,6 +582,11 @@ impl World {
         if rings.len() > 1 {
             return Some(format!("there are {} rings", rings.len()));
         }
+        self.clash()
+    }
+
+    /// An address that two hosts have, each from its own ring: whoever has it wrongly is not fenced yet.
+    fn clash(&self) -> Option<String> {
         let mut seen: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
         self.grants.values().find_map(|grant| {
             let other = seen.insert(grant.address, grant.host)?;
