@@ -15,9 +15,9 @@ use super::queue::Queue;
 
 /// How often hosts hear who is there and what the rings' members announce.
 const GOSSIP: Duration = Duration::from_millis(200);
-/// How much longer than promised an answer may take: what the disk takes.
 /// How long after two rings could meet an address may still be in both.
 const FENCED_WITHIN: Duration = Duration::from_secs(2);
+/// How much longer than promised an answer may take: what the disk takes.
 const SLACK: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(60);
 
