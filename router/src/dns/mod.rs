@@ -1,6 +1,6 @@
 //! Names for containers: what weft knows is answered from memory, everything else by those who are asked otherwise.
 //!
-//! A question's way: [`udp`] or [`tcp`] reads it, [`zone`] answers it or not, [`upstream`] asks others. [`sandbox`] brings
+//! A question's way: `udp` or `tcp` reads it, `zone` answers it or not, `upstream` asks others. `sandbox` brings
 //! the questions of containers here without their doing.
 
 mod sandbox;

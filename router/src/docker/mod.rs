@@ -1,8 +1,8 @@
 //! A Docker engine's network and IPAM driver.
 //!
-//! A call's way: [`plugin`] reads it off the socket, [`pools`] (addresses) or [`driver`] (networks, endpoints) does it,
-//! the attachments make interfaces and records. Names do not come with calls: [`watch`] asks the engine for them by
-//! [`api`]. [`spread`] makes here what other hosts have, [`publish`] keeps the firewall's rules.
+//! A call's way: `plugin` reads it off the socket, `pools` (addresses) or `driver` (networks, endpoints) does it,
+//! the attachments make interfaces and records. Names do not come with calls: `watch` asks the engine for them by
+//! `api`. `spread` makes here what other hosts have, `publish` keeps the firewall's rules.
 
 mod api;
 mod driver;
