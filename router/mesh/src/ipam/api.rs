@@ -68,7 +68,7 @@ pub enum Output {
     Persist(Vec<u8>, Option<Vec<u8>>),
     /// The answer to a request.
     Reply(Ticket, Result<Ipv4Addr, Error>),
-    /// The answer to [`Ipam::give_up`].
+    /// The answer to [`super::Ipam::give_up`].
     GivenUp(Ticket, Result<(), Error>),
     /// Tell all hosts how far the ring of a range has come.
     Announce(Range, Announcement),
