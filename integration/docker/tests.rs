@@ -210,6 +210,21 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     let direct = format!("{}:80", a.ip("served", "full"));
     assert!(a.inside(|| answers(&direct)), "the host reaches its containers");
 
+    // A container's ports stay its own when it comes into another network, and when it leaves the first.
+    a.docker(&create(&["--subnet", "10.62.0.0/24", "second"]));
+    a.docker(&["network", "connect", "second", "served"]);
+    await_true("a published port is lost on connect", || Ok(from_outside())).unwrap();
+    a.docker(&["network", "disconnect", "full", "served"]);
+    await_true("a published port is lost on disconnect", || Ok(from_outside())).unwrap();
+
+    // Gateways answer names, and pass on what they do not know.
+    let (outside, outside_ip) = OUTSIDE_NAME;
+    let by_gateway = |container: &str, name: &str, gateway: &str| {
+        String::from_utf8_lossy(&a.try_docker(&["exec", container, "nslookup", name, gateway]).stdout).into_owned()
+    };
+    assert!(by_gateway("one", "two", "10.50.0.9").contains(&second.to_string()));
+    assert!(by_gateway("one", outside, "10.50.0.9").contains(&outside_ip.to_string()));
+
     // Rules that somebody flushed come back.
     assert!(a.run(&["nft", "flush", "ruleset"]).status.success());
     await_true("a published port does not come back after a flush", || Ok(from_outside())).unwrap();
@@ -222,6 +237,8 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     b.sleeper("in-b", "inner", &[]);
     await_true("an internal network does not carry", || Ok(a.pings("in-a", "in-b"))).unwrap();
     assert!(!a.pings("in-a", "10.98.0.254") && !b.pings("in-b", "10.98.0.254"));
+    assert!(by_gateway("in-a", "in-b", "10.32.0.1").contains(&b.ip("in-b", "inner").to_string()));
+    assert!(!by_gateway("in-a", outside, "10.32.0.1").contains(&outside_ip.to_string()), "a way out by names");
 
     a.docker(&["rm", "-f", "one", "served", "in-a"]);
     b.docker(&["rm", "-f", "two", "in-b"]);

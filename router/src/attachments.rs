@@ -21,7 +21,7 @@ use crate::addresses::{self, Lease, range_of};
 use crate::engine::{EngineHandle, Fenced};
 use crate::error::{Doing, Failure, Result};
 use crate::interfaces;
-use crate::netlink::{Prefix, in_namespace, network};
+use crate::netlink::{Prefix, in_namespace, network, overlaps};
 use crate::options::Cidr;
 use crate::state::Store;
 use crate::taps::{Segments, remove_unused};
@@ -86,6 +86,9 @@ pub struct Attachment {
     /// The largest packet of its interface, if the network has its own.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Whether its segment's gateway leads nowhere.
+    #[serde(default)]
+    pub is_internal: bool,
 }
 
 fn yes() -> bool {
@@ -277,7 +280,8 @@ impl Attachments {
     /// Gives a container (or the host) an interface in a segment; returns its addresses, one a line.
     pub async fn attach(&self, request: AttachRequest) -> Result<Vec<String>> {
         let segment = request.segment.clone().unwrap_or_else(|| DEFAULT_SEGMENT.into());
-        let ips = request.ips.iter().map(|ip| self.parse_ip(ip)).collect::<Result<Vec<Prefix>>>()?;
+        let grounds = self.grounds_of(&segment);
+        let ips = request.ips.iter().map(|ip| parse_ip(ip, &grounds)).collect::<Result<Vec<Prefix>>>()?;
         if ips.len() > MAX_LIST {
             return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
         }
@@ -299,12 +303,23 @@ impl Attachments {
             },
             None => Place::Host,
         };
-        let grounds = self.grounds_of(&segment);
         let gateways = grounds.iter().filter_map(|ground| ground.gateway).collect();
         let (names, leases, services) = (request.names, Vec::new(), Vec::new());
         let ips_given = ips.clone();
-        let mut attachment =
-            Attachment { id, segment, ips, names, mac, place, leases, gateways, healthy: true, services, mtu: None };
+        let mut attachment = Attachment {
+            id,
+            segment,
+            ips,
+            names,
+            mac,
+            place,
+            leases,
+            gateways,
+            healthy: true,
+            services,
+            mtu: None,
+            is_internal: false,
+        };
         if let Some(problem) = attachment.record().problem() {
             return Err(Failure::Usage(problem.into()));
         }
@@ -447,21 +462,6 @@ impl Attachments {
         let mut inside = self.inside.lock().await;
         inside.sweep().await;
         inside
-    }
-
-    /// `ADDR/LEN`, or `ADDR` with the length of the network's range or what is usual.
-    fn parse_ip(&self, text: &str) -> Result<Prefix> {
-        let bad = || Failure::Usage(format!("{text} is no address: it takes ADDR or ADDR/LEN"));
-        if text.contains('/') {
-            return text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|_| bad());
-        }
-        let ip: IpAddr = text.parse().map_err(|_| bad())?;
-        let length = match ip {
-            IpAddr::V4(_) if network((ip, self.range.0.1)) == self.range.0.0 => self.range.0.1,
-            IpAddr::V4(_) => 24,
-            IpAddr::V6(_) => 64,
-        };
-        Ok((ip, length))
     }
 }
 
@@ -623,6 +623,18 @@ impl Inside {
             Ok(())
         })
     }
+}
+
+/// `ADDR/LEN`, or `ADDR` with the length of the segment's range that it is in, or what is usual.
+fn parse_ip(text: &str, grounds: &[Ground]) -> Result<Prefix> {
+    let bad = || Failure::Usage(format!("{text} is no address: it takes ADDR or ADDR/LEN"));
+    if text.contains('/') {
+        return text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|_| bad());
+    }
+    let ip: IpAddr = text.parse().map_err(|_| bad())?;
+    let (whole, usual) = if ip.is_ipv4() { (32, 24) } else { (128, 64) };
+    let around = grounds.iter().find(|ground| overlaps(ground.prefix, (ip, whole)));
+    Ok((ip, around.map_or(usual, |ground| ground.prefix.1)))
 }
 
 fn random_id() -> Result<EndpointId> {

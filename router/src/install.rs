@@ -7,10 +7,14 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde_json::Value;
 
 use crate::error::{Doing, Failure, Result};
-use crate::options::parse_peer;
-use crate::state;
+use crate::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, parse_peer};
+use crate::{client, docker, state};
 
 const BINARY: &str = "/usr/local/bin/weft";
 const CONFIG: &str = "/etc/weft/config.toml";
@@ -76,11 +80,27 @@ pub fn install(args: &InstallArgs) -> Result<String> {
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "weft.service"])?;
         systemctl(&["restart", "weft.service"])?;
+        await_network();
         said.push_str("weft runs; see: weft status\n");
     } else {
         said.push_str("installed; start it with: systemctl enable --now weft\n");
     }
     Ok(said)
+}
+
+/// Where an engine runs, its network `weft` is there a moment after the router.
+fn await_network() {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    let end = Instant::now() + PATIENCE;
+    while Path::new(DEFAULT_DOCKER_SOCKET).exists() && Instant::now() < end {
+        let status = client::ask::<Value>(Path::new(DEFAULT_SOCKET), Method::GET, "/status", &Value::Null);
+        let networks = runtime.block_on(status).unwrap_or_default()["docker"]["networks"].clone();
+        if networks.as_array().is_some_and(|networks| networks.iter().any(|name| name == docker::NAME)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The engine looks for its plugin when it starts containers: weft is ready before it starts.

@@ -16,6 +16,8 @@ use crate::state::SecretSource;
 
 /// The port that routers listen on.
 pub const DEFAULT_PORT: u16 = 6783;
+/// The engine's socket, unless told otherwise.
+pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
 /// How many seconds a host may be gone before others take its place.
 const DEFAULT_GRACE: u64 = 3600;
 /// The longest domain: with a container's and a network's name before it, it still is a domain name.
@@ -302,7 +304,7 @@ impl LaunchArgs {
             spread: !self.no_spread,
             plugin_dir: self.plugin_dir.unwrap_or_else(|| "/run/docker/plugins".into()),
             dns_domain: domain,
-            docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
+            docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
         })
     }

@@ -26,7 +26,11 @@ pub fn report(status: &Status, api: &Api) -> Value {
         "targets": status.targets,
         "ipam": ipam(status, &options.range.to_string()),
         "dns": dns(api),
-        "docker": { "plugin": api.docker.as_ref().map(|_| docker::NAME), "engine": engine.as_deref() },
+        "docker": {
+            "plugin": api.docker.as_ref().map(|_| docker::NAME),
+            "engine": engine.as_deref(),
+            "networks": api.docker.as_ref().map(|docker| docker.network_names()).unwrap_or_default(),
+        },
     })
 }
 

@@ -89,6 +89,8 @@ pub struct Dns {
     shared: Arc<Shared>,
     udp: UdpServer,
     host: Arc<Upstream>,
+    /// For those who are to hear of nothing outside.
+    nobody: Arc<Upstream>,
     /// Where weft itself listens.
     own: Arc<Mutex<Vec<SocketAddr>>>,
     state: Mutex<State>,
@@ -101,7 +103,8 @@ struct State {
 }
 
 /// A place to listen: an address, and the device, by name and index, if the address is several bridges'.
-type Spot = (SocketAddr, Option<(String, u32)>, Audience);
+/// Whether those who ask there may hear of the outside comes last.
+type Spot = (SocketAddr, Option<(String, u32)>, Audience, bool);
 
 struct Serving {
     udp: usize,
@@ -155,12 +158,13 @@ impl Dns {
         let dns = Arc::new(Dns {
             udp: UdpServer::start(shared.clone())?,
             shared,
+            nobody: Upstream::nobody(),
             host: Upstream::host(RESOLV_CONF.into(), own.clone()),
             own,
             state: Mutex::default(),
         });
         if let Some(address) = options.dns_listen {
-            let place = (address, None, Audience::Host(None));
+            let place = (address, None, Audience::Host(None), true);
             let serving = dns.listen(&place)?;
             dns.state().places.insert(place, serving);
             dns.note_own();
@@ -175,12 +179,10 @@ impl Dns {
     /// Where it listens, for people; and how many containers ask it without knowing.
     pub fn places(&self) -> (Vec<String>, usize, usize) {
         let state = self.state();
-        let listen = state.places.keys().map(|(address, device, _)| match device {
-            Some((device, _)) => format!("{address}%{device}"),
-            None => address.to_string(),
-        });
+        // Several bridges may have one gateway address.
+        let listen: BTreeSet<SocketAddr> = state.places.keys().map(|(address, ..)| *address).collect();
         let served = state.sandboxes.values().filter(|resident| resident.serving.is_some()).count();
-        (listen.collect(), served, state.sandboxes.len() - served)
+        (listen.iter().map(SocketAddr::to_string).collect(), served, state.sandboxes.len() - served)
     }
 
     /// Leaves containers as their engine made them.
@@ -193,7 +195,7 @@ impl Dns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn listen(&self, (address, device, audience): &Spot) -> Result<Serving> {
+    fn listen(&self, (address, device, audience, is_open): &Spot) -> Result<Serving> {
         let what = || format!("cannot answer DNS on {address}");
         let open = |kind, protocol| {
             let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -209,7 +211,8 @@ impl Dns {
         let udp = open(Type::DGRAM, Protocol::UDP).doing(what)?;
         let tcp = open(Type::STREAM, Protocol::TCP).doing(what)?;
         tcp.listen(64).doing(what)?;
-        self.serve(udp.into(), tcp.into(), audience.clone(), &self.host)
+        let upstream = if *is_open { &self.host } else { &self.nobody };
+        self.serve(udp.into(), tcp.into(), audience.clone(), upstream)
     }
 
     fn serve(
@@ -272,21 +275,24 @@ async fn keep_places(dns: Arc<Dns>, attachments: Arc<Attachments>, operator: Opt
     let changed = attachments.changed();
     loop {
         let mut wanted: BTreeSet<Spot> =
-            operator.map(|address| (address, None, Audience::Host(None))).into_iter().collect();
-        for attachment in attachments.all().await {
+            operator.map(|address| (address, None, Audience::Host(None), true)).into_iter().collect();
+        let all = attachments.all().await;
+        let internal: BTreeSet<&str> = all.iter().filter(|a| a.is_internal).map(|a| a.segment.as_str()).collect();
+        for attachment in &all {
             let segment = SegmentId::of(&attachment.segment);
+            let is_open = !internal.contains(attachment.segment.as_str());
             let audience = Audience::Segments(vec![segment]);
             let bridge = bridge_name(segment);
             if let Ok(index) = nix::net::if_::if_nametoindex(bridge.as_str()) {
                 for gateway in &attachment.gateways {
                     // A bridge that was made anew has another index, and sockets are bound to that.
                     let device = Some((bridge.clone(), index));
-                    wanted.insert((SocketAddr::new(*gateway, 53), device, audience.clone()));
+                    wanted.insert((SocketAddr::new(*gateway, 53), device, audience.clone(), is_open));
                 }
             }
             if attachment.place == Place::Host {
                 let own = attachment.ips.iter().map(|(ip, _)| SocketAddr::new(*ip, 53));
-                wanted.extend(own.map(|address| (address, None, Audience::Host(Some(segment)))));
+                wanted.extend(own.map(|address| (address, None, Audience::Host(Some(segment)), true)));
             }
         }
         let there: BTreeSet<Spot> = dns.state().places.keys().cloned().collect();

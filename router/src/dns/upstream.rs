@@ -52,6 +52,8 @@ pub struct Upstream {
 }
 
 enum Kind {
+    /// None.
+    Nobody,
     /// The host's resolvers.
     Host(Resolvers),
     /// The engine's resolver, in a container's network namespace.
@@ -64,6 +66,11 @@ impl Upstream {
     fn new(kind: Kind) -> Arc<Upstream> {
         let room = Semaphore::new(MAX_UNDER_WAY);
         Arc::new(Upstream { kind, room, questions: Tally::default(), askers: Tally::default() })
+    }
+
+    /// Nobody: there is no way out.
+    pub fn nobody() -> Arc<Upstream> {
+        Upstream::new(Kind::Nobody)
     }
 
     /// The resolvers of a `resolv.conf`, those left out that `own` names: they are weft's.
@@ -85,6 +92,7 @@ impl Upstream {
         let _asker = self.askers.count(from, MAX_OF_ONE)?;
         let _question = self.questions.count(digest_of(&question(packet)?.to_ascii_lowercase()), MAX_SAME)?;
         let mut answer = match &self.kind {
+            Kind::Nobody => return None,
             Kind::Host(resolvers) => resolvers.ask(packet, transport).await?,
             Kind::Engine { socket, waiting, namespace } => match transport {
                 Transport::Udp => ask_engine(socket, waiting, packet).await?,
@@ -288,8 +296,9 @@ async fn ask_engine(socket: &UdpSocket, waiting: &Waiting, packet: &[u8]) -> Opt
         id
     };
     let id = id.to_be_bytes();
-    socket.send_to(&[&id, &packet[2..]].concat(), ENGINE_RESOLVER).await.ok()?;
-    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    let sent = socket.send_to(&[&id, &packet[2..]].concat(), ENGINE_RESOLVER).await;
+    let patience = if sent.is_ok() { PATIENCE } else { Duration::ZERO };
+    let answer = tokio::time::timeout(patience, answer).await;
     if answer.is_err() {
         waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&u16::from_be_bytes(id));
     }

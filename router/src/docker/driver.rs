@@ -128,11 +128,13 @@ impl Driver {
         let given = request.option(UID_OPTION).and_then(short_id);
         let uid = given.or_else(|| short_id(id)).ok_or_else(|| Failure::new("no network id of an engine"))?;
         let (internal, ipv6) = (request.is_set(INTERNAL), request.is_set(ENABLE_IPV6));
-        for (prefix, _) in &subnets {
-            self.pools.settle(*prefix, id)?;
-        }
+        let prefixes: Vec<Prefix> = subnets.iter().map(|(prefix, _)| *prefix).collect();
         let name = None;
+        // A pool whose network is not there would be taken for abandoned.
         self.networks.set(id, Network { subnets, set_aside, internal, ipv6, mtu, segment, name, uid })?;
+        for prefix in prefixes {
+            self.pools.settle(prefix, id)?;
+        }
         self.report_subnets();
         Ok(())
     }
@@ -215,7 +217,9 @@ impl Driver {
     pub async fn delete_endpoint(&self, id: &str) -> Result<()> {
         // What is kept goes last: it is what a restarted router knows the rest by.
         self.go(id).await?;
-        self.endpoints.remove(id).map(drop)
+        self.endpoints.remove(id)?;
+        self.kit.sandboxes.notify_one();
+        Ok(())
     }
 
     /// `Join`: the container's interface is made and its records are written.
@@ -234,7 +238,9 @@ impl Driver {
             )));
         }
         self.refuse_overlap(request, &endpoint)?;
-        self.publisher.publish(&request.endpoint_id, &endpoint)?;
+        if !network.internal && !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key) {
+            self.publisher.publish(&request.endpoint_id, &endpoint)?;
+        }
         let source = format!("wq{}", hex::encode(&id[..5]));
         let attachment = Attachment {
             id,
@@ -252,6 +258,7 @@ impl Driver {
             healthy: true,
             services: Vec::new(),
             mtu: network.mtu,
+            is_internal: network.internal,
         };
         let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
         let joined = match self.kit.attachments.join(attachment).await {
@@ -309,15 +316,32 @@ impl Driver {
     /// `Leave`. The interface is back, or gone with the container.
     pub async fn leave(&self, id: &str) -> Result<()> {
         self.go(id).await?;
-        self.endpoints.update(id, |endpoint| endpoint.sandbox = None).map(drop)
+        self.endpoints.update(id, |endpoint| endpoint.sandbox = None)?;
+        self.kit.sandboxes.notify_one();
+        Ok(())
     }
 
     async fn go(&self, id: &str) -> Result<()> {
-        self.publisher.unpublish(id);
+        if self.publisher.unpublish(id)
+            && let Some(sandbox) = self.endpoints.find(id).and_then(|endpoint| endpoint.sandbox)
+        {
+            self.hand_over_ports(id, &sandbox);
+        }
         let left = self.kit.attachments.leave(attachment_id(id)?).await;
         self.publisher.wanted.notify_one();
-        self.kit.sandboxes.notify_one();
         left
+    }
+
+    /// A container's ports are published by one of its endpoints: the engine gives them to each.
+    fn hand_over_ports(&self, from: &str, sandbox: &str) {
+        let is_open = |endpoint: &Endpoint| self.networks.find(&endpoint.network).is_some_and(|n| !n.internal);
+        let others = self.endpoints.all().into_iter();
+        let mut others = others.filter(|(id, endpoint)| id != from && endpoint.sandbox.as_deref() == Some(sandbox));
+        if let Some((id, heir)) = others.find(|(_, endpoint)| is_open(endpoint))
+            && let Err(error) = self.publisher.publish(&id, &heir)
+        {
+            warn!("a port of a running container is no longer published: {error}");
+        }
     }
 
     /// The engine tells what a network and its containers are called only when asked, and only now.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -70,6 +70,8 @@ pub struct Docker {
     busy: Mutex<BTreeMap<String, bool>>,
     compared: AtomicBool,
     makes_standing: AtomicBool,
+    /// Bridges of the engine's own networks.
+    foreign: ArcSwap<BTreeSet<String>>,
 }
 
 /// A container on weft networks: where it is, and in which segments.
@@ -120,6 +122,7 @@ impl Docker {
             busy: Mutex::default(),
             compared: AtomicBool::new(false),
             makes_standing: AtomicBool::new(true),
+            foreign: ArcSwap::default(),
         });
         docker.restore().await?;
         tasks.spawn(plugin::serve(bound.listener, docker.clone()));
@@ -138,8 +141,12 @@ impl Docker {
         for lost in self.pools.lost(&self.driver.used()).await? {
             self.kit.attachments.fence(([0; 16], lost)).await;
         }
+        let mut published = BTreeSet::new();
         for (id, endpoint) in self.driver.endpoints.all() {
-            if endpoint.sandbox.is_some()
+            let is_open = self.driver.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
+            // One of a container's endpoints publishes its ports.
+            if let Some(sandbox) = endpoint.sandbox.clone().filter(|_| is_open)
+                && published.insert(sandbox)
                 && let Err(error) = self.driver.publisher.publish(&id, &endpoint)
             {
                 warn!("a port of a running container is no longer published: {error}");
@@ -169,6 +176,11 @@ impl Docker {
         all.into_iter().map(|(path, segments)| Sandbox { path, segments }).collect()
     }
 
+    /// What weft's networks are called.
+    pub fn network_names(&self) -> BTreeSet<String> {
+        self.driver.networks.all().into_iter().filter_map(|(_, network)| network.name).collect()
+    }
+
     /// Told when containers came or went.
     pub fn sandboxes_changed(&self) -> Arc<Notify> {
         self.kit.sandboxes.clone()
@@ -182,7 +194,7 @@ impl Docker {
     }
 
     async fn plan(&self) -> Plan {
-        let mut plan = Plan::default();
+        let mut plan = Plan { foreign: BTreeSet::clone(&self.foreign.load()), ..Plan::default() };
         for attachment in self.kit.attachments.all().await {
             let bridge = bridge_name(SegmentId::of(&attachment.segment));
             let Place::Docker { network, .. } = &attachment.place else {

@@ -135,9 +135,10 @@ impl Pools {
             IpAddr::V4(_) if range_of(prefix).is_none() || part.is_some_and(|part| range_of(part).is_none()) => {
                 Err(Failure::new(format!("the subnet {} is no range to hand out of: it takes /8 to /30", Cidr(prefix))))
             }
-            IpAddr::V6(_) if prefix.1 > 112 => {
-                Err(Failure::new(format!("the subnet {} is too small: it takes /112 or larger", Cidr(prefix))))
-            }
+            IpAddr::V6(_) if part.unwrap_or(prefix).1 > 112 => Err(Failure::new(format!(
+                "the subnet {} is too small: it takes /112 or larger",
+                Cidr(part.unwrap_or(prefix))
+            ))),
             _ => Ok(()),
         }
     }
@@ -371,7 +372,8 @@ fn random_in(base: Ipv6Addr, length: u8) -> Result<IpAddr> {
     SysRng.try_fill_bytes(&mut bytes).doing(|| "cannot get random bytes from the system".into())?;
     let host = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
     // Neither the network's own address nor its gateway's.
-    Ok(IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | u128::from_be_bytes(bytes) & host | 1 << 15)))
+    let own = (u128::from_be_bytes(bytes) & host).max(2);
+    Ok(IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | own)))
 }
 
 /// The mesh's IPv6 prefix: unique-local (RFC 4193), the same on every host without agreement.

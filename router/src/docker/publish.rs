@@ -22,6 +22,7 @@ use crate::error::{Doing, Failure, Result};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const DNS_PORT: u16 = 53;
 /// Matches the bridges of all segments.
 const BRIDGES: &str = "weft*";
 
@@ -60,6 +61,8 @@ pub struct Plan {
     pub internal: BTreeSet<String>,
     /// Bridges with attached containers only, which have no way out by themselves.
     pub attached: BTreeSet<String>,
+    /// Bridges of the engine's own networks.
+    pub foreign: BTreeSet<String>,
     /// Whether containers that reach the outside have IPv6.
     pub has_ipv6: bool,
 }
@@ -98,9 +101,9 @@ impl Publisher {
         Ok(())
     }
 
-    /// Lets go of an endpoint's ports.
-    pub fn unpublish(&self, id: &str) {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// Lets go of an endpoint's ports; whether it had any.
+    pub fn unpublish(&self, id: &str) -> bool {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(id).is_some()
     }
 
     /// Makes the rules what they are to be, if they are not.
@@ -109,7 +112,7 @@ impl Publisher {
             let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
             published.values().flat_map(|published| published.ports.clone()).collect()
         };
-        if plan == &Plan::default() {
+        if plan.open.is_empty() && plan.internal.is_empty() && plan.attached.is_empty() {
             return if self.has_rules.load(Ordering::Relaxed) { self.remove().await } else { Ok(()) };
         }
         self.has_rules.store(true, Ordering::Relaxed);
@@ -196,6 +199,9 @@ fn forward(plan: &Plan, is_published: bool) {
     for bridge in &plan.open {
         let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), local);
     }
+    if plan.open.is_empty() {
+        return;
+    }
     let _ = std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
     if plan.has_ipv6 && std::fs::read("/proc/sys/net/ipv6/conf/all/forwarding").is_ok_and(|old| old.starts_with(b"0")) {
         // A host that forwards no longer listens to routers, unless told to.
@@ -239,7 +245,8 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         text,
-        " chain prerouting {{\n  type nat hook prerouting priority -101; policy accept;\n{from_outside} }}\n \
+        " chain prerouting {{\n  type nat hook prerouting priority -101; policy accept;\n  \
+         iifname \"{BRIDGES}\" meta l4proto {{ tcp, udp }} th dport 53 return\n{from_outside} }}\n \
          chain output {{\n  type nat hook output priority -101; policy accept;\n{from_here} }}\n \
          chain postrouting {{\n  type nat hook postrouting priority 99; policy accept;\n  \
          oifname \"{BRIDGES}\" ip saddr 127.0.0.0/8 masquerade\n  \
@@ -270,7 +277,7 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
          iifname \"{BRIDGES}\" ct status dnat accept\n"
     );
     // The engine keeps its own networks apart; weft's are none of those.
-    for other in ["docker*", "br-*"] {
+    for other in &plan.foreign {
         let _ = writeln!(text, "  iifname \"{BRIDGES}\" oifname \"{other}\" drop");
     }
     text.push_str(" }\n");
@@ -296,6 +303,10 @@ fn reserve(binding: &PortBinding) -> Result<(Vec<Socket>, u16)> {
         socket.bind(&SocketAddr::new(host, port).into())?;
         Ok::<Socket, std::io::Error>(socket)
     };
+    if *host_port == DNS_PORT {
+        // Gateways answer there: it cannot be taken for this host as a whole.
+        return Ok((Vec::new(), DNS_PORT));
+    }
     let mut refused = None;
     for port in *host_port..=(*host_port_end).max(*host_port) {
         match take(port) {
@@ -352,7 +363,13 @@ mod tests {
             Port { protocol: UDP, host: Some(IpAddr::from([192, 0, 2, 1])), host_port: 53, to },
         ]);
         let one = |name: &str| BTreeSet::from([name.to_owned()]);
-        let plan = Plan { open: one("weft1"), internal: one("weft2"), attached: one("weft3"), has_ipv6: false };
+        let plan = Plan {
+            open: one("weft1"),
+            internal: one("weft2"),
+            attached: one("weft3"),
+            foreign: one("docker0"),
+            has_ipv6: false,
+        };
         let text = rules(&plan, &ports);
         for expected in [
             "meta nfproto ipv4 fib daddr type local tcp dport 8080 dnat ip to 10.32.0.5:80",
@@ -360,7 +377,7 @@ mod tests {
             "iifname { \"weft1\" } oifname != \"weft*\" masquerade",
             "iifname { \"weft2\" } drop",
             "iifname \"weft3\" oifname \"weft3\" accept",
-            "iifname \"weft*\" oifname \"docker*\" drop",
+            "iifname \"weft*\" oifname \"docker0\" drop",
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }

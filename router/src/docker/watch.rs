@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bollard::models::{EventMessage, EventMessageTypeEnum};
+use bollard::models::{EventMessage, EventMessageTypeEnum, Network};
 use futures_util::StreamExt;
 use tracing::{debug, info, warn};
 
@@ -157,10 +157,26 @@ impl Docker {
     }
 }
 
+/// The bridge of a network of the engine's own.
+fn bridge_of(network: &Network) -> Option<String> {
+    let id = network.id.as_deref().filter(|_| network.driver.as_deref() == Some("bridge"))?;
+    let named = network.options.as_ref().and_then(|options| options.get("com.docker.network.bridge.name").cloned());
+    // It goes into rules as it is.
+    let named =
+        named.filter(|name| name.len() < 16 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    named.or_else(|| Some(format!("br-{}", id.get(..12)?)))
+}
+
 /// Learns what networks are called; returns the ids of those that are weft's.
 async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
     let mut ours = BTreeSet::new();
-    for network in docker.api.networks().await? {
+    let networks = docker.api.networks().await?;
+    let foreign: BTreeSet<String> = networks.iter().filter_map(bridge_of).collect();
+    if **docker.foreign.load() != foreign {
+        docker.foreign.store(Arc::new(foreign));
+        docker.driver.publisher.wanted.notify_one();
+    }
+    for network in networks {
         let (Some(id), Some(name)) = (network.id, network.name) else { continue };
         if docker.driver.name_network(&id, &name).await?.is_some() {
             ours.insert(id);
