@@ -335,14 +335,18 @@ fn a_host_behind_a_masquerade_is_a_full_member() {
     mesh.await_all_reach_all(1000);
     // The NAT forgets and maps anew, to another port: the host inside is found at its new address.
     let gateway = &mesh.hosts[1].ns;
-    gateway
-        .run(|| {
-            for name in ["udp_timeout", "udp_timeout_stream"] {
-                std::fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"), "1").unwrap();
-            }
-        })
-        .unwrap();
+    let remember_for = |seconds: &str| {
+        gateway
+            .run(|| {
+                for name in ["udp_timeout", "udp_timeout_stream"] {
+                    std::fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"), seconds).unwrap();
+                }
+            })
+            .unwrap();
+    };
     nft(gateway, "table inet pause { chain f { type filter hook forward priority 0; drop; } }");
+    // Even packets that go no further keep a mapping alive, and hosts keep trying.
+    remember_for("0");
     std::thread::sleep(Duration::from_secs(3));
     nft(gateway, "delete table ip nat");
     nft(
@@ -350,6 +354,7 @@ fn a_host_behind_a_masquerade_is_a_full_member() {
         "table ip nat { chain post { type nat hook postrouting priority 100; \
          meta l4proto udp oifname w0 masquerade to :40000-40100; } }",
     );
+    remember_for("30");
     nft(gateway, "delete table inet pause");
     let (near, far) = (&mesh.containers[from].ns, mesh.containers[to].ips[0]);
     await_true("the link did not survive a new mapping", || {
