@@ -238,9 +238,15 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     await_true("an internal network does not carry", || Ok(a.pings("in-a", "in-b"))).unwrap();
     assert!(!a.pings("in-a", "10.98.0.254") && !b.pings("in-b", "10.98.0.254"));
     assert!(by_gateway("in-a", "in-b", "10.32.0.1").contains(&b.ip("in-b", "inner").to_string()));
+    // A container that is in an internal network first publishes its ports all the same, once it has a way out.
+    let late = ["-p", "8090:80", IMAGE, "httpd", "-f", "-p", "80", "-h", "/bin"];
+    a.docker(&[&["run", "-d", "--name", "late", "--network", "inner"], &late[..]].concat());
+    a.docker(&["network", "connect", "second", "late"]);
+    let from_outside = || lan.outside.run(|| answers("10.98.0.1:8090")).unwrap();
+    await_true("a port is not published by the second network", || Ok(from_outside())).unwrap();
     assert!(!by_gateway("in-a", outside, "10.32.0.1").contains(&outside_ip.to_string()), "a way out by names");
 
-    a.docker(&["rm", "-f", "one", "served", "in-a"]);
+    a.docker(&["rm", "-f", "one", "served", "in-a", "late"]);
     b.docker(&["rm", "-f", "two", "in-b"]);
     for host in [a, b] {
         await_true("something is left", || Ok(host.used() == 0 && host.interfaces().is_empty()))

@@ -6,94 +6,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rand::TryRng;
-use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tracing::{info, warn};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
-use weft_mesh::node::{Command, PERSISTED_ENDPOINT};
-use weft_mesh::records::{EndpointId, EndpointRecord, MAX_LIST, Service};
+use weft_mesh::node::Command;
+use weft_mesh::records::{EndpointId, MAX_LIST};
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::{self, Lease, range_of};
+use crate::attachment::{Attachment, Description, Place, Restored};
 use crate::engine::{EngineHandle, Fenced};
 use crate::error::{Doing, Failure, Result};
 use crate::interfaces;
-use crate::netlink::{Prefix, in_namespace, network, overlaps};
+use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
 use crate::options::Cidr;
-use crate::state::Store;
+use crate::state::{Store, random};
 use crate::taps::{Segments, remove_unused};
 use crate::target::{self, Namespace};
 
 /// The segment used when none is named.
 pub const DEFAULT_SEGMENT: &str = "weft";
-const PERSISTED: &[u8] = b"attachment/";
-
-/// What a segment's endpoint on this host is.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Place {
-    /// An interface in a network namespace, known by device and inode.
-    Container {
-        /// The namespace.
-        namespace: (u64, u64),
-        /// The interface's other half, in the segment's bridge.
-        host_interface: String,
-        /// The interface.
-        interface: String,
-    },
-    /// The host itself.
-    Host,
-    /// A container of an engine, which takes the interface `source` and brings it back.
-    Docker {
-        /// The engine's id of the network.
-        network: String,
-        /// The interface's other half, in the segment's bridge.
-        host_interface: String,
-        /// What the interface is called while the engine does not have it.
-        source: String,
-    },
-}
-
-/// An endpoint of this host.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Attachment {
-    /// Its id.
-    pub id: EndpointId,
-    /// Its segment's name.
-    pub segment: String,
-    /// Its addresses.
-    pub ips: Vec<Prefix>,
-    /// Its names.
-    pub names: Vec<String>,
-    /// Its MAC.
-    pub mac: [u8; 6],
-    /// What it is.
-    pub place: Place,
-    /// Those of its addresses that it has from a ring and gives back when it goes.
-    #[serde(default)]
-    pub leases: Vec<Lease>,
-    /// The addresses that the segment's gateway has for it.
-    #[serde(default)]
-    pub gateways: Vec<IpAddr>,
-    /// Whether its names are answered.
-    #[serde(default = "yes")]
-    pub healthy: bool,
-    /// What it serves.
-    #[serde(default)]
-    pub services: Vec<Service>,
-    /// The largest packet of its interface, if the network has its own.
-    #[serde(default)]
-    pub mtu: Option<u32>,
-    /// Whether its segment's gateway leads nowhere.
-    #[serde(default)]
-    pub is_internal: bool,
-}
-
-fn yes() -> bool {
-    true
-}
 
 /// What `attach` and `expose` are asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,17 +42,6 @@ pub struct AttachRequest {
     /// Names.
     #[serde(default)]
     pub names: Vec<String>,
-}
-
-/// What changes about an endpoint while it is there.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Description {
-    /// Its names.
-    pub names: Vec<String>,
-    /// What it serves.
-    pub services: Vec<Service>,
-    /// Whether its names are answered.
-    pub healthy: bool,
 }
 
 /// Where addresses of a segment come from.
@@ -150,63 +73,6 @@ struct Inside {
     segments: Segments,
     all: BTreeMap<EndpointId, Attachment>,
     changed: Arc<Notify>,
-}
-
-/// The endpoints that were there when the router last ran and still have their interfaces; the others' keys,
-/// which are to be dropped, and their endpoints with them.
-pub struct Restored {
-    alive: BTreeMap<EndpointId, Attachment>,
-    /// Keys in the store of what is gone.
-    pub gone: Vec<Vec<u8>>,
-}
-
-/// Looks which remembered endpoints still exist.
-pub fn restore(kept: &[(Vec<u8>, Vec<u8>)]) -> Result<Restored> {
-    let names = in_namespace(None, async |net| net.names().await)?;
-    let mut restored = Restored { alive: BTreeMap::new(), gone: Vec::new() };
-    for (key, value) in kept.iter().filter(|(key, _)| key.starts_with(PERSISTED)) {
-        match serde_json::from_slice::<Attachment>(value) {
-            Ok(attachment) if attachment.is_among(&names) => drop(restored.alive.insert(attachment.id, attachment)),
-            _ => restored.gone.push(key.clone()),
-        }
-    }
-    // An endpoint without an attachment is what a crash between the two left.
-    let is_alive = |id: &[u8]| id.try_into().is_ok_and(|id: EndpointId| restored.alive.contains_key(&id));
-    let orphans = kept
-        .iter()
-        .map(|(key, _)| key)
-        .filter(|key| key.strip_prefix(PERSISTED_ENDPOINT).is_some_and(|id| !is_alive(id)));
-    let orphans: Vec<Vec<u8>> = orphans.cloned().collect();
-    restored.gone.extend(orphans);
-    Ok(restored)
-}
-
-impl Attachment {
-    /// The interface in the segment's bridge.
-    pub fn port(&self) -> String {
-        match &self.place {
-            Place::Container { host_interface, .. } | Place::Docker { host_interface, .. } => host_interface.clone(),
-            Place::Host => interfaces::own_name(SegmentId::of(&self.segment)).replacen('h', "i", 1),
-        }
-    }
-
-    fn is_among(&self, interfaces: &[String]) -> bool {
-        // The host outlives its interfaces.
-        self.place == Place::Host || interfaces.contains(&self.port())
-    }
-
-    fn key(&self) -> Vec<u8> {
-        [PERSISTED, &self.id].concat()
-    }
-
-    fn record(&self) -> EndpointRecord {
-        let Attachment { segment, mac, ips, names, healthy, services, .. } = self.clone();
-        EndpointRecord { segment, mac, ips, names, healthy, services }
-    }
-
-    fn printed(&self) -> Vec<String> {
-        self.ips.iter().map(|(ip, length)| format!("{ip}/{length}")).collect()
-    }
 }
 
 impl Attachments {
@@ -285,14 +151,11 @@ impl Attachments {
         if ips.len() > MAX_LIST {
             return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
         }
-        let namespace = match &request.target {
-            Some(target) => Some(target::resolve(target, &self.docker_socket).await?),
-            None => None,
-        };
+        let namespace = self.namespace(&request).await?;
         if let Some(printed) = self.swept().await.find_same(namespace.as_ref(), &segment, &ips)? {
             return Ok(printed);
         }
-        let mut id: EndpointId = random_id()?;
+        let mut id: EndpointId = random()?;
         id[0] |= ATTACHED;
         let mac = [0x02, id[0], id[1], id[2], id[3], id[4]];
         let place = match &namespace {
@@ -374,13 +237,18 @@ impl Attachments {
         Ok(())
     }
 
+    /// The network namespace of whom a request is about; none: the host's own.
+    async fn namespace(&self, request: &AttachRequest) -> Result<Option<Namespace>> {
+        match &request.target {
+            Some(target) => target::resolve(target, &self.docker_socket).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Takes a container (or the host) out of a segment.
     pub async fn detach(&self, request: AttachRequest) -> Result<()> {
+        let namespace = self.namespace(&request).await?;
         let segment = request.segment.unwrap_or_else(|| DEFAULT_SEGMENT.into());
-        let namespace = match &request.target {
-            Some(target) => Some(target::resolve(target, &self.docker_socket).await?),
-            None => None,
-        };
         let mut inside = self.inside.lock().await;
         match inside.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
             Some(id) => inside.remove(id).await,
@@ -611,9 +479,8 @@ impl Inside {
     fn refuse_overlap(&self, ips: &[Prefix]) -> Result<()> {
         let ips = ips.to_vec();
         in_namespace(None, async move |net| {
-            let ours = net.own_links().await?;
             for ip in ips {
-                if let Some((to, length)) = net.overlapping_route(ip, &ours).await? {
+                if let Some((to, length)) = net.overlapping_route(ip).await? {
                     let (ip, own) = (network(ip), ip.1);
                     return Err(Failure::new(format!(
                         "{ip}/{own} overlaps this host's route to {to}/{length}; choose other addresses"
@@ -632,13 +499,7 @@ fn parse_ip(text: &str, grounds: &[Ground]) -> Result<Prefix> {
         return text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|_| bad());
     }
     let ip: IpAddr = text.parse().map_err(|_| bad())?;
-    let (whole, usual) = if ip.is_ipv4() { (32, 24) } else { (128, 64) };
-    let around = grounds.iter().find(|ground| overlaps(ground.prefix, (ip, whole)));
+    let usual = if ip.is_ipv4() { 24 } else { 64 };
+    let around = grounds.iter().find(|ground| overlaps(ground.prefix, alone(ip)));
     Ok((ip, around.map_or(usual, |ground| ground.prefix.1)))
-}
-
-fn random_id() -> Result<EndpointId> {
-    let mut id = [0; 16];
-    SysRng.try_fill_bytes(&mut id).doing(|| "cannot get random bytes from the system".into())?;
-    Ok(id)
 }

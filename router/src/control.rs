@@ -68,18 +68,29 @@ pub struct Entry {
 
 /// Binds the control socket. One that a dead router left is replaced.
 pub fn bind(path: &Path) -> Result<UnixListener> {
-    let what = || format!("cannot use the control socket {}", path.display());
+    let taken = || Failure::new(format!("a router runs already (on {}); stop it with: weft stop", path.display()));
+    bind_private(path, &|| format!("cannot use the control socket {}", path.display()), "--socket", taken)
+}
+
+/// Binds a unix socket that only its owner may use, in place of one that nobody serves. `what` failed if it does; `option`
+/// chooses another; it is `taken` if somebody serves it.
+pub fn bind_private(
+    path: &Path,
+    what: &dyn Fn() -> String,
+    option: &str,
+    taken: impl FnOnce() -> Failure,
+) -> Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).doing(what)?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(Failure::new(format!("a router runs already (on {}); stop it with: weft stop", path.display())));
+        return Err(taken());
     }
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
             std::fs::remove_file(path).doing(what)?;
         }
-        Ok(_) => return Err(Failure::new(format!("{}: it is no socket; choose another with --socket", what()))),
+        Ok(_) => return Err(Failure::new(format!("{}: it is no socket; choose another with {option}", what()))),
         Err(_) => {}
     }
     // Nobody else may connect between bind and chmod.

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use weft_mesh::frame::GATEWAY_MAC;
 use weft_mesh::wire::SegmentId;
 
-use crate::attachments::{Attachment, Place};
+use crate::attachment::{Attachment, Place};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Net, Prefix, in_namespace};
+use crate::netlink::{Net, Prefix, alone, in_namespace};
 use crate::taps::bridge_name;
 use crate::target::Namespace;
 
@@ -186,10 +186,6 @@ fn routes(attachment: &Attachment) -> Vec<Prefix> {
     let has_gateway = |v4: bool| attachment.gateways.iter().any(|gateway| gateway.is_ipv4() == v4);
     let reachable = attachment.ips.iter().filter(|(ip, _)| has_gateway(ip.is_ipv4()));
     reachable.map(|(ip, _)| alone(*ip)).collect()
-}
-
-fn alone(ip: IpAddr) -> Prefix {
-    (ip, if ip.is_ipv4() { 32 } else { 128 })
 }
 
 /// The first of weft0, weft1, ... that is free.

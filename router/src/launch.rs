@@ -16,7 +16,8 @@ use weft_mesh::node::{Command, Config, Node, Reply, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::wire::container_mtu;
 
-use crate::attachments::{self, Attachments};
+use crate::attachment;
+use crate::attachments::Attachments;
 use crate::control::{self, Api};
 use crate::dns::Dns;
 use crate::docker::{self, Docker};
@@ -78,7 +79,7 @@ async fn run(options: Options) -> Result<()> {
     refuse_overlap(&options)?;
 
     let kept = store.read()?;
-    let restored = attachments::restore(&kept)?;
+    let restored = attachment::restore(&kept)?;
     store.write(restored.gone.iter().map(|key| (key, &None)))?;
     let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
     // An engine that starts looks for its plugins: calls wait until they are served.
@@ -317,10 +318,7 @@ fn underlay() -> Result<Underlay> {
 
 fn refuse_overlap(options: &Options) -> Result<()> {
     let range = options.range;
-    let found = in_namespace(None, async move |net| {
-        let ours = net.own_links().await?;
-        net.overlapping_route(range.0, &ours).await
-    })?;
+    let found = in_namespace(None, async move |net| net.overlapping_route(range.0).await)?;
     match found {
         Some((to, length)) => Err(Failure::new(format!(
             "the range {range} overlaps this host's route to {to}/{length}; choose another with --range"

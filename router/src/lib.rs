@@ -4,6 +4,7 @@
 //! way: [`cli`] → [`client`] → unix socket → [`control`] → [`engine`] (which owns the node) and [`attachments`].
 
 pub mod addresses;
+pub mod attachment;
 pub mod attachments;
 pub mod cli;
 pub mod client;

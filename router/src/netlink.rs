@@ -34,17 +34,13 @@ pub struct Net {
     handle: Handle,
 }
 
-/// Runs `work` on a thread of its own, in the given network namespace or this one. A thread that has changed its
-/// namespace is never used for anything else.
+/// Sets interfaces up in the given network namespace or this one.
 pub fn in_namespace<T, F>(namespace: Option<OwnedFd>, work: F) -> Result<T>
 where
     T: Send + 'static,
     F: AsyncFnOnce(Net) -> Result<T> + Send + 'static,
 {
-    let thread = std::thread::spawn(move || {
-        if let Some(namespace) = &namespace {
-            setns(namespace, CloneFlags::CLONE_NEWNET).doing(|| "cannot enter the network namespace".into())?;
-        }
+    on_thread_in(namespace, move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -54,6 +50,21 @@ where
             tokio::spawn(connection);
             work(Net { handle }).await
         })
+    })
+}
+
+/// Runs `work` on a thread of its own, in the given network namespace or this one. A thread that has changed its
+/// namespace is never used for anything else.
+pub fn on_thread_in<T, F>(namespace: Option<OwnedFd>, work: F) -> Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T> + Send + 'static,
+{
+    let thread = std::thread::spawn(move || {
+        if let Some(namespace) = &namespace {
+            setns(namespace, CloneFlags::CLONE_NEWNET).doing(|| "cannot enter the network namespace".into())?;
+        }
+        work()
     });
     let wait = || thread.join().unwrap_or_else(|_| Err(Failure::new("a network set-up thread failed")));
     match tokio::runtime::Handle::try_current() {
@@ -101,12 +112,6 @@ impl Net {
             found.push(interface);
         }
         Ok(found)
-    }
-
-    /// The indices of weft's own interfaces that may have addresses.
-    pub async fn own_links(&self) -> Result<Vec<u32>> {
-        let links = self.links().await?.into_iter();
-        Ok(links.filter(|link| link.name.starts_with("weft")).map(|link| link.index).collect())
     }
 
     /// Makes a bridge that learns and floods on its own, with no address of the kernel's choosing; keeps one that is there.
@@ -244,8 +249,10 @@ impl Net {
         request.await.doing(|| format!("cannot set the default route by {gateway}"))
     }
 
-    /// A route of this host over another interface than `but` that overlaps a prefix, if there is one.
-    pub async fn overlapping_route(&self, (ip, prefix): Prefix, but: &[u32]) -> Result<Option<Prefix>> {
+    /// A route of this host that overlaps a prefix, over another interface than weft's own, if there is one.
+    pub async fn overlapping_route(&self, (ip, prefix): Prefix) -> Result<Option<Prefix>> {
+        let links = self.links().await?.into_iter().filter(|link| link.name.starts_with("weft"));
+        let own: Vec<u32> = links.map(|link| link.index).collect();
         let message = match ip {
             IpAddr::V4(_) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             IpAddr::V6(_) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
@@ -254,7 +261,7 @@ impl Net {
         while let Some(route) = routes.try_next().await.doing(|| "cannot list routes".into())? {
             let length = route.header.destination_prefix_length;
             let is_ours =
-                route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if but.contains(index)));
+                route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if own.contains(index)));
             // A default route overlaps everything and is meant to; local addresses are in tables of their own.
             if length == 0 || is_ours || route.header.table != 254 || route.header.kind != RouteType::Unicast {
                 continue;
@@ -274,6 +281,11 @@ impl Net {
     async fn change(&self, message: LinkMessage, what: impl FnOnce() -> String) -> Result<()> {
         self.handle.link().set(message).execute().await.doing(what)
     }
+}
+
+/// The prefix that is one address.
+pub fn alone(ip: IpAddr) -> Prefix {
+    (ip, if ip.is_ipv4() { 32 } else { 128 })
 }
 
 /// Whether two prefixes share addresses.

@@ -22,9 +22,14 @@ const STORE_CACHE: usize = 1 << 20;
 /// The largest secret file that is read.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
 
-/// Fresh random bytes from the operating system.
+/// Fresh random bytes from the operating system, enough for a key.
 pub fn entropy() -> Result<[u8; 32]> {
-    let mut bytes = [0; 32];
+    random()
+}
+
+/// Fresh random bytes from the operating system.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
     SysRng.try_fill_bytes(&mut bytes).doing(|| "cannot get random bytes from the system".into())?;
     Ok(bytes)
 }
@@ -223,11 +228,7 @@ impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
 
     /// Puts one in, or in place of another.
     pub fn set(&self, name: &str, value: T) -> Result<()> {
-        let bytes = serde_json::to_vec(&value).doing(|| format!("cannot put {name} into words"))?;
-        let mut all = self.lock();
-        self.write(name, Some(bytes))?;
-        all.insert(name.to_owned(), value);
-        Ok(())
+        self.put(&mut self.lock(), name, value)
     }
 
     /// Changes one, if it is there; whether it is.
@@ -235,10 +236,7 @@ impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
         let mut all = self.lock();
         let Some(mut value) = all.get(name).cloned() else { return Ok(false) };
         change(&mut value);
-        let bytes = serde_json::to_vec(&value).doing(|| format!("cannot put {name} into words"))?;
-        self.write(name, Some(bytes))?;
-        all.insert(name.to_owned(), value);
-        Ok(true)
+        self.put(&mut all, name, value).map(|()| true)
     }
 
     /// Takes one out; returns it.
@@ -248,6 +246,13 @@ impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
             self.write(name, None)?;
         }
         Ok(all.remove(name))
+    }
+
+    fn put(&self, all: &mut BTreeMap<String, T>, name: &str, value: T) -> Result<()> {
+        let bytes = serde_json::to_vec(&value).doing(|| format!("cannot put {name} into words"))?;
+        self.write(name, Some(bytes))?;
+        all.insert(name.to_owned(), value);
+        Ok(())
     }
 
     fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<()> {

@@ -36,6 +36,11 @@ pub fn source(frame: &[u8]) -> Option<Mac> {
 /// Frames from it never leave the host.
 pub const GATEWAY_MAC: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
+/// A MAC as people write it.
+pub fn colons(mac: &Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Whether a MAC is a group address (broadcast or multicast).
 pub fn is_group(mac: &Mac) -> bool {
     mac[0] & 1 != 0

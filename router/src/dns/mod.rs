@@ -24,7 +24,8 @@ use tracing::{debug, warn};
 use weft_mesh::names::{Names, Scope};
 use weft_mesh::wire::SegmentId;
 
-use crate::attachments::{Attachments, Place};
+use crate::attachment::Place;
+use crate::attachments::Attachments;
 use crate::docker::{Docker, Sandbox};
 use crate::error::{Doing, Result};
 use crate::options::Options;

@@ -12,10 +12,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-
 use super::upstream::OWN_LOOPBACK;
 use crate::error::{Doing, Failure, Result};
+use crate::netlink::on_thread_in;
 
 /// How long a container's network namespace may take to be there after it joined.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -50,7 +49,7 @@ pub async fn open(path: &str) -> Option<File> {
 /// Makes the sockets and the rule.
 pub fn enter(namespace: File) -> Result<Inside> {
     let fd = OwnedFd::from(namespace.try_clone().doing(|| "cannot hold the namespace".into())?);
-    let (udp, tcp, upstream) = inside(fd, || {
+    let (udp, tcp, upstream) = on_thread_in(Some(fd), || {
         let what = || "cannot listen in the container".to_owned();
         let udp = UdpSocket::bind((RESOLVER, 0)).doing(what)?;
         let tcp = TcpListener::bind((RESOLVER, 0)).doing(what)?;
@@ -68,7 +67,7 @@ pub fn enter(namespace: File) -> Result<Inside> {
 /// Takes the rule away: the container is as the engine made it.
 pub fn leave(namespace: &File) -> Result<()> {
     let fd = OwnedFd::from(namespace.try_clone().doing(|| "cannot hold the namespace".into())?);
-    inside(fd, || nft("table ip weft_dns\ndelete table ip weft_dns\n"))
+    on_thread_in(Some(fd), || nft("table ip weft_dns\ndelete table ip weft_dns\n"))
 }
 
 /// Before the engine's own redirection, which has priority -100.
@@ -79,16 +78,6 @@ fn rules(udp: SocketAddr, tcp: SocketAddr) -> String {
          ip daddr {RESOLVER} ip saddr != {OWN_LOOPBACK} udp dport 53 dnat to {udp}\n  \
          ip daddr {RESOLVER} ip saddr != {OWN_LOOPBACK} tcp dport 53 dnat to {tcp}\n }}\n}}\n"
     )
-}
-
-/// Runs `work` on a thread of its own in a network namespace.
-fn inside<T: Send + 'static>(namespace: OwnedFd, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let thread = std::thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).doing(|| "cannot enter the container's network".into())?;
-        work()
-    });
-    let join = || thread.join().unwrap_or_else(|_| Err(Failure::new("a network set-up thread failed")));
-    tokio::task::block_in_place(join)
 }
 
 fn nft(rules: &str) -> Result<()> {

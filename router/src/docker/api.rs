@@ -11,7 +11,7 @@ use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuild
 use futures_util::Stream;
 use weft_mesh::records::{MAX_NAMES, MAX_NAMES_BYTES, Service, is_name};
 
-use crate::attachments::Description;
+use crate::attachment::Description;
 use crate::error::{Failure, Result};
 
 /// How long an answer is awaited: a call of the engine to this plugin may be waiting behind it.

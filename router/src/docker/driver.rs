@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use weft_mesh::frame::colons;
 use weft_mesh::node::{Command, Reply};
 use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, is_name};
 use weft_mesh::wire::MIN_MTU;
@@ -18,7 +19,8 @@ use super::protocol::{
     PortBinding, StaticRoute,
 };
 use super::publish::Publisher;
-use crate::attachments::{Attachment, Ground, Place};
+use crate::attachment::{Attachment, Place};
+use crate::attachments::Ground;
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::{Prefix, network as network_of, overlaps};
 use crate::options::Cidr;
@@ -208,9 +210,7 @@ impl Driver {
         };
         let network = request.network_id.clone();
         self.endpoints.set(&request.endpoint_id, Endpoint { network, ips, mac, ports, sandbox: None })?;
-        Ok(given
-            .is_none()
-            .then(|| hex::encode(mac).as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(":")))
+        Ok(given.is_none().then(|| colons(&mac)))
     }
 
     /// `DeleteEndpoint`.
@@ -238,8 +238,8 @@ impl Driver {
             )));
         }
         self.refuse_overlap(request, &endpoint)?;
-        if !network.internal && !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key) {
-            self.publisher.publish(&request.endpoint_id, &endpoint)?;
+        if !network.internal {
+            self.publisher.publish(&request.sandbox_key, &request.endpoint_id, &endpoint)?;
         }
         let source = format!("wq{}", hex::encode(&id[..5]));
         let attachment = Attachment {
@@ -248,11 +248,7 @@ impl Driver {
             ips: endpoint.ips.clone(),
             names: name.into_iter().filter(|name| is_name(name)).collect(),
             mac: endpoint.mac,
-            place: Place::Docker {
-                network: request.network_id.clone(),
-                host_interface: format!("wd{}", hex::encode(&id[..5])),
-                source: source.clone(),
-            },
+            place: Place::Docker { host_interface: format!("wd{}", hex::encode(&id[..5])), source: source.clone() },
             leases: Vec::new(),
             gateways: network.subnets.iter().filter_map(|(_, gateway)| *gateway).collect(),
             healthy: true,
@@ -322,25 +318,23 @@ impl Driver {
     }
 
     async fn go(&self, id: &str) -> Result<()> {
-        if self.publisher.unpublish(id)
-            && let Some(sandbox) = self.endpoints.find(id).and_then(|endpoint| endpoint.sandbox)
-        {
-            self.hand_over_ports(id, &sandbox);
+        if self.publisher.unpublish(id) {
+            self.publish_all(Some(id));
         }
         let left = self.kit.attachments.leave(attachment_id(id)?).await;
         self.publisher.wanted.notify_one();
         left
     }
 
-    /// A container's ports are published by one of its endpoints: the engine gives them to each.
-    fn hand_over_ports(&self, from: &str, sandbox: &str) {
-        let is_open = |endpoint: &Endpoint| self.networks.find(&endpoint.network).is_some_and(|n| !n.internal);
-        let others = self.endpoints.all().into_iter();
-        let mut others = others.filter(|(id, endpoint)| id != from && endpoint.sandbox.as_deref() == Some(sandbox));
-        if let Some((id, heir)) = others.find(|(_, endpoint)| is_open(endpoint))
-            && let Err(error) = self.publisher.publish(&id, &heir)
-        {
-            warn!("a port of a running container is no longer published: {error}");
+    /// Has every container that has a way out publish its ports, by another endpoint than `but`.
+    pub fn publish_all(&self, but: Option<&str>) {
+        for (id, endpoint) in self.endpoints.all() {
+            let is_open = self.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
+            if let Some(sandbox) = endpoint.sandbox.as_deref().filter(|_| is_open && but != Some(&id))
+                && let Err(error) = self.publisher.publish(sandbox, &id, &endpoint)
+            {
+                warn!("a port of a running container is no longer published: {error}");
+            }
         }
     }
 

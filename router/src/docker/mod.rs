@@ -27,7 +27,8 @@ use tracing::warn;
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::range_of;
-use crate::attachments::{Attachments, Place};
+use crate::attachment::Place;
+use crate::attachments::Attachments;
 use crate::engine::EngineHandle;
 use crate::error::{Failure, Result};
 use crate::options::Options;
@@ -59,7 +60,6 @@ struct Kit {
 /// The driver.
 pub struct Docker {
     kit: Kit,
-    api: Arc<EngineApi>,
     pools: Arc<Pools>,
     driver: Driver,
     /// The engine's version, while it is there.
@@ -111,11 +111,10 @@ impl Docker {
         let pools = Arc::new(Pools::new(engine.clone(), store.clone(), kept, range, &options.dns_domain));
         pools.restore().await?;
         let sandboxes = Arc::new(Notify::new());
-        let kit = Kit { engine, store, attachments, api: api.clone(), removing: Arc::default(), sandboxes };
+        let kit = Kit { engine, store, attachments, api, removing: Arc::default(), sandboxes };
         let docker = Arc::new(Docker {
             driver: Driver::new(kit.clone(), pools.clone(), kept),
             kit,
-            api,
             pools,
             engine_version: ArcSwapOption::empty(),
             look_again: Notify::new(),
@@ -141,17 +140,7 @@ impl Docker {
         for lost in self.pools.lost(&self.driver.used()).await? {
             self.kit.attachments.fence(([0; 16], lost)).await;
         }
-        let mut published = BTreeSet::new();
-        for (id, endpoint) in self.driver.endpoints.all() {
-            let is_open = self.driver.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
-            // One of a container's endpoints publishes its ports.
-            if let Some(sandbox) = endpoint.sandbox.clone().filter(|_| is_open)
-                && published.insert(sandbox)
-                && let Err(error) = self.driver.publisher.publish(&id, &endpoint)
-            {
-                warn!("a port of a running container is no longer published: {error}");
-            }
-        }
+        self.driver.publish_all(None);
         Ok(())
     }
 
@@ -197,13 +186,14 @@ impl Docker {
         let mut plan = Plan { foreign: BTreeSet::clone(&self.foreign.load()), ..Plan::default() };
         for attachment in self.kit.attachments.all().await {
             let bridge = bridge_name(SegmentId::of(&attachment.segment));
-            let Place::Docker { network, .. } = &attachment.place else {
-                plan.attached.insert(bridge);
-                continue;
+            let bridges = match (&attachment.place, attachment.is_internal) {
+                (Place::Docker { .. }, true) => &mut plan.internal,
+                (Place::Docker { .. }, false) => {
+                    plan.has_ipv6 |= attachment.ips.iter().any(|(ip, _)| ip.is_ipv6());
+                    &mut plan.open
+                }
+                _ => &mut plan.attached,
             };
-            let is_internal = self.driver.networks.find(network).is_none_or(|network| network.internal);
-            plan.has_ipv6 |= !is_internal && attachment.ips.iter().any(|(ip, _)| ip.is_ipv6());
-            let bridges = if is_internal { &mut plan.internal } else { &mut plan.open };
             bridges.insert(bridge);
         }
         // One segment may be two networks of the engine: the stricter one counts.

@@ -1,6 +1,5 @@
 //! The plugin socket: the engine's calls, each answered within five seconds whatever the mesh's state.
 
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use super::protocol::{
     Address, CreateEndpoint, CreateNetwork, Join, OfEndpoint, OfNetwork, Pool, ReleaseAddress, ReleasePool,
     RequestAddress, RequestPool,
 };
+use crate::control::bind_private;
 use crate::error::{Doing, Failure, Result};
 use crate::options::Cidr;
 
@@ -36,18 +36,8 @@ pub fn bind(dir: &Path) -> Result<(UnixListener, PathBuf)> {
     let path = dir.join("weft.sock");
     let what =
         || format!("cannot use the plugin socket {} (choose another --plugin-dir, or --no-docker)", path.display());
-    std::fs::create_dir_all(dir).doing(what)?;
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        return Err(Failure::new(format!("{}: another router has it", what())));
-    }
-    match std::fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(&path).doing(what)?,
-        Ok(_) => return Err(Failure::new(format!("{}: it is no socket", what()))),
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(&path).doing(what)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing(what)?;
-    Ok((listener, path))
+    let taken = || Failure::new(format!("{}: another router has it", what()));
+    Ok((bind_private(&path, &what, "--plugin-dir", taken)?, path.clone()))
 }
 
 /// Serves the engine for as long as the router runs.

@@ -8,8 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rand::TryRng;
-use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
@@ -21,9 +19,9 @@ use crate::addresses::{self, Lease, range_of};
 use crate::attachments::ATTACHED;
 use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Prefix, in_namespace, network, overlaps};
+use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
 use crate::options::Cidr;
-use crate::state::{Store, Table};
+use crate::state::{Store, Table, random};
 
 const TABLE: &str = "docker/pool/";
 /// Begins the id of the pool that nobody chose.
@@ -163,10 +161,7 @@ impl Pools {
                 }
             }
         }
-        let route = in_namespace(None, async move |net| {
-            let ours = net.own_links().await?;
-            net.overlapping_route(prefix, &ours).await
-        })?;
+        let route = in_namespace(None, async move |net| net.overlapping_route(prefix).await)?;
         match route {
             Some(route) => refused(format!("this host's route to {}", Cidr(route))),
             None => Ok(()),
@@ -195,7 +190,7 @@ impl Pools {
             Meant::Default(prefix) => (prefix, None),
             Meant::Chosen(mut pool) if request.is_gateway() || pool.network.is_none() => {
                 let address = wanted.unwrap_or(first(pool.prefix));
-                if !overlaps((address, bits(address)), pool.prefix) {
+                if !overlaps(alone(address), pool.prefix) {
                     return Err(Failure::new(format!("{address} is outside of {}", Cidr(pool.prefix))));
                 }
                 if request.is_gateway() {
@@ -208,17 +203,14 @@ impl Pools {
             }
             Meant::Chosen(pool) => (pool.prefix, pool.part),
         };
-        if let Some(wanted) = wanted.filter(|wanted| !overlaps((*wanted, bits(*wanted)), prefix)) {
+        if let Some(wanted) = wanted.filter(|wanted| !overlaps(alone(*wanted), prefix)) {
             return Err(Failure::new(format!("{wanted} is outside of {}", Cidr(prefix))));
         }
         let address = match prefix.0 {
             IpAddr::V4(_) => self.allocate(prefix, part, wanted).await?,
-            IpAddr::V6(base) => match wanted {
+            IpAddr::V6(_) => match wanted {
                 Some(wanted) => wanted,
-                None => match part.unwrap_or(prefix) {
-                    (IpAddr::V6(base), length) => random_in(base, length)?,
-                    _ => random_in(base, prefix.1)?,
-                },
+                None => random_in(part.unwrap_or(prefix))?,
             },
         };
         Ok((address, prefix.1))
@@ -226,8 +218,7 @@ impl Pools {
 
     async fn allocate(&self, prefix: Prefix, part: Option<Prefix>, wanted: Option<IpAddr>) -> Result<IpAddr> {
         let range = range_of(prefix).ok_or_else(|| Failure::new("no range to hand out of"))?;
-        let mut id: AllocationId = [0; 16];
-        SysRng.try_fill_bytes(&mut id).doing(|| "cannot get random bytes from the system".into())?;
+        let mut id: AllocationId = random()?;
         id[0] &= !ATTACHED;
         let want = match wanted {
             Some(IpAddr::V4(ip)) => Some(ip),
@@ -263,6 +254,10 @@ impl Pools {
         self.engine.ask(Command::Unfence(address)).await.map(drop)
     }
 
+    fn ranges(&self) -> BTreeSet<Range> {
+        self.chosen.all().iter().filter_map(|(_, pool)| range_of(pool.prefix)).chain([self.range]).collect()
+    }
+
     /// What the engine's containers have of a range.
     async fn leases(&self, range: Range) -> Result<Vec<Lease>> {
         let held = addresses::leases(&self.engine, range).await?;
@@ -271,10 +266,8 @@ impl Pools {
 
     /// Gives back what no endpoint has and the engine did not just ask for.
     pub async fn release_unused(&self, used: &BTreeSet<IpAddr>) -> Result<Vec<Ipv4Addr>> {
-        let ranges: BTreeSet<Range> =
-            self.chosen.all().iter().filter_map(|(_, pool)| range_of(pool.prefix)).chain([self.range]).collect();
         let mut released = Vec::new();
-        for range in ranges {
+        for range in self.ranges() {
             let mut leaked = self.leases(range).await?;
             let (asked, fresh) = (lock(&self.asked).clone(), lock(&self.fresh).clone());
             let is_fresh = |ip: &IpAddr| fresh.get(ip).is_some_and(|since| since.elapsed() < FRESH);
@@ -290,10 +283,8 @@ impl Pools {
 
     /// Those of the endpoints' addresses that no ring has given to this host: it has lost them to others.
     pub async fn lost(&self, used: &BTreeSet<IpAddr>) -> Result<Vec<Ipv4Addr>> {
-        let ranges: BTreeSet<Range> =
-            self.chosen.all().iter().filter_map(|(_, pool)| range_of(pool.prefix)).chain([self.range]).collect();
         let mut lost = Vec::new();
-        for range in ranges {
+        for range in self.ranges() {
             let held: BTreeSet<Ipv4Addr> =
                 addresses::leases(&self.engine, range).await?.iter().map(|lease| lease.address).collect();
             lost.extend(used.iter().filter_map(|ip| match ip {
@@ -355,10 +346,6 @@ fn parse_network(text: &str) -> Result<Prefix> {
     Ok((network(cidr.0), cidr.0.1))
 }
 
-fn bits(ip: IpAddr) -> u8 {
-    if ip.is_ipv4() { 32 } else { 128 }
-}
-
 /// The first address of a prefix that can be an interface's.
 fn first((base, _): Prefix) -> IpAddr {
     match base {
@@ -367,9 +354,9 @@ fn first((base, _): Prefix) -> IpAddr {
     }
 }
 
-fn random_in(base: Ipv6Addr, length: u8) -> Result<IpAddr> {
-    let mut bytes = [0; 16];
-    SysRng.try_fill_bytes(&mut bytes).doing(|| "cannot get random bytes from the system".into())?;
+fn random_in((base, length): Prefix) -> Result<IpAddr> {
+    let IpAddr::V6(base) = base else { return Err(Failure::new("only IPv6 addresses are random")) };
+    let bytes: [u8; 16] = random()?;
     let host = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
     // Neither the network's own address nor its gateway's.
     let own = (u128::from_be_bytes(bytes) & host).max(2);
@@ -404,7 +391,7 @@ mod tests {
     fn random_addresses_stay_within_their_prefix() {
         let base: Ipv6Addr = "fd50:0:0:7::".parse().unwrap();
         for length in [48, 64, 112] {
-            let ip = random_in(base, length).unwrap();
+            let ip = random_in((IpAddr::V6(base), length)).unwrap();
             assert!(overlaps((ip, 128), (IpAddr::V6(base), length)), "{ip}");
             assert_ne!(ip, first((IpAddr::V6(base), length)));
         }

@@ -30,6 +30,7 @@ const BRIDGES: &str = "weft*";
 pub struct Publisher {
     /// Told when the rules are to be looked at again.
     pub wanted: Notify,
+    /// By the containers' network namespaces.
     published: Mutex<BTreeMap<String, Published>>,
     /// Whether there may be rules.
     has_rules: AtomicBool,
@@ -37,8 +38,10 @@ pub struct Publisher {
     said: Mutex<String>,
 }
 
-/// The ports of one endpoint. The sockets keep everybody else from them.
+/// The ports of one container. The sockets keep everybody else from them.
 struct Published {
+    /// Which of its endpoints they lead to.
+    endpoint: String,
     ports: Vec<Port>,
     _sockets: Vec<Socket>,
 }
@@ -76,10 +79,11 @@ impl Default for Publisher {
 }
 
 impl Publisher {
-    /// Reserves the ports that an endpoint publishes.
-    pub fn publish(&self, id: &str, endpoint: &Endpoint) -> Result<()> {
+    /// Reserves the ports that an endpoint publishes, unless another one of its container does: the engine gives a
+    /// container's ports to each of its endpoints.
+    pub fn publish(&self, sandbox: &str, id: &str, endpoint: &Endpoint) -> Result<()> {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if published.contains_key(id) || endpoint.ports.is_empty() {
+        if published.contains_key(sandbox) || endpoint.ports.is_empty() {
             return Ok(());
         }
         let (mut ports, mut sockets) = (Vec::new(), Vec::new());
@@ -97,13 +101,16 @@ impl Publisher {
                 to: SocketAddr::new(ip, binding.port),
             }));
         }
-        published.insert(id.to_owned(), Published { ports, _sockets: sockets });
+        published.insert(sandbox.to_owned(), Published { endpoint: id.to_owned(), ports, _sockets: sockets });
         Ok(())
     }
 
     /// Lets go of an endpoint's ports; whether it had any.
     pub fn unpublish(&self, id: &str) -> bool {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(id).is_some()
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = published.len();
+        published.retain(|_, published| published.endpoint != id);
+        published.len() < before
     }
 
     /// Makes the rules what they are to be, if they are not.

@@ -124,7 +124,7 @@ fn standing() -> NetworkRecord {
 
 async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
     // Engines make a second network of one name without a word.
-    if docker.api.networks().await?.iter().any(|network| network.name.as_deref() == Some(&record.name)) {
+    if docker.kit.api.networks().await?.iter().any(|network| network.name.as_deref() == Some(&record.name)) {
         docker.look_again.notify_one();
         return Ok(());
     }
@@ -148,19 +148,19 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
         options: Some(options),
         ..NetworkCreateRequest::default()
     };
-    docker.api.create_network(request).await?;
+    docker.kit.api.create_network(request).await?;
     info!(network = record.name, "made a network that other hosts have");
     docker.look_again.notify_one();
     Ok(())
 }
 
 async fn remove(docker: &Docker, id: &str) -> Result<()> {
-    if docker.api.is_used(id).await? {
+    if docker.kit.api.is_used(id).await? {
         debug!(network = id, "a network that was removed elsewhere is in use here");
         return Ok(());
     }
     docker.kit.removing.begin(id);
-    let removed = docker.api.remove_network(id).await;
+    let removed = docker.kit.api.remove_network(id).await;
     docker.kit.removing.end(id);
     removed
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::Docker;
 use super::driver::attachment_id;
-use crate::attachments::Place;
+use crate::attachment::Place;
 use crate::error::{Failure, Result};
 
 /// How soon an engine that does not answer is asked again.
@@ -44,8 +44,8 @@ pub async fn watch(docker: Arc<Docker>) {
 
 /// Follows one life of the engine.
 async fn follow(docker: &Arc<Docker>) -> Result<()> {
-    let version = docker.api.version().await?;
-    let mut events = Box::pin(docker.api.events().await?);
+    let version = docker.kit.api.version().await?;
+    let mut events = Box::pin(docker.kit.api.events().await?);
     docker.engine_version.store(Some(Arc::new(version)));
     let mut suspects = Suspects::default();
     let mut next = tokio::time::Instant::now();
@@ -142,7 +142,7 @@ impl Docker {
     /// Returns the container's endpoints.
     async fn describe(&self, container: &str) -> Result<Vec<String>> {
         let mut endpoints = Vec::new();
-        for described in self.api.describe(container).await? {
+        for described in self.kit.api.describe(container).await? {
             let Ok(id) = attachment_id(&described.endpoint) else { continue };
             if let Err(error) = self.kit.attachments.describe(id, described.description).await {
                 warn!(container, "its names cannot be told: {error}");
@@ -170,7 +170,7 @@ fn bridge_of(network: &Network) -> Option<String> {
 /// Learns what networks are called; returns the ids of those that are weft's.
 async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
     let mut ours = BTreeSet::new();
-    let networks = docker.api.networks().await?;
+    let networks = docker.kit.api.networks().await?;
     let foreign: BTreeSet<String> = networks.iter().filter_map(bridge_of).collect();
     if **docker.foreign.load() != foreign {
         docker.foreign.store(Arc::new(foreign));
@@ -222,14 +222,14 @@ async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
 /// The engine's ids of the endpoints that it has; what there is to say of running containers is said on the way.
 async fn live_endpoints(docker: &Docker, networks: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     let mut live = BTreeSet::new();
-    for container in docker.api.containers(false).await? {
+    for container in docker.kit.api.containers(false).await? {
         match docker.describe(&container).await {
             Ok(endpoints) => live.extend(endpoints),
             Err(error) => debug!(container, "cannot look at a container: {error}"),
         }
     }
     for network in networks {
-        live.extend(docker.api.network(network).await?.1.into_keys());
+        live.extend(docker.kit.api.network(network).await?.1.into_keys());
     }
     Ok(live)
 }

@@ -6,7 +6,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::peer::Peer;
 use super::{CLONE_MEMORY, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, RouteStatus, Status, TargetStatus};
-use crate::frame::Mac;
+use crate::frame::colons;
 use crate::records::EndpointId;
 use crate::wire::OVERHEAD;
 
@@ -105,9 +105,4 @@ impl Node {
             (None, None) => format!("{label:?}"),
         }
     }
-}
-
-/// A MAC as people write it.
-fn colons(mac: &Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

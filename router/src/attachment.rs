@@ -1,0 +1,151 @@
+//! An endpoint of this host, and what is kept of it across restarts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use weft_mesh::node::PERSISTED_ENDPOINT;
+use weft_mesh::records::{EndpointId, EndpointRecord, Service};
+use weft_mesh::wire::SegmentId;
+
+use crate::addresses::Lease;
+use crate::error::Result;
+use crate::interfaces;
+use crate::netlink::{Prefix, in_namespace};
+
+const PERSISTED: &[u8] = b"attachment/";
+
+/// What a segment's endpoint on this host is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Place {
+    /// An interface in a network namespace, known by device and inode.
+    Container {
+        /// The namespace.
+        namespace: (u64, u64),
+        /// The interface's other half, in the segment's bridge.
+        host_interface: String,
+        /// The interface.
+        interface: String,
+    },
+    /// The host itself.
+    Host,
+    /// A container of an engine, which takes the interface `source` and brings it back.
+    Docker {
+        /// The interface's other half, in the segment's bridge.
+        host_interface: String,
+        /// What the interface is called while the engine does not have it.
+        source: String,
+    },
+}
+
+/// An endpoint of this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its id.
+    pub id: EndpointId,
+    /// Its segment's name.
+    pub segment: String,
+    /// Its addresses.
+    pub ips: Vec<Prefix>,
+    /// Its names.
+    pub names: Vec<String>,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// What it is.
+    pub place: Place,
+    /// Those of its addresses that it has from a ring and gives back when it goes.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
+    /// The addresses that the segment's gateway has for it.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Whether its names are answered.
+    #[serde(default = "yes")]
+    pub healthy: bool,
+    /// What it serves.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// The largest packet of its interface, if the network has its own.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Whether its segment's gateway leads nowhere.
+    #[serde(default)]
+    pub is_internal: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Attachment {
+    /// The interface in the segment's bridge.
+    pub fn port(&self) -> String {
+        match &self.place {
+            Place::Container { host_interface, .. } | Place::Docker { host_interface, .. } => host_interface.clone(),
+            Place::Host => interfaces::own_name(SegmentId::of(&self.segment)).replacen('h', "i", 1),
+        }
+    }
+
+    /// Whether its interface is among those that there are.
+    pub fn is_among(&self, interfaces: &[String]) -> bool {
+        // The host outlives its interfaces.
+        self.place == Place::Host || interfaces.contains(&self.port())
+    }
+
+    /// What it is filed under.
+    pub fn key(&self) -> Vec<u8> {
+        [PERSISTED, &self.id].concat()
+    }
+
+    /// What other hosts hear of it.
+    pub fn record(&self) -> EndpointRecord {
+        let Attachment { segment, mac, ips, names, healthy, services, .. } = self.clone();
+        EndpointRecord { segment, mac, ips, names, healthy, services }
+    }
+
+    /// Its addresses, for people.
+    pub fn printed(&self) -> Vec<String> {
+        self.ips.iter().map(|(ip, length)| format!("{ip}/{length}")).collect()
+    }
+}
+
+/// What changes about an endpoint while it is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Description {
+    /// Its names.
+    pub names: Vec<String>,
+    /// What it serves.
+    pub services: Vec<Service>,
+    /// Whether its names are answered.
+    pub healthy: bool,
+}
+
+/// The endpoints that were there when the router last ran and still have their interfaces; the others' keys,
+/// which are to be dropped, and their endpoints with them.
+pub struct Restored {
+    /// The endpoints.
+    pub alive: BTreeMap<EndpointId, Attachment>,
+    /// Keys in the store of what is gone.
+    pub gone: Vec<Vec<u8>>,
+}
+
+/// Looks which remembered endpoints still exist.
+pub fn restore(kept: &[(Vec<u8>, Vec<u8>)]) -> Result<Restored> {
+    let names = in_namespace(None, async |net| net.names().await)?;
+    let mut restored = Restored { alive: BTreeMap::new(), gone: Vec::new() };
+    for (key, value) in kept.iter().filter(|(key, _)| key.starts_with(PERSISTED)) {
+        match serde_json::from_slice::<Attachment>(value) {
+            Ok(attachment) if attachment.is_among(&names) => drop(restored.alive.insert(attachment.id, attachment)),
+            _ => restored.gone.push(key.clone()),
+        }
+    }
+    // An endpoint without an attachment is what a crash between the two left.
+    let is_alive = |id: &[u8]| id.try_into().is_ok_and(|id: EndpointId| restored.alive.contains_key(&id));
+    let orphans = kept
+        .iter()
+        .map(|(key, _)| key)
+        .filter(|key| key.strip_prefix(PERSISTED_ENDPOINT).is_some_and(|id| !is_alive(id)));
+    let orphans: Vec<Vec<u8>> = orphans.cloned().collect();
+    restored.gone.extend(orphans);
+    Ok(restored)
+}
