@@ -1,7 +1,7 @@
-//! Measurements: `throughput` against kernel VXLAN; `sim`, the full counts of simulated meshes; `fuzz`.
+//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `sim`, the full counts of simulated meshes; `fuzz`.
 
 mod simulation;
-mod throughput;
+mod speed;
 
 use std::process::ExitCode;
 
@@ -16,15 +16,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// TCP, CPU and round-trip times between containers of two hosts: weft and kernel VXLAN, interleaved; needs root
-    Throughput {
-        /// Rounds; each measures every candidate once
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
-        /// Seconds of TCP a measurement
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
+    /// TCP, UDP, CPU and round-trip times between containers of two hosts, with weft, kernel VXLAN and others; needs root
+    Speed(speed::Options),
+    /// The same in short, in less than three minutes: weft, kernel VXLAN and wireguard-go
+    Quick,
     /// Simulated meshes with faults
     Sim {
         /// Run only this seed, and tell its story
@@ -56,7 +51,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Throughput { rounds, seconds } => throughput::run(rounds, seconds),
+        Command::Speed(options) => speed::run(&options),
+        Command::Quick => speed::run(&speed::Options::quick()),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
         Command::Fuzz { count, seed } => {
             println!("{count} packets: {:?}", weft_integration::fuzz::dns(count, seed));

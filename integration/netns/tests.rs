@@ -29,7 +29,7 @@ fn check_topology(name: &str, taps: &[TapMode], wires: &[(usize, usize)]) {
 
     let (first, last) = (&mesh.containers[0], &mesh.containers[taps.len() - 1]);
     for ip in last.ips {
-        let rate = tcp_throughput(&first.ns, &last.ns, ip, Duration::from_millis(500)).unwrap();
+        let rate = tcp_throughput(&first.ns, &last.ns, ip, 1, Duration::from_millis(500)).unwrap().rate();
         assert!(rate > 1e6, "{name}: TCP to {ip} crawls: {rate} bit/s");
     }
     udp_arrives(&first.ns, &last.ns, last.v4);

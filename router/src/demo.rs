@@ -159,7 +159,7 @@ impl Set {
             text(&path["cipher"])
         );
         let (from, to) = (&self.containers[0], &self.containers[4]);
-        let rate = tcp_throughput(&from.ns, &to.ns, to.v4, Duration::from_secs(2))?;
+        let rate = tcp_throughput(&from.ns, &to.ns, to.v4, 1, Duration::from_secs(2))?.rate();
         println!("TCP from {} to {}: {:.2} Gbit/s", from.name, to.name, rate / 1e9);
         Ok(())
     }

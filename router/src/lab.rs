@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::attachments::AttachRequest;
 use crate::error::{Doing, Failure, Result};
@@ -44,6 +44,11 @@ impl Ns {
             net.set_up(lo, "lo").await
         })?;
         Ok(ns)
+    }
+
+    /// Another handle of the same one.
+    pub fn try_clone(&self) -> Result<Ns> {
+        Ok(Ns { fd: self.fd.try_clone().doing(|| "cannot hold a network namespace".into())? })
     }
 
     /// A path by which other processes can open it, as long as this one lives.
@@ -233,69 +238,122 @@ pub fn await_true(what: &str, mut is_true: impl FnMut() -> Result<bool>) -> Resu
 
 /// Sends an echo request from within `ns` and waits for its answer; the round-trip time, or none.
 pub fn ping(ns: &Ns, to: IpAddr, payload: usize, patience: Duration) -> Result<Option<Duration>> {
-    ns.run(move || echo(to, payload, patience).doing(|| format!("cannot ping {to}")))?
+    ns.run(move || {
+        Echo::open(to).and_then(|mut echo| echo.ask(payload, patience)).doing(|| format!("cannot ping {to}"))
+    })?
 }
 
-fn echo(to: IpAddr, payload: usize, patience: Duration) -> std::io::Result<Option<Duration>> {
-    let (domain, protocol, request, reply) = match to {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8u8, 0u8),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
-    };
-    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    let id = (std::process::id() as u16) ^ (socket.as_raw_fd() as u16) << 8;
-    let sequence = Instant::now().elapsed().subsec_nanos() as u16 ^ payload as u16;
-    let mut message = vec![request, 0, 0, 0];
-    message.extend_from_slice(&id.to_be_bytes());
-    message.extend_from_slice(&sequence.to_be_bytes());
-    message.resize(8 + payload, 0x5a);
-    if to.is_ipv4() {
-        // The kernel fills in the checksum for ICMPv6 only.
-        weft_mesh::frame::complete_checksum(&mut message, 0, 2);
+/// A socket for echo requests, in the namespace of the thread that opened it.
+pub struct Echo {
+    socket: Socket,
+    to: IpAddr,
+    sequence: u16,
+}
+
+impl Echo {
+    /// Opens one to ask `to`.
+    pub fn open(to: IpAddr) -> std::io::Result<Echo> {
+        let (domain, protocol) = match to {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+        Ok(Echo { socket, to, sequence: Instant::now().elapsed().subsec_nanos() as u16 })
     }
-    let started = Instant::now();
-    match socket.send_to(&message, &SocketAddr::new(to, 0).into()) {
-        Err(error) if error.kind() == std::io::ErrorKind::NetworkUnreachable => return Ok(None),
-        result => result?,
-    };
-    let mut answer = vec![0; 66_000];
-    while let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
-        socket.set_read_timeout(Some(left))?;
-        let Ok(len) = (&socket).read(&mut answer) else { return Ok(None) };
-        let header = if to.is_ipv4() { usize::from(answer[0] & 15) * 4 } else { 0 };
-        let Some(echoed) = answer[..len].get(header..) else { continue };
-        if echoed.first() == Some(&reply) && echoed.get(4..) == message.get(4..) {
-            return Ok(Some(started.elapsed()));
+
+    /// Asks once, with `payload` bytes; the round-trip time, or none when no answer came in time.
+    pub fn ask(&mut self, payload: usize, patience: Duration) -> std::io::Result<Option<Duration>> {
+        let (request, reply) = if self.to.is_ipv4() { (8u8, 0u8) } else { (128, 129) };
+        self.sequence = self.sequence.wrapping_add(1);
+        let id = (std::process::id() as u16) ^ (self.socket.as_raw_fd() as u16) << 8;
+        let mut message = vec![request, 0, 0, 0];
+        message.extend_from_slice(&id.to_be_bytes());
+        message.extend_from_slice(&self.sequence.to_be_bytes());
+        message.resize(8 + payload, 0x5a);
+        if self.to.is_ipv4() {
+            // The kernel fills in the checksum for ICMPv6 only.
+            weft_mesh::frame::complete_checksum(&mut message, 0, 2);
         }
+        let mut answer = vec![0; 66_000];
+        let started = Instant::now();
+        match self.socket.send_to(&message, &SocketAddr::new(self.to, 0).into()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NetworkUnreachable => return Ok(None),
+            result => result?,
+        };
+        while let Some(left) = patience.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+            self.socket.set_read_timeout(Some(left))?;
+            let Ok(len) = (&self.socket).read(&mut answer) else { return Ok(None) };
+            let header = if self.to.is_ipv4() { usize::from(answer[0] & 15) * 4 } else { 0 };
+            let Some(echoed) = answer[..len].get(header..) else { continue };
+            if echoed.first() == Some(&reply) && echoed.get(4..) == message.get(4..) {
+                return Ok(Some(started.elapsed()));
+            }
+        }
+        Ok(None)
     }
-    Ok(None)
 }
 
-/// Carries bytes over one TCP connection from `from` to `to` for a while; bits a second that arrived.
-pub fn tcp_throughput(from: &Ns, to: &Ns, address: IpAddr, duration: Duration) -> Result<f64> {
+/// What TCP connections carried, and in what time: until the last byte arrived.
+#[derive(Clone, Copy)]
+pub struct Carried {
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// How long that took.
+    pub time: Duration,
+}
+
+impl Carried {
+    /// Bits a second.
+    pub fn rate(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.time.as_secs_f64()
+    }
+}
+
+/// Carries bytes over so many TCP connections from `from` to `to` for a while.
+pub fn tcp_throughput(from: &Ns, to: &Ns, address: IpAddr, streams: usize, duration: Duration) -> Result<Carried> {
     let what = || format!("cannot carry TCP to {address}");
     let listener = to.run(|| TcpListener::bind(SocketAddr::new(address, 0)).doing(what))??;
+    // Accepting, too, has an end.
+    SockRef::from(&listener).set_read_timeout(Some(PATIENCE)).doing(what)?;
     let target = listener.local_addr().doing(what)?;
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || -> std::io::Result<f64> {
-            let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let (mut buffer, mut total, started) = (vec![0; 1 << 18], 0u64, Instant::now());
-            loop {
-                match stream.read(&mut buffer)? {
-                    0 => return Ok(total as f64 * 8.0 / started.elapsed().as_secs_f64()),
-                    read => total += read as u64,
-                }
-            }
-        });
-        from.run(move || -> Result<()> {
-            let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).doing(what)?;
-            stream.set_write_timeout(Some(Duration::from_secs(5))).doing(what)?;
-            let (buffer, end) = (vec![0x77; 1 << 18], Instant::now() + duration);
-            while Instant::now() < end {
-                let _ = stream.write(&buffer).doing(what)?;
-            }
-            Ok(())
-        })??;
-        receiver.join().map_err(|_| Failure::new(what()))?.doing(what)
+        let senders: Vec<_> =
+            (0..streams).map(|_| scope.spawn(move || from.run(move || send_for(target, duration)))).collect();
+        let started = Instant::now();
+        let receivers: Vec<_> = (0..streams)
+            .map(|_| listener.accept().map(|(stream, _)| scope.spawn(move || drain(stream))))
+            .collect::<std::io::Result<_>>()
+            .doing(what)?;
+        let mut bytes = 0;
+        for receiver in receivers {
+            bytes += receiver.join().map_err(|_| Failure::new(what()))?.doing(what)?;
+        }
+        let time = started.elapsed();
+        for sender in senders {
+            sender.join().map_err(|_| Failure::new(what()))??.doing(what)?;
+        }
+        Ok(Carried { bytes, time })
     })
+}
+
+fn send_for(target: SocketAddr, duration: Duration) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    let (buffer, end) = (vec![0x77; 1 << 17], Instant::now() + duration);
+    while Instant::now() < end {
+        let _ = stream.write(&buffer)?;
+    }
+    Ok(())
+}
+
+/// Reads all there is; how many bytes.
+fn drain(mut stream: TcpStream) -> std::io::Result<u64> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (mut buffer, mut total) = (vec![0; 1 << 17], 0u64);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(total),
+            read => total += read as u64,
+        }
+    }
 }

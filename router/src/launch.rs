@@ -97,7 +97,7 @@ async fn run(options: Options) -> Result<()> {
         identity,
         name: options.name.clone(),
         keyring,
-        ciphers: Ciphers::native(has_aes_hardware()),
+        ciphers: Ciphers::native(options.aes && has_aes_hardware()),
         underlay_mtu: underlay.mtu,
         port,
         discovery: options.discovery,

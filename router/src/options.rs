@@ -119,6 +119,9 @@ pub struct LaunchArgs {
     /// The engine that knows containers by name; default /var/run/docker.sock
     #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE")]
     pub docker_socket: Option<PathBuf>,
+    /// Seal with ChaCha20-Poly1305 even where there is hardware for AES
+    #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new())]
+    pub no_aes: bool,
     /// Packet workers; default: one per core
     #[arg(long, env = "WEFT_WORKERS")]
     pub workers: Option<usize>,
@@ -201,6 +204,8 @@ pub struct Options {
     pub dns_domain: String,
     /// The engine's socket.
     pub docker_socket: PathBuf,
+    /// Whether AES-256-GCM may be used.
+    pub aes: bool,
     /// Packet workers.
     pub workers: usize,
 }
@@ -234,6 +239,7 @@ impl LaunchArgs {
         self.dns_domain = self.dns_domain.or(file.dns_domain);
         self.insecure |= file.insecure;
         self.docker_socket = self.docker_socket.or(file.docker_socket);
+        self.no_aes |= file.no_aes;
         self.workers = self.workers.or(file.workers);
         self.log_level = self.log_level.or(file.log_level);
         self.log_json |= file.log_json;
@@ -305,6 +311,7 @@ impl LaunchArgs {
             plugin_dir: self.plugin_dir.unwrap_or_else(|| "/run/docker/plugins".into()),
             dns_domain: domain,
             docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
+            aes: !self.no_aes,
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
         })
     }
