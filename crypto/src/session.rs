@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 0   4 receiver's index of the session (LE u32)
-//! 4   8 counter (LE u64)
+//! 4   8 counter (LE u64); its highest bit, which no counter reaches, says that the packet may overtake others
 //! ```
 
 use std::ops::Range;
@@ -22,6 +22,9 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 pub const REKEY_AFTER_PACKETS: u64 = 1 << 26;
 /// Packets after which a session seals no more (RFC 9001, appendix B.1.1, for packets below 2^11 bytes).
 pub const MAX_PACKETS: u64 = 1 << 28;
+
+/// What the sender says of a packet in its counter's highest bit.
+const URGENT: u64 = 1 << 63;
 
 /// The keys of a finished handshake, from one host's point of view.
 pub struct SplitKeys {
@@ -85,10 +88,12 @@ impl SendKey {
 
     /// Writes header and tag around the text of `packet` (header, text, room for the tag) and encrypts
     /// the text. `counter` must come from [`SendKey::reserve`]. Panics if `packet` is shorter than [`OVERHEAD`].
-    pub fn seal(&self, counter: u64, packet: &mut [u8]) {
+    /// `is_urgent`: hosts on the way and at the end may take it before packets that came earlier.
+    pub fn seal(&self, counter: u64, is_urgent: bool, packet: &mut [u8]) {
         let (header, rest) = packet.split_at_mut(HEADER_LEN);
         header[..4].copy_from_slice(&self.remote_index.to_le_bytes());
-        header[4..].copy_from_slice(&counter.to_le_bytes());
+        let field = if is_urgent { counter | URGENT } else { counter };
+        header[4..].copy_from_slice(&field.to_le_bytes());
         let (text, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
         tag.copy_from_slice(&self.aead.seal(counter, header, text));
     }
@@ -139,7 +144,7 @@ impl Opener<'_> {
         let (header, sealed) = packet.split_at_mut(HEADER_LEN);
         let mut counter = [0; 8];
         counter.copy_from_slice(&header[4..]);
-        let counter = u64::from_le_bytes(counter);
+        let counter = u64::from_le_bytes(counter) & !URGENT;
         if !self.window.is_fresh(counter) {
             return Err(OpenError::Replayed);
         }
@@ -157,6 +162,11 @@ pub fn index_of(packet: &[u8]) -> Option<u32> {
     packet.first_chunk::<4>().map(|index| u32::from_le_bytes(*index))
 }
 
+/// Whether a packet says of itself that it may overtake others. Believed only as far as the order of work goes.
+pub fn is_urgent(packet: &[u8]) -> bool {
+    packet.get(HEADER_LEN - 1).is_some_and(|byte| byte & 0x80 != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,7 +180,7 @@ mod tests {
     fn packet(key: &SendKey, counter: u64, text: &[u8]) -> Vec<u8> {
         let mut packet = vec![0; OVERHEAD + text.len()];
         packet[HEADER_LEN..HEADER_LEN + text.len()].copy_from_slice(text);
-        key.seal(counter, &mut packet);
+        key.seal(counter, counter % 2 == 1, &mut packet);
         packet
     }
 
@@ -179,6 +189,7 @@ mod tests {
         let (send, receive) = pair();
         let packets: Vec<_> = send.reserve(3).unwrap().map(|counter| packet(&send, counter, b"frame")).collect();
         let mut opener = receive.opener();
+        assert_eq!([0, 1, 2].map(|index: usize| is_urgent(&packets[index])), [false, true, false]);
         for index in [2, 0, 1] {
             for bit in 0..packets[index].len() * 8 {
                 let mut damaged = packets[index].clone();

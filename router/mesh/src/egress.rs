@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use weft_crypto::{HostLabel, Time, envelope, session};
 
+use crate::flows::Flows;
 use crate::frame::{self, Headers, Solicitation, TcpCut, Transport};
 use crate::snapshot::{Outbound, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
@@ -136,10 +137,28 @@ pub(crate) fn may_speak(segment: &Segment, host: HostLabel, from: &frame::Mac, b
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.
 pub struct TxBatch {
+    lanes: [Queue; Lane::COUNT],
+    max_segments: usize,
+}
+
+/// What leaves first. In a lane, datagrams keep their order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lane {
+    /// Datagrams that may overtake others: they are of flows that have none among the others.
+    Urgent,
+    /// All others.
+    Main,
+}
+
+impl Lane {
+    const COUNT: usize = 2;
+}
+
+#[derive(Default)]
+struct Queue {
     buffer: Vec<u8>,
     used: usize,
     runs: Vec<Run>,
-    max_segments: usize,
 }
 
 /// One `sendmsg`: datagrams of `stride` bytes, the last one maybe shorter.
@@ -160,38 +179,42 @@ const MAX_RUN_BYTES: usize = 65_000;
 impl TxBatch {
     /// An empty batch; runs get at most `max_segments` datagrams.
     pub fn new(max_segments: usize) -> Self {
-        TxBatch { buffer: vec![0; 256 * 1024], used: 0, runs: Vec::new(), max_segments: max_segments.max(1) }
+        TxBatch { lanes: Default::default(), max_segments: max_segments.max(1) }
     }
 
     /// Bytes waiting.
     pub fn len(&self) -> usize {
-        self.used
+        self.lanes.iter().map(|lane| lane.used).sum()
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.lanes.iter().all(|lane| lane.runs.is_empty())
     }
 
-    /// The runs and their bytes.
+    /// The runs and their bytes, in the order in which they are to leave.
     pub fn runs(&self) -> impl Iterator<Item = (Run, &[u8])> {
-        self.runs.iter().map(|run| (*run, &self.buffer[run.start..run.end]))
+        self.lanes.iter().flat_map(|lane| lane.runs.iter().map(|run| (*run, &lane.buffer[run.start..run.end])))
     }
 
     /// Forgets what was waiting.
     pub fn clear(&mut self) {
-        self.runs.clear();
-        self.used = 0;
+        for lane in &mut self.lanes {
+            lane.runs.clear();
+            lane.used = 0;
+        }
     }
 
     /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
-    fn datagram(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
-        let (start, end) = (self.used, self.used + len);
-        if end > self.buffer.len() {
-            self.buffer.resize(end.next_power_of_two(), 0);
+    fn datagram(&mut self, lane: Lane, to: SocketAddr, len: usize) -> &mut [u8] {
+        // A lane's number is its place.
+        let queue = &mut self.lanes[lane as usize];
+        let (start, end) = (queue.used, queue.used + len);
+        if end > queue.buffer.len() {
+            queue.buffer.resize(end.next_power_of_two(), 0);
         }
-        self.used = end;
-        match self.runs.last_mut() {
+        queue.used = end;
+        match queue.runs.last_mut() {
             Some(run)
                 if run.to == to
                     && len <= run.stride
@@ -202,9 +225,9 @@ impl TxBatch {
                 run.end = end;
                 run.segments += 1;
             }
-            _ => self.runs.push(Run { to, stride: len, start, end, segments: 1 }),
+            _ => queue.runs.push(Run { to, stride: len, start, end, segments: 1 }),
         }
-        &mut self.buffer[start..end]
+        &mut queue.buffer[start..end]
     }
 }
 
@@ -212,10 +235,12 @@ impl TxBatch {
 pub struct Sender {
     /// What waits to be sent.
     pub batch: TxBatch,
+    flows: Flows,
 }
 
 /// One piece of a frame about to be sealed: headers and payload lie apart.
 struct Piece<'a> {
+    lane: Lane,
     flags: u8,
     kind: TextKind,
     index: u8,
@@ -227,7 +252,7 @@ struct Piece<'a> {
 impl Sender {
     /// A sender whose runs get at most `max_segments` datagrams.
     pub fn new(max_segments: usize) -> Self {
-        Sender { batch: TxBatch::new(max_segments) }
+        Sender { batch: TxBatch::new(max_segments), flows: Flows::default() }
     }
 
     /// Seals `bytes` for a host with session and hop.
@@ -245,6 +270,9 @@ impl Sender {
             return Err(DropReason::Unreachable);
         }
         let headers = Headers::parse(bytes);
+        if vnet.gso != Gso::None {
+            self.flows.note_busy(frame::flow(bytes, headers.as_ref()), now);
+        }
         let is_partial = vnet.partial_checksum && headers.is_some();
         if vnet.partial_checksum && !is_partial {
             // The far side could not tell where the checksum belongs: complete it here.
@@ -259,7 +287,11 @@ impl Sender {
             (Gso::Udp, Some(headers)) if headers.transport == Transport::Udp => {
                 self.cut_udp(outbound, segment, vnet, bytes, &headers, room)?
             }
-            (Gso::None, _) => self.whole(outbound, segment, flags, bytes, room)?,
+            (Gso::None, headers) => {
+                let is_sparse = self.flows.is_sparse(frame::flow(bytes, headers.as_ref()), bytes.len(), now);
+                let lane = if is_sparse { Lane::Urgent } else { Lane::Main };
+                self.whole(outbound, segment, lane, flags, bytes, room)?
+            }
             _ => return Err(DropReason::Malformed),
         };
         outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
@@ -272,11 +304,11 @@ impl Sender {
         let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
         let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
         let counter = send.reserve(1).map_err(|_| DropReason::Exhausted)?.start;
-        let datagram = self.batch.datagram(hop.remote, envelope::LEN + session::OVERHEAD + text.len());
+        let datagram = self.batch.datagram(Lane::Urgent, hop.remote, envelope::LEN + session::OVERHEAD + text.len());
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
         let packet = &mut datagram[envelope::LEN..];
         packet[session::HEADER_LEN..session::HEADER_LEN + text.len()].copy_from_slice(text);
-        send.seal(counter, packet);
+        send.seal(counter, true, packet);
         hop.meter.sent.on_link(1, now);
         Ok(())
     }
@@ -286,19 +318,22 @@ impl Sender {
         &mut self,
         outbound: &Outbound,
         segment: SegmentId,
+        lane: Lane,
         flags: u8,
         bytes: &[u8],
         room: usize,
     ) -> Result<u64, DropReason> {
         let kind = if bytes.len() <= room { TextKind::Frame } else { TextKind::Fragment };
         let count = bytes.len().div_ceil(room).max(1);
+        // Fragments of one size: those of frames that follow each other make one run.
+        let size = bytes.len().div_ceil(count).max(1);
         if count > MAX_FRAGMENTS {
             return Err(DropReason::Malformed);
         }
         let counters = reserve(outbound, count)?;
         let id = burst_id(counters.start);
-        for ((part, index), counter) in bytes.chunks(room).zip(0u8..).zip(counters) {
-            let piece = Piece { flags, kind, index, count: count as u8, header: &[], payload: part };
+        for ((part, index), counter) in bytes.chunks(size).zip(0u8..).zip(counters) {
+            let piece = Piece { lane, flags, kind, index, count: count as u8, header: &[], payload: part };
             self.seal(outbound, segment, id, &piece, counter);
         }
         Ok(count as u64)
@@ -328,19 +363,23 @@ impl Sender {
         let mut template = [0; 14 + 60 + 60];
         let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
         template.copy_from_slice(&bytes[..headers.payload]);
+        let mut len = None;
         for (index, counter) in counters.enumerate() {
             let part = &payload[index * size..payload.len().min((index + 1) * size)];
             let (first, last) = (index == 0, index + 1 == count);
             let not_first = if first { 0 } else { TcpCut::CWR };
             let not_last = if last { 0 } else { TcpCut::FIN | TcpCut::PSH };
             TcpCut::set_flags(template, headers, tcp_flags & !not_first & !not_last);
-            headers.set_end(template, headers.payload + part.len());
-            headers.set_partial_checksum(template, headers.payload + part.len());
+            if len != Some(part.len()) {
+                len = Some(part.len());
+                headers.set_end(template, headers.payload + part.len());
+                headers.set_partial_checksum(template, headers.payload + part.len());
+            }
             if index > 0 && index % 256 == 0 {
                 id = burst_id(counter);
             }
-            let kind = TextKind::Frame;
-            let piece = Piece { flags, kind, index: (index % 256) as u8, count: 1, header: template, payload: part };
+            let (lane, kind, index) = (Lane::Main, TextKind::Frame, (index % 256) as u8);
+            let piece = Piece { lane, flags, kind, index, count: 1, header: template, payload: part };
             self.seal(outbound, segment, id, &piece, counter);
             TcpCut::add_sequence(template, headers, part.len() as u32);
             headers.add_ipv4_id(template, 1);
@@ -380,14 +419,14 @@ impl Sender {
                         id = burst_id(counter);
                     }
                     let flags = TextHeader::PARTIAL_CHECKSUM | TextHeader::BURST;
-                    let (kind, index) = (TextKind::Frame, (index % 256) as u8);
-                    let piece = Piece { flags, kind, index, count: 1, header: template, payload: part };
+                    let (lane, kind, index) = (Lane::Main, TextKind::Frame, (index % 256) as u8);
+                    let piece = Piece { lane, flags, kind, index, count: 1, header: template, payload: part };
                     self.seal(outbound, segment, id, &piece, counter);
                     sent += 1;
                 }
                 None => {
                     let whole = [&*template, part].concat();
-                    sent += self.whole(outbound, segment, TextHeader::PARTIAL_CHECKSUM, &whole, room)?;
+                    sent += self.whole(outbound, segment, Lane::Main, TextHeader::PARTIAL_CHECKSUM, &whole, room)?;
                 }
             }
             headers.add_ipv4_id(template, 1);
@@ -398,7 +437,7 @@ impl Sender {
     fn seal(&mut self, outbound: &Outbound, segment: SegmentId, id: u16, piece: &Piece<'_>, counter: u64) {
         let (Some(hop), Some(send)) = (&outbound.hop, &outbound.send) else { return };
         let (header, payload) = (piece.header, piece.payload);
-        let datagram = self.batch.datagram(hop.remote, OVERHEAD + header.len() + payload.len());
+        let datagram = self.batch.datagram(piece.lane, hop.remote, OVERHEAD + header.len() + payload.len());
         let text_header =
             TextHeader { kind: piece.kind, flags: piece.flags, id, index: piece.index, count: piece.count, segment };
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
@@ -407,7 +446,7 @@ impl Sender {
         text[..TEXT_HEADER].copy_from_slice(&text_header.encode());
         text[TEXT_HEADER..][..header.len()].copy_from_slice(header);
         text[TEXT_HEADER + header.len()..][..payload.len()].copy_from_slice(payload);
-        send.seal(counter, packet);
+        send.seal(counter, piece.lane == Lane::Urgent, packet);
     }
 }
 

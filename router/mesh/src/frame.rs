@@ -56,6 +56,23 @@ fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     }
 }
 
+/// A hash of what frames of one flow have in common: addresses, protocol and ports; of a packet that is neither TCP nor UDP, or
+/// is a fragment, addresses and protocol alone.
+pub fn flow(frame: &[u8], headers: Option<&Headers>) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = siphasher::sip::SipHasher13::new();
+    let (protocol, addresses) = match u16_at(frame, 12) {
+        Some(ETHERTYPE_IPV4) => (23..24, 26..34),
+        Some(ETHERTYPE_IPV6) => (20..21, 22..54),
+        _ => (12..14, 0..12),
+    };
+    let ports = headers.map_or(0..0, |headers| headers.l4..headers.l4 + 4);
+    for range in [protocol, addresses, ports] {
+        hasher.write(frame.get(range).unwrap_or_default());
+    }
+    hasher.finish()
+}
+
 /// Which transport a packet carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {

@@ -137,6 +137,9 @@ impl<'a> Join<'a> {
             checksum_start: headers.l4 as u16,
             checksum_offset: headers.checksum_offset() as u16,
         };
+        if !is_joined {
+            return sink.to_tap(header.segment, &vnet, &[patched, &piece[headers.payload..headers.end]]);
+        }
         let mut parts: [&[u8]; 260] = [&[]; 260];
         parts[0] = patched;
         parts[1] = &piece[headers.payload..headers.end];

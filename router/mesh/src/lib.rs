@@ -5,6 +5,7 @@
 
 pub mod datapath;
 pub mod egress;
+mod flows;
 pub mod frame;
 pub mod ingress;
 pub mod ipam;
