@@ -1,8 +1,9 @@
 //! The UDP sockets: both address families, deep buffers, runs of datagrams in one call.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -25,7 +26,7 @@ pub const BUFFER: usize = 65_536;
 /// One socket, with what the kernel can do on it.
 pub struct UdpPort {
     socket: std::net::UdpSocket,
-    state: UdpSocketState,
+    state: Arc<UdpSocketState>,
     is_v6: bool,
 }
 
@@ -42,11 +43,11 @@ impl UdpPort {
         let probe = Self::socket(address, false).map_err(in_use)?;
         let address = probe.local_addr().ok().and_then(|bound| bound.as_socket()).unwrap_or(address);
         drop(probe);
-        (0..count.max(1)).map(|_| Self::open(address).map_err(in_use)).collect()
+        (0..count.max(1)).map(|_| Self::open(address, count > 1).map_err(in_use)).collect()
     }
 
-    fn open(address: SocketAddr) -> io::Result<UdpPort> {
-        let socket = Self::socket(address, true)?;
+    fn open(address: SocketAddr, is_shared: bool) -> io::Result<UdpPort> {
+        let socket = Self::socket(address, is_shared)?;
         // Beyond the system's limit only with CAP_NET_ADMIN; without it the limit has to do.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
@@ -55,8 +56,14 @@ impl UdpPort {
             let _ = socket.set_send_buffer_size(SEND_BUFFER);
         }
         let socket = std::net::UdpSocket::from(socket);
-        let state = UdpSocketState::new((&socket).into())?;
-        Ok(UdpPort { socket, state, is_v6: address.is_ipv6() })
+        let is_v6 = address.is_ipv6();
+        weft_sys::never_fragment(socket.as_fd(), is_v6)?;
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        // The state is made on another socket, since that asks the kernel to tell things about each datagram that nobody here wants; times
+        // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
+        let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false)?;
+        let state = UdpSocketState::new((&other).into())?;
+        Ok(UdpPort { socket, state: Arc::new(state), is_v6 })
     }
 
     fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
@@ -75,8 +82,7 @@ impl UdpPort {
     /// Another handle of the same socket.
     pub fn try_clone(&self) -> Result<UdpPort> {
         let socket = self.socket.try_clone().doing(|| "cannot share the UDP socket".into())?;
-        let state = UdpSocketState::new((&socket).into()).doing(|| "cannot share the UDP socket".into())?;
-        Ok(UdpPort { socket, state, is_v6: self.is_v6 })
+        Ok(UdpPort { socket, state: self.state.clone(), is_v6: self.is_v6 })
     }
 
     /// The port it is bound to.
@@ -130,10 +136,14 @@ impl UdpPort {
     }
 }
 
-impl AsRawFd for UdpPort {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for UdpPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
+}
+
+fn unspecified(is_v6: bool) -> IpAddr {
+    if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 fn mapped(address: SocketAddr) -> SocketAddr {

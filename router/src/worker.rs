@@ -2,23 +2,23 @@
 //!
 //! 1. TAP → [`Datapath::frame`]: a batch of frames and super-frames is read, cut and sealed into runs.
 //! 2. Each run is one `sendmsg` with `UDP_SEGMENT`.
-//! 3. UDP → [`Datapath::datagrams`]: a GRO batch is opened in place; relay runs go out again from the buffers
-//!    they came in, frames are joined and written to the TAP in one `writev`.
+//! 3. UDP → [`Datapath::datagrams`]: a batch of GRO runs is opened in place, what is urgent first; relay runs go out again
+//!    from the buffers they came in, frames are joined and written to the TAP in one `writev`.
 //!
 //! One snapshot and one clock reading per batch. What is not for the data path goes to the node.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
@@ -33,9 +33,10 @@ use weft_sys::TapIo;
 use crate::error::{Doing, Result};
 use crate::udp::{BATCH, BUFFER, UdpPort};
 
-const WAKE: Token = Token(0);
-const UDP: Token = Token(1);
-const FIRST_TAP: usize = 2;
+/// What epoll says when something is there: an order, datagrams, or frames of the TAP with this number or a higher one.
+const WAKE: u64 = 0;
+const UDP: u64 = 1;
+const FIRST_TAP: u64 = 2;
 /// Frames read from one TAP before others get their turn, and bytes sealed before they are sent.
 const FRAMES_PER_TURN: usize = 64;
 const BYTES_PER_FLUSH: usize = 256 * 1024;
@@ -106,7 +107,7 @@ impl PuntSender {
 /// A running worker.
 pub struct Worker {
     orders: Sender<Order>,
-    waker: Waker,
+    waker: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -121,14 +122,27 @@ impl Worker {
         clock: Clock,
     ) -> Result<Worker> {
         let what = || "cannot start a packet worker".to_owned();
-        let poll = Poll::new().doing(what)?;
-        let waker = Waker::new(poll.registry(), WAKE).doing(what)?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&udp);
-        poll.registry().register(&mut SourceFd(&fd), UDP, Interest::READABLE).doing(what)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing(what)?;
+        let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).doing(what)?;
+        let waker = Arc::new(waker);
+        epoll.add(&*waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE)).doing(what)?;
+        epoll.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP)).doing(what)?;
         let (orders, inbox) = channel();
         let path = Datapath::new(udp.max_segments());
         let out = Outlets { taps: BTreeMap::new(), udp, punts, counters };
-        let run = Run { poll, inbox, path, out, snapshot, clock, next_token: FIRST_TAP, frame: vec![0; MAX_FRAME + 1] };
+        let run = Run {
+            epoll,
+            waker: waker.clone(),
+            inbox,
+            path,
+            out,
+            snapshot,
+            clock,
+            next_tap: FIRST_TAP,
+            ready: Vec::new(),
+            frame: vec![0; MAX_FRAME + 1],
+            buffers: vec![0; BATCH * BUFFER],
+        };
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| run.run()).doing(what)?;
         Ok(Worker { orders, waker, thread: Some(thread) })
     }
@@ -146,7 +160,7 @@ impl Worker {
     fn order(&self, order: Order) {
         // A worker ends only when told to; then nobody orders any more.
         let _ = self.orders.send(order);
-        let _ = self.waker.wake();
+        let _ = self.waker.write(1);
     }
 }
 
@@ -160,61 +174,69 @@ impl Drop for Worker {
 }
 
 struct Run {
-    poll: Poll,
+    epoll: Epoll,
+    waker: Arc<EventFd>,
     inbox: Receiver<Order>,
     path: Datapath,
     out: Outlets,
     snapshot: Arc<ArcSwap<Snapshot>>,
     clock: Clock,
-    next_token: usize,
+    next_tap: u64,
+    /// The TAPs to read this time.
+    ready: Vec<SegmentId>,
     frame: Vec<u8>,
+    /// What datagrams are received into.
+    buffers: Vec<u8>,
 }
 
 struct Tap {
     io: Box<dyn TapIo>,
-    token: Token,
+    number: u64,
+    /// It may have frames: epoll said so, or what was written to it may have been answered at once.
     is_ready: bool,
 }
 
 impl Run {
     fn run(mut self) {
-        let mut events = Events::with_capacity(64);
-        let mut buffers = vec![0; BATCH * BUFFER];
-        let mut udp_ready = true;
+        let mut events = [EpollEvent::empty(); 64];
         loop {
-            let is_busy = udp_ready || self.out.taps.values().any(|tap| tap.is_ready);
-            let timeout = is_busy.then_some(std::time::Duration::ZERO);
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Level-triggered: nothing has to be read until it is empty, so a lone packet costs one call to take it.
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
                 Err(error) => {
                     tracing::error!(%error, "a packet worker cannot wait for packets; restart the router");
                     return;
                 }
-            }
-            for event in &events {
-                match event.token() {
+            };
+            let mut has_datagrams = false;
+            for event in &events[..count] {
+                match event.data() {
                     WAKE => {
+                        let _ = self.waker.read();
                         if !self.take_orders() {
                             return;
                         }
                     }
-                    UDP => udp_ready = true,
+                    UDP => has_datagrams = true,
                     // A deleted interface reports nothing but an error: reading it will say so.
-                    token => {
-                        self.out.taps.values_mut().filter(|tap| tap.token == token).for_each(|tap| tap.is_ready = true)
+                    number => {
+                        self.out
+                            .taps
+                            .values_mut()
+                            .filter(|tap| tap.number == number)
+                            .for_each(|tap| tap.is_ready = true);
                     }
                 }
             }
             let snapshot = self.snapshot.load();
-            if udp_ready {
-                udp_ready = self.receive(&snapshot, &mut buffers);
+            if has_datagrams {
+                self.receive(&snapshot);
             }
-            let ready: Vec<SegmentId> =
-                self.out.taps.iter().filter(|(_, tap)| tap.is_ready).map(|(segment, _)| *segment).collect();
-            for segment in ready {
-                self.read_tap(&snapshot, segment);
-            }
+            let mut ready = std::mem::take(&mut self.ready);
+            ready.extend(self.out.taps.iter().filter(|(_, tap)| tap.is_ready).map(|(segment, _)| *segment));
+            ready.drain(..).for_each(|segment| self.read_tap(&snapshot, segment));
+            self.ready = ready;
         }
     }
 
@@ -223,11 +245,10 @@ impl Run {
             match order {
                 Order::Add(segment, io) => {
                     self.remove(segment);
-                    let token = Token(self.next_token);
-                    self.next_token += 1;
-                    let fd: RawFd = io.fd();
-                    match self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
-                        Ok(()) => drop(self.out.taps.insert(segment, Tap { io, token, is_ready: true })),
+                    let number = self.next_tap;
+                    self.next_tap += 1;
+                    match self.epoll.add(&io, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
+                        Ok(()) => drop(self.out.taps.insert(segment, Tap { io, number, is_ready: true })),
                         Err(error) => tracing::error!(%error, "cannot wait for frames of a segment"),
                     }
                 }
@@ -240,33 +261,30 @@ impl Run {
 
     fn remove(&mut self, segment: SegmentId) {
         if let Some(tap) = self.out.taps.remove(&segment) {
-            let fd: RawFd = tap.io.fd();
-            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+            let _ = self.epoll.delete(&tap.io);
         }
     }
 
-    /// Takes one batch from the socket; false when there was less than a batch.
-    fn receive(&mut self, snapshot: &Snapshot, buffers: &mut [u8]) -> bool {
+    /// Takes one batch from the socket.
+    fn receive(&mut self, snapshot: &Snapshot) {
         let mut meta = [RecvMeta::default(); BATCH];
-        let count = {
-            let mut slices: Vec<IoSliceMut<'_>> = buffers.chunks_mut(BUFFER).map(IoSliceMut::new).collect();
-            match self.out.udp.receive(&mut slices, &mut meta) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // What ICMP reported about an earlier datagram: the socket goes on.
-                Err(_) => return true,
-            }
-        };
+        let mut chunks = self.buffers.chunks_mut(BUFFER);
+        let mut slices: [IoSliceMut<'_>; BATCH] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
+        let Ok(count) = self.out.udp.receive(&mut slices, &mut meta) else { return };
         let now = self.clock.now();
-        let mut filled: Vec<RxBuffer<'_>> = (buffers.chunks_mut(BUFFER).zip(&meta[..count]))
+        let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
             .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
             .collect();
         self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
-        true
     }
 
     fn read_tap(&mut self, snapshot: &Snapshot, segment: SegmentId) {
-        let now = self.clock.now();
+        let mut now = self.clock.now();
+        if let Some(tap) = self.out.taps.get_mut(&segment) {
+            tap.is_ready = false;
+        }
         for _ in 0..FRAMES_PER_TURN {
             let Some(tap) = self.out.taps.get_mut(&segment) else { break };
             match tap.io.read(&mut self.frame) {
@@ -275,13 +293,11 @@ impl Run {
                     self.path.frame(snapshot, segment, &vnet, frame, now, &mut self.out);
                     if self.path.sender.batch.len() >= BYTES_PER_FLUSH {
                         self.flush();
+                        now = self.clock.now();
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tap.is_ready = false;
-                    break;
-                }
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.out.dropped(DropReason::Malformed),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if !is_gone(&error) => self.out.dropped(DropReason::Malformed),
                 Err(error) => {
                     tracing::warn!(%error, "the interface of a segment is gone; attach to it again or restart the router");
                     self.remove(segment);
@@ -298,6 +314,13 @@ impl Run {
         }
         self.path.sender.batch.clear();
     }
+}
+
+/// Whether reading failed because there is no interface any more. Other errors are of one frame, which the kernel dropped (a
+/// packet socket has EINVAL for a super-frame that virtio has no word for).
+fn is_gone(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO | Errno::ENETDOWN | Errno::EIO))
 }
 
 /// Where results go.
@@ -323,6 +346,7 @@ impl Sink for Outlets {
 
     fn to_tap(&mut self, segment: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]) {
         let Some(tap) = self.taps.get_mut(&segment) else { return };
+        tap.is_ready = true;
         if tap.io.write(vnet, parts).is_err() {
             self.counters.tap_full.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use weft_mesh::ingress::TapOffloads;
 use weft_mesh::vnet::VnetHeader;
@@ -18,17 +18,17 @@ impl BasicTap {
         const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
         let interface = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
         interface.set_non_blocking()?;
-        // SAFETY: the interface owns the descriptor and outlives this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) };
+        let tap = BasicTap { interface, scratch: Vec::new() };
         // An interface that was there before may still have offloads on.
-        sys::ioctl_int(fd, TUNSETOFFLOAD, 0)?;
-        Ok(BasicTap { interface, scratch: Vec::new() })
+        sys::ioctl_int(tap.fd(), TUNSETOFFLOAD, 0)?;
+        Ok(tap)
     }
 }
 
 impl TapIo for BasicTap {
-    fn fd(&self) -> RawFd {
-        self.interface.as_raw_fd()
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the interface owns the descriptor and outlives this borrow.
+        unsafe { BorrowedFd::borrow_raw(self.interface.as_raw_fd()) }
     }
 
     fn offloads(&self) -> TapOffloads {

@@ -1,6 +1,6 @@
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use weft_mesh::ingress::TapOffloads;
@@ -42,8 +42,8 @@ fn set_offloads(file: &File) -> io::Result<TapOffloads> {
 }
 
 impl TapIo for FastTap {
-    fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     fn offloads(&self) -> TapOffloads {

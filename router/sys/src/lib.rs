@@ -13,7 +13,7 @@ mod packet;
 mod sys;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 pub use basic::BasicTap;
 pub use fast::FastTap;
@@ -27,7 +27,7 @@ pub const TUN_DEVICE: &str = "/dev/net/tun";
 /// A non-blocking source and sink of Ethernet frames.
 pub trait TapIo: Send {
     /// The descriptor to wait on.
-    fn fd(&self) -> RawFd;
+    fn fd(&self) -> BorrowedFd<'_>;
 
     /// What [`TapIo::write`] takes.
     fn offloads(&self) -> TapOffloads;
@@ -41,8 +41,14 @@ pub trait TapIo: Send {
     fn write(&mut self, vnet: &VnetHeader, parts: &[&[u8]]) -> io::Result<()>;
 }
 
-impl AsRawFd for dyn TapIo {
-    fn as_raw_fd(&self) -> RawFd {
+/// Has the kernel send a UDP socket's datagrams whole or not at all, whatever it believes the path to take: finding out is
+/// somebody else's (`IP_PMTUDISC_PROBE`, ip(7)). A socket for IPv6 may send IPv4, too.
+pub fn never_fragment(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
+    sys::never_fragment(socket, is_v6)
+}
+
+impl AsFd for dyn TapIo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
 }

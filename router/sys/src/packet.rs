@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use weft_mesh::ingress::TapOffloads;
 use weft_mesh::vnet::VnetHeader;
@@ -20,8 +20,8 @@ impl PacketPort {
 }
 
 impl TapIo for PacketPort {
-    fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     fn offloads(&self) -> TapOffloads {

@@ -52,7 +52,15 @@ pub(crate) fn readv(fd: impl AsFd, header: &mut [u8], body: &mut [u8]) -> io::Re
 
 /// `writev` of a header and parts.
 pub(crate) fn writev(fd: impl AsFd, header: &[u8], parts: &[&[u8]]) -> io::Result<usize> {
-    const MAX: usize = 300;
+    // A frame that was not joined has one part or two: filling the large array would cost as much as the call.
+    if parts.len() < 4 {
+        writev_with::<4>(fd.as_fd(), header, parts)
+    } else {
+        writev_with::<300>(fd.as_fd(), header, parts)
+    }
+}
+
+fn writev_with<const MAX: usize>(fd: BorrowedFd<'_>, header: &[u8], parts: &[&[u8]]) -> io::Result<usize> {
     let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let mut slices = [empty; MAX];
     slices[0] = libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() };
@@ -63,7 +71,7 @@ pub(crate) fn writev(fd: impl AsFd, header: &[u8], parts: &[&[u8]]) -> io::Resul
         *slice = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
     }
     // SAFETY: each of the first `1 + parts.len()` vectors describes live memory; writev does not write to it.
-    check_size(unsafe { libc::writev(fd.as_fd().as_raw_fd(), slices.as_ptr(), (1 + parts.len()) as libc::c_int) })
+    check_size(unsafe { libc::writev(fd.as_raw_fd(), slices.as_ptr(), (1 + parts.len()) as libc::c_int) })
 }
 
 /// A raw packet socket bound to an interface, with virtio headers.
@@ -83,17 +91,7 @@ pub(crate) fn packet_socket(name: &str) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: the descriptor was just made and nobody else owns it.
     let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
     for option in [PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING] {
-        let one: libc::c_int = 1;
-        // SAFETY: the option points to a live int of the given size.
-        check(unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                (&raw const one).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        })?;
+        set_option(fd.as_fd(), libc::SOL_PACKET, option, 1)?;
     }
     // SAFETY: a sockaddr_ll is plain data; all zeros is a valid one.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -105,6 +103,30 @@ pub(crate) fn packet_socket(name: &str) -> io::Result<std::os::fd::OwnedFd> {
         libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     })?;
     Ok(fd)
+}
+
+pub(crate) fn never_fragment(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
+    let mut options = vec![(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)];
+    if is_v6 {
+        options.push((libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE));
+        options.push((libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1));
+    }
+    options.into_iter().try_for_each(|(level, name, value)| set_option(socket, level, name, value))
+}
+
+/// `setsockopt` with an int.
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the option points to a live int of the given size.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
