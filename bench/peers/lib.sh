@@ -59,6 +59,29 @@ routed_containers() {
   routed "$B" "$CB" 10.32.2.2/24 10.32.2.1/24 "$1"
 }
 
+# wireguard COMMAND...: a WireGuard in userspace, set up with wg(8). The command is given its interface's name.
+wireguard() {
+  for side in a b; do
+    wg genkey >$side.key
+    wg pubkey <$side.key >$side.pub
+  done
+  # The control socket is in one directory for all network namespaces: names must differ, from run to run, too.
+  local ia=wga$$ ib=wgb$$
+  start a "$A" "$@" $ia
+  start b "$B" "$@" $ib
+  until_true test -S /var/run/wireguard/$ia.sock -a -S /var/run/wireguard/$ib.sock
+  in_ns "$A" wg set $ia private-key a.key listen-port 51820 peer "$(cat b.pub)" endpoint $UB:51820 allowed-ips 10.33.0.2/32,10.32.2.0/24
+  in_ns "$B" wg set $ib private-key b.key listen-port 51820 peer "$(cat a.pub)" endpoint $UA:51820 allowed-ips 10.33.0.1/32,10.32.1.0/24
+  in_ns "$A" ip addr add 10.33.0.1/24 dev $ia
+  in_ns "$B" ip addr add 10.33.0.2/24 dev $ib
+  in_ns "$A" ip link set $ia mtu 1420 up
+  in_ns "$B" ip link set $ib mtu 1420 up
+  in_ns "$A" ip route add 10.32.2.0/24 dev $ia
+  in_ns "$B" ip route add 10.32.1.0/24 dev $ib
+  routed_containers 1420
+  stands
+}
+
 stands() {
   touch ready
   # Whether a signal or a daemon's end ends the wait: the others are to end, too.
