@@ -270,9 +270,15 @@ impl Sender {
             return Err(DropReason::Unreachable);
         }
         let headers = Headers::parse(bytes);
-        if vnet.gso != Gso::None {
-            self.flows.note_busy(frame::flow(bytes, headers.as_ref()), now);
-        }
+        let flow = frame::flow(bytes, headers.as_ref());
+        let lane = match vnet.gso {
+            Gso::None if self.flows.is_sparse(flow, bytes.len(), now) => Lane::Urgent,
+            Gso::None => Lane::Main,
+            _ => {
+                self.flows.note_busy(flow, now);
+                Lane::Main
+            }
+        };
         let is_partial = vnet.partial_checksum && headers.is_some();
         if vnet.partial_checksum && !is_partial {
             // The far side could not tell where the checksum belongs: complete it here.
@@ -287,11 +293,7 @@ impl Sender {
             (Gso::Udp, Some(headers)) if headers.transport == Transport::Udp => {
                 self.cut_udp(outbound, segment, vnet, bytes, &headers, room)?
             }
-            (Gso::None, headers) => {
-                let is_sparse = self.flows.is_sparse(frame::flow(bytes, headers.as_ref()), bytes.len(), now);
-                let lane = if is_sparse { Lane::Urgent } else { Lane::Main };
-                self.whole(outbound, segment, lane, flags, bytes, room)?
-            }
+            (Gso::None, _) => self.whole(outbound, segment, lane, flags, bytes, room)?,
             _ => return Err(DropReason::Malformed),
         };
         outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
