@@ -26,12 +26,16 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Silence, with pings lost, that ends a link.
 const DOWN_AFTER: Duration = Duration::from_millis(250);
 const LOST_PINGS: usize = 3;
-/// How long after a datagram a link counts as used.
-const IN_USE: Duration = Duration::from_secs(1);
+/// How many datagrams in how long make a link a used one, and for how long again. Fewer are what hosts say to each other
+/// all the time, for themselves or for others: the link is none the less probed as an idle one.
+const USE: u64 = 10;
+pub(super) const IN_USE: Duration = Duration::from_secs(1);
 /// How often a silent link is asked again, and looked at.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// How often an idle link is probed.
+/// How often an idle link is probed, and one that lost probes lately: what it costs is to be known again soon.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
+const LOSSY_PROBE: Duration = Duration::from_millis(250);
+const LOSSY: f64 = 0.02;
 /// How often the full size of a link is probed, and how long without an answer until it is distrusted.
 const SIZE_PROBE: Duration = Duration::from_secs(15);
 const SIZE_DISTRUST: Duration = Duration::from_secs(35);
@@ -52,14 +56,18 @@ const SEEN_INTERVAL: Duration = Duration::from_secs(30);
 const MAX_SEEN_ADDRESSES: usize = 4;
 
 impl Node {
-    /// Looks after every link and every peer that should have one.
-    pub(super) fn tend_links(&mut self, now: Time) {
+    /// Looks after every link, and with `all` after every peer that should have one.
+    pub(super) fn tend_links(&mut self, all: bool, now: Time) {
         self.announces_costs = now >= self.costs_after;
         if self.announces_costs {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.hosts.len() as u32;
         }
-        self.ring = self.hosts.keys().copied().collect();
-        let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
+        if all {
+            self.ring = self.hosts.keys().copied().collect();
+        }
+        let is_due = |peer: &Peer| all || peer.link.is_some();
+        let labels: Vec<HostLabel> =
+            self.peers.iter().filter(|(_, peer)| is_due(peer)).map(|(label, _)| *label).collect();
         let mut tries = TRIES_PER_TICK;
         for label in labels {
             let Some(peer) = self.peers.get_mut(&label) else { continue };
@@ -77,9 +85,13 @@ impl Node {
         let (heard, current) = (peer.last_heard(), peer.current);
         let Some(link) = &mut peer.link else { return };
         let sent = peer.meter.sent.link_datagrams.load(std::sync::atomic::Ordering::Relaxed);
-        if sent != link.sent_seen {
-            link.sent_seen = sent;
+        let (before, then) = link.sent_before;
+        let is_used = sent.saturating_sub(before) >= USE;
+        if is_used {
             link.last_used = now;
+        }
+        if is_used || now.since(then) >= IN_USE {
+            link.sent_before = (sent, now);
         }
         let quiet = now.since(heard.max(link.since));
         let patience = link.patience();
@@ -104,12 +116,14 @@ impl Node {
         });
         let since_ping = now.since(link.last_ping);
         // Used a moment ago is used: whoever only answers hears of nothing to answer once the link is lost.
-        let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || lost > 0 || since_ping < DOWN_AFTER);
+        let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
+        let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || is_unanswered);
         if is_silent {
             self.next_tick = self.next_tick.min(now + ASK_AGAIN);
         }
         let remote = link.remote;
-        if since_ping >= IDLE_PROBE || (is_silent && since_ping >= ASK_AGAIN) {
+        let interval = if link.loss > LOSSY { LOSSY_PROBE } else { IDLE_PROBE };
+        if since_ping >= interval || (is_silent && since_ping >= ASK_AGAIN) {
             link.last_ping = now;
             if let Some(index) = current {
                 self.ping(label, index, remote, 0, now);

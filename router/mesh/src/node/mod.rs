@@ -51,8 +51,10 @@ use endpoints::Endpoints;
 use handshakes::Handshakes;
 use peer::{Backoff, Peer};
 
-/// How often links, sessions and targets are looked after.
+/// How often links are looked after, and in a small mesh sessions and all peers; those of a large one go by the round.
 const TICK: Duration = Duration::from_millis(50);
+const ROUND: Duration = Duration::from_millis(250);
+const PEERS_PER_TICK: usize = 64;
 /// How often what is old or gone is cleared away.
 const CLEAR_INTERVAL: Duration = Duration::from_secs(5);
 /// Hosts this one keeps apart.
@@ -135,6 +137,7 @@ pub struct Node {
     path: Datapath,
     outputs: VecDeque<Output>,
     next_tick: Time,
+    next_round: Time,
     next_comparison: Time,
     /// When the first and the last of the records came that neighbours were not yet asked about.
     unsettled: Option<(Time, Time)>,
@@ -212,6 +215,7 @@ impl Node {
             path: Datapath::new(64),
             outputs: VecDeque::new(),
             next_tick: now,
+            next_round: now,
             next_comparison: now,
             unsettled: None,
             next_clearing: now + CLEAR_INTERVAL,
@@ -313,8 +317,12 @@ impl Node {
 
     /// Looks after everything that time changes.
     fn tick(&mut self, now: Time) {
-        self.tend_links(now);
-        self.tend_sessions(now);
+        let all = now >= self.next_round || self.peers.len() <= PEERS_PER_TICK;
+        self.tend_links(all, now);
+        if all {
+            self.next_round = now + ROUND;
+            self.tend_sessions(now);
+        }
         self.tend_targets(now);
         self.tend_segments(now);
         self.compare_records(now);

@@ -95,8 +95,8 @@ pub(super) struct Link {
     pub(super) last_ping: Time,
     /// When a control message last came from `remote`.
     pub(super) last_from_remote: Time,
-    /// Datagrams sent when last looked at.
-    pub(super) sent_seen: u64,
+    /// Datagrams sent until a moment less than [`IN_USE`](super::links::IN_USE) ago, and that moment.
+    pub(super) sent_before: (u64, Time),
     pub(super) max_datagram: usize,
     /// When a ping of the full size was last answered.
     pub(super) size_confirmed: Time,
@@ -114,7 +114,7 @@ impl Link {
             loss: 0.0,
             last_ping: now,
             last_from_remote: now,
-            sent_seen: 0,
+            sent_before: (0, now),
             max_datagram: MIN_DATAGRAM,
             size_confirmed: now,
             last_size_probe: Time::ZERO,
