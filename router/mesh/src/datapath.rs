@@ -43,10 +43,12 @@ impl Datapath {
         sink: &mut impl Sink,
     ) {
         let Some(switch) = snapshot.segments.get(&segment) else { return sink.dropped(DropReason::NoSegment) };
-        let verdict = egress(snapshot, switch, bytes);
+        let source = frame::source(bytes);
+        let port = source.and_then(|mac| switch.macs.get(&mac));
+        let verdict = egress(snapshot, switch, port, bytes);
         let is_legitimate = !matches!(verdict, Verdict::Drop(DropReason::Malformed | DropReason::Spoofed));
-        if let Some(mac) = frame::source(bytes).filter(|_| is_legitimate) {
-            match switch.macs.get(&mac) {
+        if let Some(mac) = source.filter(|_| is_legitimate) {
+            match port {
                 Some(port) if port.host == snapshot.own => {
                     port.seen.store(now.as_nanos(), std::sync::atomic::Ordering::Relaxed);
                 }

@@ -12,7 +12,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 
 use crate::flows::Flows;
 use crate::frame::{self, Headers, Solicitation, TcpCut, Transport};
-use crate::snapshot::{Outbound, Segment, Snapshot};
+use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
 use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind};
 
@@ -86,8 +86,9 @@ impl DropReason {
     ];
 }
 
-/// Decides where a frame goes that came from this host's bridge of `segment`.
-pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, bytes: &[u8]) -> Verdict<'s> {
+/// Decides where a frame goes that came from this host's bridge of `segment`; `source` is what the segment knows of its
+/// source MAC.
+pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&Port>, bytes: &[u8]) -> Verdict<'s> {
     let (Some(to), Some(from)) = (frame::destination(bytes), frame::source(bytes)) else {
         return Verdict::Drop(DropReason::Malformed);
     };
@@ -97,7 +98,7 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, bytes: &[u8]) ->
     if from == frame::GATEWAY_MAC {
         return Verdict::Drop(DropReason::Local);
     }
-    if !may_speak(segment, snapshot.own, &from, bytes) {
+    if !may_speak(segment, snapshot.own, source, bytes) {
         return Verdict::Drop(DropReason::Spoofed);
     }
     if frame::is_group(&to) {
@@ -124,10 +125,10 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, bytes: &[u8]) ->
     }
 }
 
-/// Whether `host` may send a frame with this source MAC and what the frame claims by ARP or ND: records
-/// beat what frames say.
-pub(crate) fn may_speak(segment: &Segment, host: HostLabel, from: &frame::Mac, bytes: &[u8]) -> bool {
-    let is_elsewhere = |mac: &frame::Mac| segment.macs.get(mac).is_some_and(|port| port.recorded && port.host != host);
+/// Whether `host` may send a frame with a source MAC of which this is known and what the frame claims by ARP or ND:
+/// records beat what frames say.
+pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<&Port>, bytes: &[u8]) -> bool {
+    let is_elsewhere = |port: &Port| port.recorded && port.host != host;
     let claimed_elsewhere = || {
         frame::claim(bytes)
             .is_some_and(|(mac, ip)| is_elsewhere(&mac) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host))

@@ -162,7 +162,7 @@ pub struct RunState<'s> {
 
 #[derive(Clone, Copy)]
 enum Decision<'s> {
-    Mine { neighbour: &'s Inbound },
+    Mine { neighbour: &'s Inbound, link_index: u32 },
     Pass { neighbour: &'s Inbound, hop: &'s Hop, envelope: [u8; envelope::LEN] },
     Drop(DropReason),
 }
@@ -175,7 +175,7 @@ impl<'s> RunState<'s> {
 
     fn neighbour(&self) -> Option<&'s Inbound> {
         match self.decision {
-            Some(Decision::Mine { neighbour } | Decision::Pass { neighbour, .. }) => Some(neighbour),
+            Some(Decision::Mine { neighbour, .. } | Decision::Pass { neighbour, .. }) => Some(neighbour),
             _ => None,
         }
     }
@@ -213,7 +213,7 @@ pub fn ingress<'s>(snapshot: &'s Snapshot, run: &mut RunState<'s>, datagram: &mu
             datagram[..envelope::LEN].copy_from_slice(&envelope);
             Verdict::Relay(hop)
         }
-        Decision::Mine { .. } => open(snapshot, run, datagram),
+        Decision::Mine { neighbour, link_index } => open(snapshot, run, (link_index, neighbour), datagram),
     }
 }
 
@@ -226,7 +226,7 @@ fn judge<'s>(snapshot: &'s Snapshot, bytes: &[u8; envelope::LEN]) -> Decision<'s
         return Decision::Drop(DropReason::BadEnvelope);
     }
     if envelope.destination == snapshot.own {
-        return Decision::Mine { neighbour };
+        return Decision::Mine { neighbour, link_index: envelope.link_index };
     }
     let Some(ttl) = envelope.ttl.checked_sub(1).filter(|ttl| *ttl > 0) else {
         return Decision::Drop(DropReason::TtlExpired);
@@ -240,7 +240,12 @@ fn judge<'s>(snapshot: &'s Snapshot, bytes: &[u8; envelope::LEN]) -> Decision<'s
     }
 }
 
-fn open<'s>(snapshot: &'s Snapshot, run: &mut RunState<'s>, datagram: &mut [u8]) -> Verdict<'s> {
+fn open<'s>(
+    snapshot: &'s Snapshot,
+    run: &mut RunState<'s>,
+    link: (u32, &'s Inbound),
+    datagram: &mut [u8],
+) -> Verdict<'s> {
     let packet = &mut datagram[envelope::LEN..];
     let Some(index) = session::index_of(packet) else { return Verdict::Drop(DropReason::Malformed) };
     if index == 0 {
@@ -253,7 +258,9 @@ fn open<'s>(snapshot: &'s Snapshot, run: &mut RunState<'s>, datagram: &mut [u8])
     if run.session.as_ref().is_none_or(|(current, ..)| *current != index) {
         // The old session's lock goes before the new one's is taken.
         run.session = None;
-        let Some(inbound) = snapshot.inbound.get(&index) else { return Verdict::Drop(DropReason::NoSession) };
+        // Straight from the peer, link and session have one index.
+        let known = if link.0 == index { Some(link.1) } else { snapshot.inbound.get(&index).map(|inbound| &**inbound) };
+        let Some(inbound) = known else { return Verdict::Drop(DropReason::NoSession) };
         run.session = Some((index, inbound, inbound.receive.opener()));
     }
     let Some((_, _, opener)) = &mut run.session else { return Verdict::Drop(DropReason::NoSession) };
@@ -386,7 +393,9 @@ impl Receiver {
                         inbound.heard.store(now.as_nanos(), Ordering::Relaxed);
                         let sending = snapshot.outbound.get(&inbound.peer);
                         let moved = is_direct && sending.is_none_or(|sending| sending.link != direct);
-                        if moved || sending.is_none_or(|sending| sending.send.is_none()) || !is_current(snapshot, index)
+                        if moved
+                            || sending.is_none_or(|sending| sending.send.is_none())
+                            || !inbound.current.load(Ordering::Relaxed)
                         {
                             sink.punt(Punt::Heard { index, peer: inbound.peer, direct });
                         }
@@ -441,11 +450,6 @@ impl Receiver {
         let bucket = self.relay_budgets.entry(neighbour).or_insert_with(|| Bucket::new(rate / 10, now));
         bucket.take(bytes as u64, rate, rate / 10, now)
     }
-}
-
-/// Whether the session is the one used for sending to its peer; another one wants the node's eye.
-fn is_current(snapshot: &Snapshot, index: u32) -> bool {
-    snapshot.inbound.get(&index).is_some_and(|inbound| inbound.current.load(Ordering::Relaxed))
 }
 
 /// A token bucket.

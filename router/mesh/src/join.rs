@@ -203,10 +203,11 @@ fn admit(segment: &Segment, peer: HostLabel, bytes: &[u8], now: Time) -> Result<
     if frame::is_group(&from) {
         return Err(DropReason::Malformed);
     }
-    if !may_speak(segment, peer, &from, bytes) {
+    let port = segment.macs.get(&from);
+    if !may_speak(segment, peer, port, bytes) {
         return Err(DropReason::Spoofed);
     }
-    match segment.macs.get(&from) {
+    match port {
         Some(port) if port.host == peer => {
             port.seen.store(now.as_nanos(), Ordering::Relaxed);
             Ok(None)
