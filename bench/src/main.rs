@@ -1,5 +1,8 @@
-//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `sim`, the full counts of simulated meshes; `fuzz`.
+//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `instructions`;
+//! `sim`, the full counts of simulated meshes; `fuzz`.
 
+mod instructions;
+mod scale;
 mod simulation;
 mod speed;
 
@@ -20,6 +23,11 @@ enum Command {
     Speed(speed::Options),
     /// The same in short, in less than three minutes: weft, kernel VXLAN and wireguard-go
     Quick,
+    /// Instructions that a frame costs, counted by valgrind
+    Instructions,
+    /// What `instructions` runs under valgrind
+    #[command(hide = true)]
+    WorkToCount(instructions::Case),
     /// Simulated meshes with faults
     Sim {
         /// Run only this seed, and tell its story
@@ -38,6 +46,15 @@ enum Command {
         #[arg(long, default_value_t = 500)]
         addresses: u64,
     },
+    /// Simulated meshes of growing size: what a host costs, and how soon all is right
+    Scale {
+        /// How many hosts
+        #[arg(long, value_delimiter = ',', default_values_t = [10, 30, 100, 300, 1000])]
+        hosts: Vec<usize>,
+        /// In this process
+        #[arg(long, hide = true)]
+        alone: bool,
+    },
     /// Packets that no resolver would send, for the DNS server
     Fuzz {
         /// How many
@@ -53,6 +70,13 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Speed(options) => speed::run(&options),
         Command::Quick => speed::run(&speed::Options::quick()),
+        Command::Scale { hosts, alone: true } => {
+            hosts.into_iter().for_each(scale::one);
+            Ok(())
+        }
+        Command::Scale { hosts, alone: false } => scale::run(&hosts),
+        Command::Instructions => instructions::run(),
+        Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
         Command::Fuzz { count, seed } => {
             println!("{count} packets: {:?}", weft_integration::fuzz::dns(count, seed));

@@ -68,7 +68,7 @@ impl Model {
 
     /// Follows the published next hops: they must lead there, without a loop.
     fn path_problem(&self, world: &World, from: HostNumber, to: HostNumber) -> Option<String> {
-        let goal = world.hosts[to].label();
+        let goal = world.hosts[to].label;
         let mut at = from;
         for _ in 0..world.hosts.len() {
             let Some(outbound) = world.hosts[at].snapshot.outbound.get(&goal) else {
@@ -77,7 +77,7 @@ impl Model {
             let Some(hop) = &outbound.hop else {
                 return Some(format!("h{at} has no next hop to h{to} (from h{from})"));
             };
-            let next = world.hosts.iter().position(|host| host.address == hop.remote && host.label() == hop.via);
+            let next = world.host_at(hop.remote).filter(|next| world.hosts[*next].label == hop.via);
             match next {
                 Some(next) if next == to => return None,
                 Some(next) if world.is_cut(at, next) || !self.running.contains(&next) => {
@@ -94,15 +94,15 @@ impl Model {
     fn records_problem(&self, world: &World, island: &BTreeSet<HostNumber>, at: HostNumber) -> Option<String> {
         let node = world.hosts[at].node.as_ref()?;
         let status = node.status(world.now);
+        let mut known: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for endpoint in &status.endpoints {
+            known.entry(&endpoint.host).or_default().insert(&endpoint.id);
+        }
+        let none = BTreeMap::new();
         for host in island {
-            let name = format!("h{host}");
-            let mut known: Vec<&str> =
-                status.endpoints.iter().filter(|e| e.host == name).map(|e| e.id.as_str()).collect();
-            let none = BTreeMap::new();
-            let mut real: Vec<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(hex::encode).collect();
-            known.sort_unstable();
-            real.sort_unstable();
-            if known != real {
+            let known = known.remove(format!("h{host}").as_str()).unwrap_or_default();
+            let real: BTreeSet<String> = self.endpoints.get(host).unwrap_or(&none).keys().map(hex::encode).collect();
+            if !known.iter().copied().eq(real.iter().map(String::as_str)) {
                 return Some(format!("h{at} believes that h{host} has {known:?}, it has {real:?}"));
             }
         }

@@ -87,20 +87,17 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
     let guard = SeedGuard(seed);
     let ciphers = if scenario.real_crypto { Ciphers::native(seed.is_multiple_of(2)) } else { null::ciphers() };
     let mut world = World::new(seed, ciphers, true);
-    let mut drama =
-        Drama { model: Model::default(), story: Vec::new(), partition: Vec::new(), old_disks: BTreeMap::new() };
+    let mut drama = Drama::default();
     // Small meshes more often: they cost less, and most mistakes fit into them.
     let (fewest, most) = (*scenario.hosts.start(), *scenario.hosts.end());
     let share: f64 = world.rng.random();
     let count = fewest + ((most - fewest) as f64 * share * share).round() as usize;
-    drama.raise(&mut world, count);
+    // All linked with all is for small meshes; it grows with the square.
+    let densest = if count <= 24 { 1.0 } else { 0.1 };
+    let density = [0.0, 0.05, 0.2, densest][world.rng.random_range(0..4usize)];
+    drama.raise(&mut world, count, density);
     world.run_for(Duration::from_secs(5));
-    for _ in 0..scenario.faults {
-        drama.fault(&mut world);
-        let pause = world.rng.random_range(50..2000);
-        world.run_for(Duration::from_millis(pause));
-    }
-    drama.calm(&mut world);
+    drama.act(&mut world, scenario.faults);
     let convergence = drama.await_rest(&mut world, scenario.patience);
     if scenario.check_frames {
         drama.model.check_frames(&mut world);
@@ -132,22 +129,22 @@ impl Drop for SeedGuard {
     }
 }
 
-struct Drama {
-    model: Model,
+/// What happens to a mesh, and what should have come of it.
+#[derive(Default)]
+pub(super) struct Drama {
+    pub(super) model: Model,
     story: Vec<String>,
     partition: Vec<(HostNumber, HostNumber)>,
     old_disks: BTreeMap<HostNumber, BTreeMap<Vec<u8>, Vec<u8>>>,
 }
 
 impl Drama {
-    /// A random connected underlay; each host is told of its neighbours or they of it.
-    fn raise(&mut self, world: &mut World, count: usize) {
+    /// A random connected underlay, on which such a share of the pairs is joined; each host is told of its neighbours or they
+    /// of it.
+    pub(super) fn raise(&mut self, world: &mut World, count: usize, density: f64) {
         for _ in 0..count {
             world.add_host();
         }
-        // All linked with all is for small meshes; it grows with the square.
-        let densest = if count <= 24 { 1.0 } else { 0.1 };
-        let density = [0.0, 0.05, 0.2, densest][world.rng.random_range(0..4usize)];
         for a in 0..count {
             // A tree first, so that there is one island to start with.
             let parent = if a > 0 { Some(world.rng.random_range(0..a)) } else { None };
@@ -246,7 +243,17 @@ impl Drama {
         self.story.push(format!("{:?} {what}", world.now));
     }
 
-    fn restart(&mut self, world: &mut World, host: HostNumber) {
+    /// Faults, one after the other, then calm.
+    pub(super) fn act(&mut self, world: &mut World, faults: usize) {
+        for _ in 0..faults {
+            self.fault(world);
+            let pause = world.rng.random_range(50..2000);
+            world.run_for(Duration::from_millis(pause));
+        }
+        self.calm(world);
+    }
+
+    pub(super) fn restart(&mut self, world: &mut World, host: HostNumber) {
         world.start(host);
         self.model.running.insert(host);
         // Peers named on the command line are named again at each start.
@@ -369,7 +376,8 @@ impl Drama {
         (registration, await_all(world, &BTreeSet::new()))
     }
 
-    fn await_rest(&mut self, world: &mut World, patience: Duration) -> Duration {
+    /// Runs until everything is right; how long that took. Panics if it takes longer than `patience`.
+    pub(super) fn await_rest(&mut self, world: &mut World, patience: Duration) -> Duration {
         let start = world.now;
         let mut said = String::new();
         loop {

@@ -46,6 +46,8 @@ impl Weather {
 pub struct Host {
     /// Whose key it has.
     pub seed: [u8; 32],
+    /// Its routing label.
+    pub label: HostLabel,
     /// Where it is on the network.
     pub address: SocketAddr,
     /// Its node, while it runs.
@@ -75,11 +77,6 @@ impl Host {
     pub fn peer_id(&self) -> PeerId {
         Identity::from_seed(&self.seed).peer_id()
     }
-
-    /// Its routing label.
-    pub fn label(&self) -> HostLabel {
-        self.peer_id().label()
-    }
 }
 
 /// Everything.
@@ -96,8 +93,10 @@ pub struct World {
     pub rng: ChaCha8Rng,
     /// Pairs between which the network carries nothing.
     pub cut: BTreeSet<(HostNumber, HostNumber)>,
-    /// Bytes of datagrams sent.
+    /// Bytes of datagrams sent, and how many those were.
     pub bytes_sent: u64,
+    /// See there.
+    pub datagrams_sent: u64,
     /// How long a host may be gone before the others drop its records.
     pub grace: Duration,
     ciphers: Ciphers,
@@ -132,6 +131,7 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             cut: BTreeSet::new(),
             bytes_sent: 0,
+            datagrams_sent: 0,
             grace: Duration::from_secs(3600),
             ciphers,
             discovery,
@@ -159,6 +159,7 @@ impl World {
         let offloads = if self.rng.random() { full } else { TapOffloads::NONE };
         self.hosts.push(Host {
             seed,
+            label,
             address,
             node: None,
             disk: BTreeMap::new(),
@@ -185,7 +186,7 @@ impl World {
         host.life += 1;
         host.timer = Time::from_nanos(u64::MAX);
         host.path = Datapath::new(64);
-        host.snapshot = Arc::new(Snapshot::empty(host.label(), Hashing(0, 0)));
+        host.snapshot = Arc::new(Snapshot::empty(host.label, Hashing(0, 0)));
         let config = Config {
             identity: Identity::from_seed(&host.seed),
             name: format!("h{number}"),
@@ -252,6 +253,11 @@ impl World {
         let mut sink = HostSink::new(host.offloads);
         host.path.frame(&snapshot, segment, vnet, frame, self.now, &mut sink);
         self.carry_out(number, sink);
+    }
+
+    /// The host that is at an address.
+    pub fn host_at(&self, address: SocketAddr) -> Option<HostNumber> {
+        self.by_address.get(&address).copied()
     }
 
     /// From now on a host is seen at another address, as when a NAT maps it anew.
@@ -435,9 +441,10 @@ impl World {
 
     /// Puts a run on the network; each of its datagrams has its own fate.
     fn transmit(&mut self, from: HostNumber, to: SocketAddr, data: Vec<u8>, stride: usize) {
-        let Some(host) = self.by_address.get(&to).copied() else { return };
+        let Some(host) = self.host_at(to) else { return };
         let source = self.hosts[from].address;
         self.bytes_sent += data.len() as u64;
+        self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
         if self.is_cut(from, host) || from == host {
             return;
         }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use weft_bench::in_temporary_dir;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{await_true, tcp_throughput};
-use weft_router::state;
 
 use load::Cpu;
 use pairs::{Pair, Underlay};
@@ -86,12 +86,8 @@ pub fn run(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::new("the benchmark makes network namespaces: run it as root"));
     }
-    let dir = std::env::temp_dir().join(format!("weft-bench-{}", std::process::id()));
-    state::open_dir(&dir)?;
-    let outcome = measure_all(options, &dir);
-    let removed = std::fs::remove_dir_all(&dir).doing(|| format!("cannot remove {}", dir.display()));
-    report::print(&outcome?, options)?;
-    removed
+    let series = in_temporary_dir(|dir| measure_all(options, dir))?;
+    report::print(&series, options)
 }
 
 fn measure_all(options: &Options, dir: &std::path::Path) -> Result<Vec<Series>> {

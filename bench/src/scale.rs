@@ -1,0 +1,68 @@
+//! How the cost of a mesh grows with its hosts, in the simulator.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use weft_integration::sim::scale::Mesh;
+use weft_router::error::{Doing, Failure, Result};
+
+/// Measures each size in a process of its own, so that its memory is its own.
+pub fn run(sizes: &[usize]) -> Result<()> {
+    println!(
+        "| hosts | all started at once, right after | right after the last of six faults | one more host: right after, datagrams, kB | idle: B/s a host, datagrams/s a host, CPU ms/s a host | memory a host, kB | wall time |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let own = std::env::current_exe().doing(|| "cannot find this program's own file".into())?;
+    for hosts in sizes {
+        let status = Command::new(&own)
+            .args(["scale", "--alone", "--hosts", &hosts.to_string()])
+            .status()
+            .doing(|| "cannot start a process for one size".into())?;
+        if !status.success() {
+            return Err(Failure::new(format!("the mesh of {hosts} hosts went wrong; what it said is above")));
+        }
+    }
+    Ok(())
+}
+
+/// Measures one size.
+pub fn one(hosts: usize) {
+    let started = Instant::now();
+    let before = resident();
+    let (mut mesh, raised) = Mesh::raise(hosts, hosts as u64);
+    eprintln!("{hosts} hosts: raised ({:.0?})", started.elapsed());
+    let converged = mesh.disturb();
+    // Costs settle, what is needed no longer is let go of.
+    mesh.rest(Duration::from_secs(60));
+    eprintln!("{hosts} hosts: at rest ({:.0?})", started.elapsed());
+    let (before_idle, window) = (cpu_time(), Duration::from_secs(10));
+    let idle = mesh.rest(window);
+    let cpu = cpu_time() - before_idle;
+    let memory = resident().saturating_sub(before) / hosts as u64;
+    let (joined, join) = mesh.join();
+    let each = |total: u64| total as f64 / window.as_secs_f64() / hosts as f64;
+    let meanwhile = |total: u64, idle: u64| (total as f64 - each(idle) * hosts as f64 * joined.as_secs_f64()).max(0.0);
+    println!(
+        "| {hosts} | {raised:.1?} | {converged:.1?} | {joined:.1?}, {:.0}, {:.0} | {:.0}, {:.1}, {:.2} | {} | {:.0?} |",
+        meanwhile(join.datagrams, idle.datagrams),
+        meanwhile(join.bytes, idle.bytes) / 1e3,
+        each(idle.bytes),
+        each(idle.datagrams),
+        cpu.as_secs_f64() * 1e3 / window.as_secs_f64() / hosts as f64,
+        memory / 1000,
+        started.elapsed(),
+    );
+}
+
+/// How long this process has been computing.
+fn cpu_time() -> Duration {
+    let times = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    Duration::from_nanos(times.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
+}
+
+/// Bytes of this process in memory.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or(0) * 1000
+}
