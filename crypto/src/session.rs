@@ -23,8 +23,10 @@ pub const REKEY_AFTER_PACKETS: u64 = 1 << 26;
 /// Packets after which a session seals no more (RFC 9001, appendix B.1.1, for packets below 2^11 bytes).
 pub const MAX_PACKETS: u64 = 1 << 28;
 
-/// What the sender says of a packet in its counter's highest bit.
+/// What the sender says of a packet in its counter's highest bit, and where that is in the packet.
 const URGENT: u64 = 1 << 63;
+/// The byte of a packet whose highest bit says that the packet may overtake others.
+pub const URGENT_BYTE: usize = HEADER_LEN - 1;
 
 /// The keys of a finished handshake, from one host's point of view.
 pub struct SplitKeys {
@@ -162,11 +164,6 @@ pub fn index_of(packet: &[u8]) -> Option<u32> {
     packet.first_chunk::<4>().map(|index| u32::from_le_bytes(*index))
 }
 
-/// Whether a packet says of itself that it may overtake others. Believed only as far as the order of work goes.
-pub fn is_urgent(packet: &[u8]) -> bool {
-    packet.get(HEADER_LEN - 1).is_some_and(|byte| byte & 0x80 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,7 +186,7 @@ mod tests {
         let (send, receive) = pair();
         let packets: Vec<_> = send.reserve(3).unwrap().map(|counter| packet(&send, counter, b"frame")).collect();
         let mut opener = receive.opener();
-        assert_eq!([0, 1, 2].map(|index: usize| is_urgent(&packets[index])), [false, true, false]);
+        assert_eq!([0, 1, 2].map(|index: usize| packets[index][URGENT_BYTE] >= 0x80), [false, true, false]);
         for index in [2, 0, 1] {
             for bit in 0..packets[index].len() * 8 {
                 let mut damaged = packets[index].clone();

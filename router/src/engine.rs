@@ -8,6 +8,7 @@ use std::sync::mpsc as blocking;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
+use weft_mesh::egress::Lane;
 use weft_mesh::ingress::Punt;
 use weft_mesh::ipam::AllocationId;
 use weft_mesh::names::Names;
@@ -177,7 +178,7 @@ impl Engine {
             match self.node.poll_output() {
                 Output::Transmit { to, data, stride } => {
                     // What matters is sent again; a send that fails is like a datagram lost.
-                    let _ = self.udp.send(to, &data, stride);
+                    let _ = self.udp.send(Lane::Urgent, to, &data, stride);
                 }
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),

@@ -1,20 +1,29 @@
 //! The UDP sockets: both address families, deep buffers, runs of datagrams in one call.
+//!
+//! Each worker has a socket for either [`Lane`], all bound to one port: a filter in the kernel tells by the first bytes of
+//! a datagram which it is for. What is urgent then waits in no queue behind what is not.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
+use weft_crypto::{envelope, session};
+use weft_mesh::egress::Lane;
 
 use crate::error::{Doing, Failure, Result};
 
 /// A burst at full speed must fit while a worker is busy: without depth, datagrams are lost and TCP slows down.
 const RECEIVE_BUFFER: usize = 16 << 20;
 const SEND_BUFFER: usize = 4 << 20;
+/// What urgent datagrams ask of the networks between: low-latency data, AF21 (RFC 4594, section 4.7). Datagrams that differ
+/// in this are never joined to one run on their way.
+const LOW_LATENCY: u8 = 18 << 2;
 /// How long a sender waits for room before it drops a run, in milliseconds.
 const SEND_PATIENCE: u8 = 5;
 
@@ -23,15 +32,16 @@ pub const BATCH: usize = 16;
 /// The largest run the kernel joins.
 pub const BUFFER: usize = 65_536;
 
-/// One socket, with what the kernel can do on it.
+/// One worker's sockets, with what the kernel can do on them.
 pub struct UdpPort {
-    socket: std::net::UdpSocket,
+    /// In the order of [`Lane::ALL`].
+    sockets: [std::net::UdpSocket; Lane::ALL.len()],
     state: Arc<UdpSocketState>,
     is_v6: bool,
 }
 
 impl UdpPort {
-    /// Binds `count` sockets to one address; the kernel spreads peers over them.
+    /// Binds the sockets of `count` workers to one address; sessions are spread over them.
     pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<UdpPort>> {
         let in_use = |error: io::Error| match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -43,11 +53,26 @@ impl UdpPort {
         let probe = Self::socket(address, false).map_err(in_use)?;
         let address = probe.local_addr().ok().and_then(|bound| bound.as_socket()).unwrap_or(address);
         drop(probe);
-        (0..count.max(1)).map(|_| Self::open(address, count > 1).map_err(in_use)).collect()
+        let count = count.max(1);
+        let open = |lane| (0..count).map(|_| Self::open(address, lane)).collect::<io::Result<Vec<_>>>().map_err(in_use);
+        let (mains, mut urgents) = (open(Lane::Main)?, open(Lane::Urgent)?);
+        if let Err(error) = steer(&mains[0], count) {
+            // Everything arrives all the same, only in one queue.
+            tracing::warn!(%error, "the kernel does not sort datagrams by urgency: round trips beside bulk transfers take longer");
+        }
+        // What is urgent of a session is another worker's than the rest: it does not wait for that one's batch.
+        urgents.rotate_right(1);
+        let is_v6 = address.is_ipv6();
+        // The state is made on another socket, since that asks the kernel to tell things about each datagram that nobody here wants; times
+        // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
+        let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false).map_err(in_use)?;
+        let state = Arc::new(UdpSocketState::new((&other).into()).map_err(in_use)?);
+        let pairs = urgents.into_iter().zip(mains);
+        Ok(pairs.map(|(urgent, main)| UdpPort { sockets: [urgent, main], state: state.clone(), is_v6 }).collect())
     }
 
-    fn open(address: SocketAddr, is_shared: bool) -> io::Result<UdpPort> {
-        let socket = Self::socket(address, is_shared)?;
+    fn open(address: SocketAddr, lane: Lane) -> io::Result<std::net::UdpSocket> {
+        let socket = Self::socket(address, true)?;
         // Beyond the system's limit only with CAP_NET_ADMIN; without it the limit has to do.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
@@ -55,15 +80,15 @@ impl UdpPort {
         if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
             let _ = socket.set_send_buffer_size(SEND_BUFFER);
         }
-        let socket = std::net::UdpSocket::from(socket);
-        let is_v6 = address.is_ipv6();
-        weft_sys::never_fragment(socket.as_fd(), is_v6)?;
+        weft_sys::never_fragment(socket.as_fd(), address.is_ipv6())?;
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        // The state is made on another socket, since that asks the kernel to tell things about each datagram that nobody here wants; times
-        // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
-        let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false)?;
-        let state = UdpSocketState::new((&other).into())?;
-        Ok(UdpPort { socket, state: Arc::new(state), is_v6 })
+        if lane == Lane::Urgent {
+            let _ = setsockopt(&socket, sockopt::Ipv4Tos, &LOW_LATENCY.into());
+            if address.is_ipv6() {
+                let _ = setsockopt(&socket, sockopt::Ipv6TClass, &LOW_LATENCY.into());
+            }
+        }
+        Ok(socket.into())
     }
 
     fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
@@ -79,15 +104,25 @@ impl UdpPort {
         Ok(socket)
     }
 
-    /// Another handle of the same socket.
+    /// Another handle of the same sockets.
     pub fn try_clone(&self) -> Result<UdpPort> {
-        let socket = self.socket.try_clone().doing(|| "cannot share the UDP socket".into())?;
-        Ok(UdpPort { socket, state: self.state.clone(), is_v6: self.is_v6 })
+        let [urgent, main] = self.sockets.each_ref().map(std::net::UdpSocket::try_clone);
+        let what = || "cannot share the UDP sockets".to_owned();
+        Ok(UdpPort { sockets: [urgent.doing(what)?, main.doing(what)?], state: self.state.clone(), is_v6: self.is_v6 })
     }
 
-    /// The port it is bound to.
+    /// The socket of a lane, to wait on.
+    pub fn fd(&self, lane: Lane) -> BorrowedFd<'_> {
+        self.socket_of(lane).as_fd()
+    }
+
+    fn socket_of(&self, lane: Lane) -> &std::net::UdpSocket {
+        &self.sockets[lane as usize]
+    }
+
+    /// The port they are bound to.
     pub fn port(&self) -> u16 {
-        self.socket.local_addr().map(|address| address.port()).unwrap_or(0)
+        self.socket_of(Lane::Main).local_addr().map(|address| address.port()).unwrap_or(0)
     }
 
     /// Datagrams that one call may carry.
@@ -96,39 +131,46 @@ impl UdpPort {
     }
 
     /// Sends datagrams of `stride` bytes each, the last one maybe shorter.
-    pub fn send(&self, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
+    pub fn send(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
         let to = if self.is_v6 { mapped(to) } else { to };
         if self.state.max_gso_segments() < datagrams.len().div_ceil(stride.max(1)) {
-            return self.send_singly(to, datagrams, stride);
+            return self.send_singly(lane, to, datagrams, stride);
         }
-        match self.send_run(to, datagrams, Some(stride)) {
+        match self.send_run(lane, to, datagrams, Some(stride)) {
             // A device without checksum offload refuses runs; quinn-udp then no longer offers them.
             Err(error) if matches!(error.raw_os_error(), Some(5 | 22)) && datagrams.len() > stride => {
-                self.send_singly(to, datagrams, stride)
+                self.send_singly(lane, to, datagrams, stride)
             }
             result => result,
         }
     }
 
-    fn send_singly(&self, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
-        datagrams.chunks(stride.max(1)).try_for_each(|datagram| self.send_run(to, datagram, None))
+    fn send_singly(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
+        datagrams.chunks(stride.max(1)).try_for_each(|datagram| self.send_run(lane, to, datagram, None))
     }
 
-    fn send_run(&self, destination: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+    fn send_run(
+        &self,
+        lane: Lane,
+        destination: SocketAddr,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let socket = self.socket_of(lane);
         let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
-        match self.state.try_send((&self.socket).into(), &transmit) {
+        match self.state.try_send(socket.into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
                 let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
-                self.state.try_send((&self.socket).into(), &transmit)
+                self.state.try_send(socket.into(), &transmit)
             }
             result => result,
         }
     }
 
     /// Receives into `buffers`; how many were filled.
-    pub fn receive(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
-        let count = self.state.recv((&self.socket).into(), buffers, meta)?;
+    pub fn receive(&self, lane: Lane, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
+        let count = self.state.recv(self.socket_of(lane).into(), buffers, meta)?;
         for meta in &mut meta[..count] {
             meta.addr = unmapped(meta.addr);
         }
@@ -136,10 +178,31 @@ impl UdpPort {
     }
 }
 
-impl AsFd for UdpPort {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
+/// Has the kernel give each datagram to the socket that its session's index falls to, among the `count` of the lane that its
+/// sender chose. Handshakes may wait: they are for the first of the main lane.
+fn steer(first: &std::net::UdpSocket, count: usize) -> io::Result<()> {
+    let word = |code: u32, k: usize| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: k as u32 };
+    let load = |at: usize| word(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at);
+    let compute = |operation: u32, k: usize| word(libc::BPF_ALU | libc::BPF_K | operation, k);
+    // What is no such datagram goes on eight instructions later.
+    let is_transit =
+        libc::sock_filter { jf: 8, ..word(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, envelope::TRANSIT.into()) };
+    // Sockets are numbered as they were bound: the main lane's first.
+    let mut program = [
+        load(0),
+        is_transit,
+        load(envelope::LEN + session::URGENT_BYTE),
+        compute(libc::BPF_RSH, 7),
+        compute(libc::BPF_MUL, count),
+        word(libc::BPF_MISC | libc::BPF_TAX, 0),
+        load(envelope::LEN),
+        compute(libc::BPF_MOD, count),
+        word(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0),
+        word(libc::BPF_RET | libc::BPF_A, 0),
+        word(libc::BPF_RET | libc::BPF_K, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    Ok(setsockopt(first, sockopt::AttachReusePortCbpf, &program)?)
 }
 
 fn unspecified(is_v6: bool) -> IpAddr {
@@ -169,5 +232,61 @@ fn scope(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V6(address) => address.scope_id(),
         SocketAddr::V4(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A datagram of a session, as far as the filter looks.
+    fn datagram(index: u32, is_urgent: bool) -> Vec<u8> {
+        let mut bytes = vec![0; 100];
+        bytes[0] = envelope::TRANSIT;
+        bytes[envelope::LEN..][..4].copy_from_slice(&index.to_le_bytes());
+        bytes[envelope::LEN + session::URGENT_BYTE] = if is_urgent { 0x80 } else { 0 };
+        bytes
+    }
+
+    /// The worker and lane that something arrives at.
+    fn arrival(ports: &[UdpPort], sent: &[u8]) -> (usize, Lane) {
+        let mut buffer = [0; 2000];
+        for (worker, port) in ports.iter().enumerate() {
+            for lane in Lane::ALL {
+                let mut meta = [RecvMeta::default()];
+                if port.receive(lane, &mut [IoSliceMut::new(&mut buffer)], &mut meta).is_ok() {
+                    assert_eq!(buffer[..meta[0].len], *sent);
+                    return (worker, lane);
+                }
+            }
+        }
+        panic!("it did not arrive");
+    }
+
+    #[test]
+    fn datagrams_are_sorted_by_session_and_urgency() {
+        for (workers, to) in [(1, "127.0.0.1:0"), (2, "127.0.0.1:0"), (3, "[::1]:0")] {
+            let ports = UdpPort::bind(to.parse().unwrap(), workers).unwrap();
+            let to: SocketAddr = SocketAddr::new(to.parse::<SocketAddr>().unwrap().ip(), ports[0].port());
+            let sender = &UdpPort::bind(SocketAddr::new(to.ip(), 0), 1).unwrap()[0];
+            let arrives = |bytes: &[u8]| {
+                sender.send(Lane::Main, to, bytes, bytes.len()).unwrap();
+                arrival(&ports, bytes)
+            };
+            for index in [5, 6, 7, 0x1234_5600] {
+                let worker = (index & 0xff) as usize % workers;
+                assert_eq!(arrives(&datagram(index, false)), (worker, Lane::Main));
+                // What is urgent is another worker's, if there is one.
+                assert_eq!(arrives(&datagram(index, true)), ((worker + 1) % workers, Lane::Urgent));
+            }
+            assert_eq!(arrives(&[1; 100]), (0, Lane::Main), "a handshake waits behind what is urgent");
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_said_to_be() {
+        let taken = UdpPort::bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], taken[0].port()));
+        assert!(UdpPort::bind(address, 2).is_err_and(|error| error.to_string().contains("is in use")));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! 1. TAP → [`Datapath::frame`]: a batch of frames and super-frames is read, cut and sealed into runs.
 //! 2. Each run is one `sendmsg` with `UDP_SEGMENT`.
-//! 3. UDP → [`Datapath::datagrams`]: a batch of GRO runs is opened in place, what is urgent first; relay runs go out again
-//!    from the buffers they came in, frames are joined and written to the TAP in one `writev`.
+//! 3. UDP → [`Datapath::datagrams`]: a batch of GRO runs is opened in place, the urgent lane's first; relay runs go out
+//!    again from the buffers they came in, frames are joined and written to the TAP in one `writev`.
 //!
 //! One snapshot and one clock reading per batch. What is not for the data path goes to the node.
 
@@ -22,7 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
-use weft_mesh::egress::DropReason;
+use weft_mesh::egress::{DropReason, Lane};
 use weft_mesh::frame::MAX_FRAME;
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
 use weft_mesh::snapshot::Snapshot;
@@ -33,12 +33,13 @@ use weft_sys::TapIo;
 use crate::error::{Doing, Result};
 use crate::udp::{BATCH, BUFFER, UdpPort};
 
-/// What epoll says when something is there: an order, datagrams, or frames of the TAP with this number or a higher one.
-const WAKE: u64 = 0;
-const UDP: u64 = 1;
-const FIRST_TAP: u64 = 2;
-/// Frames read from one TAP before others get their turn, and bytes sealed before they are sent.
+/// What epoll says when something is there: datagrams of the lane with this number, an order, or frames of the TAP with this
+/// number or a higher one.
+const WAKE: u64 = Lane::ALL.len() as u64;
+const FIRST_TAP: u64 = WAKE + 1;
+/// Frames read from one TAP before others get their turn, or flushes; and bytes sealed before they are sent.
 const FRAMES_PER_TURN: usize = 64;
+const FLUSHES_PER_TURN: usize = 2;
 const BYTES_PER_FLUSH: usize = 256 * 1024;
 
 /// The clock that nodes and workers share: nanoseconds since the router's start.
@@ -126,10 +127,12 @@ impl Worker {
         let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).doing(what)?;
         let waker = Arc::new(waker);
         epoll.add(&*waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE)).doing(what)?;
-        epoll.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP)).doing(what)?;
+        for lane in Lane::ALL {
+            epoll.add(udp.fd(lane), EpollEvent::new(EpollFlags::EPOLLIN, lane as u64)).doing(what)?;
+        }
         let (orders, inbox) = channel();
         let path = Datapath::new(udp.max_segments());
-        let out = Outlets { taps: BTreeMap::new(), udp, punts, counters };
+        let out = Outlets { taps: BTreeMap::new(), udp, lane: Lane::Main, punts, counters };
         let run = Run {
             epoll,
             waker: waker.clone(),
@@ -209,7 +212,7 @@ impl Run {
                     return;
                 }
             };
-            let mut has_datagrams = false;
+            let mut has_datagrams = [false; Lane::ALL.len()];
             for event in &events[..count] {
                 match event.data() {
                     WAKE => {
@@ -218,7 +221,7 @@ impl Run {
                             return;
                         }
                     }
-                    UDP => has_datagrams = true,
+                    lane @ 0..WAKE => has_datagrams[lane as usize] = true,
                     // A deleted interface reports nothing but an error: reading it will say so.
                     number => {
                         self.out
@@ -230,8 +233,8 @@ impl Run {
                 }
             }
             let snapshot = self.snapshot.load();
-            if has_datagrams {
-                self.receive(&snapshot);
+            for lane in Lane::ALL.into_iter().filter(|lane| has_datagrams[*lane as usize]) {
+                self.receive(&snapshot, lane);
             }
             let mut ready = std::mem::take(&mut self.ready);
             ready.extend(self.out.taps.iter().filter(|(_, tap)| tap.is_ready).map(|(segment, _)| *segment));
@@ -265,14 +268,15 @@ impl Run {
         }
     }
 
-    /// Takes one batch from the socket.
-    fn receive(&mut self, snapshot: &Snapshot) {
+    /// Takes one batch from a lane.
+    fn receive(&mut self, snapshot: &Snapshot, lane: Lane) {
         let mut meta = [RecvMeta::default(); BATCH];
         let mut chunks = self.buffers.chunks_mut(BUFFER);
         let mut slices: [IoSliceMut<'_>; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
-        let Ok(count) = self.out.udp.receive(&mut slices, &mut meta) else { return };
+        let Ok(count) = self.out.udp.receive(lane, &mut slices, &mut meta) else { return };
+        self.out.lane = lane;
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
             .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
@@ -285,7 +289,11 @@ impl Run {
         if let Some(tap) = self.out.taps.get_mut(&segment) {
             tap.is_ready = false;
         }
+        let mut flushes = 0;
         for _ in 0..FRAMES_PER_TURN {
+            if flushes == FLUSHES_PER_TURN {
+                break;
+            }
             let Some(tap) = self.out.taps.get_mut(&segment) else { break };
             match tap.io.read(&mut self.frame) {
                 Ok((vnet, len)) => {
@@ -293,6 +301,7 @@ impl Run {
                     self.path.frame(snapshot, segment, &vnet, frame, now, &mut self.out);
                     if self.path.sender.batch.len() >= BYTES_PER_FLUSH {
                         self.flush();
+                        flushes += 1;
                         now = self.clock.now();
                     }
                 }
@@ -310,7 +319,7 @@ impl Run {
 
     fn flush(&mut self) {
         for (run, bytes) in self.path.sender.batch.runs() {
-            self.out.send(run.to, bytes, run.stride);
+            self.out.send(run.lane, run.to, bytes, run.stride);
         }
         self.path.sender.batch.clear();
     }
@@ -327,13 +336,15 @@ fn is_gone(error: &io::Error) -> bool {
 struct Outlets {
     taps: BTreeMap<SegmentId, Tap>,
     udp: UdpPort,
+    /// The one that what is received now came on.
+    lane: Lane,
     punts: PuntSender,
     counters: Arc<Counters>,
 }
 
 impl Outlets {
-    fn send(&self, to: SocketAddr, datagrams: &[u8], stride: usize) {
-        if self.udp.send(to, datagrams, stride).is_err() {
+    fn send(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) {
+        if self.udp.send(lane, to, datagrams, stride).is_err() {
             self.counters.send_failed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -353,7 +364,7 @@ impl Sink for Outlets {
     }
 
     fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
-        self.send(to, datagrams, stride);
+        self.send(self.lane, to, datagrams, stride);
     }
 
     fn punt(&mut self, punt: Punt) {

@@ -303,8 +303,6 @@ mod tests {
         let mut wire: Vec<(Vec<u8>, usize)> =
             a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();
         let sizes = wire.iter().map(|(bytes, _)| bytes.len()).collect();
-        // The wire, too, may have put what is urgent behind the rest.
-        wire.reverse();
         let mut buffers: Vec<RxBuffer<'_>> =
             wire.iter_mut().map(|(data, stride)| RxBuffer { from: address(1), data, stride: *stride }).collect();
         c.datagrams(&receiver, now, &mut buffers, &mut taps);
@@ -324,38 +322,6 @@ mod tests {
         let tail = (tcp_frame(false, &[2; 30], 0x18), VnetHeader::default());
         let (_, frames) = carry_batch(&[bulk.clone(), tail.clone()]);
         assert!(frames[0] == bulk.0 && frames[1] == tail.0);
-    }
-
-    #[test]
-    fn what_is_urgent_keeps_its_order_in_runs_that_the_kernel_made() {
-        let (mut a, mut taps) = (Datapath::new(64), Taps::new(ALL));
-        let (sender, receiver) = (snapshot(1, &[3], None, 1452), snapshot(3, &[1], None, 1452));
-        let now = Time::from_nanos(1_000_000_000);
-        let mut seal = |frame: &[u8], vnet: VnetHeader| -> Vec<u8> {
-            a.frame(&sender, segment(), &vnet, &mut frame.to_vec(), now, &mut taps);
-            let wire = a.sender.batch.runs().flat_map(|(_, bytes)| bytes.to_vec()).collect();
-            a.sender.batch.clear();
-            wire
-        };
-        let echo = |n: u8| {
-            let mut echo = tcp_frame(false, &[n; 30], 0x10);
-            echo[23] = 1;
-            echo
-        };
-        let (bulk, vnet) = super_frame(false, 1300 * 2, 1300, 0x18);
-        let size = 1300 + usize::from(vnet.header_len) + OVERHEAD;
-        // A short datagram ends the run it is joined to: the first echo comes behind bulk, the second alone.
-        let mut first = [seal(&bulk, vnet), seal(&echo(1), VnetHeader::default())].concat();
-        let mut second = seal(&echo(2), VnetHeader::default());
-        let stride = second.len();
-        let mut buffers = [
-            RxBuffer { from: address(1), data: &mut first, stride: size },
-            RxBuffer { from: address(1), data: &mut second, stride },
-        ];
-        let mut taps = Taps::new(ALL);
-        Datapath::new(64).datagrams(&receiver, now, &mut buffers, &mut taps);
-        let frames: Vec<_> = taps.frames.into_iter().map(|(_, frame)| frame).collect();
-        assert!(frames == [echo(1), echo(2), bulk]);
     }
 
     #[test]

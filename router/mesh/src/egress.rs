@@ -130,21 +130,23 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&
 pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<&Port>, bytes: &[u8]) -> bool {
     let is_elsewhere = |port: &Port| port.recorded && port.host != host;
     let claimed_elsewhere = || {
-        frame::claim(bytes)
-            .is_some_and(|(mac, ip)| is_elsewhere(&mac) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host))
+        frame::claim(bytes).is_some_and(|(mac, ip)| {
+            segment.macs.get(&mac).is_some_and(is_elsewhere)
+                || segment.ips.get(&ip).is_some_and(|owner| owner.host != host)
+        })
     };
-    !is_elsewhere(from) && !claimed_elsewhere() && !frame::hides_claim(bytes)
+    !source.is_some_and(is_elsewhere) && !claimed_elsewhere() && !frame::hides_claim(bytes)
 }
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.
 pub struct TxBatch {
-    lanes: [Queue; Lane::COUNT],
+    lanes: [Queue; Lane::ALL.len()],
     max_segments: usize,
 }
 
-/// What leaves first. In a lane, datagrams keep their order.
+/// A way of its own, from this host's sealing to the other's opening. In a lane, datagrams keep their order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Lane {
+pub enum Lane {
     /// Datagrams that may overtake others: they are of flows that have none among the others.
     Urgent,
     /// All others.
@@ -152,7 +154,8 @@ enum Lane {
 }
 
 impl Lane {
-    const COUNT: usize = 2;
+    /// What goes first, first; a lane's number is its place.
+    pub const ALL: [Lane; 2] = [Lane::Urgent, Lane::Main];
 }
 
 #[derive(Default)]
@@ -165,6 +168,8 @@ struct Queue {
 /// One `sendmsg`: datagrams of `stride` bytes, the last one maybe shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
+    /// Which way.
+    pub lane: Lane,
     /// Where to.
     pub to: SocketAddr,
     /// Size of each datagram but the last.
@@ -208,7 +213,6 @@ impl TxBatch {
 
     /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
     fn datagram(&mut self, lane: Lane, to: SocketAddr, len: usize) -> &mut [u8] {
-        // A lane's number is its place.
         let queue = &mut self.lanes[lane as usize];
         let (start, end) = (queue.used, queue.used + len);
         if end > queue.buffer.len() {
@@ -226,7 +230,7 @@ impl TxBatch {
                 run.end = end;
                 run.segments += 1;
             }
-            _ => queue.runs.push(Run { to, stride: len, start, end, segments: 1 }),
+            _ => queue.runs.push(Run { lane, to, stride: len, start, end, segments: 1 }),
         }
         &mut queue.buffer[start..end]
     }

@@ -122,11 +122,6 @@ pub struct RxBuffer<'a> {
     pub stride: usize,
 }
 
-/// Whether a datagram may be taken before what came earlier: its sender says so.
-fn is_urgent(datagram: &[u8]) -> bool {
-    datagram.first() == Some(&envelope::TRANSIT) && datagram.get(envelope::LEN..).is_some_and(session::is_urgent)
-}
-
 /// What is to become of a datagram.
 pub enum Verdict<'s> {
     /// A text for this host, opened in place at this range of the datagram.
@@ -313,14 +308,12 @@ impl Default for Receiver {
 }
 
 impl Receiver {
-    /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival, what is urgent first.
+    /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival.
     pub fn receive(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
         self.texts.clear();
         self.relays.clear();
-        for urgent in [true, false] {
-            for (number, buffer) in buffers.iter_mut().enumerate() {
-                self.open_buffer(snapshot, now, number, buffer, urgent, sink);
-            }
+        for (number, buffer) in buffers.iter_mut().enumerate() {
+            self.open_buffer(snapshot, now, number, buffer, sink);
         }
         for run in &self.relays {
             sink.relay(run.to, &buffers[run.buffer].data[run.range.clone()], run.stride);
@@ -363,7 +356,6 @@ impl Receiver {
         now: Time,
         number: usize,
         buffer: &mut RxBuffer<'_>,
-        urgent: bool,
         sink: &mut impl Sink,
     ) {
         let stride = buffer.stride.max(1);
@@ -372,11 +364,6 @@ impl Receiver {
         let mut offset = 0;
         for datagram in buffer.data.chunks_mut(stride) {
             let len = datagram.len();
-            // The kernel joins datagrams of both kinds in one run.
-            if is_urgent(datagram) != urgent {
-                offset += len;
-                continue;
-            }
             let verdict = ingress(snapshot, &mut run, datagram);
             let neighbour = run.neighbour();
             match verdict {
