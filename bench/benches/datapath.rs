@@ -135,7 +135,7 @@ fn publication(c: &mut Criterion) {
             let mut next = snapshot.clone();
             let mut segment = Segment::clone(&next.segments[&id]);
             let [a, b, c, d] = number.to_be_bytes();
-            let port = Port { host: OTHER, recorded: true, seen: Arc::default() };
+            let port = Port { host: OTHER, learnt: None };
             segment.macs.insert([2, 2, a, b, c, d], port);
             next.segments.insert(id, Arc::new(segment));
             Arc::new(next)

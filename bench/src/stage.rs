@@ -133,13 +133,13 @@ pub fn tables(own: HostLabel, peer: HostLabel, seal: Seal, (peers, endpoints): (
     };
     let mine = if own == OWN { NEAR } else { FAR };
     for (mac, host) in [(mine, own), (if mine == NEAR { FAR } else { NEAR }, peer)] {
-        segment.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
+        segment.macs.insert(mac, Port { host, learnt: None });
     }
     segment.ips.insert(IpAddr::from([10, 32, 0, 2]), Owner { mac: FAR, host: OTHER });
     for number in 2..endpoints {
         let [_, a, b, c] = number.to_be_bytes();
         let (mac, host) = ([2, 1, 1, a, b, c], label(number % peers));
-        segment.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
+        segment.macs.insert(mac, Port { host, learnt: None });
         segment.ips.insert(IpAddr::from([10, 64 + a, b, c]), Owner { mac, host });
     }
     snapshot.segments.insert(segment.id, Arc::new(segment));

@@ -70,7 +70,7 @@ fn names() -> Names {
             healthy: true,
             services: vec![Service { name: "http".into(), protocol: "tcp".into(), port: 80 }],
         };
-        names.set(own, [number; 16], &record);
+        names.set(own, [number; 16], record);
     }
     names
 }

@@ -9,7 +9,7 @@ use weft_crypto::Time;
 use crate::egress::{self, DropReason, Sender, Verdict, egress};
 use crate::frame::{self, Mac};
 use crate::ingress::{Bucket, Punt, Receiver, RxBuffer, Sink};
-use crate::snapshot::{Segment, Snapshot};
+use crate::snapshot::{Port, Segment, Snapshot};
 use crate::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
@@ -49,9 +49,7 @@ impl Datapath {
         let is_legitimate = !matches!(verdict, Verdict::Drop(DropReason::Malformed | DropReason::Spoofed));
         if let Some(mac) = source.filter(|_| is_legitimate) {
             match port {
-                Some(port) if port.host == snapshot.own => {
-                    port.seen.store(now.as_nanos(), std::sync::atomic::Ordering::Relaxed);
-                }
+                Some(port) if port.host == snapshot.own => port.note(now),
                 _ => sink.punt(Punt::Learn { segment, mac, host: snapshot.own }),
             }
         }
@@ -96,7 +94,7 @@ impl Datapath {
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for
     /// each frame had none.
     fn may_flood(&mut self, switch: &Segment, bytes: &[u8], now: Time) -> bool {
-        let recorded = frame::source(bytes).filter(|mac| switch.macs.get(mac).is_some_and(|port| port.recorded));
+        let recorded = frame::source(bytes).filter(|mac| switch.macs.get(mac).is_some_and(Port::is_recorded));
         let key = (switch.id, recorded);
         if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&key) {
             // Forgetting gives each a fresh burst at most; the table stays bounded.
@@ -124,7 +122,7 @@ mod tests {
     use crate::frame::tests::{checksums_are_right, tcp_frame};
     use crate::frame::{ETHERNET_LEN, Headers};
     use crate::ingress::TapOffloads;
-    use crate::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Port, Segment};
+    use crate::snapshot::{Hashing, Hop, Inbound, Meter, Outbound};
     use crate::vnet::Gso;
     use crate::wire::OVERHEAD;
 
@@ -219,7 +217,7 @@ mod tests {
             flood: neighbours.iter().copied().chain(far.map(|(far, _)| far)).map(label).collect(),
         };
         for (mac, host) in [(MAC_A, 1), (MAC_C, 3)] {
-            switch.macs.insert(mac, Port { host: label(host), recorded: true, seen: Arc::default() });
+            switch.macs.insert(mac, Port { host: label(host), learnt: None });
         }
         snapshot.segments.insert(segment(), Arc::new(switch));
         snapshot

@@ -128,7 +128,7 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&
 /// Whether `host` may send a frame with a source MAC of which this is known and what the frame claims by ARP or ND:
 /// records beat what frames say.
 pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<&Port>, bytes: &[u8]) -> bool {
-    let is_elsewhere = |port: &Port| port.recorded && port.host != host;
+    let is_elsewhere = |port: &Port| port.is_recorded() && port.host != host;
     let claimed_elsewhere = || {
         frame::claim(bytes).is_some_and(|(mac, ip)| {
             segment.macs.get(&mac).is_some_and(is_elsewhere)

@@ -1,7 +1,5 @@
 //! Joining the pieces of one burst into a super-frame again, and checking its first header: the only one that counts.
 
-use std::sync::atomic::Ordering;
-
 use weft_crypto::{HostLabel, Time};
 
 use crate::egress::{DropReason, may_speak};
@@ -209,7 +207,7 @@ fn admit(segment: &Segment, peer: HostLabel, bytes: &[u8], now: Time) -> Result<
     }
     match port {
         Some(port) if port.host == peer => {
-            port.seen.store(now.as_nanos(), Ordering::Relaxed);
+            port.note(now);
             Ok(None)
         }
         _ => Ok(Some(from)),

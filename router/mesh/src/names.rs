@@ -86,7 +86,8 @@ impl Names {
     }
 
     /// An endpoint is there, or there anew.
-    pub fn set(&mut self, host: HostLabel, id: EndpointId, record: &EndpointRecord) {
+    pub fn set(&mut self, host: HostLabel, id: EndpointId, record: impl Into<Arc<EndpointRecord>>) {
+        let record = record.into();
         self.unset(host, id);
         let (key, segment) = ((host, id), SegmentId::of(&record.segment));
         for name in &record.names {
@@ -95,8 +96,8 @@ impl Names {
         for (ip, _) in &record.ips {
             add(&mut self.by_ip, *ip, key);
         }
-        self.count_segment(record, 1);
-        self.endpoints.insert(key, Arc::new(record.clone()));
+        self.count_segment(&record, 1);
+        self.endpoints.insert(key, record);
     }
 
     /// An endpoint is gone.
@@ -285,8 +286,8 @@ mod tests {
     #[test]
     fn a_name_is_found_in_the_segments_of_whoever_asks_only() {
         let mut names = Names::new(host(1));
-        names.set(host(1), [1; 16], &record("app", "Web", 1));
-        names.set(host(1), [2; 16], &record("db", "web", 2));
+        names.set(host(1), [1; 16], record("app", "Web", 1));
+        names.set(host(1), [2; 16], record("db", "web", 2));
         let (app, db) = (SegmentId::of("app"), SegmentId::of("db"));
         let one = [IpAddr::from([10, 0, 0, 1])];
         assert_eq!(ips(&names.lookup(Scope::Segments(&[app]), "wEb")), one);
@@ -304,8 +305,8 @@ mod tests {
     #[test]
     fn who_is_out_of_reach_or_unwell_is_not_named() {
         let mut names = Names::new(host(1));
-        names.set(host(2), [1; 16], &record("app", "web", 1));
-        names.set(host(3), [2; 16], &EndpointRecord { healthy: false, ..record("app", "web", 2) });
+        names.set(host(2), [1; 16], record("app", "web", 1));
+        names.set(host(3), [2; 16], EndpointRecord { healthy: false, ..record("app", "web", 2) });
         let found = names.lookup(Scope::All, "web");
         assert!(found.is_known && found.holders.is_empty(), "nobody else is to answer for it");
         names.set_reach(reach([(host(1), 0), (host(2), 9), (host(3), 5)]));
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn a_name_with_dots_is_taken_whole_before_it_is_taken_apart() {
         let mut names = Names::new(host(1));
-        names.set(host(1), [1; 16], &record("app", "web.1", 1));
+        names.set(host(1), [1; 16], record("app", "web.1", 1));
         assert_eq!(names.lookup(Scope::All, "web.1").holders.len(), 1);
         assert_eq!(names.lookup(Scope::All, "web.1.app").holders.len(), 1);
         assert!(!names.lookup(Scope::All, "web").is_known);

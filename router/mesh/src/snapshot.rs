@@ -176,10 +176,23 @@ pub struct Segment {
 pub struct Port {
     /// The host.
     pub host: HostLabel,
-    /// It stands in an endpoint record: not to be overridden by what frames say.
-    pub recorded: bool,
-    /// When a frame from it was last seen, in nanoseconds; learnt ones age by it.
-    pub seen: Arc<AtomicU64>,
+    /// Of one learnt from frames: when the last one from it was seen, in nanoseconds; it ages by it. None: it stands in an
+    /// endpoint record, and is not to be overridden by what frames say.
+    pub learnt: Option<Arc<AtomicU64>>,
+}
+
+impl Port {
+    /// Whether it stands in an endpoint record.
+    pub fn is_recorded(&self) -> bool {
+        self.learnt.is_none()
+    }
+
+    /// A frame came from it.
+    pub fn note(&self, now: Time) {
+        if let Some(seen) = &self.learnt {
+            seen.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
 }
 
 /// Who has an address.

@@ -329,9 +329,9 @@ mod tests {
 
     fn names() -> Names {
         let mut names = Names::new(OWN);
-        names.set(OWN, [1; 16], &endpoint("web", "app", &["10.0.0.1", "fd00::1"]));
-        names.set(FAR, [2; 16], &endpoint("web", "app", &["10.0.0.2"]));
-        names.set(OWN, [3; 16], &endpoint("db", "other", &["10.0.0.3"]));
+        names.set(OWN, [1; 16], endpoint("web", "app", &["10.0.0.1", "fd00::1"]));
+        names.set(FAR, [2; 16], endpoint("web", "app", &["10.0.0.2"]));
+        names.set(OWN, [3; 16], endpoint("db", "other", &["10.0.0.3"]));
         names.set_reach(BTreeMap::from([(OWN, (0, "here".into())), (FAR, (10, "there".into()))]));
         names
     }
@@ -407,7 +407,7 @@ mod tests {
     fn long_answers_are_cut_to_what_the_asker_takes() {
         let mut names = Names::new(OWN);
         for number in 0..50u8 {
-            names.set(OWN, [number; 16], &endpoint("many", "app", &[&format!("10.0.1.{number}")]));
+            names.set(OWN, [number; 16], endpoint("many", "app", &[&format!("10.0.1.{number}")]));
         }
         let mut message = question("many.app.weft.internal.", RecordType::A);
         let sizes = |message: &Message, transport| {

@@ -26,10 +26,10 @@ const MAX_LEARNT: usize = 4096;
 pub(super) struct Endpoints {
     own: HostLabel,
     hashing: Hashing,
-    all: BTreeMap<(HostLabel, EndpointId), EndpointRecord>,
+    all: BTreeMap<(HostLabel, EndpointId), Arc<EndpointRecord>>,
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
-    macs: BTreeMap<(SegmentId, Mac), BTreeSet<(HostLabel, EndpointId)>>,
-    ips: BTreeMap<(SegmentId, IpAddr), BTreeSet<(HostLabel, EndpointId)>>,
+    macs: Claims<Mac>,
+    ips: Claims<IpAddr>,
     learnt: BTreeMap<SegmentId, BTreeMap<Mac, Learnt>>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
@@ -40,6 +40,9 @@ pub(super) struct Endpoints {
     pub(super) names: Names,
     pub(super) names_changed: bool,
 }
+
+/// Who claims what in a segment, lowest label first.
+type Claims<K> = BTreeSet<(SegmentId, K, HostLabel, EndpointId)>;
 
 struct Learnt {
     moved: Time,
@@ -52,8 +55,8 @@ impl Endpoints {
             hashing,
             all: BTreeMap::new(),
             presence: BTreeMap::new(),
-            macs: BTreeMap::new(),
-            ips: BTreeMap::new(),
+            macs: BTreeSet::new(),
+            ips: BTreeSet::new(),
             learnt: BTreeMap::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
@@ -65,12 +68,12 @@ impl Endpoints {
 
     /// All endpoints with their hosts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
-        self.all.iter().map(|((host, id), record)| (*host, *id, record))
+        self.all.iter().map(|((host, id), record)| (*host, *id, &**record))
     }
 
     /// One endpoint.
     pub(super) fn get(&self, host: HostLabel, id: &EndpointId) -> Option<&EndpointRecord> {
-        self.all.get(&(host, *id))
+        self.all.get(&(host, *id)).map(|record| &**record)
     }
 
     /// The hosts known to be in a segment.
@@ -96,7 +99,7 @@ impl Endpoints {
         ip: IpAddr,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        self.ips.get(&(segment, ip))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
+        claims(&self.ips, segment, ip).find(|claim| *claim != (self.own, but))
     }
 
     /// Somebody else who holds the MAC in the segment.
@@ -106,7 +109,7 @@ impl Endpoints {
         mac: Mac,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        self.macs.get(&(segment, mac))?.iter().find(|(host, id)| (*host, *id) != (self.own, but)).copied()
+        claims(&self.macs, segment, mac).find(|claim| *claim != (self.own, but))
     }
 
     /// A host is in a segment.
@@ -149,8 +152,8 @@ impl Endpoints {
     fn open(&mut self, segment: SegmentId) {
         let (macs, ips) = (Map::with_hasher(self.hashing), Map::with_hasher(self.hashing));
         self.segments.insert(segment, Segment { id: segment, macs, ips, flood: Arc::new([]) });
-        let macs: Vec<Mac> = self.macs.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
-        let mut ips: Vec<IpAddr> = self.ips.keys().filter(|key| key.0 == segment).map(|key| key.1).collect();
+        let macs: Vec<Mac> = self.macs.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
+        let mut ips: Vec<IpAddr> = self.ips.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
         ips.extend(self.gateways.get(&segment).into_iter().flatten());
         self.refresh_mac(segment, GATEWAY_MAC);
         macs.into_iter().for_each(|mac| self.refresh_mac(segment, mac));
@@ -177,17 +180,17 @@ impl Endpoints {
     /// A host has an endpoint.
     pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, record: EndpointRecord) {
         self.unset(host, id);
-        self.names.set(host, id, &record);
-        self.names_changed = true;
+        let record = Arc::new(record);
+        self.all.insert((host, id), record.clone());
         let segment = SegmentId::of(&record.segment);
-        self.macs.entry((segment, record.mac)).or_default().insert((host, id));
+        self.macs.insert((segment, record.mac, host, id));
         self.refresh_mac(segment, record.mac);
         for (ip, _) in &record.ips {
-            self.ips.entry((segment, *ip)).or_default().insert((host, id));
+            self.ips.insert((segment, *ip, host, id));
+            self.refresh_ip(segment, *ip);
         }
-        let ips: Vec<IpAddr> = record.ips.iter().map(|(ip, _)| *ip).collect();
-        self.all.insert((host, id), record);
-        ips.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
+        self.names.set(host, id, record);
+        self.names_changed = true;
     }
 
     /// A host no longer has an endpoint.
@@ -196,23 +199,23 @@ impl Endpoints {
         self.names.unset(host, id);
         self.names_changed = true;
         let segment = SegmentId::of(&record.segment);
-        withdraw(&mut self.macs, (segment, record.mac), (host, id));
+        self.macs.remove(&(segment, record.mac, host, id));
         self.refresh_mac(segment, record.mac);
         for (ip, _) in &record.ips {
-            withdraw(&mut self.ips, (segment, *ip), (host, id));
+            self.ips.remove(&(segment, *ip, host, id));
             self.refresh_ip(segment, *ip);
         }
     }
 
     /// Of several claims the lowest label's holds, on every host alike.
     fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
-        let claim = self.macs.get(&(segment, mac)).and_then(BTreeSet::first).map(|(host, _)| *host);
+        let claim = claims(&self.macs, segment, mac).next().map(|(host, _)| host);
         let claim = if mac == GATEWAY_MAC { Some(self.own) } else { claim };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
             Some(host) => {
                 self.learnt.get_mut(&segment).and_then(|learnt| learnt.remove(&mac));
-                switch.macs.insert(mac, Port { host, recorded: true, seen: Arc::default() });
+                switch.macs.insert(mac, Port { host, learnt: None });
             }
             None => {
                 switch.macs.remove(&mac);
@@ -222,7 +225,7 @@ impl Endpoints {
     }
 
     fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
-        let claim = self.ips.get(&(segment, ip)).and_then(BTreeSet::first).copied();
+        let claim = claims(&self.ips, segment, ip).next();
         let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.all.get(&(host, id))?.mac, host }));
         let is_gateway = self.is_gateway(segment, ip);
         let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
@@ -239,13 +242,13 @@ impl Endpoints {
         let Some(switch) = self.segments.get_mut(&segment) else { return false };
         let learnt = self.learnt.entry(segment).or_default();
         match switch.macs.get(&mac) {
-            Some(port) if port.recorded || port.host == host => return false,
+            Some(port) if port.is_recorded() || port.host == host => return false,
             Some(_) if learnt.get(&mac).is_some_and(|l| now.since(l.moved) < MOVE_INTERVAL) => return false,
             None if learnt.len() >= MAX_LEARNT => return false,
             _ => {}
         }
-        let seen = Arc::new(AtomicU64::new(now.as_nanos()));
-        switch.macs.insert(mac, Port { host, recorded: false, seen });
+        let learnt_at = Arc::new(AtomicU64::new(now.as_nanos()));
+        switch.macs.insert(mac, Port { host, learnt: Some(learnt_at) });
         learnt.insert(mac, Learnt { moved: now });
         self.changed.insert(segment);
         true
@@ -257,7 +260,8 @@ impl Endpoints {
             let Some(switch) = self.segments.get_mut(segment) else { continue };
             let before = learnt.len();
             learnt.retain(|mac, _| {
-                let seen = switch.macs.get(mac).map(|port| Time::from_nanos(port.seen.load(Ordering::Relaxed)));
+                let seen = switch.macs.get(mac).and_then(|port| port.learnt.as_ref());
+                let seen = seen.map(|seen| Time::from_nanos(seen.load(Ordering::Relaxed)));
                 let is_live = seen.is_some_and(|seen| now.since(seen) < LEARNT_LIFETIME);
                 if !is_live {
                     switch.macs.remove(mac);
@@ -279,24 +283,23 @@ impl Endpoints {
     /// What of an endpoint's one of this host's endpoints has, too, where another host has the better right.
     pub(super) fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
         let segment = SegmentId::of(&record.segment);
-        let better = |claims: Option<&BTreeSet<(HostLabel, EndpointId)>>| {
-            let claims = claims.filter(|claims| claims.iter().any(|(host, _)| *host == self.own))?;
-            claims.first().filter(|(host, _)| *host != self.own).map(|(host, _)| *host)
-        };
-        let ips =
-            record.ips.iter().filter_map(|(ip, _)| Some((ip.to_string(), better(self.ips.get(&(segment, *ip)))?)));
-        let mac = better(self.macs.get(&(segment, record.mac))).map(|host| ("its MAC".to_owned(), host));
+        let ips = (record.ips.iter())
+            .filter_map(|(ip, _)| Some((ip.to_string(), self.better(claims(&self.ips, segment, *ip))?)));
+        let mac = self.better(claims(&self.macs, segment, record.mac)).map(|host| ("its MAC".to_owned(), host));
         ips.chain(mac).collect()
+    }
+
+    /// The host whose claim comes before one of this host's.
+    fn better(&self, mut claims: impl Iterator<Item = (HostLabel, EndpointId)>) -> Option<HostLabel> {
+        let (first, _) = claims.next()?;
+        (first != self.own && claims.any(|(host, _)| host == self.own)).then_some(first)
     }
 }
 
-fn withdraw<K: Ord, V: Ord>(claims: &mut BTreeMap<K, BTreeSet<V>>, key: K, value: V) {
-    if let Some(set) = claims.get_mut(&key) {
-        set.remove(&value);
-        if set.is_empty() {
-            claims.remove(&key);
-        }
-    }
+fn claims<K: Ord + Copy>(all: &Claims<K>, segment: SegmentId, key: K) -> impl Iterator<Item = (HostLabel, EndpointId)> {
+    let (lowest, highest) = ((HostLabel([0; 6]), [0; 16]), (HostLabel([0xff; 6]), [0xff; 16]));
+    let range = (segment, key, lowest.0, lowest.1)..=(segment, key, highest.0, highest.1);
+    all.range(range).map(|(_, _, host, id)| (*host, *id))
 }
 
 #[cfg(test)]
@@ -330,7 +333,8 @@ mod tests {
     fn records_beat_what_was_learnt_and_the_next_claim_takes_over() {
         let (mut table, segment) = table();
         let mac = [2, 0, 0, 0, 0, 9];
-        let port = |table: &Endpoints| table.segments[&segment].macs.get(&mac).map(|port| (port.host, port.recorded));
+        let port =
+            |table: &Endpoints| table.segments[&segment].macs.get(&mac).map(|port| (port.host, port.is_recorded()));
         assert!(table.learn(segment, mac, host(5), Time::ZERO));
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(port(&table), Some((host(3), true)));
