@@ -23,6 +23,10 @@ enum Command {
     Speed(speed::Options),
     /// The same in short, in less than three minutes: weft, kernel VXLAN and wireguard-go
     Quick,
+    /// What peers, sessions and endpoints cost a host that carries traffic; needs root
+    Growth(speed::growth::Options),
+    /// What sealing, TAPs and UDP take without anything around them; needs root
+    Floor,
     /// Instructions that a frame costs, counted by valgrind
     Instructions,
     /// What `instructions` runs under valgrind
@@ -75,6 +79,8 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Scale { hosts, alone: false } => scale::run(&hosts),
+        Command::Growth(options) => speed::growth::run(&options),
+        Command::Floor => speed::floor::run(),
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),

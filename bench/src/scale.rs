@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use weft_integration::sim::scale::Mesh;
 use weft_router::error::{Doing, Failure, Result};
 
+use crate::speed::pairs;
+
 /// Measures each size in a process of its own, so that its memory is its own.
 pub fn run(sizes: &[usize]) -> Result<()> {
     println!(
@@ -28,7 +30,8 @@ pub fn run(sizes: &[usize]) -> Result<()> {
 /// Measures one size.
 pub fn one(hosts: usize) {
     let started = Instant::now();
-    let before = resident();
+    let own = || pairs::resident(std::process::id()).unwrap_or(0.0);
+    let before = own();
     let (mut mesh, raised) = Mesh::raise(hosts, hosts as u64);
     eprintln!("{hosts} hosts: raised ({:.0?})", started.elapsed());
     let converged = mesh.disturb();
@@ -38,18 +41,18 @@ pub fn one(hosts: usize) {
     let (before_idle, window) = (cpu_time(), Duration::from_secs(10));
     let idle = mesh.rest(window);
     let cpu = cpu_time() - before_idle;
-    let memory = resident().saturating_sub(before) / hosts as u64;
+    let memory = (own() - before) / hosts as f64;
     let (joined, join) = mesh.join();
     let each = |total: u64| total as f64 / window.as_secs_f64() / hosts as f64;
     let meanwhile = |total: u64, idle: u64| (total as f64 - each(idle) * hosts as f64 * joined.as_secs_f64()).max(0.0);
     println!(
-        "| {hosts} | {raised:.1?} | {converged:.1?} | {joined:.1?}, {:.0}, {:.0} | {:.0}, {:.1}, {:.2} | {} | {:.0?} |",
+        "| {hosts} | {raised:.1?} | {converged:.1?} | {joined:.1?}, {:.0}, {:.0} | {:.0}, {:.1}, {:.2} | {:.0} | {:.0?} |",
         meanwhile(join.datagrams, idle.datagrams),
         meanwhile(join.bytes, idle.bytes) / 1e3,
         each(idle.bytes),
         each(idle.datagrams),
         cpu.as_secs_f64() * 1e3 / window.as_secs_f64() / hosts as f64,
-        memory / 1000,
+        memory / 1e3,
         started.elapsed(),
     );
 }
@@ -58,11 +61,4 @@ pub fn one(hosts: usize) {
 fn cpu_time() -> Duration {
     let times = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
     Duration::from_nanos(times.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
-}
-
-/// Bytes of this process in memory.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or(0) * 1000
 }

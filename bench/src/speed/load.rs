@@ -15,6 +15,7 @@ use weft_router::lab::{Echo, Ns, tcp_throughput};
 pub struct RoundTrips {
     pub p50: f64,
     pub p99: f64,
+    pub p999: f64,
 }
 
 /// Asks so many times, with a pause before each; none when more than a tenth was lost.
@@ -59,9 +60,9 @@ fn pings(
             times.push(echo.ask(56, LOST)?.unwrap_or(LOST));
         }
         times.sort_unstable();
-        let at = |hundredths: usize| times[(times.len() - 1) * hundredths / 100].as_secs_f64() * 1e6;
+        let at = |thousandths: usize| times[(times.len() - 1) * thousandths / 1000].as_secs_f64() * 1e6;
         let arrived = times.iter().filter(|time| **time < LOST).count();
-        Ok((arrived > 0 && arrived * 10 >= asked * 9).then(|| RoundTrips { p50: at(50), p99: at(99) }))
+        Ok((arrived > 0 && arrived * 10 >= asked * 9).then(|| RoundTrips { p50: at(500), p99: at(990), p999: at(999) }))
     })?
     .doing(what)
 }

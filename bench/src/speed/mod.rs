@@ -1,8 +1,10 @@
 //! How fast containers of two hosts reach each other: weft beside kernel VXLAN, no overlay at all, and other overlays in
 //! userspace, in turn, over two kinds of underlay.
 
+pub mod floor;
+pub mod growth;
 mod load;
-mod pairs;
+pub mod pairs;
 mod peers;
 mod report;
 

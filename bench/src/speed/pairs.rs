@@ -41,7 +41,7 @@ pub struct Pair {
     pub target: IpAddr,
     /// Namespaces, and the names of their interfaces between hosts.
     underlay: Vec<(Ns, Vec<&'static str>)>,
-    routers: Vec<LabHost>,
+    pub routers: Vec<LabHost>,
     daemons: Vec<Daemon>,
 }
 
@@ -115,12 +115,7 @@ impl Pair {
             .map(started)
             .flat_map(|all| all.split_whitespace().flat_map(str::parse).collect::<Vec<_>>())
             .collect();
-        let memory = |pid: u32| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-            line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes / 1e3)
-        };
-        routers.chain(daemons).filter_map(memory).collect()
+        routers.chain(daemons).filter_map(resident).map(|bytes| bytes / 1e6).collect()
     }
 
     /// A pair around two hosts that a script set up.
@@ -216,11 +211,11 @@ fn in_bridges(
 }
 
 /// So many routers in a row, each linked to its neighbours only, and a container on the first and the last.
-fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
-    let dir = dir.join(name.replace([' ', ','], "-"));
+pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
+    let secret = secret_of(dir, name);
+    let dir = secret.with_file_name("");
     state::open_dir(&dir)?;
     let weft = binary()?;
-    let secret = dir.join("secret");
     let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     std::fs::write(&secret, state::new_secret()?).doing(|| "cannot write the secret".into())?;
     nix::sys::stat::umask(mask);
@@ -252,6 +247,18 @@ fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) 
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let (name, daemons) = (name.to_owned(), Vec::new());
     Ok(Pair { name, version, containers, target: SECOND, underlay, routers: hosts, daemons })
+}
+
+/// Where the network secret of a pair is.
+pub fn secret_of(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name.replace([' ', ','], "-")).join("secret")
+}
+
+/// Bytes that a process has in memory.
+pub fn resident(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1e3)
 }
 
 fn binary() -> Result<PathBuf> {
