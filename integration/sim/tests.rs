@@ -104,6 +104,17 @@ fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
 }
 
 #[test]
+fn hosts_at_rest_say_little() {
+    let (mut world, hosts, seconds) = (line(1, 4), 4, 20);
+    world.run_for(Duration::from_secs(30));
+    let before = world.datagrams_sent;
+    world.run_for(Duration::from_secs(seconds));
+    // A question and an answer a link and second, SWIM, a comparison of records; some for hosts behind the neighbours.
+    let each = (world.datagrams_sent - before) / (hosts * seconds);
+    assert!(each <= 12, "{each} datagrams a second");
+}
+
+#[test]
 fn a_packet_from_a_new_address_moves_the_link() {
     let mut world = line(1, 2);
     assert!(arrives(&mut world, 0, 1));
