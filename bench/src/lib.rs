@@ -3,6 +3,7 @@
 pub mod stage;
 
 use std::path::Path;
+use std::time::Duration;
 
 use weft_router::error::{Doing, Result};
 use weft_router::state;
@@ -15,4 +16,23 @@ pub fn in_temporary_dir<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let removed = std::fs::remove_dir_all(&dir).doing(|| format!("cannot remove {}", dir.display()));
     let outcome = outcome?;
     removed.map(|()| outcome)
+}
+
+/// Bytes that a process has in memory.
+pub fn resident(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1e3)
+}
+
+/// How long the threads of a process have been computing.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let threads =
+        std::fs::read_dir(format!("/proc/{pid}/task")).doing(|| format!("cannot list the threads of process {pid}"))?;
+    let nanos = |path: &Path| {
+        // The first of them is time on a core, in nanoseconds (sched-stats).
+        let times = std::fs::read_to_string(path.join("schedstat")).ok()?;
+        times.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Ok(Duration::from_nanos(threads.flatten().filter_map(|thread| nanos(&thread.path())).sum()))
 }

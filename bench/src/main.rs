@@ -1,5 +1,6 @@
-//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `instructions`;
-//! `sim`, the full counts of simulated meshes; `fuzz`.
+//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `floor`,
+//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `sim`, the full counts of simulated meshes, and
+//! `scale`, larger and larger ones; `fuzz`.
 
 mod instructions;
 mod scale;
@@ -74,10 +75,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Speed(options) => speed::run(&options),
         Command::Quick => speed::run(&speed::Options::quick()),
-        Command::Scale { hosts, alone: true } => {
-            hosts.into_iter().for_each(scale::one);
-            Ok(())
-        }
+        Command::Scale { hosts, alone: true } => hosts.into_iter().try_for_each(scale::one),
         Command::Scale { hosts, alone: false } => scale::run(&hosts),
         Command::Growth(options) => speed::growth::run(&options),
         Command::Floor => speed::floor::run(),

@@ -3,10 +3,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use weft_bench::{cpu_time, resident};
 use weft_integration::sim::scale::Mesh;
 use weft_router::error::{Doing, Failure, Result};
-
-use crate::speed::pairs;
 
 /// Measures each size in a process of its own, so that its memory is its own.
 pub fn run(sizes: &[usize]) -> Result<()> {
@@ -28,9 +27,9 @@ pub fn run(sizes: &[usize]) -> Result<()> {
 }
 
 /// Measures one size.
-pub fn one(hosts: usize) {
+pub fn one(hosts: usize) -> Result<()> {
     let started = Instant::now();
-    let own = || pairs::resident(std::process::id()).unwrap_or(0.0);
+    let own = || resident(std::process::id()).unwrap_or(0.0);
     let before = own();
     let (mut mesh, raised) = Mesh::raise(hosts, hosts as u64);
     eprintln!("{hosts} hosts: raised ({:.0?})", started.elapsed());
@@ -38,9 +37,9 @@ pub fn one(hosts: usize) {
     // Costs settle, what is needed no longer is let go of.
     mesh.rest(Duration::from_secs(60));
     eprintln!("{hosts} hosts: at rest ({:.0?})", started.elapsed());
-    let (before_idle, window) = (cpu_time(), Duration::from_secs(10));
+    let (before_idle, window) = (cpu_time(std::process::id())?, Duration::from_secs(10));
     let idle = mesh.rest(window);
-    let cpu = cpu_time() - before_idle;
+    let cpu = cpu_time(std::process::id())? - before_idle;
     let memory = (own() - before) / hosts as f64;
     let (joined, join) = mesh.join();
     let each = |total: u64| total as f64 / window.as_secs_f64() / hosts as f64;
@@ -55,10 +54,5 @@ pub fn one(hosts: usize) {
         memory / 1e3,
         started.elapsed(),
     );
-}
-
-/// How long this process has been computing.
-fn cpu_time() -> Duration {
-    let times = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
-    Duration::from_nanos(times.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
+    Ok(())
 }

@@ -45,8 +45,7 @@ pub const OTHER: HostLabel = HostLabel([2; 6]);
 const NEAR: Mac = [2, 0, 0, 0, 0, 1];
 const FAR: Mac = [2, 0, 0, 0, 0, 2];
 
-/// How the tables hash.
-pub fn hashing() -> Hashing {
+fn hashing() -> Hashing {
     Hashing(1, 2)
 }
 

@@ -23,9 +23,9 @@ pub const REKEY_AFTER_PACKETS: u64 = 1 << 26;
 /// Packets after which a session seals no more (RFC 9001, appendix B.1.1, for packets below 2^11 bytes).
 pub const MAX_PACKETS: u64 = 1 << 28;
 
-/// What the sender says of a packet in its counter's highest bit, and where that is in the packet.
+/// The counter's highest bit: the packet may overtake others.
 const URGENT: u64 = 1 << 63;
-/// The byte of a packet whose highest bit says that the packet may overtake others.
+/// The byte of a packet whose highest bit that is.
 pub const URGENT_BYTE: usize = HEADER_LEN - 1;
 
 /// The keys of a finished handshake, from one host's point of view.

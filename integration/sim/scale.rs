@@ -24,6 +24,12 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+impl Traffic {
+    fn since(self, before: Traffic) -> Traffic {
+        Traffic { datagrams: self.datagrams - before.datagrams, bytes: self.bytes - before.bytes }
+    }
+}
+
 /// A mesh at rest.
 pub struct Mesh {
     world: World,
@@ -48,14 +54,14 @@ impl Mesh {
 
     /// Lets time pass.
     pub fn rest(&mut self, duration: Duration) -> Traffic {
-        let (datagrams, bytes) = (self.world.datagrams_sent, self.world.bytes_sent);
+        let before = self.sent();
         self.world.run_for(duration);
-        Traffic { datagrams: self.world.datagrams_sent - datagrams, bytes: self.world.bytes_sent - bytes }
+        self.sent().since(before)
     }
 
     /// One more host, told of a few others; how long until everything was right, and what was sent meanwhile.
     pub fn join(&mut self) -> (Duration, Traffic) {
-        let (datagrams, bytes) = (self.world.datagrams_sent, self.world.bytes_sent);
+        let before = self.sent();
         let newcomer = self.world.add_host();
         for other in 0..newcomer {
             self.world.cut(other, newcomer);
@@ -68,6 +74,10 @@ impl Mesh {
         }
         self.drama.restart(&mut self.world, newcomer);
         let took = self.drama.await_rest(&mut self.world, PATIENCE);
-        (took, Traffic { datagrams: self.world.datagrams_sent - datagrams, bytes: self.world.bytes_sent - bytes })
+        (took, self.sent().since(before))
+    }
+
+    fn sent(&self) -> Traffic {
+        Traffic { datagrams: self.world.datagrams_sent, bytes: self.world.bytes_sent }
     }
 }

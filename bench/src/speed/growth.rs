@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use weft_bench::in_temporary_dir;
+use weft_bench::{cpu_time, in_temporary_dir, resident};
 use weft_crypto::{Ciphers, Identity, Keyring, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
@@ -311,8 +311,11 @@ fn await_links(router: &LabHost, guests: &mut [Guest], count: usize) -> Result<(
 }
 
 fn memory(host: &LabHost) -> Result<f64> {
-    let pid = host.pid().ok_or_else(|| Failure::new("the router has ended"))?;
-    pairs::resident(pid).ok_or_else(|| Failure::new("the router's memory is not known"))
+    resident(pid(host)?).ok_or_else(|| Failure::new("the router's memory is not known"))
+}
+
+fn pid(host: &LabHost) -> Result<u32> {
+    host.pid().ok_or_else(|| Failure::new("the router has ended"))
 }
 
 /// Waits until routers have had little to do for some seconds: nothing comes any more that they do not know.
@@ -330,16 +333,7 @@ fn await_quiet(routers: &[LabHost]) -> Result<()> {
 
 /// Seconds of CPU that a router's threads take in a while.
 fn cpu_in(host: &LabHost, window: Duration) -> Result<f64> {
-    let spent = || -> Result<f64> {
-        let tasks = format!("/proc/{}/task", host.pid().unwrap_or(0));
-        let threads = std::fs::read_dir(tasks).doing(|| "the router's threads are not known".into())?;
-        let nanos = |path: std::path::PathBuf| {
-            let times = std::fs::read_to_string(path.join("schedstat")).ok()?;
-            times.split_whitespace().next()?.parse::<f64>().ok()
-        };
-        Ok(threads.flatten().filter_map(|thread| nanos(thread.path())).sum::<f64>() / 1e9)
-    };
-    let before = spent()?;
+    let before = cpu_time(pid(host)?)?;
     std::thread::sleep(window);
-    Ok(spent()? - before)
+    Ok(cpu_time(pid(host)?)?.saturating_sub(before).as_secs_f64())
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use weft_bench::resident;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, wire};
 use weft_router::options::TapMode;
@@ -252,13 +253,6 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
 /// Where the network secret of a pair is.
 pub fn secret_of(dir: &Path, name: &str) -> PathBuf {
     dir.join(name.replace([' ', ','], "-")).join("secret")
-}
-
-/// Bytes that a process has in memory.
-pub fn resident(pid: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1e3)
 }
 
 fn binary() -> Result<PathBuf> {
