@@ -59,12 +59,68 @@ fn pings(
             // What is lost took longer than anybody waits.
             times.push(echo.ask(56, LOST)?.unwrap_or(LOST));
         }
-        times.sort_unstable();
-        let at = |thousandths: usize| times[(times.len() - 1) * thousandths / 1000].as_secs_f64() * 1e6;
-        let arrived = times.iter().filter(|time| **time < LOST).count();
-        Ok((arrived > 0 && arrived * 10 >= asked * 9).then(|| RoundTrips { p50: at(500), p99: at(990), p999: at(999) }))
+        Ok(percentiles(times))
     })?
     .doing(what)
+}
+
+/// None when more than a tenth was lost.
+fn percentiles(mut times: Vec<Duration>) -> Option<RoundTrips> {
+    times.sort_unstable();
+    let at = |thousandths: usize| times[(times.len() - 1) * thousandths / 1000].as_secs_f64() * 1e6;
+    let arrived = times.iter().filter(|time| **time < LOST).count();
+    (arrived > 0 && arrived * 10 >= times.len() * 9).then(|| RoundTrips { p50: at(500), p99: at(990), p999: at(999) })
+}
+
+/// Questions by UDP that a process in `to` answers, each asked when the one before is answered; none when more than a tenth
+/// was lost.
+pub fn answers(from: &Ns, to: &Ns, target: IpAddr, count: usize) -> Result<Option<RoundTrips>> {
+    const SIZE: usize = 64;
+    let what = || format!("cannot ask {target} by UDP");
+    let answerer = to.run(|| UdpSocket::bind(SocketAddr::new(target, 0)).doing(what))??;
+    answerer.set_read_timeout(Some(LOST * 4)).doing(what)?;
+    let address = answerer.local_addr().doing(what)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut question = [0; SIZE];
+            // An empty one is the last.
+            while let Ok((1.., asker)) = answerer.recv_from(&mut question) {
+                let _ = answerer.send_to(&question, asker);
+            }
+        });
+        let asked = from.run(|| -> Result<Vec<Duration>> {
+            let socket = UdpSocket::bind(SocketAddr::new(unspecified(target), 0)).doing(what)?;
+            socket.connect(address).doing(what)?;
+            socket.set_read_timeout(Some(LOST)).doing(what)?;
+            let ask = |number: usize| {
+                let (mut question, mut answer) = ([0; SIZE], [0; SIZE]);
+                question[..8].copy_from_slice(&number.to_le_bytes());
+                let started = Instant::now();
+                socket.send(&question).doing(what)?;
+                while socket.recv(&mut answer).is_ok() {
+                    if answer == question {
+                        return Ok(started.elapsed());
+                    }
+                }
+                Ok(LOST)
+            };
+            (0..count).map(ask).collect()
+        });
+        // From beside it, where nothing is lost.
+        let ended = to.run(|| UdpSocket::bind(SocketAddr::new(target, 0)).and_then(|last| last.send_to(&[], address)));
+        ended?.doing(what)?;
+        Ok(percentiles(asked??))
+    })
+}
+
+/// How often the TCP of a namespace has seen that segments had overtaken others (`TcpExt` in /proc/net/netstat).
+pub fn reorderings(ns: &Ns) -> Result<f64> {
+    let what = || "cannot read TCP's counters".to_owned();
+    let counters = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat").doing(what))??;
+    let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return Err(Failure::new(what())) };
+    let counters = names.split_whitespace().zip(values.split_whitespace());
+    Ok(counters.filter(|(name, _)| name.ends_with("Reorder")).filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
 }
 
 /// How long one rate is tried.

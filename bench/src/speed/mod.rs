@@ -57,6 +57,8 @@ pub struct Sample {
     pub cpu_per_gigabyte: f64,
     /// Gbit/s of four streams together.
     pub tcp_four: f64,
+    /// How often their sender saw that segments had overtaken others.
+    pub reorderings: f64,
     /// Datagrams of 64 bytes a second, in thousands, of which less than one in a hundred was lost.
     pub small_kpps: f64,
     /// The same of 1,400 bytes.
@@ -65,7 +67,11 @@ pub struct Sample {
     pub rtt_p50: f64,
     /// Ninety-nine of a hundred.
     pub rtt_p99: f64,
-    /// The same beside one TCP stream.
+    /// A question by UDP and its answer, between two processes, one after the other.
+    pub answer_p50: f64,
+    /// Ninety-nine of a hundred.
+    pub answer_p99: f64,
+    /// Echo requests again, beside one TCP stream.
     pub busy_p50: f64,
     /// Ninety-nine of a hundred.
     pub busy_p99: f64,
@@ -133,7 +139,7 @@ fn interrupted() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-fn measure(pair: &Pair, before: Option<&Sample>, options: &Options) -> Result<Sample> {
+fn measure(pair: &Pair, earlier: Option<&Sample>, options: &Options) -> Result<Sample> {
     let [from, to] = &pair.containers;
     let (target, duration) = (pair.target, Duration::from_secs(options.seconds));
     await_true(&format!("{}: the containers do not reach each other", pair.name), || {
@@ -148,23 +154,29 @@ fn measure(pair: &Pair, before: Option<&Sample>, options: &Options) -> Result<Sa
     let idle = load::round_trips(from, target, 500, Duration::from_millis(1))?;
     let missing = || Failure::new(format!("{}: too many pings were lost", pair.name));
     let idle = idle.ok_or_else(missing)?;
+    let answers = load::answers(from, to, target, 2000)?.ok_or_else(missing)?;
     let mut sample = Sample {
         tcp: tcp.rate() / 1e9,
         cpu_per_gigabyte: spent.busy / (tcp.bytes as f64 / 1e9),
         tcp_four: f64::NAN,
+        reorderings: f64::NAN,
         small_kpps: f64::NAN,
         large_kpps: f64::NAN,
         rtt_p50: idle.p50,
         rtt_p99: idle.p99,
+        answer_p50: answers.p50,
+        answer_p99: answers.p99,
         busy_p50: f64::NAN,
         busy_p99: f64::NAN,
         steal: 0.0,
     };
     if !options.quick {
-        let guess = |value: fn(&Sample) -> f64| before.map_or(60.0, value).max(5.0) * 1e3;
+        let guess = |value: fn(&Sample) -> f64| earlier.map_or(60.0, value).max(5.0) * 1e3;
+        let before = load::reorderings(from)?;
         sample.tcp_four = tcp_throughput(from, to, target, 4, duration)?.rate() / 1e9;
-        sample.small_kpps = load::loss_free(from, to, target, 64, guess(|before| before.small_kpps))? / 1e3;
-        sample.large_kpps = load::loss_free(from, to, target, 1400, guess(|before| before.large_kpps))? / 1e3;
+        sample.reorderings = load::reorderings(from)? - before;
+        sample.small_kpps = load::loss_free(from, to, target, 64, guess(|earlier| earlier.small_kpps))? / 1e3;
+        sample.large_kpps = load::loss_free(from, to, target, 1400, guess(|earlier| earlier.large_kpps))? / 1e3;
         let beside = load::round_trips_beside_tcp(from, to, target, duration)?.ok_or_else(missing)?;
         (sample.busy_p50, sample.busy_p99) = (beside.p50, beside.p99);
     }

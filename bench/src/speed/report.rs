@@ -12,14 +12,17 @@ use super::{Options, Sample, Series};
 /// A figure: how to take it from a sample, what it is called, how many decimals it deserves.
 type Column = (&'static str, fn(&Sample) -> f64, usize);
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 12] = [
     ("TCP 1 stream Gbit/s", |s| s.tcp, 2),
     ("CPU s/GB", |s| s.cpu_per_gigabyte, 2),
     ("TCP 4 streams Gbit/s", |s| s.tcp_four, 2),
+    ("reordered", |s| s.reorderings, 0),
     ("UDP 64 B kpps", |s| s.small_kpps, 0),
     ("UDP 1,400 B kpps", |s| s.large_kpps, 0),
     ("RTT p50 µs", |s| s.rtt_p50, 0),
     ("RTT p99 µs", |s| s.rtt_p99, 0),
+    ("UDP answer p50 µs", |s| s.answer_p50, 0),
+    ("UDP answer p99 µs", |s| s.answer_p99, 0),
     ("beside TCP p50 µs", |s| s.busy_p50, 0),
     ("beside TCP p99 µs", |s| s.busy_p99, 0),
 ];
