@@ -36,6 +36,9 @@ pub const BUFFER: usize = 65_536;
 pub struct UdpPort {
     /// In the order of [`Lane::ALL`].
     sockets: [std::net::UdpSocket; Lane::ALL.len()],
+    /// What bulk leaves by, if not by its lane's. Nobody waits on it: for a socket that epoll waits on, the kernel looks for
+    /// whom to wake at each packet that has left.
+    outlet: Option<std::net::UdpSocket>,
     state: Arc<UdpSocketState>,
     is_v6: bool,
 }
@@ -56,8 +59,10 @@ impl UdpPort {
         let count = count.max(1);
         let open = |lane| (0..count).map(|_| Self::open(address, lane)).collect::<io::Result<Vec<_>>>().map_err(in_use);
         let (mains, mut urgents) = (open(Lane::Main)?, open(Lane::Urgent)?);
+        let mut outlets: Vec<Option<_>> = open(Lane::Main)?.into_iter().map(Some).collect();
         if let Err(error) = steer(&mains[0], count) {
-            // Everything arrives all the same, only in one queue.
+            // Everything arrives all the same, only in one queue, and on any socket.
+            outlets.iter_mut().for_each(|outlet| *outlet = None);
             tracing::warn!(%error, "the kernel does not sort datagrams by urgency: round trips beside bulk transfers take longer");
         }
         // What is urgent of a session is another worker's than the rest: it does not wait for that one's batch.
@@ -67,8 +72,8 @@ impl UdpPort {
         // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
         let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false).map_err(in_use)?;
         let state = Arc::new(UdpSocketState::new((&other).into()).map_err(in_use)?);
-        let pairs = urgents.into_iter().zip(mains);
-        Ok(pairs.map(|(urgent, main)| UdpPort { sockets: [urgent, main], state: state.clone(), is_v6 }).collect())
+        let port = |((urgent, main), outlet)| UdpPort { sockets: [urgent, main], outlet, state: state.clone(), is_v6 };
+        Ok(urgents.into_iter().zip(mains).zip(outlets).map(port).collect())
     }
 
     fn open(address: SocketAddr, lane: Lane) -> io::Result<std::net::UdpSocket> {
@@ -106,9 +111,11 @@ impl UdpPort {
 
     /// Another handle of the same sockets.
     pub fn try_clone(&self) -> Result<UdpPort> {
-        let [urgent, main] = self.sockets.each_ref().map(std::net::UdpSocket::try_clone);
         let what = || "cannot share the UDP sockets".to_owned();
-        Ok(UdpPort { sockets: [urgent.doing(what)?, main.doing(what)?], state: self.state.clone(), is_v6: self.is_v6 })
+        let clone = |socket: &std::net::UdpSocket| socket.try_clone().doing(what);
+        let [urgent, main] = self.sockets.each_ref().map(clone);
+        let outlet = self.outlet.as_ref().map(clone).transpose()?;
+        Ok(UdpPort { sockets: [urgent?, main?], outlet, state: self.state.clone(), is_v6: self.is_v6 })
     }
 
     /// The socket of a lane, to wait on.
@@ -156,7 +163,8 @@ impl UdpPort {
         contents: &[u8],
         segment_size: Option<usize>,
     ) -> io::Result<()> {
-        let socket = self.socket_of(lane);
+        let own = self.socket_of(lane);
+        let socket = self.outlet.as_ref().filter(|_| lane == Lane::Main).unwrap_or(own);
         let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
         match self.state.try_send(socket.into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
