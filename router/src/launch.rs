@@ -112,7 +112,10 @@ async fn run(options: Options) -> Result<()> {
     let (punts, inbox) = punt_queues();
     let counters = Arc::new(Counters::default());
     let workers: Vec<Worker> = (sockets.into_iter().enumerate())
-        .map(|(number, udp)| Worker::start(number, udp, snapshot.clone(), punts.clone(), counters.clone(), clock))
+        .map(|(number, udp)| {
+            let shared = (punts.clone(), counters.clone());
+            Worker::start(number, udp, options.busy_poll, snapshot.clone(), shared, clock)
+        })
         .collect::<Result<_>>()?;
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
     let segments = Segments::new(options.tap, mtu, workers);

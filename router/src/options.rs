@@ -125,6 +125,12 @@ pub struct LaunchArgs {
     /// Packet workers; default: one per core
     #[arg(long, env = "WEFT_WORKERS")]
     pub workers: Option<usize>,
+    /// Microseconds a packet worker stays awake for the next packet before it sleeps.
+    #[arg(long, env = "WEFT_BUSY_POLL", value_name = "MICROSECONDS")]
+    #[arg(
+        help = "Microseconds a packet worker stays awake for the next packet: shorter round trips for more CPU; default 0"
+    )]
+    pub busy_poll: Option<u64>,
     /// The least that is logged: error, warn, info, debug or trace
     #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -208,6 +214,8 @@ pub struct Options {
     pub aes: bool,
     /// Packet workers.
     pub workers: usize,
+    /// How long a packet worker stays awake for the next packet.
+    pub busy_poll: Duration,
 }
 
 impl LaunchArgs {
@@ -241,6 +249,7 @@ impl LaunchArgs {
         self.docker_socket = self.docker_socket.or(file.docker_socket);
         self.no_aes |= file.no_aes;
         self.workers = self.workers.or(file.workers);
+        self.busy_poll = self.busy_poll.or(file.busy_poll);
         self.log_level = self.log_level.or(file.log_level);
         self.log_json |= file.log_json;
         Ok(self)
@@ -290,6 +299,9 @@ impl LaunchArgs {
         if self.grace.is_some_and(|grace| !(10..=30 * 24 * 3600).contains(&grace)) {
             return Err(Failure::Usage("--grace takes 10 to 2592000 seconds".into()));
         }
+        if self.busy_poll.is_some_and(|micros| micros > 1000) {
+            return Err(Failure::Usage("--busy-poll takes 0 to 1000 microseconds".into()));
+        }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Options {
             peers: self.peers,
@@ -313,6 +325,7 @@ impl LaunchArgs {
             docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
             aes: !self.no_aes,
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
+            busy_poll: Duration::from_micros(self.busy_poll.unwrap_or(0)),
         })
     }
 }
@@ -368,6 +381,7 @@ mod tests {
         for bad in [
             LaunchArgs { insecure: false, ..base() },
             LaunchArgs { mtu: Some(500), ..base() },
+            LaunchArgs { busy_poll: Some(1001), ..base() },
             LaunchArgs { name: Some("a b".into()), ..base() },
             LaunchArgs { peers: vec!["a:b:c".into()], ..base() },
             range("10.32.0.1/12"),

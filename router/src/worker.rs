@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
@@ -59,7 +59,7 @@ impl Clock {
 
     /// When that time is, for timers.
     pub fn instant(&self, time: Time) -> Instant {
-        self.0 + std::time::Duration::from_nanos(time.as_nanos().saturating_sub(3_600_000_000_000))
+        self.0 + Duration::from_nanos(time.as_nanos().saturating_sub(3_600_000_000_000))
     }
 }
 
@@ -113,13 +113,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker on a socket. It works with what `snapshot` holds and tells the node by `punts`.
+    /// Starts a worker on a socket. It works with what `snapshot` holds, tells the node by a `PuntSender`, and stays awake for
+    /// `busy_poll` before it sleeps.
     pub fn start(
         number: usize,
         udp: UdpPort,
+        busy_poll: Duration,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        punts: PuntSender,
-        counters: Arc<Counters>,
+        (punts, counters): (PuntSender, Arc<Counters>),
         clock: Clock,
     ) -> Result<Worker> {
         let what = || "cannot start a packet worker".to_owned();
@@ -135,6 +136,7 @@ impl Worker {
         let out = Outlets { taps: BTreeMap::new(), udp, lane: Lane::Main, punts, counters };
         let run = Run {
             epoll,
+            busy_poll,
             waker: waker.clone(),
             inbox,
             path,
@@ -178,6 +180,7 @@ impl Drop for Worker {
 
 struct Run {
     epoll: Epoll,
+    busy_poll: Duration,
     waker: Arc<EventFd>,
     inbox: Receiver<Order>,
     path: Datapath,
@@ -204,7 +207,7 @@ impl Run {
         let mut events = [EpollEvent::empty(); 64];
         loop {
             // Level-triggered: nothing has to be read until it is empty, so a lone packet costs one call to take it.
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.wait(&mut events) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
@@ -241,6 +244,20 @@ impl Run {
             ready.drain(..).for_each(|segment| self.read_tap(&snapshot, segment));
             self.ready = ready;
         }
+    }
+
+    /// Waits for something to do: awake for a while, with the core left to whoever wants it, then asleep.
+    fn wait(&self, events: &mut [EpollEvent]) -> nix::Result<usize> {
+        if !self.busy_poll.is_zero() {
+            let started = Instant::now();
+            while started.elapsed() < self.busy_poll {
+                match self.epoll.wait(events, EpollTimeout::ZERO)? {
+                    0 => std::thread::yield_now(),
+                    count => return Ok(count),
+                }
+            }
+        }
+        self.epoll.wait(events, EpollTimeout::NONE)
     }
 
     fn take_orders(&mut self) -> bool {
