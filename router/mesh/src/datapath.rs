@@ -322,6 +322,43 @@ mod tests {
         assert!(frames[0] == bulk.0 && frames[1] == tail.0);
     }
 
+    /// A part of a UDP packet that its container's IP has cut: from `offset` on, with more to come or not.
+    fn ip_fragment(v6: bool, offset: u16, more: bool, len: usize) -> (Vec<u8>, VnetHeader) {
+        let mut frame = [&MAC_C[..], &MAC_A, if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] }].concat();
+        if v6 {
+            frame.extend_from_slice(&[0x60, 0, 0, 0, (len + 8 >> 8) as u8, (len + 8) as u8, 44, 64]);
+            frame.extend_from_slice(&[0xfd; 32]);
+            frame.extend_from_slice(&[17, 0]);
+            frame.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
+            frame.extend_from_slice(&[0, 0, 0, 7]);
+        } else {
+            frame.extend_from_slice(&[0x45, 0, (len + 20 >> 8) as u8, (len + 20) as u8, 0, 7]);
+            frame.extend_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+            frame.extend_from_slice(&[64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 3]);
+        }
+        frame.resize(frame.len() + len, offset as u8);
+        (frame, VnetHeader::default())
+    }
+
+    #[test]
+    fn fragments_of_packets_that_follow_each_other_make_two_runs() {
+        for v6 in [false, true] {
+            let (head, tail) = (ip_fragment(v6, 0, true, 1200), ip_fragment(v6, 1200, false, 56));
+            let whole = ip_fragment(v6, 0, false, 4);
+            // The flow is a busy one when this begins: nothing of it may overtake.
+            let mut frames = vec![whole.clone(); 2000];
+            for _ in 0..5 {
+                frames.extend([head.clone(), tail.clone()]);
+            }
+            frames.push(whole.clone());
+            let (sizes, arrived) = carry_batch(&frames);
+            let expected = [&head, &tail].map(|frame| 5 * (frame.0.len() + OVERHEAD));
+            assert_eq!(sizes[sizes.len() - 3..], [expected[0], expected[1], whole.0.len() + OVERHEAD]);
+            let order = [vec![head.0; 5], vec![tail.0; 5], vec![whole.0]].concat();
+            assert!(arrived[arrived.len() - 11..] == order, "what is no fragment stays behind those before it");
+        }
+    }
+
     #[test]
     fn a_smaller_path_recuts_tcp_and_fragments_the_rest() {
         let (frame, vnet) = super_frame(false, 5000, 1300, 0x18);

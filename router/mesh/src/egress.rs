@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use crate::flows::Flows;
-use crate::frame::{self, Headers, Solicitation, TcpCut, Transport};
+use crate::frame::{self, Fragment, Headers, Solicitation, TcpCut, Transport};
 use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
 use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind};
@@ -140,7 +140,9 @@ pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<&Port
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.
 pub struct TxBatch {
-    lanes: [Queue; Lane::ALL.len()],
+    buffers: [Buffer; Place::COUNT],
+    /// Of each lane, in the order in which they are to leave.
+    runs: [Vec<Run>; Lane::ALL.len()],
     max_segments: usize,
 }
 
@@ -158,11 +160,42 @@ impl Lane {
     pub const ALL: [Lane; 2] = [Lane::Urgent, Lane::Main];
 }
 
+/// Which datagrams a datagram is kept with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// Those that may overtake.
+    Urgent,
+    /// All others.
+    Main,
+    /// First fragments of IP packets: those of packets that follow each other are of one size, and so are the last ones. Kept
+    /// apart they make two runs; one after the other each packet would need a run of its own.
+    Heads,
+    /// The other fragments.
+    Tails,
+}
+
+impl Place {
+    const COUNT: usize = 3;
+
+    fn lane(self) -> Lane {
+        if self == Place::Urgent { Lane::Urgent } else { Lane::Main }
+    }
+
+    fn buffer(self) -> usize {
+        match self {
+            Place::Urgent => 0,
+            Place::Main | Place::Heads => 1,
+            Place::Tails => 2,
+        }
+    }
+}
+
 #[derive(Default)]
-struct Queue {
-    buffer: Vec<u8>,
+struct Buffer {
+    bytes: Vec<u8>,
     used: usize,
-    runs: Vec<Run>,
+    /// The run that may grow: its number in its lane.
+    open: Option<usize>,
 }
 
 /// One `sendmsg`: datagrams of `stride` bytes, the last one maybe shorter.
@@ -174,6 +207,7 @@ pub struct Run {
     pub to: SocketAddr,
     /// Size of each datagram but the last.
     pub stride: usize,
+    buffer: usize,
     start: usize,
     end: usize,
     segments: usize,
@@ -185,41 +219,45 @@ const MAX_RUN_BYTES: usize = 65_000;
 impl TxBatch {
     /// An empty batch; runs get at most `max_segments` datagrams.
     pub fn new(max_segments: usize) -> Self {
-        TxBatch { lanes: Default::default(), max_segments: max_segments.max(1) }
+        TxBatch { buffers: Default::default(), runs: Default::default(), max_segments: max_segments.max(1) }
     }
 
     /// Bytes waiting.
     pub fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.used).sum()
+        self.buffers.iter().map(|buffer| buffer.used).sum()
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.runs.is_empty())
+        self.runs.iter().all(Vec::is_empty)
     }
 
     /// The runs and their bytes, in the order in which they are to leave.
     pub fn runs(&self) -> impl Iterator<Item = (Run, &[u8])> {
-        self.lanes.iter().flat_map(|lane| lane.runs.iter().map(|run| (*run, &lane.buffer[run.start..run.end])))
+        self.runs.iter().flatten().map(|run| (*run, &self.buffers[run.buffer].bytes[run.start..run.end]))
     }
 
     /// Forgets what was waiting.
     pub fn clear(&mut self) {
-        for lane in &mut self.lanes {
-            lane.runs.clear();
-            lane.used = 0;
+        self.runs.iter_mut().for_each(Vec::clear);
+        for buffer in &mut self.buffers {
+            (buffer.used, buffer.open) = (0, None);
         }
     }
 
     /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
-    fn datagram(&mut self, lane: Lane, to: SocketAddr, len: usize) -> &mut [u8] {
-        let queue = &mut self.lanes[lane as usize];
-        let (start, end) = (queue.used, queue.used + len);
-        if end > queue.buffer.len() {
-            queue.buffer.resize(end.next_power_of_two(), 0);
+    fn datagram(&mut self, place: Place, to: SocketAddr, len: usize) -> &mut [u8] {
+        if place == Place::Main && self.buffers[Place::Tails.buffer()].open.take().is_some() {
+            // What is no fragment does not overtake those before it.
+            self.buffers[place.buffer()].open = None;
         }
-        queue.used = end;
-        match queue.runs.last_mut() {
+        let (buffer, runs) = (&mut self.buffers[place.buffer()], &mut self.runs[place.lane() as usize]);
+        let (start, end) = (buffer.used, buffer.used + len);
+        if end > buffer.bytes.len() {
+            buffer.bytes.resize(end.next_power_of_two(), 0);
+        }
+        buffer.used = end;
+        match buffer.open.and_then(|number| runs.get_mut(number)) {
             Some(run)
                 if run.to == to
                     && len <= run.stride
@@ -230,9 +268,13 @@ impl TxBatch {
                 run.end = end;
                 run.segments += 1;
             }
-            _ => queue.runs.push(Run { lane, to, stride: len, start, end, segments: 1 }),
+            _ => {
+                buffer.open = Some(runs.len());
+                let (lane, buffer) = (place.lane(), place.buffer());
+                runs.push(Run { lane, to, stride: len, buffer, start, end, segments: 1 });
+            }
         }
-        &mut queue.buffer[start..end]
+        &mut buffer.bytes[start..end]
     }
 }
 
@@ -245,7 +287,7 @@ pub struct Sender {
 
 /// One piece of a frame about to be sealed: headers and payload lie apart.
 struct Piece<'a> {
-    lane: Lane,
+    place: Place,
     flags: u8,
     kind: TextKind,
     index: u8,
@@ -276,12 +318,17 @@ impl Sender {
         }
         let headers = Headers::parse(bytes);
         let flow = frame::flow(bytes, headers.as_ref());
-        let lane = match vnet.gso {
-            Gso::None if self.flows.is_sparse(flow, bytes.len(), now) => Lane::Urgent,
-            Gso::None => Lane::Main,
+        let place = match vnet.gso {
+            Gso::None if self.flows.is_sparse(flow, bytes.len(), now) => Place::Urgent,
+            Gso::None if headers.is_some() => Place::Main,
+            Gso::None => match frame::fragment(bytes) {
+                None => Place::Main,
+                Some(Fragment::First) => Place::Heads,
+                Some(Fragment::Later) => Place::Tails,
+            },
             _ => {
                 self.flows.note_busy(flow, now);
-                Lane::Main
+                Place::Main
             }
         };
         let is_partial = vnet.partial_checksum && headers.is_some();
@@ -298,7 +345,7 @@ impl Sender {
             (Gso::Udp, Some(headers)) if headers.transport == Transport::Udp => {
                 self.cut_udp(outbound, segment, vnet, bytes, &headers, room)?
             }
-            (Gso::None, _) => self.whole(outbound, segment, lane, flags, bytes, room)?,
+            (Gso::None, _) => self.whole(outbound, segment, place, flags, bytes, room)?,
             _ => return Err(DropReason::Malformed),
         };
         outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
@@ -311,7 +358,7 @@ impl Sender {
         let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
         let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
         let counter = send.reserve(1).map_err(|_| DropReason::Exhausted)?.start;
-        let datagram = self.batch.datagram(Lane::Urgent, hop.remote, envelope::LEN + session::OVERHEAD + text.len());
+        let datagram = self.batch.datagram(Place::Urgent, hop.remote, envelope::LEN + session::OVERHEAD + text.len());
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
         let packet = &mut datagram[envelope::LEN..];
         packet[session::HEADER_LEN..session::HEADER_LEN + text.len()].copy_from_slice(text);
@@ -325,7 +372,7 @@ impl Sender {
         &mut self,
         outbound: &Outbound,
         segment: SegmentId,
-        lane: Lane,
+        place: Place,
         flags: u8,
         bytes: &[u8],
         room: usize,
@@ -340,7 +387,7 @@ impl Sender {
         let counters = reserve(outbound, count)?;
         let id = burst_id(counters.start);
         for ((part, index), counter) in bytes.chunks(size).zip(0u8..).zip(counters) {
-            let piece = Piece { lane, flags, kind, index, count: count as u8, header: &[], payload: part };
+            let piece = Piece { place, flags, kind, index, count: count as u8, header: &[], payload: part };
             self.seal(outbound, segment, id, &piece, counter);
         }
         Ok(count as u64)
@@ -385,8 +432,8 @@ impl Sender {
             if index > 0 && index % 256 == 0 {
                 id = burst_id(counter);
             }
-            let (lane, kind, index) = (Lane::Main, TextKind::Frame, (index % 256) as u8);
-            let piece = Piece { lane, flags, kind, index, count: 1, header: template, payload: part };
+            let (place, kind, index) = (Place::Main, TextKind::Frame, (index % 256) as u8);
+            let piece = Piece { place, flags, kind, index, count: 1, header: template, payload: part };
             self.seal(outbound, segment, id, &piece, counter);
             TcpCut::add_sequence(template, headers, part.len() as u32);
             headers.add_ipv4_id(template, 1);
@@ -426,14 +473,14 @@ impl Sender {
                         id = burst_id(counter);
                     }
                     let flags = TextHeader::PARTIAL_CHECKSUM | TextHeader::BURST;
-                    let (lane, kind, index) = (Lane::Main, TextKind::Frame, (index % 256) as u8);
-                    let piece = Piece { lane, flags, kind, index, count: 1, header: template, payload: part };
+                    let (place, kind, index) = (Place::Main, TextKind::Frame, (index % 256) as u8);
+                    let piece = Piece { place, flags, kind, index, count: 1, header: template, payload: part };
                     self.seal(outbound, segment, id, &piece, counter);
                     sent += 1;
                 }
                 None => {
                     let whole = [&*template, part].concat();
-                    sent += self.whole(outbound, segment, Lane::Main, TextHeader::PARTIAL_CHECKSUM, &whole, room)?;
+                    sent += self.whole(outbound, segment, Place::Main, TextHeader::PARTIAL_CHECKSUM, &whole, room)?;
                 }
             }
             headers.add_ipv4_id(template, 1);
@@ -444,7 +491,7 @@ impl Sender {
     fn seal(&mut self, outbound: &Outbound, segment: SegmentId, id: u16, piece: &Piece<'_>, counter: u64) {
         let (Some(hop), Some(send)) = (&outbound.hop, &outbound.send) else { return };
         let (header, payload) = (piece.header, piece.payload);
-        let datagram = self.batch.datagram(piece.lane, hop.remote, OVERHEAD + header.len() + payload.len());
+        let datagram = self.batch.datagram(piece.place, hop.remote, OVERHEAD + header.len() + payload.len());
         let text_header =
             TextHeader { kind: piece.kind, flags: piece.flags, id, index: piece.index, count: piece.count, segment };
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
@@ -453,7 +500,7 @@ impl Sender {
         text[..TEXT_HEADER].copy_from_slice(&text_header.encode());
         text[TEXT_HEADER..][..header.len()].copy_from_slice(header);
         text[TEXT_HEADER + header.len()..][..payload.len()].copy_from_slice(payload);
-        send.seal(counter, piece.lane == Lane::Urgent, packet);
+        send.seal(counter, piece.place == Place::Urgent, packet);
     }
 }
 

@@ -73,6 +73,32 @@ pub fn flow(frame: &[u8], headers: Option<&Headers>) -> u64 {
     hasher.finish()
 }
 
+/// A part of an IP packet that was cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fragment {
+    /// It begins the packet.
+    First,
+    /// It does not.
+    Later,
+}
+
+/// Which part of a cut packet a frame carries (RFC 791, section 3.1; RFC 8200, section 4.5); `None` for what is whole.
+pub fn fragment(frame: &[u8]) -> Option<Fragment> {
+    const IPV6_FRAGMENT: u8 = 44;
+    let (offset, more) = match u16_at(frame, 12)? {
+        ETHERTYPE_IPV4 => u16_at(frame, 20).map(|word| (word & 0x1fff, word & 0x2000))?,
+        ETHERTYPE_IPV6 if frame.get(20) == Some(&IPV6_FRAGMENT) => {
+            u16_at(frame, 56).map(|word| (word >> 3, word & 1))?
+        }
+        _ => return None,
+    };
+    match (offset, more) {
+        (0, 0) => None,
+        (0, _) => Some(Fragment::First),
+        _ => Some(Fragment::Later),
+    }
+}
+
 /// Which transport a packet carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {
