@@ -324,16 +324,17 @@ mod tests {
 
     /// A part of a UDP packet that its container's IP has cut: from `offset` on, with more to come or not.
     fn ip_fragment(v6: bool, offset: u16, more: bool, len: usize) -> (Vec<u8>, VnetHeader) {
+        let lengths = [20, 8].map(|header| (header + len as u16).to_be_bytes());
         let mut frame = [&MAC_C[..], &MAC_A, if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] }].concat();
         if v6 {
-            frame.extend_from_slice(&[0x60, 0, 0, 0, (len + 8 >> 8) as u8, (len + 8) as u8, 44, 64]);
+            frame.extend_from_slice(&[0x60, 0, 0, 0, lengths[1][0], lengths[1][1], 44, 64]);
             frame.extend_from_slice(&[0xfd; 32]);
             frame.extend_from_slice(&[17, 0]);
             frame.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
             frame.extend_from_slice(&[0, 0, 0, 7]);
         } else {
-            frame.extend_from_slice(&[0x45, 0, (len + 20 >> 8) as u8, (len + 20) as u8, 0, 7]);
-            frame.extend_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+            frame.extend_from_slice(&[0x45, 0, lengths[0][0], lengths[0][1], 0, 7]);
+            frame.extend_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
             frame.extend_from_slice(&[64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 3]);
         }
         frame.resize(frame.len() + len, offset as u8);
