@@ -247,9 +247,8 @@ async fn chores(api: Api) {
 
 /// Looks up again what the user wants to be connected with now; names that cannot be looked up keep their addresses.
 async fn look_up_targets(api: &Api) -> Result<()> {
-    let Reply::Status(status) = api.engine.ask(Command::Status).await? else { return Ok(()) };
-    let names: Vec<String> =
-        status.targets.into_iter().map(|target| target.name).filter(|name| !is_literal(name)).collect();
+    let Reply::Targets(targets) = api.engine.ask(Command::Targets).await? else { return Ok(()) };
+    let names: Vec<String> = targets.into_iter().filter(|name| !is_literal(name)).collect();
     let found = resolve_targets(&names).await?.into_iter().filter(|target| !target.addresses.is_empty());
     let found: Vec<Target> = found.collect();
     if !found.is_empty() {

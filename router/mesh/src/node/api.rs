@@ -104,6 +104,8 @@ pub enum Command {
     Reclaim(String),
     /// Report.
     Status,
+    /// Whom the user wants to be connected with.
+    Targets,
     /// Take leave of the neighbours.
     Leave,
 }
@@ -156,6 +158,8 @@ pub enum Reply {
     Done,
     /// The report asked for.
     Status(Box<Status>),
+    /// What the user called those asked for.
+    Targets(Vec<String>),
     /// The address allocated.
     Address(Ipv4Addr),
     /// Addresses, and for what they were allocated.

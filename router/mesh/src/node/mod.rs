@@ -305,6 +305,7 @@ impl Node {
                 self.write_host_record();
             }
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.status(now))))),
+            Command::Targets => return Some(Ok(Reply::Targets(self.targets.keys().cloned().collect()))),
             Command::SetGateways(segment, gateways) => self.endpoints.set_gateways(segment, gateways),
             Command::Leave => self.leave(now),
             command => {
