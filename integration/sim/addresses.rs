@@ -257,7 +257,7 @@ impl World {
             let now = self.now;
             let host = &mut self.hosts[number];
             let Some(ipam) = &mut host.ipam else { continue };
-            ipam.set_hosts(named, reachable, now);
+            ipam.set_hosts(named, reachable.iter().copied(), now);
             for (from, announced) in news {
                 let before = host.heard.insert(from, announced.clone()).unwrap_or_default();
                 for (range, announcement) in announced {

@@ -82,6 +82,7 @@ pub struct Ipam {
     founds_alone: bool,
     named: Vec<Named>,
     reachable: BTreeSet<HostLabel>,
+    /// When those that can no longer be reached were last reached.
     last_seen: BTreeMap<HostLabel, Time>,
     locals: BTreeMap<Range, Local>,
     /// Ranges whose state changed since it was looked what can go on.
@@ -293,12 +294,15 @@ impl Ipam {
     }
 
     /// The peers the user named, and the hosts that can be reached now.
-    pub fn set_hosts(&mut self, named: Vec<Named>, reachable: BTreeSet<HostLabel>, now: Time) {
+    pub fn set_hosts(&mut self, named: Vec<Named>, reachable: impl Iterator<Item = HostLabel> + Clone, now: Time) {
         self.named = named;
-        for host in &reachable {
+        if reachable.clone().eq(self.reachable.iter().copied()) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.reachable, reachable.collect());
+        for host in before.difference(&self.reachable) {
             self.last_seen.insert(*host, now);
         }
-        self.reachable = reachable;
     }
 
     /// A host announced, by gossip, how far a ring has come; or takes it back.

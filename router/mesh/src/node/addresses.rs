@@ -106,9 +106,8 @@ impl Node {
     pub(super) fn tend_addresses(&mut self, now: Time) {
         if now >= self.addresses.next_hosts {
             self.addresses.next_hosts = now + HOSTS_INTERVAL;
-            let reachable = self.routes.keys().copied().collect();
             let named = self.named_hosts();
-            self.addresses.ipam.set_hosts(named, reachable, now);
+            self.addresses.ipam.set_hosts(named, self.routes.keys().copied(), now);
         }
         if self.addresses.next_timeout().is_some_and(|at| at <= now) {
             self.addresses.ipam.handle_timeout(now);

@@ -63,11 +63,9 @@ impl Node {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.hosts.len() as u32;
         }
         if all {
-            self.ring = self.hosts.keys().copied().collect();
+            self.refresh_fingers();
         }
-        let is_due = |peer: &Peer| all || peer.link.is_some();
-        let labels: Vec<HostLabel> =
-            self.peers.iter().filter(|(_, peer)| is_due(peer)).map(|(label, _)| *label).collect();
+        let labels: Vec<HostLabel> = if all { self.peers.keys().copied().collect() } else { self.neighbours() };
         let mut tries = TRIES_PER_TICK;
         for label in labels {
             let Some(peer) = self.peers.get_mut(&label) else { continue };
@@ -196,26 +194,27 @@ impl Node {
     /// Whether this host should try to have a direct link with a peer.
     fn wants_link(&self, label: HostLabel, now: Time) -> bool {
         let Some(peer) = self.peers.get(&label) else { return false };
-        let is_named = peer.candidates.keys().any(|address| self.target_addresses.contains_key(address));
-        if is_named {
+        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(&label)) {
             return true;
         }
-        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
-        self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.is_finger(self.own, label))
+        peer.candidates.keys().any(|address| self.target_addresses.contains_key(address))
     }
 
     /// Whether the peer itself keeps the link by the same rule.
     fn is_wanted_by(&self, label: HostLabel) -> bool {
-        self.is_finger(label, self.own)
+        self.finger_of.contains(&label)
     }
 
     /// In a large mesh each host keeps links at distances 1, 2, 4, ... around the ring of labels: log N
     /// links that connect everything (after Chord, SIGCOMM 2001).
-    fn is_finger(&self, of: HostLabel, to: HostLabel) -> bool {
-        let ring = &self.ring;
-        let (Ok(from), Ok(at)) = (ring.binary_search(&of), ring.binary_search(&to)) else { return false };
-        let distance = (at + ring.len() - from) % ring.len();
-        distance.is_power_of_two()
+    fn refresh_fingers(&mut self) {
+        let ring: Vec<HostLabel> = self.hosts.keys().copied().collect();
+        let len = ring.len();
+        let distances = || (0..usize::BITS).map(|bit| 1 << bit).take_while(|distance| *distance < len);
+        let Ok(own) = ring.binary_search(&self.own) else { return };
+        self.fingers = distances().map(|distance| ring[(own + distance) % len]).collect();
+        self.finger_of = distances().map(|distance| ring[(own + len - distance) % len]).collect();
     }
 
     fn try_candidates(&mut self, label: HostLabel, tries: &mut usize, now: Time) {
@@ -305,6 +304,7 @@ impl Node {
         let rtt = now.since(ping.at);
         if peer.link.is_none() {
             peer.link = Some(Link::new(from, now));
+            self.linked.insert(label);
             self.link_up(label, from, now);
         }
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
@@ -351,6 +351,7 @@ impl Node {
     pub(super) fn link_down(&mut self, label: HostLabel, reason: &'static str, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = peer.link.take() else { return };
+        self.linked.remove(&label);
         peer.pings.clear();
         if let Some(candidate) = peer.candidates.get_mut(&link.remote) {
             candidate.retry.reset(now);

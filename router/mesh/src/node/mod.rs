@@ -121,8 +121,13 @@ pub struct Node {
     /// Those that this host speaks of, in the order of their removal.
     own_removed: BTreeMap<u64, NetworkUid>,
     hosts: BTreeMap<HostLabel, HostRecord>,
-    /// The labels of all hosts, in order, as of this tick: who is to be linked with whom in a large mesh.
-    ring: Vec<HostLabel>,
+    /// Hosts that this one is linked with.
+    linked: BTreeSet<HostLabel>,
+    /// Whom this host is to be linked with in a large mesh, and who with it.
+    fingers: BTreeSet<HostLabel>,
+    finger_of: BTreeSet<HostLabel>,
+    /// Hosts in this host's segments without a session.
+    without_session: VecDeque<HostLabel>,
     /// When another host with this one's key was last heard of, true or not.
     cloned: Option<Time>,
     jumps: VecDeque<Time>,
@@ -204,7 +209,10 @@ impl Node {
             removed_networks: BTreeSet::new(),
             own_removed: BTreeMap::new(),
             hosts: BTreeMap::new(),
-            ring: Vec::new(),
+            linked: BTreeSet::new(),
+            fingers: BTreeSet::new(),
+            finger_of: BTreeSet::new(),
+            without_session: VecDeque::new(),
             cloned: None,
             jumps: VecDeque::new(),
             conflicts: BTreeSet::new(),
@@ -325,7 +333,7 @@ impl Node {
             self.tend_sessions(now);
         }
         self.tend_targets(now);
-        self.tend_segments(now);
+        self.tend_segments(all, now);
         self.compare_records(now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;

@@ -122,15 +122,25 @@ impl Node {
         }
     }
 
-    /// Opens sessions with the hosts this one shares segments with, a few at a time: floods need them.
-    pub(super) fn tend_segments(&mut self, now: Time) {
-        let wanted: Vec<HostLabel> = (self.endpoints.local_segments())
-            .flat_map(|segment| self.endpoints.hosts_in(segment))
-            .filter(|host| self.routes.contains_key(host))
-            .filter(|host| self.peers.get(host).is_some_and(|peer| peer.current.is_none() && peer.retry.is_due(now)))
-            .take(SESSIONS_PER_TICK)
-            .collect();
-        wanted.into_iter().for_each(|host| self.want_session(host, now));
+    /// Opens sessions with the hosts this one shares segments with, a few at a time: floods need them. With `all` it is
+    /// looked who they are.
+    pub(super) fn tend_segments(&mut self, all: bool, now: Time) {
+        if all {
+            self.without_session = (self.endpoints.local_segments())
+                .flat_map(|segment| self.endpoints.hosts_in(segment))
+                .filter(|host| self.routes.contains_key(host) && self.lacks_session(*host, now))
+                .collect();
+        }
+        for _ in 0..SESSIONS_PER_TICK {
+            let Some(host) = self.without_session.pop_front() else { return };
+            if self.lacks_session(host, now) {
+                self.want_session(host, now);
+            }
+        }
+    }
+
+    fn lacks_session(&self, host: HostLabel, now: Time) -> bool {
+        self.peers.get(&host).is_some_and(|peer| peer.current.is_none() && peer.retry.is_due(now))
     }
 
     /// Publishes the tables if anything in them changed.

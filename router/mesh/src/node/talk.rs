@@ -110,8 +110,8 @@ impl Node {
         let _ = self.path.sender.control(&outbound, text, now);
     }
 
-    fn neighbours(&self) -> Vec<HostLabel> {
-        self.peers.iter().filter(|(_, peer)| peer.link.is_some()).map(|(label, _)| *label).collect()
+    pub(super) fn neighbours(&self) -> Vec<HostLabel> {
+        self.linked.iter().copied().collect()
     }
 
     /// A new neighbour is told what this host holds, and answers with what it lacks.
@@ -479,6 +479,7 @@ impl Node {
             self.by_noise_key.remove(&key);
         }
         self.peers.remove(&label);
+        self.linked.remove(&label);
         self.hosts.remove(&label);
         self.refresh_outbound(label);
     }
