@@ -7,7 +7,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use weft_crypto::Ciphers;
 use weft_integration::sim::scenario::said_cloned;
-use weft_integration::sim::world::{HostNumber, World};
+use weft_integration::sim::world::{Host, HostNumber, World};
 use weft_integration::sim::{Scenario, addresses, run};
 use weft_mesh::node::Event;
 use weft_mesh::records::EndpointRecord;
@@ -112,6 +112,35 @@ fn hosts_at_rest_say_little() {
     // A question and an answer a link and second, SWIM, a comparison of records; some for hosts behind the neighbours.
     let each = (world.datagrams_sent - before) / (hosts * seconds);
     assert!(each <= 12, "{each} datagrams a second");
+}
+
+#[test]
+fn links_that_one_end_wants_stay_and_others_are_let_go_once() {
+    // More hosts than are all linked with each other; host 20 is told of every fourth.
+    let (mut world, hosts) = (World::new(1, Ciphers::native(true), true), 40);
+    for host in 0..hosts {
+        world.add_host();
+        world.start(host);
+        let named: Vec<HostNumber> = if host == 20 { (0..20).step_by(4).collect() } else { vec![host / 2] };
+        world.connect(host, &named);
+    }
+    world.run_for(Duration::from_secs(60));
+    let changes = |world: &World| {
+        let is_change = |event: &&Event| matches!(event, Event::LinkUp { .. } | Event::LinkDown { .. });
+        world.hosts.iter().flat_map(|host| &host.events).filter(is_change).count()
+    };
+    let before = changes(&world);
+    world.run_for(Duration::from_secs(120));
+    assert_eq!(changes(&world), before);
+    let links = |host: &Host| host.node.as_ref().map_or(0, |node| node.status(world.now).links.len());
+    // Five around the ring of labels and as many towards the host, and those that were named.
+    let most = hosts * (2 * 5 + 3);
+    assert!((hosts..=most).contains(&links(&world.hosts[0])), "{} links", links(&world.hosts[0]));
+    for (target, host) in [(0, 20), (16, 20), (4, 9)] {
+        let snapshot = &world.hosts[host].snapshot;
+        let is_direct = snapshot.outbound.get(&world.hosts[target].label).is_some_and(|to| to.link.is_some());
+        assert!(is_direct, "h{host} was told of h{target}");
+    }
 }
 
 #[test]

@@ -159,6 +159,8 @@ pub enum Control {
         /// Up to which incarnation.
         incarnation: u64,
     },
+    /// The sender does without the link; a [`Control::Bye`] answers if the receiver does, too.
+    Needless,
 }
 
 mod serde_bytes_vec {
@@ -331,7 +333,7 @@ mod tests {
     #[test]
     fn control_texts_survive_padding() {
         let pong = Control::Pong { id: 3, seen: "[fd00::1]:6783".parse().unwrap(), size: 1400 };
-        for control in [pong, Control::Swim(vec![1, 2, 3]), Control::Bye] {
+        for control in [pong, Control::Swim(vec![1, 2, 3]), Control::Bye, Control::Needless] {
             assert_eq!(Control::decode(&control.encode(0)), Some(control.clone()));
             let padded = control.encode(500);
             assert_eq!((padded.len(), Control::decode(&padded)), (500, Some(control)));

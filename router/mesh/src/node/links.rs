@@ -50,6 +50,8 @@ const TRIES_PER_TICK: usize = 16;
 const SMALL_MESH: usize = 24;
 /// How long a link opened for traffic stays without any.
 const ON_DEMAND: Duration = Duration::from_secs(25);
+/// How long what was sent over a link that was let go may still come.
+const STRAGGLING: Duration = Duration::from_secs(1);
 /// How often what others see of this host's addresses is told.
 const SEEN_INTERVAL: Duration = Duration::from_secs(30);
 /// Addresses at which others see this host, told.
@@ -129,18 +131,50 @@ impl Node {
         }
         self.tend_link_size(label, now);
         self.announce_link(label);
-        self.let_go_of_idle(label, now);
+        self.offer_idle(label, now);
     }
 
-    /// A link opened for traffic that has ended, in a mesh too large for everyone to be linked to everyone.
-    fn let_go_of_idle(&mut self, label: HostLabel, now: Time) {
-        let is_idle = self.peers.get(&label).is_some_and(|peer| {
-            peer.link.as_ref().is_some_and(|link| now.since(link.last_used.max(link.since)) > ON_DEMAND)
-        });
-        if is_idle && self.peers.len() > SMALL_MESH && !self.wants_link(label, now) && !self.is_wanted_by(label) {
-            self.send_control(label, &Control::Bye, now);
-            self.link_down(label, "no longer needed", now);
+    /// Offers the peer to do without a link that was opened for traffic that has ended, in a mesh too large for everyone to
+    /// be linked to everyone. The peer may have been told of this host, or have frames for it, and keep the link.
+    fn offer_idle(&mut self, label: HostLabel, now: Time) {
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        if now.since(link.last_used.max(link.needed_at)) <= ON_DEMAND {
+            return;
         }
+        link.needed_at = now;
+        if self.can_do_without(label, now) && !self.finger_of.contains(&label) {
+            self.send_control(label, &Control::Needless, now);
+        }
+    }
+
+    /// The peer does without the link.
+    pub(super) fn on_needless(&mut self, label: HostLabel, now: Time) {
+        let link = self.peers.get(&label).and_then(|peer| peer.link.as_ref());
+        // Others' frames may go over it, too.
+        let is_idle = link.is_some_and(|link| now.since(link.last_used) > IN_USE);
+        if is_idle && self.can_do_without(label, now) {
+            self.send_control(label, &Control::Bye, now);
+            self.let_go(label, "no longer needed", now);
+        }
+    }
+
+    /// Ends a link because a host wants it so, and not because it is lost.
+    pub(super) fn let_go(&mut self, label: HostLabel, reason: &'static str, now: Time) {
+        self.link_down(label, reason, now);
+        if let Some(peer) = self.peers.get_mut(&label) {
+            peer.let_go = now;
+        }
+    }
+
+    /// Whether this host, for its part, needs no direct link with a peer.
+    fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
+        self.peers.len() > SMALL_MESH && !self.wants_link(label, now)
+    }
+
+    /// Whether what comes straight from a peer that there is no link with may have been sent over the last one.
+    fn is_straggler(&self, label: HostLabel, now: Time) -> bool {
+        let was_let_go = |peer: &Peer| peer.let_go != Time::ZERO && now.since(peer.let_go) < STRAGGLING;
+        self.peers.get(&label).is_some_and(was_let_go) && self.can_do_without(label, now)
     }
 
     /// Finds the largest datagram a link takes: pings of several sizes, the largest answered counts.
@@ -199,11 +233,6 @@ impl Node {
             return true;
         }
         peer.candidates.keys().any(|address| self.target_addresses.contains_key(address))
-    }
-
-    /// Whether the peer itself keeps the link by the same rule.
-    fn is_wanted_by(&self, label: HostLabel) -> bool {
-        self.finger_of.contains(&label)
     }
 
     /// In a large mesh each host keeps links at distances 1, 2, 4, ... around the ring of labels: log N
@@ -279,6 +308,9 @@ impl Node {
     pub(super) fn on_ping(&mut self, label: HostLabel, index: u32, from: SocketAddr, id: u32, size: usize, now: Time) {
         let pong = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
         self.send_text_at(label, index, from, &pong.encode(0), now);
+        if self.is_straggler(label, now) {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let is_new = peer.link.is_none();
         let asked_lately = peer.pings.values().any(|ping| ping.to == from && now.since(ping.at) < QUIET);
@@ -372,7 +404,7 @@ impl Node {
         let (id, is_current) = (peer.id, peer.current == Some(index));
         let Some(link) = &mut peer.link else {
             let asked = peer.pings.values().any(|ping| ping.to == from);
-            if is_current && !asked {
+            if is_current && !asked && !self.is_straggler(label, now) {
                 self.ping(label, index, from, 0, now);
             }
             return;

@@ -34,6 +34,8 @@ pub(super) struct Peer {
     /// A session of a host that says to be this peer reborn, until the old life had time to object.
     pub(super) challenge: Option<Challenge>,
     pub(super) link: Option<Link>,
+    /// When the last link was let go: what comes straight from the peer right after it opens no new one.
+    pub(super) let_go: Time,
     pub(super) pings: BTreeMap<u32, PingSent>,
     /// Where it may be reached.
     pub(super) candidates: BTreeMap<SocketAddr, Candidate>,
@@ -103,6 +105,8 @@ pub(super) struct Link {
     pub(super) last_size_probe: Time,
     pub(super) announced: Option<(u32, u16)>,
     pub(super) last_used: Time,
+    /// When it was last looked whether this host does without it.
+    pub(super) needed_at: Time,
 }
 
 impl Link {
@@ -120,6 +124,7 @@ impl Link {
             last_size_probe: Time::ZERO,
             announced: None,
             last_used: now,
+            needed_at: now,
         }
     }
 
@@ -186,6 +191,7 @@ impl Peer {
             current: None,
             challenge: None,
             link: None,
+            let_go: Time::ZERO,
             pings: BTreeMap::new(),
             candidates: BTreeMap::new(),
             retry: Backoff::default(),
@@ -218,6 +224,7 @@ impl Peer {
     /// Makes `index` the session for sending; the others have some time left to receive.
     pub(super) fn switch_to(&mut self, index: u32, now: Time) {
         self.current = Some(index);
+        self.let_go = Time::ZERO;
         for session in &mut self.sessions {
             let is_current = session.index == index;
             session.inbound.current.store(is_current, Ordering::Relaxed);

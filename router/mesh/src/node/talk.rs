@@ -55,7 +55,8 @@ impl Node {
             (Some(Control::StillHere), _) => self.on_still_here(label, index, now),
             (Some(Control::Cloned), _) => self.on_clone(now),
             (Some(Control::Forgotten { host, incarnation }), _) => self.say_forgotten(host, incarnation, now),
-            (Some(Control::Bye), _) => self.link_down(label, "the peer said goodbye", now),
+            (Some(Control::Bye), _) => self.let_go(label, "the peer said goodbye", now),
+            (Some(Control::Needless), _) => self.on_needless(label, now),
             _ => {}
         }
     }
