@@ -24,6 +24,16 @@ pub enum Underlay {
     Nic,
 }
 
+impl Underlay {
+    /// Makes an interface part of such an underlay.
+    pub fn set(self, ns: &Ns, interface: &str) -> Result<()> {
+        let (runs, gro) = if self == Underlay::Veth { ("on", "off") } else { ("off", "on") };
+        let mut ethtool = Command::new("ethtool");
+        ethtool.args(["-K", interface, "tso", runs, "gso", runs, "tx-udp-segmentation", runs, "gro", gro]);
+        run(ns, ethtool).map(drop)
+    }
+}
+
 impl fmt::Display for Underlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -93,15 +103,8 @@ pub fn all(dir: &Path, quick: bool, wanted: impl Fn(&str) -> Result<bool>) -> Re
 impl Pair {
     /// Makes the underlay one kind or the other.
     pub fn set(&self, underlay: Underlay) -> Result<()> {
-        let (runs, gro) = if underlay == Underlay::Veth { ("on", "off") } else { ("off", "on") };
-        for (ns, interfaces) in &self.underlay {
-            for interface in interfaces {
-                let mut ethtool = Command::new("ethtool");
-                ethtool.args(["-K", interface, "tso", runs, "gso", runs, "tx-udp-segmentation", runs, "gro", gro]);
-                run(ns, ethtool)?;
-            }
-        }
-        Ok(())
+        let mut interfaces = self.underlay.iter().flat_map(|(ns, names)| names.iter().map(move |name| (ns, name)));
+        interfaces.try_for_each(|(ns, name)| underlay.set(ns, name))
     }
 
     /// Memory of each router or daemon, in MB.
