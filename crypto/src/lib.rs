@@ -28,7 +28,7 @@ pub use time::Time;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 
 /// Keyed BLAKE2s (RFC 7693) over the concatenation of `parts`: the one PRF for key derivation and MACs.
-pub(crate) fn keyed_hash(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+pub fn keyed_hash(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut mac = blake2::Blake2sMac256::new(key.into());
     for part in parts {
         mac.update(part);

@@ -104,12 +104,15 @@ pub struct Store {
 
 struct Origin {
     id: PeerId,
-    /// The newest log that is held whole, and what it says.
+    /// The newest log that is held whole, and digests of the values it sets: they tell what changes, and the values
+    /// themselves are in the log.
     current: Option<Log>,
-    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    digests: BTreeMap<Box<[u8]>, Digest>,
     /// A newer log whose snapshot is still arriving.
     staging: Option<Log>,
 }
+
+type Digest = [u8; 16];
 
 struct Log {
     incarnation: u64,
@@ -142,6 +145,19 @@ impl Log {
     fn push(&mut self, encoded: Bytes) {
         self.bytes += encoded.len();
         self.batches.push(encoded);
+    }
+
+    /// What it says, all batches together.
+    fn values(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut values = BTreeMap::new();
+        // They were read, and their signatures checked, when they came.
+        for change in self.batches.iter().filter_map(|batch| Batch::parse(batch).ok()).flat_map(|batch| batch.changes) {
+            match change.value {
+                Some(value) => values.insert(change.key, value),
+                None => values.remove(&change.key),
+            };
+        }
+        values
     }
 }
 
@@ -214,6 +230,11 @@ impl Store {
     /// One of this host's records as it will be after the next flush.
     pub fn own(&self, key: &[u8]) -> Option<&[u8]> {
         self.live.get(key).map(Vec::as_slice)
+    }
+
+    /// All of this host's records as they will be after the next flush.
+    pub fn all_own(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.live.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
     /// Whether anything was put or deleted since the last flush.
@@ -351,7 +372,7 @@ impl Store {
         let origin = self.origins.entry(batch.origin.label()).or_insert_with(|| Origin {
             id: batch.origin,
             current: None,
-            values: BTreeMap::new(),
+            digests: BTreeMap::new(),
             staging: None,
         });
         if let Some(current) = &mut origin.current
@@ -392,8 +413,8 @@ impl Store {
         }
         if gone(&held.current) {
             self.bytes -= held.current.take().map_or(0, |log| log.bytes);
-            let values = std::mem::take(&mut held.values);
-            self.events.extend(values.into_keys().map(|key| StoreEvent::Unset { origin, key }));
+            let digests = std::mem::take(&mut held.digests);
+            self.events.extend(digests.into_keys().map(|key| StoreEvent::Unset { origin, key: key.into() }));
         }
         if held.current.is_none() && held.staging.is_none() {
             self.origins.remove(&label);
@@ -420,10 +441,10 @@ impl Store {
         Some(self.origins.get(&origin.label()).filter(|held| held.id == origin)?.current.as_ref()?.incarnation)
     }
 
-    /// The values of one origin.
-    pub fn values(&self, origin: PeerId) -> impl Iterator<Item = (&[u8], &[u8])> {
+    /// The values of one origin. Its whole log is read: not for what happens often.
+    pub fn values(&self, origin: PeerId) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let held = self.origins.get(&origin.label()).filter(|held| held.id == origin);
-        held.into_iter().flat_map(|held| held.values.iter().map(|(key, value)| (key.as_slice(), value.as_slice())))
+        held.and_then(|held| held.current.as_ref()).map(Log::values).unwrap_or_default()
     }
 
     /// A hash over all versions held: equal on two hosts that hold the same.
@@ -525,12 +546,13 @@ fn apply(events: &mut Vec<StoreEvent>, origin: &mut Origin, changes: &[Change]) 
     for Change { key, value } in changes {
         match value {
             Some(value) => {
-                if origin.values.insert(key.clone(), value.clone()).as_ref() != Some(value) {
+                let digest = digest_of(value);
+                if origin.digests.insert(key.as_slice().into(), digest) != Some(digest) {
                     events.push(StoreEvent::Set { origin: origin.id, key: key.clone(), value: value.clone() });
                 }
             }
             None => {
-                if origin.values.remove(key).is_some() {
+                if origin.digests.remove(key.as_slice()).is_some() {
                     events.push(StoreEvent::Unset { origin: origin.id, key: key.clone() });
                 }
             }
@@ -540,20 +562,22 @@ fn apply(events: &mut Vec<StoreEvent>, origin: &mut Origin, changes: &[Change]) 
 
 /// Makes a whole log the current one; only what differs becomes an event.
 fn replace(events: &mut Vec<StoreEvent>, origin: &mut Origin, log: Log) {
-    let mut values = BTreeMap::new();
-    // They were read, and their signatures checked, when they came.
-    for change in log.batches.iter().filter_map(|batch| Batch::parse(batch).ok()).flat_map(|batch| batch.changes) {
-        match change.value {
-            Some(value) => values.insert(change.key, value),
-            None => values.remove(&change.key),
-        };
+    let values = log.values();
+    for key in origin.digests.keys().filter(|key| !values.contains_key(&***key)) {
+        events.push(StoreEvent::Unset { origin: origin.id, key: key.to_vec() });
     }
-    for key in origin.values.keys().filter(|key| !values.contains_key(*key)) {
-        events.push(StoreEvent::Unset { origin: origin.id, key: key.clone() });
+    let before = std::mem::take(&mut origin.digests);
+    for (key, value) in values {
+        let (filed_under, digest) = (Box::from(key.as_slice()), digest_of(&value));
+        if before.get(&filed_under) != Some(&digest) {
+            events.push(StoreEvent::Set { origin: origin.id, key, value });
+        }
+        origin.digests.insert(filed_under, digest);
     }
-    for (key, value) in values.iter().filter(|(key, value)| origin.values.get(*key) != Some(*value)) {
-        events.push(StoreEvent::Set { origin: origin.id, key: key.clone(), value: value.clone() });
-    }
-    origin.values = values;
     origin.current = Some(log);
+}
+
+fn digest_of(value: &[u8]) -> Digest {
+    let hash = weft_crypto::keyed_hash(&[0; 32], &[b"weft record value", value]);
+    core::array::from_fn(|i| hash[i])
 }

@@ -15,7 +15,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
 use weft_mesh::node::{Command, Config, Input, Node, Output, Target};
-use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::records::{EndpointId, EndpointRecord, digest_of};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
@@ -269,10 +269,9 @@ fn time(started: Instant) -> Time {
     Time::ZERO + Duration::from_secs(3600) + started.elapsed()
 }
 
+/// Like those drawn at random: not one after the other.
 fn id(number: u32) -> EndpointId {
-    let mut id = [0; 16];
-    id[..4].copy_from_slice(&number.to_be_bytes());
-    id
+    digest_of(&number.to_be_bytes())
 }
 
 fn record(number: u32) -> EndpointRecord {

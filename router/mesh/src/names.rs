@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use weft_crypto::HostLabel;
 
 use crate::records::{EndpointId, EndpointRecord, Service};
@@ -15,16 +15,20 @@ use crate::wire::SegmentId;
 
 type EndpointKey = (HostLabel, EndpointId);
 type Addresses = Arc<[(IpAddr, u8)]>;
-/// Most names have one holder: a tree for each would cost a thousand times its content.
+/// Most have one: a tree for each would cost a thousand times its content.
 type Few<T> = Arc<[T]>;
+
+/// Keys that no endpoint's is below or above.
+pub(crate) const LOWEST: EndpointKey = (HostLabel([0; 6]), [0; 16]);
+pub(crate) const HIGHEST: EndpointKey = (HostLabel([0xff; 6]), [0xff; 16]);
 
 /// All names, and which hosts can be reached.
 #[derive(Clone, Default)]
 pub struct Names {
     own: HostLabel,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRecord>>,
-    by_name: OrdMap<Box<str>, Few<(SegmentId, EndpointKey)>>,
-    by_ip: OrdMap<IpAddr, Few<EndpointKey>>,
+    by_name: OrdSet<(Box<str>, SegmentId, EndpointKey)>,
+    by_ip: OrdSet<(IpAddr, EndpointKey)>,
     /// How many endpoints are in which segment, by the segments' names.
     segments: OrdMap<Box<str>, Few<(SegmentId, usize)>>,
     /// Names that people added, by name and by the host they were added on.
@@ -75,7 +79,7 @@ impl Names {
         Names { own, reach, ..Names::default() }
     }
 
-    /// How many names there are.
+    /// How many names there are, those of several holders counted for each.
     pub fn len(&self) -> usize {
         self.by_name.len() + self.entries.len()
     }
@@ -91,10 +95,10 @@ impl Names {
         self.unset(host, id);
         let (key, segment) = ((host, id), SegmentId::of(&record.segment));
         for name in &record.names {
-            add(&mut self.by_name, folded(name), (segment, key));
+            self.by_name.insert((folded(name), segment, key));
         }
         for (ip, _) in &record.ips {
-            add(&mut self.by_ip, *ip, key);
+            self.by_ip.insert((*ip, key));
         }
         self.count_segment(&record, 1);
         self.endpoints.insert(key, record);
@@ -106,10 +110,10 @@ impl Names {
         let Some(record) = self.endpoints.remove(&key) else { return };
         let segment = SegmentId::of(&record.segment);
         for name in &record.names {
-            withdraw(&mut self.by_name, &folded(name), &(segment, key));
+            self.by_name.remove(&(folded(name), segment, key));
         }
         for (ip, _) in &record.ips {
-            withdraw(&mut self.by_ip, ip, &key);
+            self.by_ip.remove(&(*ip, key));
         }
         self.count_segment(&record, -1);
     }
@@ -151,8 +155,9 @@ impl Names {
 
     fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
         let mut found = Found::default();
-        let keys = self.by_name.get(name).into_iter().flat_map(|keys| keys.iter());
-        for (_, key) in keys.filter(|(segment, _)| scope.contains(segment)) {
+        let (lowest, highest) = (SegmentId([0; 6]), SegmentId([0xff; 6]));
+        let keys = self.by_name.range((name.into(), lowest, LOWEST)..=(name.into(), highest, HIGHEST));
+        for (_, _, key) in keys.filter(|(_, segment, _)| scope.contains(segment)) {
             let Some(record) = self.endpoints.get(key) else { continue };
             if network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
                 found.is_known = true;
@@ -178,14 +183,8 @@ impl Names {
 
     /// Who has an address, and a name.
     pub fn holder_of(&self, scope: Scope, ip: IpAddr) -> Found<'_> {
-        let records = self
-            .by_ip
-            .get(&ip)
-            .into_iter()
-            .flat_map(|keys| keys.iter())
-            .filter_map(|key| Some((key, self.endpoints.get(key)?)));
         let mut found = Found::default();
-        for (key, record) in records {
+        for (key, record) in self.having(ip) {
             if !record.names.is_empty() && scope.contains(&SegmentId::of(&record.segment)) {
                 found.is_known = true;
                 found.holders.extend(self.holder(key.0, record));
@@ -196,9 +195,23 @@ impl Names {
 
     /// The segments in which somebody has an address.
     pub fn segments_of(&self, ip: IpAddr) -> Vec<SegmentId> {
-        let records =
-            self.by_ip.get(&ip).into_iter().flat_map(|keys| keys.iter()).filter_map(|key| self.endpoints.get(key));
-        records.map(|record| SegmentId::of(&record.segment)).collect()
+        self.having(ip).map(|(_, record)| SegmentId::of(&record.segment)).collect()
+    }
+
+    /// Endpoints with an address, the lowest host's first.
+    pub(crate) fn having(&self, ip: IpAddr) -> impl Iterator<Item = (EndpointKey, &EndpointRecord)> {
+        let keys = self.by_ip.range((ip, LOWEST)..=(ip, HIGHEST));
+        keys.filter_map(|(_, key)| Some((*key, &**self.endpoints.get(key)?)))
+    }
+
+    /// All endpoints with their hosts.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
+        self.endpoints.iter().map(|((host, id), record)| (*host, *id, &**record))
+    }
+
+    /// One endpoint.
+    pub(crate) fn get(&self, host: HostLabel, id: EndpointId) -> Option<&Arc<EndpointRecord>> {
+        self.endpoints.get(&(host, id))
     }
 
     /// Whether anybody is in a segment that is called like this.
@@ -233,20 +246,6 @@ impl Scope<'_> {
 /// Names are compared without regard to case (RFC 4343).
 fn folded(name: &str) -> Box<str> {
     name.to_ascii_lowercase().into()
-}
-
-fn add<K: Ord + Clone, V: Ord + Copy>(map: &mut OrdMap<K, Few<V>>, key: K, value: V) {
-    let mut values = map.get(&key).map(|known| known.to_vec()).unwrap_or_default();
-    if let Err(at) = values.binary_search(&value) {
-        values.insert(at, value);
-        replace(map, key, values);
-    }
-}
-
-fn withdraw<K: Ord + Clone, V: Ord + Copy>(map: &mut OrdMap<K, Few<V>>, key: &K, value: &V) {
-    let Some(known) = map.get(key) else { return };
-    let left = known.iter().filter(|other| *other != value).copied().collect();
-    replace(map, key.clone(), left);
 }
 
 fn replace<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, Few<V>>, key: K, values: Vec<V>) {

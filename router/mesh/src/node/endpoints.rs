@@ -10,7 +10,7 @@ use std::time::Duration;
 use weft_crypto::{HostLabel, Time};
 
 use crate::frame::{GATEWAY_MAC, Mac};
-use crate::names::Names;
+use crate::names::{HIGHEST, LOWEST, Names};
 use crate::records::{EndpointId, EndpointRecord};
 use crate::snapshot::{Hashing, Map, Owner, Port, Segment};
 use crate::wire::SegmentId;
@@ -26,23 +26,19 @@ const MAX_LEARNT: usize = 4096;
 pub(super) struct Endpoints {
     own: HostLabel,
     hashing: Hashing,
-    all: BTreeMap<(HostLabel, EndpointId), Arc<EndpointRecord>>,
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
-    macs: Claims<Mac>,
-    ips: Claims<IpAddr>,
+    /// Who claims which MAC in a segment, the lowest label first.
+    macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
     learnt: BTreeMap<SegmentId, BTreeMap<Mac, Learnt>>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// What the data path sees: segments of this host.
     segments: BTreeMap<SegmentId, Segment>,
     changed: BTreeSet<SegmentId>,
-    /// What the DNS server sees, and whether it changed.
+    /// All endpoints and their names, as the DNS server sees them, and whether that changed.
     pub(super) names: Names,
     pub(super) names_changed: bool,
 }
-
-/// Who claims what in a segment, lowest label first.
-type Claims<K> = BTreeSet<(SegmentId, K, HostLabel, EndpointId)>;
 
 struct Learnt {
     moved: Time,
@@ -53,10 +49,8 @@ impl Endpoints {
         Endpoints {
             own,
             hashing,
-            all: BTreeMap::new(),
             presence: BTreeMap::new(),
             macs: BTreeSet::new(),
-            ips: BTreeSet::new(),
             learnt: BTreeMap::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
@@ -68,12 +62,12 @@ impl Endpoints {
 
     /// All endpoints with their hosts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
-        self.all.iter().map(|((host, id), record)| (*host, *id, &**record))
+        self.names.iter()
     }
 
     /// One endpoint.
     pub(super) fn get(&self, host: HostLabel, id: &EndpointId) -> Option<&EndpointRecord> {
-        self.all.get(&(host, *id)).map(|record| &**record)
+        self.names.get(host, *id).map(|record| &**record)
     }
 
     /// The hosts known to be in a segment.
@@ -99,7 +93,7 @@ impl Endpoints {
         ip: IpAddr,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        claims(&self.ips, segment, ip).find(|claim| *claim != (self.own, but))
+        self.ip_claims(segment, ip).find(|claim| *claim != (self.own, but))
     }
 
     /// Somebody else who holds the MAC in the segment.
@@ -109,7 +103,7 @@ impl Endpoints {
         mac: Mac,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        claims(&self.macs, segment, mac).find(|claim| *claim != (self.own, but))
+        self.mac_claims(segment, mac).find(|claim| *claim != (self.own, but))
     }
 
     /// A host is in a segment.
@@ -153,7 +147,8 @@ impl Endpoints {
         let (macs, ips) = (Map::with_hasher(self.hashing), Map::with_hasher(self.hashing));
         self.segments.insert(segment, Segment { id: segment, macs, ips, flood: Arc::new([]) });
         let macs: Vec<Mac> = self.macs.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
-        let mut ips: Vec<IpAddr> = self.ips.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
+        let inside = self.iter().filter(|(_, _, record)| SegmentId::of(&record.segment) == segment);
+        let mut ips: Vec<IpAddr> = inside.flat_map(|(_, _, record)| record.ips.iter().map(|(ip, _)| *ip)).collect();
         ips.extend(self.gateways.get(&segment).into_iter().flatten());
         self.refresh_mac(segment, GATEWAY_MAC);
         macs.into_iter().for_each(|mac| self.refresh_mac(segment, mac));
@@ -181,35 +176,28 @@ impl Endpoints {
     pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, record: EndpointRecord) {
         self.unset(host, id);
         let record = Arc::new(record);
-        self.all.insert((host, id), record.clone());
+        self.names.set(host, id, record.clone());
+        self.names_changed = true;
         let segment = SegmentId::of(&record.segment);
         self.macs.insert((segment, record.mac, host, id));
         self.refresh_mac(segment, record.mac);
-        for (ip, _) in &record.ips {
-            self.ips.insert((segment, *ip, host, id));
-            self.refresh_ip(segment, *ip);
-        }
-        self.names.set(host, id, record);
-        self.names_changed = true;
+        record.ips.iter().for_each(|(ip, _)| self.refresh_ip(segment, *ip));
     }
 
     /// A host no longer has an endpoint.
     pub(super) fn unset(&mut self, host: HostLabel, id: EndpointId) {
-        let Some(record) = self.all.remove(&(host, id)) else { return };
+        let Some(record) = self.names.get(host, id).cloned() else { return };
         self.names.unset(host, id);
         self.names_changed = true;
         let segment = SegmentId::of(&record.segment);
         self.macs.remove(&(segment, record.mac, host, id));
         self.refresh_mac(segment, record.mac);
-        for (ip, _) in &record.ips {
-            self.ips.remove(&(segment, *ip, host, id));
-            self.refresh_ip(segment, *ip);
-        }
+        record.ips.iter().for_each(|(ip, _)| self.refresh_ip(segment, *ip));
     }
 
     /// Of several claims the lowest label's holds, on every host alike.
     fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
-        let claim = claims(&self.macs, segment, mac).next().map(|(host, _)| host);
+        let claim = self.mac_claims(segment, mac).next().map(|(host, _)| host);
         let claim = if mac == GATEWAY_MAC { Some(self.own) } else { claim };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
@@ -225,8 +213,8 @@ impl Endpoints {
     }
 
     fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
-        let claim = claims(&self.ips, segment, ip).next();
-        let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.all.get(&(host, id))?.mac, host }));
+        let claim = self.ip_claims(segment, ip).next();
+        let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.get(host, &id)?.mac, host }));
         let is_gateway = self.is_gateway(segment, ip);
         let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
@@ -284,8 +272,8 @@ impl Endpoints {
     pub(super) fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
         let segment = SegmentId::of(&record.segment);
         let ips = (record.ips.iter())
-            .filter_map(|(ip, _)| Some((ip.to_string(), self.better(claims(&self.ips, segment, *ip))?)));
-        let mac = self.better(claims(&self.macs, segment, record.mac)).map(|host| ("its MAC".to_owned(), host));
+            .filter_map(|(ip, _)| Some((ip.to_string(), self.better(self.ip_claims(segment, *ip))?)));
+        let mac = self.better(self.mac_claims(segment, record.mac)).map(|host| ("its MAC".to_owned(), host));
         ips.chain(mac).collect()
     }
 
@@ -294,12 +282,18 @@ impl Endpoints {
         let (first, _) = claims.next()?;
         (first != self.own && claims.any(|(host, _)| host == self.own)).then_some(first)
     }
-}
 
-fn claims<K: Ord + Copy>(all: &Claims<K>, segment: SegmentId, key: K) -> impl Iterator<Item = (HostLabel, EndpointId)> {
-    let (lowest, highest) = ((HostLabel([0; 6]), [0; 16]), (HostLabel([0xff; 6]), [0xff; 16]));
-    let range = (segment, key, lowest.0, lowest.1)..=(segment, key, highest.0, highest.1);
-    all.range(range).map(|(_, _, host, id)| (*host, *id))
+    /// Who claims a MAC, the lowest label first.
+    fn mac_claims(&self, segment: SegmentId, mac: Mac) -> impl Iterator<Item = (HostLabel, EndpointId)> {
+        let range = (segment, mac, LOWEST.0, LOWEST.1)..=(segment, mac, HIGHEST.0, HIGHEST.1);
+        self.macs.range(range).map(|(_, _, host, id)| (*host, *id))
+    }
+
+    /// Who claims an address, the lowest label first.
+    fn ip_claims(&self, segment: SegmentId, ip: IpAddr) -> impl Iterator<Item = (HostLabel, EndpointId)> {
+        let inside = self.names.having(ip).filter(move |(_, record)| SegmentId::of(&record.segment) == segment);
+        inside.map(|(key, _)| key)
+    }
 }
 
 #[cfg(test)]

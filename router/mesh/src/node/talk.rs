@@ -458,8 +458,7 @@ impl Node {
 
     /// Hosts that were forgotten and are back in a new incarnation need no mention any more.
     fn take_back_forgotten(&mut self) {
-        let own = self.identity.peer_id();
-        let back: Vec<Vec<u8>> = (self.store.values(own))
+        let back: Vec<Vec<u8>> = (self.store.all_own())
             .filter(|(key, value)| match (Key::parse(key), records::decode::<u64>(value)) {
                 (Some(Key::Forgotten(host)), Some(floor)) => {
                     self.store.incarnation_of(host).is_some_and(|incarnation| incarnation > floor)
