@@ -14,7 +14,7 @@ use crate::flows::Flows;
 use crate::frame::{self, Fragment, Headers, Solicitation, TcpCut, Transport};
 use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
-use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind};
+use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
 
 /// Most fragments one frame is cut into.
 pub const MAX_FRAGMENTS: usize = 64;
@@ -317,6 +317,10 @@ impl Sender {
             return Err(DropReason::Unreachable);
         }
         let headers = Headers::parse(bytes);
+        if let (Gso::None, Some(headers)) = (vnet.gso, &headers) {
+            // Before the path's size is known, and where it is small, it is not worth a connection's whole life.
+            frame::clamp_mss(bytes, headers, room.max(USUAL_ROOM), vnet.partial_checksum);
+        }
         let flow = frame::flow(bytes, headers.as_ref());
         let place = match vnet.gso {
             Gso::None if self.flows.is_sparse(flow, bytes.len(), now) => Place::Urgent,

@@ -21,6 +21,11 @@ const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
+/// Bytes of a TCP header without options.
+const TCP_HEADER: usize = 20;
+const TCP_OPTION_END: u8 = 0;
+const TCP_OPTION_NOP: u8 = 1;
+const TCP_OPTION_MSS: u8 = 2;
 
 /// The destination MAC of a frame.
 pub fn destination(frame: &[u8]) -> Option<Mac> {
@@ -151,7 +156,7 @@ impl Headers {
             PROTOCOL_UDP => (Transport::Udp, l4 + 8),
             _ => return None,
         };
-        let shortest = if transport == Transport::Tcp { l4 + 20 } else { l4 + 8 };
+        let shortest = if transport == Transport::Tcp { l4 + TCP_HEADER } else { l4 + 8 };
         (payload >= shortest && payload <= end && end <= frame.len()).then_some(Headers {
             v6,
             transport,
@@ -230,6 +235,8 @@ pub struct TcpCut;
 impl TcpCut {
     /// FIN and PSH belong to the last piece, CWR to the first.
     pub const FIN: u8 = 0x01;
+    /// One of the two packets that open a connection.
+    pub const SYN: u8 = 0x02;
     /// Push.
     pub const PSH: u8 = 0x08;
     /// Congestion window reduced.
@@ -250,6 +257,35 @@ impl TcpCut {
         if let Some(field) = frame.get_mut(headers.l4 + 4..).and_then(|rest| rest.first_chunk_mut::<4>()) {
             *field = u32::from_be_bytes(*field).wrapping_add(n).to_be_bytes();
         }
+    }
+}
+
+/// Has a TCP connection agree on segments that fit frames of `room` bytes, if `frame` is one of the two that open it: lowers
+/// the maximum segment size that it tells (RFC 9293, section 3.7.1).
+pub fn clamp_mss(frame: &mut [u8], headers: &Headers, room: usize, has_partial_checksum: bool) {
+    if headers.transport != Transport::Tcp || TcpCut::flags(frame, headers) & TcpCut::SYN == 0 {
+        return;
+    }
+    let most = room.saturating_sub(headers.l4 + TCP_HEADER).min(usize::from(u16::MAX)) as u16;
+    let mut at = headers.l4 + TCP_HEADER;
+    while at < headers.payload {
+        let len = match (frame[at], frame.get(at + 1)) {
+            (TCP_OPTION_END, _) => return,
+            (TCP_OPTION_NOP, _) => 1,
+            (_, Some(len)) => usize::from(*len).max(2),
+            _ => return,
+        };
+        if frame[at] == TCP_OPTION_MSS && len == 4 && at + len <= headers.payload {
+            if u16_at(frame, at + 2).is_some_and(|told| told > most) {
+                put_u16(frame, at + 2, most);
+                // A partial one is over the pseudo-header alone.
+                if !has_partial_checksum {
+                    headers.set_full_checksum(frame);
+                }
+            }
+            return;
+        }
+        at += len;
     }
 }
 
@@ -466,6 +502,47 @@ pub(crate) mod tests {
         let pseudo = u64::from(headers.pseudo_sum(frame, headers.end));
         let ip_right = headers.v6 || fold(sum(&frame[14..headers.l4])) == 0xffff;
         ip_right && fold(pseudo + sum(&frame[headers.l4..headers.end])) == 0xffff
+    }
+
+    #[test]
+    fn connections_agree_on_segments_that_fit() {
+        for v6 in [false, true] {
+            let opening = |flags: u8, options: [u8; 12]| {
+                let mut frame = tcp_frame(v6, b"", flags);
+                let headers = Headers::parse(&frame).unwrap();
+                frame[headers.l4 + 20..headers.payload].copy_from_slice(&options);
+                headers.set_full_checksum(&mut frame);
+                (frame, headers)
+            };
+            let told = |mss: u16| [1, 3, 3, 7, 2, 4, (mss >> 8) as u8, mss as u8, 0, 0, 0, 0];
+            let clamped = |(mut frame, headers): (Vec<u8>, Headers), room: usize, is_partial: bool| {
+                clamp_mss(&mut frame, &headers, room, is_partial);
+                frame
+            };
+            let most = if v6 { 1318 } else { 1338 };
+            for flags in [TcpCut::SYN, TcpCut::SYN | 0x10] {
+                let frame = clamped(opening(flags, told(1410)), 1392, false);
+                assert_eq!(frame[frame.len() - 6..frame.len() - 4], u16::to_be_bytes(most));
+                assert!(checksums_are_right(&frame));
+                assert_eq!(clamped(opening(flags, told(1200)), 1392, false), opening(flags, told(1200)).0);
+                // Whoever completes the checksum finds the pseudo-header's sum as it was.
+                let partial = clamped(opening(flags, told(1410)), 1392, true);
+                let mut expected = opening(flags, told(1410)).0;
+                let at = expected.len() - 6;
+                expected[at..at + 2].copy_from_slice(&most.to_be_bytes());
+                assert_eq!(partial, expected);
+            }
+            assert_eq!(clamped(opening(0x10, told(1410)), 1392, false), opening(0x10, told(1410)).0);
+            for broken in [
+                [2; 12],
+                [0; 12],
+                [1; 12],
+                [9, 0, 9, 1, 9, 2, 9, 3, 9, 255, 2, 4],
+                [3, 10, 2, 2, 2, 2, 2, 2, 2, 2, 2, 4],
+            ] {
+                assert_eq!(clamped(opening(TcpCut::SYN, broken), 100, false), opening(TcpCut::SYN, broken).0);
+            }
+        }
     }
 
     #[test]

@@ -6,8 +6,6 @@ use serde::{Deserialize, Serialize};
 use weft_crypto::handshake::{MAX_MESSAGE, Offer, Pattern};
 use weft_crypto::{HostLabel, PeerId, Secret, SuiteSet, cookie, envelope, session};
 
-use crate::frame::ETHERNET_LEN;
-
 /// Bytes before the frame in a text.
 pub const TEXT_HEADER: usize = 12;
 /// Bytes that a datagram adds to a frame: envelope, session header and tag, text header.
@@ -19,9 +17,16 @@ pub const MIN_MTU: usize = 1280;
 /// The smallest UDP payload every link carries.
 pub const MIN_DATAGRAM: usize = MIN_MTU - UNDERLAY_HEADERS;
 
-/// The containers' MTU over an underlay of `underlay` bytes MTU; not below [`MIN_MTU`].
+/// What a datagram over an underlay of 1,500 bytes MTU has room for, in bytes of a frame.
+pub const USUAL_ROOM: usize = 1500 - UNDERLAY_HEADERS - OVERHEAD;
+/// What VXLAN over IPv4 takes of an MTU (RFC 7348, section 5), with the inner Ethernet header.
+const VXLAN_OVERHEAD: usize = 50;
+
+/// The containers' MTU over an underlay of `underlay` bytes MTU; not below [`MIN_MTU`]. It is VXLAN's, which containers are
+/// used to, and a little more than fits one datagram: TCP is told of less ([`crate::frame::clamp_mss`]), and a datagram of
+/// this size travels as two, which costs less than two IP fragments.
 pub fn container_mtu(underlay: usize) -> usize {
-    underlay.saturating_sub(UNDERLAY_HEADERS + OVERHEAD + ETHERNET_LEN).max(MIN_MTU)
+    underlay.saturating_sub(VXLAN_OVERHEAD).max(MIN_MTU)
 }
 
 /// A segment's id: 48 bits of a hash of its name.
@@ -342,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_mtu_has_a_floor() {
-        assert_eq!(container_mtu(1500), 1500 - 48 - OVERHEAD - 14);
+        assert_eq!(container_mtu(1500), 1450);
         assert_eq!(container_mtu(1280), MIN_MTU);
         assert_eq!(container_mtu(0), MIN_MTU);
     }
