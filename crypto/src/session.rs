@@ -144,9 +144,7 @@ impl Opener<'_> {
             return Err(OpenError::Short);
         }
         let (header, sealed) = packet.split_at_mut(HEADER_LEN);
-        let mut counter = [0; 8];
-        counter.copy_from_slice(&header[4..]);
-        let counter = u64::from_le_bytes(counter) & !URGENT;
+        let Some(counter) = counter_of(header) else { return Err(OpenError::Short) };
         if !self.window.is_fresh(counter) {
             return Err(OpenError::Replayed);
         }
@@ -162,6 +160,11 @@ impl Opener<'_> {
 /// The receiver's index in a packet's header; `None` if it is too short.
 pub fn index_of(packet: &[u8]) -> Option<u32> {
     packet.first_chunk::<4>().map(|index| u32::from_le_bytes(*index))
+}
+
+/// The counter in a packet's header; `None` if it is too short.
+pub fn counter_of(packet: &[u8]) -> Option<u64> {
+    packet.get(4..)?.first_chunk::<8>().map(|counter| u64::from_le_bytes(*counter) & !URGENT)
 }
 
 #[cfg(test)]

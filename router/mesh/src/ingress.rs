@@ -320,7 +320,8 @@ impl Receiver {
         }
         let mut join = Join::new();
         for text in &self.texts {
-            let bytes = &buffers[text.buffer].data[text.range.clone()];
+            let data = &buffers[text.buffer].data;
+            let bytes = &data[text.range.clone()];
             let Some(header) = TextHeader::parse(bytes) else {
                 sink.dropped(DropReason::Malformed);
                 continue;
@@ -335,7 +336,9 @@ impl Receiver {
                 }
                 _ => {
                     join.finish(snapshot, now, sink);
-                    match self.fragments.add(text.index, &header, piece, now) {
+                    // The packet's header is right before its text.
+                    let counter = session::counter_of(&data[text.range.start - session::HEADER_LEN..]).unwrap_or(0);
+                    match self.fragments.add(text.index, counter, &header, piece, now) {
                         Ok(Some(frame)) => {
                             let mut whole = Join::new();
                             whole.start(text.index, text.peer, TextHeader { kind: TextKind::Frame, ..header }, &frame);

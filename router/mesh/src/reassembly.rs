@@ -16,7 +16,8 @@ const PARTIAL_LIFETIME: Duration = Duration::from_millis(500);
 /// Frames whose fragments are arriving: bounded in number, size and time.
 #[derive(Default)]
 pub(crate) struct Reassembly {
-    partial: BTreeMap<(u32, u16), Partial>,
+    /// By session and the counter of the first fragment: the ids in headers come around within a fraction of a second.
+    partial: BTreeMap<(u32, u64), Partial>,
 }
 
 struct Partial {
@@ -28,10 +29,12 @@ struct Partial {
 }
 
 impl Reassembly {
-    /// Takes a fragment; the whole frame if it was the last one missing.
+    /// Takes a fragment that came under `counter`, as its frame's others did under the counters around it; the whole frame if
+    /// it was the last one missing.
     pub(crate) fn add(
         &mut self,
         session: u32,
+        counter: u64,
         header: &TextHeader,
         part: &[u8],
         now: Time,
@@ -40,7 +43,8 @@ impl Reassembly {
         if !(2..=MAX_FRAGMENTS).contains(&count) || index >= count || part.is_empty() {
             return Err(DropReason::Malformed);
         }
-        let key = (session, header.id);
+        let Some(first) = counter.checked_sub(index as u64) else { return Err(DropReason::Malformed) };
+        let key = (session, first);
         let stale = |partial: &Partial| {
             now.since(partial.started) > PARTIAL_LIFETIME
                 || partial.parts.len() != count
@@ -84,47 +88,65 @@ mod tests {
 
     const NOW: Time = Time::from_nanos(1_000_000_000_000);
 
-    fn header(id: u16, index: u8, count: u8) -> TextHeader {
-        TextHeader { kind: TextKind::Fragment, flags: 0, segment: SegmentId::of("s"), id, index, count }
+    /// Takes a fragment of the frame whose first one came under `first`.
+    fn add(
+        reassembly: &mut Reassembly,
+        (session, first): (u32, u64),
+        (index, count): (u8, u8),
+        part: &[u8],
+        now: Time,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        let (kind, segment) = (TextKind::Fragment, SegmentId::of("s"));
+        let header = TextHeader { kind, flags: 0, segment, id: first as u16, index, count };
+        reassembly.add(session, first + u64::from(index), &header, part, now)
     }
 
     #[test]
     fn fragments_make_a_frame_in_any_order_and_only_with_their_own_kind() {
         let mut reassembly = Reassembly::default();
-        assert_eq!(reassembly.add(1, &header(7, 2, 3), b"c", NOW), Ok(None));
-        assert_eq!(reassembly.add(2, &header(7, 0, 3), b"x", NOW), Ok(None));
-        assert_eq!(reassembly.add(1, &header(7, 0, 3), b"a", NOW), Ok(None));
-        assert_eq!(reassembly.add(1, &header(7, 1, 3), b"b", NOW), Ok(Some(b"abc".to_vec())));
+        assert_eq!(add(&mut reassembly, (1, 7), (2, 3), b"c", NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (2, 7), (0, 3), b"x", NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (1, 7), (0, 3), b"a", NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (1, 7), (1, 3), b"b", NOW), Ok(Some(b"abc".to_vec())));
         // The other session's fragment waits on, and another count starts over.
         assert_eq!(reassembly.partial.len(), 1);
-        assert_eq!(reassembly.add(2, &header(7, 1, 2), b"y", NOW), Err(DropReason::Incomplete));
-        assert_eq!(reassembly.add(2, &header(7, 0, 2), b"z", NOW), Ok(Some(b"zy".to_vec())));
+        assert_eq!(add(&mut reassembly, (2, 7), (1, 2), b"y", NOW), Err(DropReason::Incomplete));
+        assert_eq!(add(&mut reassembly, (2, 7), (0, 2), b"z", NOW), Ok(Some(b"zy".to_vec())));
+    }
+
+    #[test]
+    fn fragments_of_frames_with_one_id_are_not_mixed() {
+        let mut reassembly = Reassembly::default();
+        let again = 7 + (1 << 16);
+        assert_eq!(add(&mut reassembly, (1, 7), (1, 2), b"old", NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (1, again), (0, 2), b"n", NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (1, again), (1, 2), b"ew", NOW), Ok(Some(b"new".to_vec())));
     }
 
     #[test]
     fn impossible_fragments_are_refused() {
         let mut reassembly = Reassembly::default();
         for (index, count, part) in [(0, 1, "a"), (0, 0, "a"), (3, 3, "a"), (0, 255, "a"), (0, 2, "")] {
-            let result = reassembly.add(1, &header(1, index, count), part.as_bytes(), NOW);
+            let result = add(&mut reassembly, (1, 1), (index, count), part.as_bytes(), NOW);
             assert_eq!(result, Err(DropReason::Malformed), "{index} of {count}");
         }
         assert!(reassembly.partial.is_empty());
         // Together they would be larger than any frame.
         let part = vec![0; frame::MAX_FRAME / 2 + 1];
-        assert_eq!(reassembly.add(1, &header(1, 0, 2), &part, NOW), Ok(None));
-        assert_eq!(reassembly.add(1, &header(1, 1, 2), &part, NOW), Err(DropReason::Malformed));
+        assert_eq!(add(&mut reassembly, (1, 1), (0, 2), &part, NOW), Ok(None));
+        assert_eq!(add(&mut reassembly, (1, 1), (1, 2), &part, NOW), Err(DropReason::Malformed));
     }
 
     #[test]
     fn what_stays_incomplete_is_bounded_in_number_and_time() {
         let mut reassembly = Reassembly::default();
         for id in 0..1000 {
-            let _ = reassembly.add(1, &header(id, 0, 2), b"a", NOW + Duration::from_micros(id.into()));
+            let _ = add(&mut reassembly, (1, id), (0, 2), b"a", NOW + Duration::from_micros(id));
         }
         assert_eq!(reassembly.partial.len(), MAX_PARTIAL);
         // The newest are kept.
-        assert_eq!(reassembly.add(1, &header(999, 1, 2), b"b", NOW), Ok(Some(b"ab".to_vec())));
+        assert_eq!(add(&mut reassembly, (1, 999), (1, 2), b"b", NOW), Ok(Some(b"ab".to_vec())));
         let late = NOW + PARTIAL_LIFETIME + Duration::from_millis(10);
-        assert_eq!(reassembly.add(1, &header(998, 1, 2), b"b", late), Err(DropReason::Incomplete));
+        assert_eq!(add(&mut reassembly, (1, 998), (1, 2), b"b", late), Err(DropReason::Incomplete));
     }
 }
