@@ -119,7 +119,7 @@ struct Log {
     generation: u64,
     boot: u32,
     snapshot: u64,
-    /// As they came, and signed: what they say is in the origin's values once the log is whole.
+    /// As they came, and signed.
     batches: Vec<Bytes>,
     bytes: usize,
 }

@@ -14,7 +14,7 @@ use crate::flows::Flows;
 use crate::frame::{self, Fragment, Headers, Solicitation, TcpCut, Transport};
 use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
-use crate::wire::{OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
+use crate::wire::{MIN_DATAGRAM, OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
 
 /// Most fragments one frame is cut into.
 pub const MAX_FRAGMENTS: usize = 64;
@@ -318,8 +318,9 @@ impl Sender {
         }
         let headers = Headers::parse(bytes);
         if let (Gso::None, Some(headers)) = (vnet.gso, &headers) {
-            // Before the path's size is known, and where it is small, it is not worth a connection's whole life.
-            frame::clamp_mss(bytes, headers, room.max(USUAL_ROOM), vnet.partial_checksum);
+            // While the path's size is not known the least there is would be told for the connection's whole life.
+            let is_known = hop.max_datagram > MIN_DATAGRAM;
+            frame::clamp_mss(bytes, headers, if is_known { room } else { USUAL_ROOM }, vnet.partial_checksum);
         }
         let flow = frame::flow(bytes, headers.as_ref());
         let place = match vnet.gso {

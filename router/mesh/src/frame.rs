@@ -26,6 +26,7 @@ const TCP_HEADER: usize = 20;
 const TCP_OPTION_END: u8 = 0;
 const TCP_OPTION_NOP: u8 = 1;
 const TCP_OPTION_MSS: u8 = 2;
+const TCP_OPTION_AUTHENTICATION: u8 = 29;
 
 /// The destination MAC of a frame.
 pub fn destination(frame: &[u8]) -> Option<Mac> {
@@ -267,25 +268,27 @@ pub fn clamp_mss(frame: &mut [u8], headers: &Headers, room: usize, has_partial_c
         return;
     }
     let most = room.saturating_sub(headers.l4 + TCP_HEADER).min(usize::from(u16::MAX)) as u16;
-    let mut at = headers.l4 + TCP_HEADER;
+    let (mut at, mut told) = (headers.l4 + TCP_HEADER, None);
     while at < headers.payload {
         let len = match (frame[at], frame.get(at + 1)) {
-            (TCP_OPTION_END, _) => return,
+            // What authenticates options (RFC 5925) would not hold any more.
+            (TCP_OPTION_END | TCP_OPTION_AUTHENTICATION, _) => return,
             (TCP_OPTION_NOP, _) => 1,
-            (_, Some(len)) => usize::from(*len).max(2),
+            (_, Some(len)) if *len >= 2 => usize::from(*len),
             _ => return,
         };
         if frame[at] == TCP_OPTION_MSS && len == 4 && at + len <= headers.payload {
-            if u16_at(frame, at + 2).is_some_and(|told| told > most) {
-                put_u16(frame, at + 2, most);
-                // A partial one is over the pseudo-header alone.
-                if !has_partial_checksum {
-                    headers.set_full_checksum(frame);
-                }
-            }
-            return;
+            told = u16_at(frame, at + 2).map(|told| (at + 2, told));
         }
         at += len;
+    }
+    let Some((at, told)) = told.filter(|(_, told)| *told > most) else { return };
+    put_u16(frame, at, most);
+    // A partial one is over the pseudo-header alone. A wrong one stays wrong (RFC 1624).
+    if let (false, Some(before)) = (has_partial_checksum, u16_at(frame, headers.l4 + headers.checksum_offset())) {
+        let swapped = |word: u16| if (at - headers.l4).is_multiple_of(2) { word } else { word.swap_bytes() };
+        let sum = u64::from(!before) + u64::from(!swapped(told)) + u64::from(swapped(most));
+        put_u16(frame, headers.l4 + headers.checksum_offset(), !fold(sum));
     }
 }
 
@@ -514,33 +517,38 @@ pub(crate) mod tests {
                 headers.set_full_checksum(&mut frame);
                 (frame, headers)
             };
-            let told = |mss: u16| [1, 3, 3, 7, 2, 4, (mss >> 8) as u8, mss as u8, 0, 0, 0, 0];
             let clamped = |(mut frame, headers): (Vec<u8>, Headers), room: usize, is_partial: bool| {
                 clamp_mss(&mut frame, &headers, room, is_partial);
                 frame
             };
             let most = if v6 { 1318 } else { 1338 };
-            for flags in [TcpCut::SYN, TcpCut::SYN | 0x10] {
+            for (flags, before) in [(TcpCut::SYN, 4), (TcpCut::SYN | 0x10, 4), (TcpCut::SYN, 3)] {
+                let told = |mss: u16| {
+                    let mut options = [1; 12];
+                    options[before..before + 4].copy_from_slice(&[2, 4, (mss >> 8) as u8, mss as u8]);
+                    options
+                };
                 let frame = clamped(opening(flags, told(1410)), 1392, false);
-                assert_eq!(frame[frame.len() - 6..frame.len() - 4], u16::to_be_bytes(most));
+                let at = Headers::parse(&frame).unwrap().l4 + 20 + before + 2;
+                assert_eq!(frame[at..at + 2], u16::to_be_bytes(most));
                 assert!(checksums_are_right(&frame));
                 assert_eq!(clamped(opening(flags, told(1200)), 1392, false), opening(flags, told(1200)).0);
                 // Whoever completes the checksum finds the pseudo-header's sum as it was.
-                let partial = clamped(opening(flags, told(1410)), 1392, true);
                 let mut expected = opening(flags, told(1410)).0;
-                let at = expected.len() - 6;
                 expected[at..at + 2].copy_from_slice(&most.to_be_bytes());
-                assert_eq!(partial, expected);
+                assert_eq!(clamped(opening(flags, told(1410)), 1392, true), expected);
+                assert_eq!(clamped(opening(0x10, told(1410)), 1392, false), opening(0x10, told(1410)).0);
             }
-            assert_eq!(clamped(opening(0x10, told(1410)), 1392, false), opening(0x10, told(1410)).0);
-            for broken in [
+            let authenticated = [2, 4, 0x10, 0, 29, 4, 0, 0, 1, 1, 1, 1];
+            let broken = [
                 [2; 12],
                 [0; 12],
                 [1; 12],
-                [9, 0, 9, 1, 9, 2, 9, 3, 9, 255, 2, 4],
-                [3, 10, 2, 2, 2, 2, 2, 2, 2, 2, 2, 4],
-            ] {
-                assert_eq!(clamped(opening(TcpCut::SYN, broken), 100, false), opening(TcpCut::SYN, broken).0);
+                [9, 0, 2, 4, 0x10, 0, 9, 3, 9, 255, 2, 4],
+                [3, 12, 2, 4, 2, 4, 2, 4, 2, 4, 2, 4],
+            ];
+            for options in broken.into_iter().chain([authenticated]) {
+                assert_eq!(clamped(opening(TcpCut::SYN, options), 100, false), opening(TcpCut::SYN, options).0);
             }
         }
     }

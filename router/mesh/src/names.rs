@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -28,7 +29,7 @@ pub struct Names {
     own: HostLabel,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRecord>>,
     by_name: OrdSet<(Box<str>, SegmentId, EndpointKey)>,
-    by_ip: OrdSet<(IpAddr, EndpointKey)>,
+    by_ip: OrdSet<(IpAddr, SegmentId, EndpointKey)>,
     /// How many endpoints are in which segment, by the segments' names.
     segments: OrdMap<Box<str>, Few<(SegmentId, usize)>>,
     /// Names that people added, by name and by the host they were added on.
@@ -98,7 +99,7 @@ impl Names {
             self.by_name.insert((folded(name), segment, key));
         }
         for (ip, _) in &record.ips {
-            self.by_ip.insert((*ip, key));
+            self.by_ip.insert((*ip, segment, key));
         }
         self.count_segment(&record, 1);
         self.endpoints.insert(key, record);
@@ -113,7 +114,7 @@ impl Names {
             self.by_name.remove(&(folded(name), segment, key));
         }
         for (ip, _) in &record.ips {
-            self.by_ip.remove(&(*ip, key));
+            self.by_ip.remove(&(*ip, segment, key));
         }
         self.count_segment(&record, -1);
     }
@@ -155,8 +156,8 @@ impl Names {
 
     fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
         let mut found = Found::default();
-        let (lowest, highest) = (SegmentId([0; 6]), SegmentId([0xff; 6]));
-        let keys = self.by_name.range((name.into(), lowest, LOWEST)..=(name.into(), highest, HIGHEST));
+        let keys =
+            self.by_name.range((name.into(), SegmentId::LOWEST, LOWEST)..=(name.into(), SegmentId::HIGHEST, HIGHEST));
         for (_, _, key) in keys.filter(|(_, segment, _)| scope.contains(segment)) {
             let Some(record) = self.endpoints.get(key) else { continue };
             if network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
@@ -184,8 +185,8 @@ impl Names {
     /// Who has an address, and a name.
     pub fn holder_of(&self, scope: Scope, ip: IpAddr) -> Found<'_> {
         let mut found = Found::default();
-        for (key, record) in self.having(ip) {
-            if !record.names.is_empty() && scope.contains(&SegmentId::of(&record.segment)) {
+        for (_, _, key) in self.having(ip).filter(|(_, segment, _)| scope.contains(segment)) {
+            if let Some(record) = self.endpoints.get(key).filter(|record| !record.names.is_empty()) {
                 found.is_known = true;
                 found.holders.extend(self.holder(key.0, record));
             }
@@ -195,13 +196,22 @@ impl Names {
 
     /// The segments in which somebody has an address.
     pub fn segments_of(&self, ip: IpAddr) -> Vec<SegmentId> {
-        self.having(ip).map(|(_, record)| SegmentId::of(&record.segment)).collect()
+        self.having(ip).map(|(_, segment, _)| *segment).collect()
     }
 
-    /// Endpoints with an address, the lowest host's first.
-    pub(crate) fn having(&self, ip: IpAddr) -> impl Iterator<Item = (EndpointKey, &EndpointRecord)> {
-        let keys = self.by_ip.range((ip, LOWEST)..=(ip, HIGHEST));
-        keys.filter_map(|(_, key)| Some((*key, &**self.endpoints.get(key)?)))
+    fn having(&self, ip: IpAddr) -> impl Iterator<Item = &(IpAddr, SegmentId, EndpointKey)> {
+        self.by_ip.range((ip, SegmentId::LOWEST, LOWEST)..=(ip, SegmentId::HIGHEST, HIGHEST))
+    }
+
+    /// Endpoints in a segment with an address, of the hosts of a range of labels, the lowest first.
+    pub(crate) fn claims(
+        &self,
+        segment: SegmentId,
+        ip: IpAddr,
+        hosts: RangeInclusive<HostLabel>,
+    ) -> impl Iterator<Item = EndpointKey> {
+        let range = (ip, segment, (*hosts.start(), LOWEST.1))..=(ip, segment, (*hosts.end(), HIGHEST.1));
+        self.by_ip.range(range).map(|(_, _, key)| *key)
     }
 
     /// All endpoints with their hosts.

@@ -34,6 +34,11 @@ pub fn container_mtu(underlay: usize) -> usize {
 pub struct SegmentId(pub [u8; 6]);
 
 impl SegmentId {
+    /// None is below.
+    pub(crate) const LOWEST: SegmentId = SegmentId([0; 6]);
+    /// None is above.
+    pub(crate) const HIGHEST: SegmentId = SegmentId([0xff; 6]);
+
     /// The id of the segment called `name`.
     pub fn of(name: &str) -> Self {
         use std::hash::Hasher;
@@ -154,7 +159,7 @@ pub enum Control {
     AreYouThere,
     /// Two hosts live with the receiver's key.
     Cloned,
-    /// The sender is stopping.
+    /// The sender is stopping, or does without the link as the receiver does.
     Bye,
     /// To be passed on to a host: its records up to an incarnation were dropped while it was gone, and it has to start
     /// above them.

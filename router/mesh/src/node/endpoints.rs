@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,6 +40,9 @@ pub(super) struct Endpoints {
     pub(super) names: Names,
     pub(super) names_changed: bool,
 }
+
+type Hosts = RangeInclusive<HostLabel>;
+const ALL: Hosts = LOWEST.0..=HIGHEST.0;
 
 struct Learnt {
     moved: Time,
@@ -93,7 +97,7 @@ impl Endpoints {
         ip: IpAddr,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        self.ip_claims(segment, ip).find(|claim| *claim != (self.own, but))
+        self.ip_claims(segment, ip, ALL).find(|claim| *claim != (self.own, but))
     }
 
     /// Somebody else who holds the MAC in the segment.
@@ -103,7 +107,7 @@ impl Endpoints {
         mac: Mac,
         but: EndpointId,
     ) -> Option<(HostLabel, EndpointId)> {
-        self.mac_claims(segment, mac).find(|claim| *claim != (self.own, but))
+        self.mac_claims(segment, mac, ALL).find(|claim| *claim != (self.own, but))
     }
 
     /// A host is in a segment.
@@ -197,7 +201,10 @@ impl Endpoints {
 
     /// Of several claims the lowest label's holds, on every host alike.
     fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
-        let claim = self.mac_claims(segment, mac).next().map(|(host, _)| host);
+        if !self.segments.contains_key(&segment) {
+            return;
+        }
+        let claim = self.mac_claims(segment, mac, ALL).next().map(|(host, _)| host);
         let claim = if mac == GATEWAY_MAC { Some(self.own) } else { claim };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
@@ -213,7 +220,10 @@ impl Endpoints {
     }
 
     fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
-        let claim = self.ip_claims(segment, ip).next();
+        if !self.segments.contains_key(&segment) {
+            return;
+        }
+        let claim = self.ip_claims(segment, ip, ALL).next();
         let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.get(host, &id)?.mac, host }));
         let is_gateway = self.is_gateway(segment, ip);
         let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
@@ -271,28 +281,28 @@ impl Endpoints {
     /// What of an endpoint's one of this host's endpoints has, too, where another host has the better right.
     pub(super) fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
         let segment = SegmentId::of(&record.segment);
-        let ips = (record.ips.iter())
-            .filter_map(|(ip, _)| Some((ip.to_string(), self.better(self.ip_claims(segment, *ip))?)));
-        let mac = self.better(self.mac_claims(segment, record.mac)).map(|host| ("its MAC".to_owned(), host));
-        ips.chain(mac).collect()
-    }
-
-    /// The host whose claim comes before one of this host's.
-    fn better(&self, mut claims: impl Iterator<Item = (HostLabel, EndpointId)>) -> Option<HostLabel> {
-        let (first, _) = claims.next()?;
-        (first != self.own && claims.any(|(host, _)| host == self.own)).then_some(first)
+        let own = self.own..=self.own;
+        let better = |first: Option<(HostLabel, EndpointId)>, has_own: bool| {
+            first.map(|(host, _)| host).filter(|host| has_own && *host != self.own)
+        };
+        let ips = record.ips.iter().filter_map(|(ip, _)| {
+            let has_own = self.ip_claims(segment, *ip, own.clone()).next().is_some();
+            Some((ip.to_string(), better(self.ip_claims(segment, *ip, ALL).next(), has_own)?))
+        });
+        let has_own = self.mac_claims(segment, record.mac, own.clone()).next().is_some();
+        let mac = better(self.mac_claims(segment, record.mac, ALL).next(), has_own);
+        ips.chain(mac.map(|host| ("its MAC".to_owned(), host))).collect()
     }
 
     /// Who claims a MAC, the lowest label first.
-    fn mac_claims(&self, segment: SegmentId, mac: Mac) -> impl Iterator<Item = (HostLabel, EndpointId)> {
-        let range = (segment, mac, LOWEST.0, LOWEST.1)..=(segment, mac, HIGHEST.0, HIGHEST.1);
+    fn mac_claims(&self, segment: SegmentId, mac: Mac, hosts: Hosts) -> impl Iterator<Item = (HostLabel, EndpointId)> {
+        let range = (segment, mac, *hosts.start(), LOWEST.1)..=(segment, mac, *hosts.end(), HIGHEST.1);
         self.macs.range(range).map(|(_, _, host, id)| (*host, *id))
     }
 
     /// Who claims an address, the lowest label first.
-    fn ip_claims(&self, segment: SegmentId, ip: IpAddr) -> impl Iterator<Item = (HostLabel, EndpointId)> {
-        let inside = self.names.having(ip).filter(move |(_, record)| SegmentId::of(&record.segment) == segment);
-        inside.map(|(key, _)| key)
+    fn ip_claims(&self, segment: SegmentId, ip: IpAddr, hosts: Hosts) -> impl Iterator<Item = (HostLabel, EndpointId)> {
+        self.names.claims(segment, ip, hosts)
     }
 }
 

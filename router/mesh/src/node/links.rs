@@ -151,7 +151,7 @@ impl Node {
     pub(super) fn on_needless(&mut self, label: HostLabel, now: Time) {
         let link = self.peers.get(&label).and_then(|peer| peer.link.as_ref());
         // Others' frames may go over it, too.
-        let is_idle = link.is_some_and(|link| now.since(link.last_used) > IN_USE);
+        let is_idle = link.is_some_and(|link| now.since(link.last_used) > ON_DEMAND - IN_USE);
         if is_idle && self.can_do_without(label, now) {
             self.send_control(label, &Control::Bye, now);
             self.let_go(label, "no longer needed", now);
@@ -160,10 +160,10 @@ impl Node {
 
     /// Ends a link because a host wants it so, and not because it is lost.
     pub(super) fn let_go(&mut self, label: HostLabel, reason: &'static str, now: Time) {
-        self.link_down(label, reason, now);
-        if let Some(peer) = self.peers.get_mut(&label) {
+        if let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_some()) {
             peer.let_go = now;
         }
+        self.link_down(label, reason, now);
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.

@@ -127,7 +127,7 @@ pub struct Node {
     fingers: BTreeSet<HostLabel>,
     finger_of: BTreeSet<HostLabel>,
     /// Hosts in this host's segments without a session.
-    without_session: VecDeque<HostLabel>,
+    without_session: BTreeSet<HostLabel>,
     /// When another host with this one's key was last heard of, true or not.
     cloned: Option<Time>,
     jumps: VecDeque<Time>,
@@ -212,7 +212,7 @@ impl Node {
             linked: BTreeSet::new(),
             fingers: BTreeSet::new(),
             finger_of: BTreeSet::new(),
-            without_session: VecDeque::new(),
+            without_session: BTreeSet::new(),
             cloned: None,
             jumps: VecDeque::new(),
             conflicts: BTreeSet::new(),

@@ -131,10 +131,13 @@ impl Node {
                 .filter(|host| self.routes.contains_key(host) && self.lacks_session(*host, now))
                 .collect();
         }
-        for _ in 0..SESSIONS_PER_TICK {
-            let Some(host) = self.without_session.pop_front() else { return };
+        let mut opened = 0;
+        while opened < SESSIONS_PER_TICK
+            && let Some(host) = self.without_session.pop_first()
+        {
             if self.lacks_session(host, now) {
                 self.want_session(host, now);
+                opened += 1;
             }
         }
     }
