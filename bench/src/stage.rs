@@ -13,7 +13,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::frame::{Headers, Mac};
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
-use weft_mesh::snapshot::{Hashing, Hop, Inbound, Map, Meter, Outbound, Owner, Port, Segment, Snapshot};
+use weft_mesh::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Owner, Port, Segment, Snapshot};
 use weft_mesh::vnet::{Gso, VnetHeader};
 use weft_mesh::wire::SegmentId;
 
@@ -124,12 +124,7 @@ pub fn tables(own: HostLabel, peer: HostLabel, seal: Seal, (peers, endpoints): (
         };
         snapshot.inbound.insert(7 + number, Arc::new(inbound));
     }
-    let mut segment = Segment {
-        id: segment(),
-        macs: Map::with_hasher(hashing()),
-        ips: Map::with_hasher(hashing()),
-        flood: Arc::new([peer]),
-    };
+    let mut segment = Segment { flood: Arc::new([peer]), ..Segment::empty(segment(), hashing()) };
     let mine = if own == OWN { NEAR } else { FAR };
     for (mac, host) in [(mine, own), (if mine == NEAR { FAR } else { NEAR }, peer)] {
         segment.macs.insert(mac, Port { host, learnt: None });

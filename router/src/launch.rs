@@ -26,6 +26,7 @@ use crate::error::{Doing, Failure, Result};
 use crate::install;
 use crate::netlink::in_namespace;
 use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
+use crate::polling::Pauses;
 use crate::state::{self, Store};
 use crate::taps::{self, Segments};
 use crate::udp::UdpPort;
@@ -111,10 +112,11 @@ async fn run(options: Options) -> Result<()> {
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
     let (punts, inbox) = punt_queues();
     let counters = Arc::new(Counters::default());
+    let pauses = Pauses::new(options.busy_poll);
     let workers: Vec<Worker> = (sockets.into_iter().enumerate())
         .map(|(number, udp)| {
             let shared = (punts.clone(), counters.clone());
-            Worker::start(number, udp, options.busy_poll, snapshot.clone(), shared, clock)
+            Worker::start(number, udp, pauses.clone(), snapshot.clone(), shared, clock)
         })
         .collect::<Result<_>>()?;
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));

@@ -20,6 +20,7 @@ pub mod lab;
 pub mod launch;
 pub mod netlink;
 pub mod options;
+pub mod polling;
 pub mod state;
 pub mod status;
 pub mod taps;

@@ -12,6 +12,7 @@ use weft_mesh::records;
 
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::{Prefix, network};
+use crate::polling::BusyPoll;
 use crate::state::SecretSource;
 
 /// The port that routers listen on.
@@ -125,10 +126,10 @@ pub struct LaunchArgs {
     /// Packet workers; default: one per core
     #[arg(long, env = "WEFT_WORKERS")]
     pub workers: Option<usize>,
-    /// Microseconds a packet worker stays awake for the next packet before it sleeps.
+    /// Microseconds a packet worker stays awake for the next packet before it sleeps, instead of as long as that pays.
     #[arg(long, env = "WEFT_BUSY_POLL", value_name = "MICROSECONDS")]
     #[arg(
-        help = "Microseconds a packet worker stays awake for the next packet: shorter round trips for more CPU; default 0"
+        help = "Microseconds a packet worker stays awake for the next packet, 0 for never; default: 50 where that pays"
     )]
     pub busy_poll: Option<u64>,
     /// The least that is logged: error, warn, info, debug or trace
@@ -215,7 +216,7 @@ pub struct Options {
     /// Packet workers.
     pub workers: usize,
     /// How long a packet worker stays awake for the next packet.
-    pub busy_poll: Duration,
+    pub busy_poll: BusyPoll,
 }
 
 impl LaunchArgs {
@@ -325,7 +326,10 @@ impl LaunchArgs {
             docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
             aes: !self.no_aes,
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
-            busy_poll: Duration::from_micros(self.busy_poll.unwrap_or(0)),
+            busy_poll: match self.busy_poll {
+                Some(micros) => BusyPoll::Fixed(Duration::from_micros(micros)),
+                None => BusyPoll::Adaptive,
+            },
         })
     }
 }

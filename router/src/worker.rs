@@ -31,6 +31,7 @@ use weft_mesh::wire::SegmentId;
 use weft_sys::TapIo;
 
 use crate::error::{Doing, Result};
+use crate::polling::{Last, Pauses};
 use crate::udp::{BATCH, BUFFER, UdpPort};
 
 /// What epoll says when something is there: datagrams of the lane with this number, an order, or frames of the TAP with this
@@ -113,12 +114,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker on a socket. It works with what `snapshot` holds, tells the node by a `PuntSender`, and stays awake for
-    /// `busy_poll` before it sleeps.
+    /// Starts a worker on a socket. It works with what `snapshot` holds, tells the node by a `PuntSender`, and asks `pauses`
+    /// whether to sleep.
     pub fn start(
         number: usize,
         udp: UdpPort,
-        busy_poll: Duration,
+        pauses: Pauses,
         snapshot: Arc<ArcSwap<Snapshot>>,
         (punts, counters): (PuntSender, Arc<Counters>),
         clock: Clock,
@@ -136,7 +137,7 @@ impl Worker {
         let out = Outlets { taps: BTreeMap::new(), udp, lane: Lane::Main, punts, counters };
         let run = Run {
             epoll,
-            busy_poll,
+            pauses,
             waker: waker.clone(),
             inbox,
             path,
@@ -180,7 +181,7 @@ impl Drop for Worker {
 
 struct Run {
     epoll: Epoll,
-    busy_poll: Duration,
+    pauses: Pauses,
     waker: Arc<EventFd>,
     inbox: Receiver<Order>,
     path: Datapath,
@@ -246,18 +247,29 @@ impl Run {
         }
     }
 
-    /// Waits for something to do: awake for a while, with the core left to whoever wants it, then asleep.
-    fn wait(&self, events: &mut [EpollEvent]) -> nix::Result<usize> {
-        if !self.busy_poll.is_zero() {
-            let started = Instant::now();
-            while started.elapsed() < self.busy_poll {
-                match self.epoll.wait(events, EpollTimeout::ZERO)? {
-                    0 => std::thread::yield_now(),
-                    count => return Ok(count),
+    /// Waits for something to do: awake for a while if that pays, with the core left to whoever wants it, then asleep.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
+        let began = self.clock.now();
+        let Some(awake) = self.pauses.begin(began) else { return self.epoll.wait(events, EpollTimeout::NONE) };
+        let (mut now, mut timeout) = (began, EpollTimeout::ZERO);
+        loop {
+            if now.since(began) >= awake {
+                timeout = EpollTimeout::NONE;
+            }
+            match self.epoll.wait(events, timeout)? {
+                0 => {
+                    std::thread::yield_now();
+                    let offered = std::mem::replace(&mut now, self.clock.now());
+                    if self.pauses.is_contended(now.since(offered), now) {
+                        timeout = EpollTimeout::NONE;
+                    }
+                }
+                count => {
+                    self.pauses.end(self.clock.now().since(began));
+                    return Ok(count);
                 }
             }
         }
-        self.epoll.wait(events, EpollTimeout::NONE)
     }
 
     fn take_orders(&mut self) -> bool {
@@ -294,6 +306,7 @@ impl Run {
         // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
         let Ok(count) = self.out.udp.receive(lane, &mut slices, &mut meta) else { return };
         self.out.lane = lane;
+        self.pauses.carried(Last::Datagrams, meta[..count].iter().map(|meta| meta.len).sum());
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
             .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
@@ -314,6 +327,7 @@ impl Run {
             let Some(tap) = self.out.taps.get_mut(&segment) else { break };
             match tap.io.read(&mut self.frame) {
                 Ok((vnet, len)) => {
+                    self.pauses.carried(Last::Frames, len);
                     let frame = &mut self.frame[..len];
                     self.path.frame(snapshot, segment, &vnet, frame, now, &mut self.out);
                     if self.path.sender.batch.len() >= BYTES_PER_FLUSH {

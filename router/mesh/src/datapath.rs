@@ -210,12 +210,8 @@ mod tests {
             };
             snapshot.inbound.insert(index(own, peer), Arc::new(inbound));
         }
-        let mut switch = Segment {
-            id: segment(),
-            macs: crate::snapshot::Map::with_hasher(Hashing(1, 2)),
-            ips: crate::snapshot::Map::with_hasher(Hashing(1, 2)),
-            flood: neighbours.iter().copied().chain(far.map(|(far, _)| far)).map(label).collect(),
-        };
+        let flood = neighbours.iter().copied().chain(far.map(|(far, _)| far)).map(label).collect();
+        let mut switch = Segment { flood, ..Segment::empty(segment(), Hashing(1, 2)) };
         for (mac, host) in [(MAC_A, 1), (MAC_C, 3)] {
             switch.macs.insert(mac, Port { host: label(host), learnt: None });
         }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use imbl::GenericHashMap;
+use imbl::{GenericHashMap, OrdMap};
 use imbl::shared_ptr::DefaultSharedPtr;
 use siphasher::sip::SipHasher13;
 use weft_crypto::session::{ReceiveKey, SendKey};
@@ -163,12 +163,19 @@ impl Direction {
 pub struct Segment {
     /// Its id.
     pub id: SegmentId,
-    /// Who has which MAC.
+    /// Who has which MAC: looked up for each frame.
     pub macs: Map<Mac, Port>,
-    /// Who has which address.
-    pub ips: Map<IpAddr, Owner>,
+    /// Who has which address: looked up for questions only. In order, since a hash map takes four times as much memory.
+    pub ips: OrdMap<IpAddr, Owner>,
     /// The other hosts in the segment.
     pub flood: Arc<[HostLabel]>,
+}
+
+impl Segment {
+    /// A switch that nobody is in.
+    pub fn empty(id: SegmentId, hashing: Hashing) -> Self {
+        Segment { id, macs: Map::with_hasher(hashing), ips: OrdMap::new(), flood: Arc::new([]) }
+    }
 }
 
 /// Where a MAC lives.

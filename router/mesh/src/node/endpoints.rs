@@ -13,7 +13,7 @@ use weft_crypto::{HostLabel, Time};
 use crate::frame::{GATEWAY_MAC, Mac};
 use crate::names::{HIGHEST, LOWEST, Names};
 use crate::records::{EndpointId, EndpointRecord};
-use crate::snapshot::{Hashing, Map, Owner, Port, Segment};
+use crate::snapshot::{Hashing, Owner, Port, Segment};
 use crate::wire::SegmentId;
 
 /// How long a learnt MAC stays without a frame from it.
@@ -148,8 +148,7 @@ impl Endpoints {
 
     /// Builds a segment's tables when this host enters it.
     fn open(&mut self, segment: SegmentId) {
-        let (macs, ips) = (Map::with_hasher(self.hashing), Map::with_hasher(self.hashing));
-        self.segments.insert(segment, Segment { id: segment, macs, ips, flood: Arc::new([]) });
+        self.segments.insert(segment, Segment::empty(segment, self.hashing));
         let macs: Vec<Mac> = self.macs.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
         let inside = self.iter().filter(|(_, _, record)| SegmentId::of(&record.segment) == segment);
         let mut ips: Vec<IpAddr> = inside.flat_map(|(_, _, record)| record.ips.iter().map(|(ip, _)| *ip)).collect();
