@@ -35,16 +35,19 @@ pub struct Options {
     /// Write performance.json, .md and two plots into this directory, too
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Only TCP with one stream and round-trip times: three candidates in less than three minutes
-    #[arg(skip)]
+    /// Another build of weft to measure in turn with this one, and no other variants of either
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// Only TCP with one stream and round-trip times with nothing beside, and of weft's variants only the default
+    #[arg(long)]
     pub quick: bool,
 }
 
 impl Options {
-    /// weft beside VXLAN and wireguard-go, for daily use.
+    /// weft beside VXLAN and wireguard-go, for daily use: less than three minutes.
     pub fn quick() -> Self {
         let only = ["VXLAN", "weft", "wireguard-go"].map(str::to_owned).into();
-        Options { rounds: 3, seconds: 2, only, out: None, quick: true }
+        Options { rounds: 3, seconds: 2, only, out: None, against: None, quick: true }
     }
 }
 
@@ -106,7 +109,7 @@ fn measure_all(options: &Options, dir: &std::path::Path) -> Result<Vec<Series>> 
         false => Ok(()),
     };
     peers::install(wanted)?;
-    let pairs = pairs::all(dir, options.quick, |name| goes_on().map(|()| wanted(name)))?;
+    let pairs = pairs::all(dir, options, |name| goes_on().map(|()| wanted(name)))?;
     let mut series = Vec::new();
     for underlay in [Underlay::Veth, Underlay::Nic] {
         pairs.iter().try_for_each(|pair| pair.set(underlay))?;

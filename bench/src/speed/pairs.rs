@@ -13,7 +13,7 @@ use weft_router::lab::{LabHost, Ns, wire};
 use weft_router::options::TapMode;
 use weft_router::state;
 
-use super::peers;
+use super::{Options, peers};
 
 /// What is between the hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,8 +74,8 @@ const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 32, 0, 3));
 const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
 const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2));
 
-/// All candidates that are wanted; `quick`: weft only as it is by default.
-pub fn all(dir: &Path, quick: bool, wanted: impl Fn(&str) -> Result<bool>) -> Result<Vec<Pair>> {
+/// All candidates that are wanted.
+pub fn all(dir: &Path, options: &Options, wanted: impl Fn(&str) -> Result<bool>) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     let mut add = |name: &str, make: &dyn Fn(&str) -> Result<Pair>| -> Result<()> {
         if wanted(name)? {
@@ -87,7 +87,9 @@ pub fn all(dir: &Path, quick: bool, wanted: impl Fn(&str) -> Result<bool>) -> Re
     add("no overlay", &bridged)?;
     add("kernel VXLAN, in clear", &vxlan)?;
     add("weft", &|name| weft(name, 2, TapMode::Fast, &[], dir))?;
-    if !quick {
+    if let Some(binary) = &options.against {
+        add("weft, the other build", &|name| weft_of(binary, name, 2, TapMode::Fast, &[], dir))?;
+    } else if !options.quick {
         add("weft, ChaCha20-Poly1305", &|name| weft(name, 2, TapMode::Fast, &["--no-aes"], dir))?;
         add("weft, one worker", &|name| weft(name, 2, TapMode::Fast, &["--workers", "1"], dir))?;
         add("weft, --busy-poll 50", &|name| weft(name, 2, TapMode::Fast, &["--busy-poll", "50"], dir))?;
@@ -217,10 +219,20 @@ fn in_bridges(
 
 /// So many routers in a row, each linked to its neighbours only, and a container on the first and the last.
 pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
+    weft_of(&binary()?, name, count, tap, arguments, dir)
+}
+
+fn weft_of(
+    weft: &Path,
+    name: &str,
+    count: usize,
+    tap: TapMode,
+    arguments: &[&str],
+    dir: &Path,
+) -> Result<Pair> {
     let secret = secret_of(dir, name);
     let dir = secret.with_file_name("");
     state::open_dir(&dir)?;
-    let weft = binary()?;
     let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     std::fs::write(&secret, state::new_secret()?).doing(|| "cannot write the secret".into())?;
     nix::sys::stat::umask(mask);
@@ -237,7 +249,7 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
         if number > 0 {
             all.push(format!("10.99.{}.1", number - 1));
         }
-        host.start(&weft, tap, &all)?;
+        host.start(weft, tap, &all)?;
     }
     let containers = [Ns::new()?, Ns::new()?];
     hosts[0].attach(&containers[0], "bench", &[&format!("{FIRST}/24")], "first")?;

@@ -88,7 +88,7 @@ impl Datapath {
 
     /// Takes received buffers.
     pub fn datagrams(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
-        self.receiver.receive(snapshot, now, buffers, sink);
+        self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink);
     }
 
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for

@@ -282,7 +282,7 @@ impl TxBatch {
 pub struct Sender {
     /// What waits to be sent.
     pub batch: TxBatch,
-    flows: Flows,
+    pub(crate) flows: Flows,
 }
 
 /// One piece of a frame about to be sealed: headers and payload lie apart.

@@ -62,19 +62,24 @@ fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     }
 }
 
-/// A hash of what frames of one flow have in common: addresses, protocol and ports; of a packet that is neither TCP nor UDP, or
-/// is a fragment, addresses and protocol alone.
+/// A hash of what frames of one flow and of its other direction have in common: addresses, protocol and ports; of a packet that
+/// is neither TCP nor UDP, or is a fragment, addresses and protocol alone.
 pub fn flow(frame: &[u8], headers: Option<&Headers>) -> u64 {
     use std::hash::Hasher;
     let mut hasher = siphasher::sip::SipHasher13::new();
-    let (protocol, addresses) = match u16_at(frame, 12) {
-        Some(ETHERTYPE_IPV4) => (23..24, 26..34),
-        Some(ETHERTYPE_IPV6) => (20..21, 22..54),
-        _ => (12..14, 0..12),
+    let (protocol, from, len) = match u16_at(frame, 12) {
+        Some(ETHERTYPE_IPV4) => (23..24, 26, 4),
+        Some(ETHERTYPE_IPV6) => (20..21, 22, 16),
+        _ => (12..14, 0, 6),
     };
-    let ports = headers.map_or(0..0, |headers| headers.l4..headers.l4 + 4);
-    for range in [protocol, addresses, ports] {
-        hasher.write(frame.get(range).unwrap_or_default());
+    let part = |range: std::ops::Range<usize>| frame.get(range).unwrap_or_default();
+    let port = |at: usize| headers.map_or(&[][..], |headers| part(headers.l4 + at..headers.l4 + at + 2));
+    let mut ends = [(part(from..from + len), port(0)), (part(from + len..from + 2 * len), port(2))];
+    ends.sort_unstable();
+    hasher.write(part(protocol));
+    for (address, port) in ends {
+        hasher.write(address);
+        hasher.write(port);
     }
     hasher.finish()
 }

@@ -15,6 +15,7 @@ use weft_crypto::session::{self, OpenError, Opener};
 use weft_crypto::{HostLabel, Time, envelope};
 
 use crate::egress::DropReason;
+use crate::flows::Flows;
 use crate::frame::Mac;
 use crate::join::Join;
 use crate::reassembly::Reassembly;
@@ -309,7 +310,14 @@ impl Default for Receiver {
 
 impl Receiver {
     /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival.
-    pub fn receive(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
+    pub(crate) fn receive(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Time,
+        buffers: &mut [RxBuffer<'_>],
+        flows: &mut Flows,
+        sink: &mut impl Sink,
+    ) {
         self.texts.clear();
         self.relays.clear();
         for (number, buffer) in buffers.iter_mut().enumerate() {
@@ -330,19 +338,19 @@ impl Receiver {
             match header.kind {
                 TextKind::Frame => {
                     if !join.append(text.index, &header, piece) {
-                        join.finish(snapshot, now, sink);
+                        join.finish(snapshot, now, flows, sink);
                         join.start(text.index, text.peer, header, piece);
                     }
                 }
                 _ => {
-                    join.finish(snapshot, now, sink);
+                    join.finish(snapshot, now, flows, sink);
                     // The packet's header is right before its text.
                     let counter = session::counter_of(&data[text.range.start - session::HEADER_LEN..]).unwrap_or(0);
                     match self.fragments.add(text.index, counter, &header, piece, now) {
                         Ok(Some(frame)) => {
                             let mut whole = Join::new();
                             whole.start(text.index, text.peer, TextHeader { kind: TextKind::Frame, ..header }, &frame);
-                            whole.finish(snapshot, now, sink);
+                            whole.finish(snapshot, now, flows, sink);
                         }
                         Ok(None) => {}
                         Err(reason) => sink.dropped(reason),
@@ -350,7 +358,7 @@ impl Receiver {
                 }
             }
         }
-        join.finish(snapshot, now, sink);
+        join.finish(snapshot, now, flows, sink);
     }
 
     fn open_buffer(

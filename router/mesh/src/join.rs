@@ -3,6 +3,7 @@
 use weft_crypto::{HostLabel, Time};
 
 use crate::egress::{DropReason, may_speak};
+use crate::flows::Flows;
 use crate::frame::{self, ETHERNET_LEN, Headers, Mac, TcpCut, Transport};
 use crate::ingress::{Punt, Sink, TapOffloads};
 use crate::snapshot::{Segment, Snapshot};
@@ -72,7 +73,7 @@ impl<'a> Join<'a> {
     }
 
     /// Checks the first header and writes what has come together.
-    pub(crate) fn finish(&mut self, snapshot: &Snapshot, now: Time, sink: &mut impl Sink) {
+    pub(crate) fn finish(&mut self, snapshot: &Snapshot, now: Time, flows: &mut Flows, sink: &mut impl Sink) {
         let Some(First { peer, header, piece, headers, .. }) = self.first.take() else { return };
         let Some(segment) = snapshot.segments.get(&header.segment) else {
             return sink.dropped(DropReason::NoSegment);
@@ -81,6 +82,10 @@ impl<'a> Join<'a> {
             Err(reason) => return sink.dropped(reason),
             Ok(Some(mac)) => sink.punt(Punt::Learn { segment: header.segment, mac, host: peer }),
             Ok(None) => {}
+        }
+        if !self.payloads.is_empty() {
+            // What acknowledges bulk is of a busy flow, too: it is not to keep those waiting who send little.
+            flows.note_busy(frame::flow(piece, headers.as_ref()), now);
         }
         let offloads = sink.offloads(header.segment);
         match headers {
