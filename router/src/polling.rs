@@ -22,6 +22,8 @@ const MOST: u8 = 8;
 /// is worth more to whoever makes or takes what is carried.
 const BULK: usize = 16 * 1024;
 const AFTER_BULK: Duration = Duration::from_millis(20);
+/// How long a worker that carried much is likely to do so again.
+const LIGHT: Duration = Duration::from_millis(200);
 /// Who offers the core and gets it back only after so long has a hungry neighbour: to it belongs the core for a while.
 const NEIGHBOUR: Duration = Duration::from_micros(400);
 const AFTER_NEIGHBOUR: Duration = Duration::from_secs(1);
@@ -53,7 +55,9 @@ pub struct Pauses {
     /// Bytes since the last pause.
     bytes: usize,
     asleep_until: Time,
-    /// When any worker last carried much, in nanoseconds.
+    /// When this worker last carried much.
+    own_bulk: Time,
+    /// When any worker did, in nanoseconds.
     bulk: Arc<AtomicU64>,
 }
 
@@ -66,6 +70,7 @@ impl Pauses {
             last: Last::Datagrams,
             bytes: 0,
             asleep_until: Time::ZERO,
+            own_bulk: Time::ZERO,
             bulk: Arc::default(),
         }
     }
@@ -82,6 +87,7 @@ impl Pauses {
     pub fn begin(&mut self, now: Time) -> Option<Duration> {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes >= BULK {
+            self.own_bulk = now;
             self.bulk.store(now.as_nanos(), Ordering::Relaxed);
         }
         match self.mode {
@@ -93,6 +99,11 @@ impl Pauses {
                 may_pay.then_some(if is_soon { AWAKE } else { Duration::ZERO })
             }
         }
+    }
+
+    /// Whether it is long ago that this worker carried much.
+    pub fn is_light(&self, now: Time) -> bool {
+        now.since(self.own_bulk) >= LIGHT
     }
 
     /// The next packet came so long after a pause began for which [`Pauses::begin`] named a time.

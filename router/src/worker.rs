@@ -43,6 +43,9 @@ const FRAMES_PER_TURN: usize = 64;
 const FLUSHES_PER_TURN: usize = 2;
 const BYTES_PER_FLUSH: usize = 256 * 1024;
 
+/// How long a worker that carries little needs the core at a time: the least there is to ask for.
+const SHORT_TURN: Duration = Duration::from_micros(100);
+
 /// The clock that nodes and workers share: nanoseconds since the router's start.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
@@ -138,6 +141,7 @@ impl Worker {
         let run = Run {
             epoll,
             pauses,
+            is_light: false,
             waker: waker.clone(),
             inbox,
             path,
@@ -182,6 +186,7 @@ impl Drop for Worker {
 struct Run {
     epoll: Epoll,
     pauses: Pauses,
+    is_light: bool,
     waker: Arc<EventFd>,
     inbox: Receiver<Order>,
     path: Datapath,
@@ -250,7 +255,9 @@ impl Run {
     /// Waits for something to do: awake for a while if that pays, with the core left to whoever wants it, then asleep.
     fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let began = self.clock.now();
-        let Some(awake) = self.pauses.begin(began) else { return self.epoll.wait(events, EpollTimeout::NONE) };
+        let awake = self.pauses.begin(began);
+        self.ask_for_turns(began);
+        let Some(awake) = awake else { return self.epoll.wait(events, EpollTimeout::NONE) };
         let (mut now, mut timeout) = (began, EpollTimeout::ZERO);
         loop {
             if now.since(began) >= awake {
@@ -269,6 +276,16 @@ impl Run {
                     return Ok(count);
                 }
             }
+        }
+    }
+
+    /// A worker that carries little needs the core for moments, but soon; one that carries much, for as long as others.
+    fn ask_for_turns(&mut self, now: Time) {
+        let is_light = self.pauses.is_light(now);
+        if is_light != self.is_light {
+            self.is_light = is_light;
+            // Where the kernel knows nothing of it, all wait equally long.
+            let _ = weft_sys::set_time_slice(if is_light { SHORT_TURN } else { Duration::ZERO });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// `ioctl` with an integer argument.
 pub(crate) fn ioctl_int(fd: BorrowedFd<'_>, request: libc::Ioctl, value: libc::c_ulong) -> io::Result<()> {
@@ -127,6 +128,32 @@ fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, val
         )
     })
     .map(drop)
+}
+
+/// What sched_setattr(2) takes, in the form of Linux 3.14.
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+pub(crate) fn set_time_slice(slice: Duration) -> io::Result<()> {
+    const SIZE: u32 = size_of::<SchedAttr>() as u32;
+    let mut attributes = SchedAttr::default();
+    // SAFETY: the kernel writes at most the given size, which is the struct's; 0 stands for the calling thread.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
+    check_size(got as libc::ssize_t)?;
+    attributes.runtime = slice.as_nanos() as u64;
+    // SAFETY: the kernel reads the struct, whose first field tells its size.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    check_size(set as libc::ssize_t).map(drop)
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
