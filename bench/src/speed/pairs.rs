@@ -222,14 +222,7 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
     weft_of(&binary()?, name, count, tap, arguments, dir)
 }
 
-fn weft_of(
-    weft: &Path,
-    name: &str,
-    count: usize,
-    tap: TapMode,
-    arguments: &[&str],
-    dir: &Path,
-) -> Result<Pair> {
+fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
     let secret = secret_of(dir, name);
     let dir = secret.with_file_name("");
     state::open_dir(&dir)?;

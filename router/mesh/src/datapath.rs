@@ -119,6 +119,7 @@ mod tests {
     use weft_crypto::{HostLabel, Suite, envelope};
 
     use super::*;
+    use crate::egress::Lane;
     use crate::frame::tests::{checksums_are_right, tcp_frame};
     use crate::frame::{ETHERNET_LEN, Headers};
     use crate::ingress::TapOffloads;
@@ -316,6 +317,33 @@ mod tests {
         let tail = (tcp_frame(false, &[2; 30], 0x18), VnetHeader::default());
         let (_, frames) = carry_batch(&[bulk.clone(), tail.clone()]);
         assert!(frames[0] == bulk.0 && frames[1] == tail.0);
+    }
+
+    #[test]
+    fn what_acknowledges_bulk_overtakes_nobody() {
+        let (mut a, mut c) = (Datapath::new(64), Datapath::new(64));
+        let (sender, receiver) = (snapshot(1, &[3], None, 1452), snapshot(3, &[1], None, 1452));
+        let (now, mut taps) = (Time::from_nanos(1_000_000_000), Taps::new(ALL));
+        let mut answer = |c: &mut Datapath| {
+            // The other direction's MACs, addresses and ports.
+            let mut frame = tcp_frame(false, &[], 0x10);
+            [(0..6, 6), (26..30, 30), (34..36, 36)]
+                .map(|(from, to)| frame[from.start..to + from.len()].rotate_left(from.len()));
+            c.frame(&receiver, segment(), &VnetHeader::default(), &mut frame, now, &mut Taps::new(ALL));
+            let lanes: Vec<Lane> = c.sender.batch.runs().map(|(run, _)| run.lane).collect();
+            c.sender.batch.clear();
+            lanes
+        };
+        assert_eq!(answer(&mut c), [Lane::Urgent]);
+        let (mut bulk, vnet) = super_frame(false, 1300 * 3, 1300, 0x18);
+        a.frame(&sender, segment(), &vnet, &mut bulk, now, &mut taps);
+        let mut wire: Vec<(Vec<u8>, usize)> =
+            a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();
+        let mut buffers: Vec<RxBuffer<'_>> =
+            wire.iter_mut().map(|(data, stride)| RxBuffer { from: address(1), data, stride: *stride }).collect();
+        c.datagrams(&receiver, now, &mut buffers, &mut taps);
+        assert_eq!((taps.frames.len(), taps.dropped.len()), (1, 0));
+        assert_eq!(answer(&mut c), [Lane::Main]);
     }
 
     /// A part of a UDP packet that its container's IP has cut: from `offset` on, with more to come or not.

@@ -65,23 +65,29 @@ fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
 /// A hash of what frames of one flow and of its other direction have in common: addresses, protocol and ports; of a packet that
 /// is neither TCP nor UDP, or is a fragment, addresses and protocol alone.
 pub fn flow(frame: &[u8], headers: Option<&Headers>) -> u64 {
-    use std::hash::Hasher;
-    let mut hasher = siphasher::sip::SipHasher13::new();
     let (protocol, from, len) = match u16_at(frame, 12) {
-        Some(ETHERTYPE_IPV4) => (23..24, 26, 4),
-        Some(ETHERTYPE_IPV6) => (20..21, 22, 16),
-        _ => (12..14, 0, 6),
+        Some(ETHERTYPE_IPV4) => (23, 26, 4),
+        Some(ETHERTYPE_IPV6) => (20, 22, 16),
+        _ => (13, 0, 6),
     };
-    let part = |range: std::ops::Range<usize>| frame.get(range).unwrap_or_default();
-    let port = |at: usize| headers.map_or(&[][..], |headers| part(headers.l4 + at..headers.l4 + at + 2));
-    let mut ends = [(part(from..from + len), port(0)), (part(from + len..from + 2 * len), port(2))];
-    ends.sort_unstable();
-    hasher.write(part(protocol));
-    for (address, port) in ends {
-        hasher.write(address);
-        hasher.write(port);
-    }
-    hasher.finish()
+    let end = |address: usize, port: usize| {
+        let port = headers.and_then(|headers| u16_at(frame, headers.l4 + port)).unwrap_or(0);
+        let words = frame.get(address..address + len).unwrap_or_default().chunks(8);
+        words.fold(u64::from(port) << 48, |hash, part| {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            mixed(hash ^ u64::from_le_bytes(word))
+        })
+    };
+    let protocol = frame.get(protocol).copied().unwrap_or(0);
+    mixed(end(from, 0).wrapping_add(end(from + len, 2)).wrapping_add(protocol.into()))
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): each bit of the result depends on each of `x`.
+fn mixed(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 /// A part of an IP packet that was cut.
@@ -200,13 +206,12 @@ impl Headers {
         put_u16(frame, 24, sum);
     }
 
-    /// Adds `n` to the IPv4 identification, and writes the header checksum.
+    /// Adds `n` to the IPv4 identification, and the difference to the header checksum (RFC 1624, equation 3).
     pub fn add_ipv4_id(&self, frame: &mut [u8], n: u16) {
-        if !self.v6 {
-            let id = u16_at(frame, 18).unwrap_or(0);
-            put_u16(frame, 18, id.wrapping_add(n));
-            self.set_ipv4_checksum(frame);
-        }
+        let (false, Some(id), Some(checksum)) = (self.v6, u16_at(frame, 18), u16_at(frame, 24)) else { return };
+        let new = id.wrapping_add(n);
+        put_u16(frame, 18, new);
+        put_u16(frame, 24, !fold(u64::from(!checksum) + u64::from(!id) + u64::from(new)));
     }
 
     /// The pseudo-header's sum for a packet that ends at `end`, folded, not inverted: what a partial
@@ -510,6 +515,24 @@ pub(crate) mod tests {
         let pseudo = u64::from(headers.pseudo_sum(frame, headers.end));
         let ip_right = headers.v6 || fold(sum(&frame[14..headers.l4])) == 0xffff;
         ip_right && fold(pseudo + sum(&frame[headers.l4..headers.end])) == 0xffff
+    }
+
+    #[test]
+    fn a_flow_and_its_other_direction_are_one() {
+        for (v6, addresses) in [(false, 26..34), (true, 22..54)] {
+            let hash = |frame: &[u8]| flow(frame, Headers::parse(frame).as_ref());
+            let mut frame = tcp_frame(v6, b"x", 0x18);
+            // Addresses that differ.
+            frame[addresses.start] ^= 1;
+            let (there, l4) = (hash(&frame), addresses.end);
+            let mut other = frame.clone();
+            other[l4] ^= 1;
+            assert_ne!(hash(&other), there, "another port is another flow");
+            frame[addresses.clone()].rotate_left(addresses.len() / 2);
+            assert_ne!(hash(&frame), there, "ports belong to addresses");
+            frame[l4..l4 + 4].rotate_left(2);
+            assert_eq!(hash(&frame), there);
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use imbl::{GenericHashMap, OrdMap};
 use imbl::shared_ptr::DefaultSharedPtr;
+use imbl::{GenericHashMap, OrdMap};
 use siphasher::sip::SipHasher13;
 use weft_crypto::session::{ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Secret, Time, envelope};
