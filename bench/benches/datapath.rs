@@ -12,7 +12,7 @@ use weft_crypto::{HostLabel, Suite, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::records::LinkRecord;
 use weft_mesh::routes::Graph;
-use weft_mesh::snapshot::{Port, Segment};
+use weft_mesh::snapshot::Segment;
 
 const AES: Seal = Seal::Suite(Suite::Aes256Gcm);
 
@@ -135,8 +135,7 @@ fn publication(c: &mut Criterion) {
             let mut next = snapshot.clone();
             let mut segment = Segment::clone(&next.segments[&id]);
             let [a, b, c, d] = number.to_be_bytes();
-            let port = Port { host: OTHER, learnt: None };
-            segment.macs.insert([2, 2, a, b, c, d], port);
+            segment.macs.insert([2, 2, a, b, c, d], OTHER);
             next.segments.insert(id, Arc::new(segment));
             Arc::new(next)
         });

@@ -13,7 +13,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::frame::{Headers, Mac};
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
-use weft_mesh::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Owner, Port, Segment, Snapshot};
+use weft_mesh::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Owner, Segment, Snapshot};
 use weft_mesh::vnet::{Gso, VnetHeader};
 use weft_mesh::wire::SegmentId;
 
@@ -127,13 +127,13 @@ pub fn tables(own: HostLabel, peer: HostLabel, seal: Seal, (peers, endpoints): (
     let mut segment = Segment { flood: Arc::new([peer]), ..Segment::empty(segment(), hashing()) };
     let mine = if own == OWN { NEAR } else { FAR };
     for (mac, host) in [(mine, own), (if mine == NEAR { FAR } else { NEAR }, peer)] {
-        segment.macs.insert(mac, Port { host, learnt: None });
+        segment.macs.insert(mac, host);
     }
     segment.ips.insert(IpAddr::from([10, 32, 0, 2]), Owner { mac: FAR, host: OTHER });
     for number in 2..endpoints {
         let [_, a, b, c] = number.to_be_bytes();
         let (mac, host) = ([2, 1, 1, a, b, c], label(number % peers));
-        segment.macs.insert(mac, Port { host, learnt: None });
+        segment.macs.insert(mac, host);
         segment.ips.insert(IpAddr::from([10, 64 + a, b, c]), Owner { mac, host });
     }
     snapshot.segments.insert(segment.id, Arc::new(segment));

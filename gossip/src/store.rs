@@ -24,7 +24,7 @@ pub const MAX_ORIGINS: usize = 8192;
 /// Batches of one message that carries batches: one, so that it fits a datagram.
 const BATCHES_PER_MESSAGE: usize = 1;
 
-/// What changed in the records of an origin, this host's own included.
+/// What changed in the records of an origin, this host's own included, or was said again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreEvent {
     /// A value was set.
@@ -104,15 +104,11 @@ pub struct Store {
 
 struct Origin {
     id: PeerId,
-    /// The newest log that is held whole, and digests of the values it sets: they tell what changes, and the values
-    /// themselves are in the log.
+    /// The newest log that is held whole.
     current: Option<Log>,
-    digests: BTreeMap<Box<[u8]>, Digest>,
     /// A newer log whose snapshot is still arriving.
     staging: Option<Log>,
 }
-
-type Digest = [u8; 16];
 
 struct Log {
     incarnation: u64,
@@ -372,14 +368,13 @@ impl Store {
         let origin = self.origins.entry(batch.origin.label()).or_insert_with(|| Origin {
             id: batch.origin,
             current: None,
-            digests: BTreeMap::new(),
             staging: None,
         });
         if let Some(current) = &mut origin.current
             && current.id() == batch.log()
         {
             current.push(batch.encoded);
-            apply(&mut self.events, origin, &batch.changes);
+            apply(&mut self.events, origin.id, batch.changes);
             return;
         }
         let same_log = origin.staging.as_ref().is_some_and(|log| log.id() == batch.log());
@@ -412,9 +407,10 @@ impl Store {
             self.bytes -= held.staging.take().map_or(0, |log| log.bytes);
         }
         if gone(&held.current) {
-            self.bytes -= held.current.take().map_or(0, |log| log.bytes);
-            let digests = std::mem::take(&mut held.digests);
-            self.events.extend(digests.into_keys().map(|key| StoreEvent::Unset { origin, key: key.into() }));
+            let log = held.current.take();
+            self.bytes -= log.as_ref().map_or(0, |log| log.bytes);
+            let keys = log.into_iter().flat_map(|log| log.values().into_keys());
+            self.events.extend(keys.map(|key| StoreEvent::Unset { origin, key }));
         }
         if held.current.is_none() && held.staging.is_none() {
             self.origins.remove(&label);
@@ -542,42 +538,20 @@ fn before(label: HostLabel) -> HostLabel {
     HostLabel(core::array::from_fn(|i| number[i + 2]))
 }
 
-fn apply(events: &mut Vec<StoreEvent>, origin: &mut Origin, changes: &[Change]) {
-    for Change { key, value } in changes {
-        match value {
-            Some(value) => {
-                let digest = digest_of(value);
-                if origin.digests.insert(key.as_slice().into(), digest) != Some(digest) {
-                    events.push(StoreEvent::Set { origin: origin.id, key: key.clone(), value: value.clone() });
-                }
-            }
-            None => {
-                if origin.digests.remove(key.as_slice()).is_some() {
-                    events.push(StoreEvent::Unset { origin: origin.id, key: key.clone() });
-                }
-            }
-        }
-    }
+/// What a batch of the current log says. It may say what another said before: whoever hears of it takes no harm.
+fn apply(events: &mut Vec<StoreEvent>, origin: PeerId, changes: Vec<Change>) {
+    events.extend(changes.into_iter().map(|Change { key, value }| match value {
+        Some(value) => StoreEvent::Set { origin, key, value },
+        None => StoreEvent::Unset { origin, key },
+    }));
 }
 
 /// Makes a whole log the current one; only what differs becomes an event.
 fn replace(events: &mut Vec<StoreEvent>, origin: &mut Origin, log: Log) {
-    let values = log.values();
-    for key in origin.digests.keys().filter(|key| !values.contains_key(&***key)) {
-        events.push(StoreEvent::Unset { origin: origin.id, key: key.to_vec() });
-    }
-    let before = std::mem::take(&mut origin.digests);
-    for (key, value) in values {
-        let (filed_under, digest) = (Box::from(key.as_slice()), digest_of(&value));
-        if before.get(&filed_under) != Some(&digest) {
-            events.push(StoreEvent::Set { origin: origin.id, key, value });
-        }
-        origin.digests.insert(filed_under, digest);
-    }
-    origin.current = Some(log);
-}
-
-fn digest_of(value: &[u8]) -> Digest {
-    let hash = weft_crypto::keyed_hash(&[0; 32], &[b"weft record value", value]);
-    core::array::from_fn(|i| hash[i])
+    let (id, values) = (origin.id, log.values());
+    let before = origin.current.replace(log).map(|log| log.values()).unwrap_or_default();
+    let gone = before.keys().filter(|key| !values.contains_key(*key)).cloned();
+    events.extend(gone.map(|key| StoreEvent::Unset { origin: id, key }));
+    let news = values.into_iter().filter(|(key, value)| before.get(key) != Some(value));
+    events.extend(news.map(|(key, value)| StoreEvent::Set { origin: id, key, value }));
 }

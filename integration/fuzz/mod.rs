@@ -65,10 +65,10 @@ fn names() -> Names {
         let record = EndpointRecord {
             segment: "app".into(),
             mac: [2, 0, 0, 0, 0, number],
-            ips: vec![([10, 0, 0, number].into(), 8), (format!("fd00::{number}").parse().expect("an address"), 64)],
-            names: vec![if number == 1 { "web" } else { "many" }.into(), format!("id-{number}")],
+            ips: [([10, 0, 0, number].into(), 8), (format!("fd00::{number}").parse().expect("an address"), 64)].into(),
+            names: [if number == 1 { "web" } else { "many" }.into(), format!("id-{number}")].into(),
             healthy: true,
-            services: vec![Service { name: "http".into(), protocol: "tcp".into(), port: 80 }],
+            services: [Service { name: "http".into(), protocol: "tcp".into(), port: 80 }].into(),
         };
         names.set(own, [number; 16], record);
     }

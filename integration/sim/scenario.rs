@@ -176,15 +176,15 @@ impl Drama {
         world.rng.fill_bytes(&mut id);
         let number = world.rng.next_u32();
         let [a, b, c, d] = number.to_be_bytes();
-        let segment = ["red", "blue"][world.rng.random_range(0..2usize)].to_owned();
+        let segment = ["red", "blue"][world.rng.random_range(0..2usize)];
         let record = EndpointRecord {
-            segment,
+            segment: segment.into(),
             mac: [2, host as u8, a, b, c, d],
-            ips: vec![(IpAddr::from([10, 32 | (a & 15), b, c]), 12)],
+            ips: [(IpAddr::from([10, 32 | (a & 15), b, c]), 12)].into(),
             // Several have one name, and some are unwell.
-            names: vec![format!("web-{}", number % 8)],
+            names: [format!("web-{}", number % 8)].into(),
             healthy: !number.is_multiple_of(5),
-            services: Vec::new(),
+            services: [].into(),
         };
         if !self.is_taken(&record) {
             world.attach(host, id, record.clone());
@@ -354,10 +354,10 @@ impl Drama {
         let record = EndpointRecord {
             segment: segment.into(),
             mac: [2, 0xee, 0, 0, 0, 1],
-            ips: vec![(ip, 12)],
-            names: vec![name.into()],
+            ips: [(ip, 12)].into(),
+            names: [name.into()].into(),
             healthy: true,
-            services: Vec::new(),
+            services: [].into(),
         };
         world.attach(host, id, record);
         let await_all = |world: &mut World, expected: &BTreeSet<IpAddr>| {

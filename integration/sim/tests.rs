@@ -83,8 +83,8 @@ fn line_in(mut world: World, count: usize) -> World {
 }
 
 fn endpoint(host: HostNumber) -> EndpointRecord {
-    let ips = vec![(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)];
-    EndpointRecord { segment: "s".into(), mac: mac(host), ips, names: vec![], healthy: true, services: vec![] }
+    let ips = [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into();
+    EndpointRecord { segment: "s".into(), mac: mac(host), ips, names: [].into(), healthy: true, services: [].into() }
 }
 
 fn mac(host: HostNumber) -> [u8; 6] {
@@ -242,7 +242,7 @@ fn first_messages_of_an_ended_life_replayed_to_a_restarted_host_end_nothing() {
 #[test]
 fn endpoints_that_come_and_go_in_the_same_instant_leave_the_right_ones() {
     let mut world = line(5, 2);
-    let moved = EndpointRecord { mac: [2, 0, 0, 0, 9, 9], ips: vec![], ..endpoint(0) };
+    let moved = EndpointRecord { mac: [2, 0, 0, 0, 9, 9], ips: [].into(), ..endpoint(0) };
     world.attach(0, [77; 16], moved);
     world.detach(0, [1; 16]);
     world.attach(0, [1; 16], endpoint(0));

@@ -100,7 +100,8 @@ impl Attachment {
     /// What other hosts hear of it.
     pub fn record(&self) -> EndpointRecord {
         let Attachment { segment, mac, ips, names, healthy, services, .. } = self.clone();
-        EndpointRecord { segment, mac, ips, names, healthy, services }
+        let (ips, names, services) = (ips.into(), names.into(), services.into());
+        EndpointRecord { segment: segment.into(), mac, ips, names, healthy, services }
     }
 
     /// Its addresses, for people.

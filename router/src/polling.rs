@@ -163,7 +163,9 @@ mod tests {
     #[test]
     fn a_worker_sleeps_beside_bulk_hungry_neighbours_and_after_nothing() {
         let mut pauses = Pauses::new(BusyPoll::Adaptive);
-        (0..MOST).for_each(|_| drop(pause(&mut pauses, Last::Frames, 100, SHORT)));
+        for _ in 0..MOST {
+            pause(&mut pauses, Last::Frames, 100, SHORT);
+        }
         assert_eq!(pause(&mut pauses, Last::Frames, 0, SHORT), None, "woken for an order, not for a packet");
         let mut other = pauses.clone();
         other.carried(Last::Datagrams, BULK);

@@ -279,10 +279,10 @@ fn record(number: u32) -> EndpointRecord {
     EndpointRecord {
         segment: "bench".into(),
         mac: [2, 9, 9, a, b, c],
-        ips: vec![(IpAddr::from([10, 64 + a, b, c]), 9)],
-        names: vec![format!("endpoint-{number}")],
+        ips: [(IpAddr::from([10, 64 + a, b, c]), 9)].into(),
+        names: [format!("endpoint-{number}")].into(),
         healthy: true,
-        services: Vec::new(),
+        services: [].into(),
     }
 }
 

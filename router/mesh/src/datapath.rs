@@ -9,7 +9,7 @@ use weft_crypto::Time;
 use crate::egress::{self, DropReason, Sender, Verdict, egress};
 use crate::frame::{self, Mac};
 use crate::ingress::{Bucket, Punt, Receiver, RxBuffer, Sink};
-use crate::snapshot::{Port, Segment, Snapshot};
+use crate::snapshot::{Segment, Snapshot};
 use crate::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
@@ -44,7 +44,7 @@ impl Datapath {
     ) {
         let Some(switch) = snapshot.segments.get(&segment) else { return sink.dropped(DropReason::NoSegment) };
         let source = frame::source(bytes);
-        let port = source.and_then(|mac| switch.macs.get(&mac));
+        let port = source.and_then(|mac| switch.port(&mac));
         let verdict = egress(snapshot, switch, port, bytes);
         let is_legitimate = !matches!(verdict, Verdict::Drop(DropReason::Malformed | DropReason::Spoofed));
         if let Some(mac) = source.filter(|_| is_legitimate) {
@@ -94,7 +94,7 @@ impl Datapath {
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for
     /// each frame had none.
     fn may_flood(&mut self, switch: &Segment, bytes: &[u8], now: Time) -> bool {
-        let recorded = frame::source(bytes).filter(|mac| switch.macs.get(mac).is_some_and(Port::is_recorded));
+        let recorded = frame::source(bytes).filter(|mac| switch.macs.contains_key(mac));
         let key = (switch.id, recorded);
         if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&key) {
             // Forgetting gives each a fresh burst at most; the table stays bounded.
@@ -214,7 +214,7 @@ mod tests {
         let flood = neighbours.iter().copied().chain(far.map(|(far, _)| far)).map(label).collect();
         let mut switch = Segment { flood, ..Segment::empty(segment(), Hashing(1, 2)) };
         for (mac, host) in [(MAC_A, 1), (MAC_C, 3)] {
-            switch.macs.insert(mac, Port { host: label(host), learnt: None });
+            switch.macs.insert(mac, label(host));
         }
         snapshot.segments.insert(segment(), Arc::new(switch));
         snapshot
@@ -324,11 +324,12 @@ mod tests {
         let (mut a, mut c) = (Datapath::new(64), Datapath::new(64));
         let (sender, receiver) = (snapshot(1, &[3], None, 1452), snapshot(3, &[1], None, 1452));
         let (now, mut taps) = (Time::from_nanos(1_000_000_000), Taps::new(ALL));
-        let mut answer = |c: &mut Datapath| {
+        let answer = |c: &mut Datapath| {
             // The other direction's MACs, addresses and ports.
             let mut frame = tcp_frame(false, &[], 0x10);
-            [(0..6, 6), (26..30, 30), (34..36, 36)]
-                .map(|(from, to)| frame[from.start..to + from.len()].rotate_left(from.len()));
+            for (pair, len) in [(0..12, 6), (26..34, 4), (34..38, 2)] {
+                frame[pair].rotate_left(len);
+            }
             c.frame(&receiver, segment(), &VnetHeader::default(), &mut frame, now, &mut Taps::new(ALL));
             let lanes: Vec<Lane> = c.sender.batch.runs().map(|(run, _)| run.lane).collect();
             c.sender.batch.clear();

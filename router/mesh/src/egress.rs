@@ -88,7 +88,7 @@ impl DropReason {
 
 /// Decides where a frame goes that came from this host's bridge of `segment`; `source` is what the segment knows of its
 /// source MAC.
-pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&Port>, bytes: &[u8]) -> Verdict<'s> {
+pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<Port<'_>>, bytes: &[u8]) -> Verdict<'s> {
     let (Some(to), Some(from)) = (frame::destination(bytes), frame::source(bytes)) else {
         return Verdict::Drop(DropReason::Malformed);
     };
@@ -113,7 +113,7 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&
             None => Verdict::Flood(&segment.flood),
         };
     }
-    match segment.macs.get(&to) {
+    match segment.port(&to) {
         Some(port) if port.host == snapshot.own => Verdict::Drop(DropReason::Local),
         Some(port) => match snapshot.outbound.get(&port.host) {
             Some(outbound) if outbound.hop.is_none() => Verdict::Drop(DropReason::Unreachable),
@@ -127,12 +127,11 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<&
 
 /// Whether `host` may send a frame with a source MAC of which this is known and what the frame claims by ARP or ND:
 /// records beat what frames say.
-pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<&Port>, bytes: &[u8]) -> bool {
-    let is_elsewhere = |port: &Port| port.is_recorded() && port.host != host;
+pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<Port<'_>>, bytes: &[u8]) -> bool {
+    let is_elsewhere = |port: Port<'_>| port.is_recorded() && port.host != host;
     let claimed_elsewhere = || {
         frame::claim(bytes).is_some_and(|(mac, ip)| {
-            segment.macs.get(&mac).is_some_and(is_elsewhere)
-                || segment.ips.get(&ip).is_some_and(|owner| owner.host != host)
+            segment.port(&mac).is_some_and(is_elsewhere) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host)
         })
     };
     !source.is_some_and(is_elsewhere) && !claimed_elsewhere() && !frame::hides_claim(bytes)

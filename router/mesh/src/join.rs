@@ -206,7 +206,7 @@ fn admit(segment: &Segment, peer: HostLabel, bytes: &[u8], now: Time) -> Result<
     if frame::is_group(&from) {
         return Err(DropReason::Malformed);
     }
-    let port = segment.macs.get(&from);
+    let port = segment.port(&from);
     if !may_speak(segment, peer, port, bytes) {
         return Err(DropReason::Spoofed);
     }

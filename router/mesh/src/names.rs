@@ -15,6 +15,8 @@ use crate::records::{EndpointId, EndpointRecord, Service};
 use crate::wire::SegmentId;
 
 type EndpointKey = (HostLabel, EndpointId);
+/// Stands for a name where there are many: two names may have one.
+type NameHash = u64;
 type Addresses = Arc<[(IpAddr, u8)]>;
 /// Most have one: a tree for each would cost a thousand times its content.
 type Few<T> = Arc<[T]>;
@@ -28,7 +30,7 @@ pub(crate) const HIGHEST: EndpointKey = (HostLabel([0xff; 6]), [0xff; 16]);
 pub struct Names {
     own: HostLabel,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRecord>>,
-    by_name: OrdSet<(Box<str>, SegmentId, EndpointKey)>,
+    by_name: OrdSet<(NameHash, SegmentId, EndpointKey)>,
     by_ip: OrdSet<(IpAddr, SegmentId, EndpointKey)>,
     /// How many endpoints are in which segment, by the segments' names.
     segments: OrdMap<Box<str>, Few<(SegmentId, usize)>>,
@@ -96,7 +98,7 @@ impl Names {
         self.unset(host, id);
         let (key, segment) = ((host, id), SegmentId::of(&record.segment));
         for name in &record.names {
-            self.by_name.insert((folded(name), segment, key));
+            self.by_name.insert((hash_of(name), segment, key));
         }
         for (ip, _) in &record.ips {
             self.by_ip.insert((*ip, segment, key));
@@ -111,7 +113,7 @@ impl Names {
         let Some(record) = self.endpoints.remove(&key) else { return };
         let segment = SegmentId::of(&record.segment);
         for name in &record.names {
-            self.by_name.remove(&(folded(name), segment, key));
+            self.by_name.remove(&(hash_of(name), segment, key));
         }
         for (ip, _) in &record.ips {
             self.by_ip.remove(&(*ip, segment, key));
@@ -156,11 +158,12 @@ impl Names {
 
     fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
         let mut found = Found::default();
-        let keys =
-            self.by_name.range((name.into(), SegmentId::LOWEST, LOWEST)..=(name.into(), SegmentId::HIGHEST, HIGHEST));
+        let hash = hash_of(name);
+        let keys = self.by_name.range((hash, SegmentId::LOWEST, LOWEST)..=(hash, SegmentId::HIGHEST, HIGHEST));
         for (_, _, key) in keys.filter(|(_, segment, _)| scope.contains(segment)) {
             let Some(record) = self.endpoints.get(key) else { continue };
-            if network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
+            let is_its = record.names.iter().any(|own| own.eq_ignore_ascii_case(name));
+            if is_its && network.is_none_or(|network| record.segment.eq_ignore_ascii_case(network)) {
                 found.is_known = true;
                 found.holders.extend(self.holder(key.0, record));
             }
@@ -253,6 +256,13 @@ impl Scope<'_> {
     }
 }
 
+fn hash_of(name: &str) -> NameHash {
+    use std::hash::Hasher;
+    let mut hasher = siphasher::sip::SipHasher13::new();
+    name.bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+    hasher.finish()
+}
+
 /// Names are compared without regard to case (RFC 4343).
 fn folded(name: &str) -> Box<str> {
     name.to_ascii_lowercase().into()
@@ -277,10 +287,10 @@ mod tests {
         EndpointRecord {
             segment: segment.into(),
             mac: [2, 0, 0, 0, 0, ip],
-            ips: vec![(IpAddr::from([10, 0, 0, ip]), 8)],
-            names: vec![name.into()],
+            ips: [(IpAddr::from([10, 0, 0, ip]), 8)].into(),
+            names: [name.into()].into(),
             healthy: true,
-            services: Vec::new(),
+            services: [].into(),
         }
     }
 

@@ -123,17 +123,17 @@ pub struct SegmentRecord {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointRecord {
     /// The segment's name.
-    pub segment: String,
+    pub segment: Box<str>,
     /// Its MAC.
     pub mac: Mac,
     /// Its addresses with their prefix lengths.
-    pub ips: Vec<(IpAddr, u8)>,
+    pub ips: Box<[(IpAddr, u8)]>,
     /// Its names.
-    pub names: Vec<String>,
+    pub names: Box<[String]>,
     /// Whether it may be answered for.
     pub healthy: bool,
     /// What it serves.
-    pub services: Vec<Service>,
+    pub services: Box<[Service]>,
 }
 
 /// A port that an endpoint serves.

@@ -163,8 +163,10 @@ impl Direction {
 pub struct Segment {
     /// Its id.
     pub id: SegmentId,
-    /// Who has which MAC: looked up for each frame.
-    pub macs: Map<Mac, Port>,
+    /// Which host has which MAC, by endpoint records: looked up for each frame.
+    pub macs: Map<Mac, HostLabel>,
+    /// MACs learnt from frames, that are in no record.
+    pub learnt: Map<Mac, Learnt>,
     /// Who has which address: looked up for questions only. In order, since a hash map takes four times as much memory.
     pub ips: OrdMap<IpAddr, Owner>,
     /// The other hosts in the segment.
@@ -174,29 +176,48 @@ pub struct Segment {
 impl Segment {
     /// A switch that nobody is in.
     pub fn empty(id: SegmentId, hashing: Hashing) -> Self {
-        Segment { id, macs: Map::with_hasher(hashing), ips: OrdMap::new(), flood: Arc::new([]) }
+        let (macs, learnt) = (Map::with_hasher(hashing), Map::with_hasher(hashing));
+        Segment { id, macs, learnt, ips: OrdMap::new(), flood: Arc::new([]) }
+    }
+
+    /// Where a MAC lives: what records say counts.
+    pub fn port(&self, mac: &Mac) -> Option<Port<'_>> {
+        match self.macs.get(mac) {
+            Some(host) => Some(Port { host: *host, seen: None }),
+            None if self.learnt.is_empty() => None,
+            None => self.learnt.get(mac).map(|learnt| Port { host: learnt.host, seen: Some(&learnt.seen) }),
+        }
     }
 }
 
-/// Where a MAC lives.
+/// Where a MAC lives that no endpoint record has.
 #[derive(Clone)]
-pub struct Port {
+pub struct Learnt {
     /// The host.
     pub host: HostLabel,
-    /// Of one learnt from frames: when the last one from it was seen, in nanoseconds; it ages by it. None: it stands in an
-    /// endpoint record, and is not to be overridden by what frames say.
-    pub learnt: Option<Arc<AtomicU64>>,
+    /// When the last frame from it was seen, in nanoseconds; it ages by it.
+    pub seen: Arc<AtomicU64>,
 }
 
-impl Port {
+/// Where a MAC lives.
+#[derive(Clone, Copy)]
+pub struct Port<'s> {
+    /// The host.
+    pub host: HostLabel,
+    /// Of one learnt from frames: when the last one from it was seen. None: it stands in an endpoint record, and is not to be
+    /// overridden by what frames say.
+    seen: Option<&'s AtomicU64>,
+}
+
+impl Port<'_> {
     /// Whether it stands in an endpoint record.
     pub fn is_recorded(&self) -> bool {
-        self.learnt.is_none()
+        self.seen.is_none()
     }
 
     /// A frame came from it.
     pub fn note(&self, now: Time) {
-        if let Some(seen) = &self.learnt {
+        if let Some(seen) = self.seen {
             seen.store(now.as_nanos(), Ordering::Relaxed);
         }
     }

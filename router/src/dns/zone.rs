@@ -321,9 +321,9 @@ mod tests {
             segment: segment.into(),
             mac: [2; 6],
             ips: ips.iter().map(|ip| (ip.parse().unwrap(), 8)).collect(),
-            names: vec![name.into(), "alias".into(), format!("id-{}", ips[0].replace(['.', ':'], "-"))],
+            names: [name.into(), "alias".into(), format!("id-{}", ips[0].replace(['.', ':'], "-"))].into(),
             healthy: true,
-            services: vec![Service { name: "http".into(), protocol: "tcp".into(), port: 80 }],
+            services: [Service { name: "http".into(), protocol: "tcp".into(), port: 80 }].into(),
         }
     }
 

@@ -186,7 +186,7 @@ impl Node {
             .map(|(_, id, record)| (id, record.clone()))
             .collect();
         for (endpoint, mut record) in concerned {
-            record.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
+            record.ips = record.ips.into_iter().filter(|(ip, _)| *ip != IpAddr::V4(address)).collect();
             // What had room with an address more has room without it.
             let _ = self.write_endpoint(endpoint, record);
         }

@@ -13,7 +13,7 @@ use weft_crypto::{HostLabel, Time};
 use crate::frame::{GATEWAY_MAC, Mac};
 use crate::names::{HIGHEST, LOWEST, Names};
 use crate::records::{EndpointId, EndpointRecord};
-use crate::snapshot::{Hashing, Owner, Port, Segment};
+use crate::snapshot::{Hashing, Learnt, Owner, Segment};
 use crate::wire::SegmentId;
 
 /// How long a learnt MAC stays without a frame from it.
@@ -30,7 +30,8 @@ pub(super) struct Endpoints {
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
     /// Who claims which MAC in a segment, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
-    learnt: BTreeMap<SegmentId, BTreeMap<Mac, Learnt>>,
+    /// When MACs that are in no record last moved.
+    moved: BTreeMap<SegmentId, BTreeMap<Mac, Time>>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// What the data path sees: segments of this host.
@@ -44,10 +45,6 @@ pub(super) struct Endpoints {
 type Hosts = RangeInclusive<HostLabel>;
 const ALL: Hosts = LOWEST.0..=HIGHEST.0;
 
-struct Learnt {
-    moved: Time,
-}
-
 impl Endpoints {
     pub(super) fn new(own: HostLabel, hashing: Hashing) -> Self {
         Endpoints {
@@ -55,7 +52,7 @@ impl Endpoints {
             hashing,
             presence: BTreeMap::new(),
             macs: BTreeSet::new(),
-            learnt: BTreeMap::new(),
+            moved: BTreeMap::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -129,7 +126,7 @@ impl Endpoints {
         }
         if host == self.own {
             self.segments.remove(&segment);
-            self.learnt.remove(&segment);
+            self.moved.remove(&segment);
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
@@ -208,8 +205,9 @@ impl Endpoints {
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
             Some(host) => {
-                self.learnt.get_mut(&segment).and_then(|learnt| learnt.remove(&mac));
-                switch.macs.insert(mac, Port { host, learnt: None });
+                self.moved.get_mut(&segment).and_then(|moved| moved.remove(&mac));
+                switch.learnt.remove(&mac);
+                switch.macs.insert(mac, host);
             }
             None => {
                 switch.macs.remove(&mac);
@@ -237,35 +235,33 @@ impl Endpoints {
     /// A frame came from a MAC that no record has. True if the table changed.
     pub(super) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
         let Some(switch) = self.segments.get_mut(&segment) else { return false };
-        let learnt = self.learnt.entry(segment).or_default();
-        match switch.macs.get(&mac) {
+        let moved = self.moved.entry(segment).or_default();
+        match switch.port(&mac) {
             Some(port) if port.is_recorded() || port.host == host => return false,
-            Some(_) if learnt.get(&mac).is_some_and(|l| now.since(l.moved) < MOVE_INTERVAL) => return false,
-            None if learnt.len() >= MAX_LEARNT => return false,
+            Some(_) if moved.get(&mac).is_some_and(|last| now.since(*last) < MOVE_INTERVAL) => return false,
+            None if moved.len() >= MAX_LEARNT => return false,
             _ => {}
         }
-        let learnt_at = Arc::new(AtomicU64::new(now.as_nanos()));
-        switch.macs.insert(mac, Port { host, learnt: Some(learnt_at) });
-        learnt.insert(mac, Learnt { moved: now });
+        switch.learnt.insert(mac, Learnt { host, seen: Arc::new(AtomicU64::new(now.as_nanos())) });
+        moved.insert(mac, now);
         self.changed.insert(segment);
         true
     }
 
     /// Drops learnt MACs that have been silent.
     pub(super) fn age(&mut self, now: Time) {
-        for (segment, learnt) in &mut self.learnt {
+        for (segment, moved) in &mut self.moved {
             let Some(switch) = self.segments.get_mut(segment) else { continue };
-            let before = learnt.len();
-            learnt.retain(|mac, _| {
-                let seen = switch.macs.get(mac).and_then(|port| port.learnt.as_ref());
-                let seen = seen.map(|seen| Time::from_nanos(seen.load(Ordering::Relaxed)));
-                let is_live = seen.is_some_and(|seen| now.since(seen) < LEARNT_LIFETIME);
+            let before = moved.len();
+            moved.retain(|mac, _| {
+                let seen = switch.learnt.get(mac).map(|learnt| learnt.seen.load(Ordering::Relaxed));
+                let is_live = seen.is_some_and(|seen| now.since(Time::from_nanos(seen)) < LEARNT_LIFETIME);
                 if !is_live {
-                    switch.macs.remove(mac);
+                    switch.learnt.remove(mac);
                 }
                 is_live
             });
-            if learnt.len() != before {
+            if moved.len() != before {
                 self.changed.insert(*segment);
             }
         }
@@ -314,14 +310,14 @@ mod tests {
     }
 
     fn record(mac: u8, ip: [u8; 4]) -> EndpointRecord {
-        let ips = vec![(IpAddr::from(ip), 24)];
+        let ips = [(IpAddr::from(ip), 24)].into();
         EndpointRecord {
             segment: "s".into(),
             mac: [2, 0, 0, 0, 0, mac],
             ips,
-            names: vec![],
+            names: [].into(),
             healthy: true,
-            services: vec![],
+            services: [].into(),
         }
     }
 
@@ -336,8 +332,7 @@ mod tests {
     fn records_beat_what_was_learnt_and_the_next_claim_takes_over() {
         let (mut table, segment) = table();
         let mac = [2, 0, 0, 0, 0, 9];
-        let port =
-            |table: &Endpoints| table.segments[&segment].macs.get(&mac).map(|port| (port.host, port.is_recorded()));
+        let port = |table: &Endpoints| table.segments[&segment].port(&mac).map(|port| (port.host, port.is_recorded()));
         assert!(table.learn(segment, mac, host(5), Time::ZERO));
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(port(&table), Some((host(3), true)));
@@ -360,9 +355,9 @@ mod tests {
         assert!(!table.learn(segment, mac, host(6), at(500)));
         assert!(table.learn(segment, mac, host(6), at(1500)));
         table.age(at(200_000));
-        assert!(table.segments[&segment].macs.contains_key(&mac));
+        assert!(table.segments[&segment].port(&mac).is_some());
         table.age(at(302_000));
-        assert!(!table.segments[&segment].macs.contains_key(&mac));
+        assert!(table.segments[&segment].port(&mac).is_none());
     }
 
     #[test]

@@ -398,7 +398,7 @@ impl Node {
         }
         let segment = SegmentId::of(&record.segment);
         if let Some(other) = self.endpoints.collision(&record.segment) {
-            return Err(CommandError::SegmentCollision(record.segment, other.to_owned()));
+            return Err(CommandError::SegmentCollision(record.segment.into(), other.to_owned()));
         }
         for (ip, _) in &record.ips {
             if self.endpoints.is_gateway(segment, *ip) {
@@ -406,7 +406,7 @@ impl Node {
             }
             if let Some((host, other)) = self.endpoints.owner_of_ip(segment, *ip, id) {
                 let owner = self.describe_endpoint(host, &other);
-                return Err(CommandError::AddressInUse { ip: *ip, owner, segment: record.segment });
+                return Err(CommandError::AddressInUse { ip: *ip, owner, segment: record.segment.into() });
             }
         }
         if let Some((host, other)) = self.endpoints.owner_of_mac(segment, record.mac, id) {
@@ -420,7 +420,7 @@ impl Node {
     fn write_endpoint(&mut self, id: EndpointId, record: EndpointRecord) -> Result<(), CommandError> {
         let value = records::encode(&record);
         self.store.put(&Key::Endpoint(id).encode(), value.clone())?;
-        let name = record.segment.clone();
+        let name = record.segment.to_string();
         self.store.put(&Key::Segment(SegmentId::of(&name)).encode(), records::encode(&SegmentRecord { name }))?;
         self.persist(&[PERSISTED_ENDPOINT, &id].concat(), Some(value));
         Ok(())

@@ -79,11 +79,11 @@ impl Node {
         let record = self.endpoints.get(host, &id);
         EndpointStatus {
             id: hex::encode(id),
-            segment: record.map(|record| record.segment.clone()).unwrap_or_default(),
+            segment: record.map(|record| record.segment.to_string()).unwrap_or_default(),
             host: self.name_of(host),
             mac: record.map(|record| colons(&record.mac)).unwrap_or_default(),
             ips: record.iter().flat_map(|record| &record.ips).map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
-            names: record.map(|record| record.names.clone()).unwrap_or_default(),
+            names: record.map(|record| record.names.to_vec()).unwrap_or_default(),
             healthy: record.is_some_and(|record| record.healthy),
         }
     }
