@@ -1,7 +1,7 @@
 //! From received datagrams to frames for the TAP.
 //!
 //! 1. [`ingress`] decides about one datagram: it checks the envelope, and for this host opens the packet in place.
-//! 2. [`Receiver::receive`] runs a whole batch of buffers through it, collecting pieces and relay runs.
+//! 2. [`Datapath::datagrams`](crate::datapath::Datapath::datagrams) runs a whole batch of buffers through it, collecting pieces and relay runs.
 //! 3. Consecutive pieces of one burst are joined into one super-frame without being parsed; only the
 //!    first header counts, and is checked. Any gap or the end of the batch ends a super-frame.
 
