@@ -13,20 +13,23 @@ use weft_crypto::Time;
 
 /// How long a worker stays awake, unless it is told.
 const AWAKE: Duration = Duration::from_micros(50);
-/// The next packet was worth being awake for, the time that waking took included.
+/// After such a pause, slept through, it would have been worth staying awake: waking up takes the rest.
 const SOON: Duration = Duration::from_micros(100);
 /// Times it was soon, less times it was not: from where on a worker stays awake, and what is remembered at most.
 const ENOUGH: u8 = 4;
 const MOST: u8 = 8;
-/// What is carried at once if much is, in bytes; and how long that lasts. Then workers hardly ever sleep long, and the core
-/// is worth more to whoever makes or takes what is carried.
-const BULK: usize = 16 * 1024;
+/// How many bytes in how long are much: 200 Mbit/s. And how long that lasts: workers hardly ever sleep long then, and the core is
+/// worth more to whoever makes or takes what is carried.
+const BULK: usize = 256 * 1024;
+const WHILE: Duration = Duration::from_millis(10);
 const AFTER_BULK: Duration = Duration::from_millis(20);
 /// How long a worker that carried much is likely to do so again.
 const LIGHT: Duration = Duration::from_millis(200);
-/// Who offers the core and gets it back only after so long has a hungry neighbour: to it belongs the core for a while.
+/// Who offers the core and gets it back only after so long has a hungry neighbour: to it belongs the core for a while, and for
+/// a longer one each time, up to the longest.
 const NEIGHBOUR: Duration = Duration::from_micros(400);
 const AFTER_NEIGHBOUR: Duration = Duration::from_secs(1);
+const LONGEST_AFTER_NEIGHBOUR: Duration = Duration::from_secs(64);
 
 /// How long to stay awake: found out, or told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,9 +55,13 @@ pub struct Pauses {
     mode: BusyPoll,
     soon: [u8; 2],
     last: Last,
-    /// Bytes since the last pause.
+    /// Whether anything was carried since the last pause.
+    has_carried: bool,
+    /// Bytes carried since the while began.
     bytes: usize,
+    began: Time,
     asleep_until: Time,
+    asleep_for: Duration,
     /// When this worker last carried much.
     own_bulk: Time,
     /// When any worker did, in nanoseconds.
@@ -68,33 +75,41 @@ impl Pauses {
             mode,
             soon: [0; 2],
             last: Last::Datagrams,
+            has_carried: false,
             bytes: 0,
+            began: Time::ZERO,
             asleep_until: Time::ZERO,
+            asleep_for: AFTER_NEIGHBOUR,
             own_bulk: Time::ZERO,
             bulk: Arc::default(),
         }
     }
 
-    /// The worker took so many bytes.
+    /// The worker carried so many bytes. What nobody of the mesh sent does not count: it is not to keep anybody awake.
     pub fn carried(&mut self, last: Last, bytes: usize) {
         if bytes > 0 {
             self.last = last;
+            self.has_carried = true;
             self.bytes += bytes;
         }
     }
 
     /// There is nothing more to do: how long to stay awake. `None`: sleep, and what comes then tells nothing.
     pub fn begin(&mut self, now: Time) -> Option<Duration> {
-        let bytes = std::mem::take(&mut self.bytes);
-        if bytes >= BULK {
+        let has_carried = std::mem::take(&mut self.has_carried);
+        if self.bytes >= BULK {
             self.own_bulk = now;
             self.bulk.store(now.as_nanos(), Ordering::Relaxed);
+        }
+        if self.bytes >= BULK || now.since(self.began) >= WHILE {
+            (self.began, self.bytes) = (now, 0);
         }
         match self.mode {
             BusyPoll::Fixed(awake) => Some(awake).filter(|awake| !awake.is_zero()),
             BusyPoll::Adaptive => {
                 let bulk = Time::from_nanos(self.bulk.load(Ordering::Relaxed));
-                let may_pay = bytes > 0 && now.since(bulk) >= AFTER_BULK && now >= self.asleep_until;
+                let is_quiet = self.is_light(now) && now.since(bulk) >= AFTER_BULK;
+                let may_pay = has_carried && is_quiet && now >= self.asleep_until;
                 let is_soon = self.soon[self.last as usize] >= ENOUGH;
                 may_pay.then_some(if is_soon { AWAKE } else { Duration::ZERO })
             }
@@ -106,17 +121,22 @@ impl Pauses {
         now.since(self.own_bulk) >= LIGHT
     }
 
-    /// The next packet came so long after a pause began for which [`Pauses::begin`] named a time.
-    pub fn end(&mut self, pause: Duration) {
+    /// The next packet came so long after a pause began, of which the worker was to be awake for that long.
+    pub fn end(&mut self, pause: Duration, awake: Duration) {
         let soon = &mut self.soon[self.last as usize];
-        *soon = if pause < SOON { (*soon + 1).min(MOST) } else { soon.saturating_sub(1) };
+        let was_soon = pause < if awake.is_zero() { SOON } else { awake };
+        *soon = if was_soon { (*soon + 1).min(MOST) } else { soon.saturating_sub(1) };
     }
 
     /// Whether the core, offered to others, came back so late that it is theirs for a while: sleep then.
     pub fn is_contended(&mut self, offered: Duration, now: Time) -> bool {
         let is_contended = self.mode == BusyPoll::Adaptive && offered >= NEIGHBOUR;
         if is_contended {
-            self.asleep_until = now + AFTER_NEIGHBOUR;
+            let is_again = now.since(self.asleep_until) < LONGEST_AFTER_NEIGHBOUR;
+            let longer = (self.asleep_for * 2).min(LONGEST_AFTER_NEIGHBOUR);
+            self.asleep_for = if is_again { longer } else { AFTER_NEIGHBOUR };
+            self.asleep_until = now + self.asleep_for;
+            self.soon = [0; 2];
         }
         is_contended
     }
@@ -137,10 +157,25 @@ mod tests {
     fn pause(pauses: &mut Pauses, last: Last, bytes: usize, length: Duration) -> Option<Duration> {
         pauses.carried(last, bytes);
         let awake = pauses.begin(start());
-        if awake.is_some() {
-            pauses.end(length);
+        if let Some(awake) = awake {
+            pauses.end(length, awake);
         }
         awake
+    }
+
+    /// One that knows that the next packet comes soon after frames.
+    fn convinced() -> Pauses {
+        let mut pauses = Pauses::new(BusyPoll::Adaptive);
+        for _ in 0..MOST {
+            pause(&mut pauses, Last::Frames, 100, SHORT);
+        }
+        pauses
+    }
+
+    /// Whether it stays awake after a frame, if that is at this time.
+    fn stays_awake(pauses: &mut Pauses, now: Time) -> bool {
+        pauses.carried(Last::Frames, 100);
+        pauses.begin(now) == Some(AWAKE)
     }
 
     #[test]
@@ -161,25 +196,56 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_sleeps_beside_bulk_hungry_neighbours_and_after_nothing() {
-        let mut pauses = Pauses::new(BusyPoll::Adaptive);
-        for _ in 0..MOST {
-            pause(&mut pauses, Last::Frames, 100, SHORT);
-        }
-        assert_eq!(pause(&mut pauses, Last::Frames, 0, SHORT), None, "woken for an order, not for a packet");
+    fn packets_that_come_right_after_a_worker_went_to_sleep_keep_it_awake_half_of_the_time_at_most() {
+        let mut pauses = convinced();
+        let between = (AWAKE + SOON) / 2;
+        let awake = (0..100).filter(|_| pause(&mut pauses, Last::Frames, 100, between) == Some(AWAKE)).count();
+        assert!((1..=50 + usize::from(MOST)).contains(&awake), "{awake}");
+    }
+
+    #[test]
+    fn a_worker_sleeps_after_nothing_and_beside_bulk() {
+        let mut pauses = convinced();
+        assert_eq!(pause(&mut pauses, Last::Frames, 0, SHORT), None, "woken for an order, or by a stranger");
         let mut other = pauses.clone();
-        other.carried(Last::Datagrams, BULK);
-        assert_eq!(other.begin(start()), None);
-        assert_eq!(pause(&mut pauses, Last::Frames, 100, SHORT), None, "another worker carried much");
-        let later = start() + AFTER_BULK;
-        pauses.carried(Last::Frames, 100);
-        assert_eq!(pauses.begin(later), Some(AWAKE));
-        assert!(!pauses.is_contended(SHORT, later));
-        assert!(pauses.is_contended(LONG, later));
-        pauses.carried(Last::Frames, 100);
-        assert_eq!(pauses.begin(later + AFTER_NEIGHBOUR / 2), None);
-        pauses.carried(Last::Frames, 100);
-        assert_eq!(pauses.begin(later + AFTER_NEIGHBOUR), Some(AWAKE));
+        // In pieces, of which none is much.
+        let pieces = BULK / 1000 + 1;
+        for _ in 0..pieces {
+            other.carried(Last::Datagrams, 1000);
+            other.begin(start());
+        }
+        assert!(!stays_awake(&mut pauses, start()), "another worker carried much");
+        assert!(stays_awake(&mut pauses, start() + AFTER_BULK));
+        assert!(!stays_awake(&mut other, start() + AFTER_BULK) && !other.is_light(start() + AFTER_BULK));
+        assert!(other.is_light(start() + LIGHT));
+        // The same in a longer time is not much.
+        for piece in 0..pieces as u32 {
+            let now = start() + LIGHT + WHILE * piece;
+            assert!(stays_awake(&mut pauses, now));
+            pauses.carried(Last::Frames, 1000);
+        }
+    }
+
+    #[test]
+    fn a_worker_leaves_the_core_to_hungry_neighbours_longer_and_longer() {
+        let mut pauses = convinced();
+        let mut now = start();
+        assert!(!pauses.is_contended(SHORT, now));
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 64] {
+            assert!(pauses.is_contended(LONG, now));
+            for _ in 0..MOST {
+                assert_ne!(pause(&mut pauses, Last::Frames, 100, SHORT), Some(AWAKE));
+            }
+            let last = now;
+            now += Duration::from_secs(seconds);
+            pauses.soon = [MOST; 2];
+            assert!(!stays_awake(&mut pauses, last + (now.since(last) - SHORT)), "{seconds}");
+            assert!(stays_awake(&mut pauses, now), "{seconds}");
+        }
+        now += LONGEST_AFTER_NEIGHBOUR;
+        assert!(pauses.is_contended(LONG, now));
+        pauses.soon = [MOST; 2];
+        assert!(stays_awake(&mut pauses, now + AFTER_NEIGHBOUR), "long ago is forgotten");
     }
 
     #[test]

@@ -272,7 +272,7 @@ impl Run {
                     }
                 }
                 count => {
-                    self.pauses.end(self.clock.now().since(began));
+                    self.pauses.end(self.clock.now().since(began), awake);
                     return Ok(count);
                 }
             }
@@ -323,12 +323,12 @@ impl Run {
         // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
         let Ok(count) = self.out.udp.receive(lane, &mut slices, &mut meta) else { return };
         self.out.lane = lane;
-        self.pauses.carried(Last::Datagrams, meta[..count].iter().map(|meta| meta.len).sum());
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
             .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
             .collect();
-        self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
+        let carried = self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
+        self.pauses.carried(Last::Datagrams, carried);
     }
 
     fn read_tap(&mut self, snapshot: &Snapshot, segment: SegmentId) {

@@ -86,9 +86,15 @@ impl Datapath {
         }
     }
 
-    /// Takes received buffers.
-    pub fn datagrams(&mut self, snapshot: &Snapshot, now: Time, buffers: &mut [RxBuffer<'_>], sink: &mut impl Sink) {
-        self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink);
+    /// Takes received buffers; how many bytes of them were for this host, or passed on.
+    pub fn datagrams(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Time,
+        buffers: &mut [RxBuffer<'_>],
+        sink: &mut impl Sink,
+    ) -> usize {
+        self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink)
     }
 
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for
@@ -336,7 +342,7 @@ mod tests {
             lanes
         };
         assert_eq!(answer(&mut c), [Lane::Urgent]);
-        let (mut bulk, vnet) = super_frame(false, 1300 * 3, 1300, 0x18);
+        let (mut bulk, vnet) = super_frame(false, 1300 * 40, 1300, 0x18);
         a.frame(&sender, segment(), &vnet, &mut bulk, now, &mut taps);
         let mut wire: Vec<(Vec<u8>, usize)> =
             a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();

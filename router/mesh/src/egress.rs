@@ -323,7 +323,7 @@ impl Sender {
         }
         let flow = frame::flow(bytes, headers.as_ref());
         let place = match vnet.gso {
-            Gso::None if self.flows.is_sparse(flow, bytes.len(), now) => Place::Urgent,
+            Gso::None if self.flows.note(flow, bytes.len(), now) => Place::Urgent,
             Gso::None if headers.is_some() => Place::Main,
             Gso::None => match frame::fragment(bytes) {
                 None => Place::Main,

@@ -33,8 +33,8 @@ impl Default for Flows {
 }
 
 impl Flows {
-    /// Notes a packet of a flow, and tells whether it may overtake those of others.
-    pub(crate) fn is_sparse(&mut self, flow: u64, len: usize, now: Time) -> bool {
+    /// Notes a packet of a flow; whether the flow is sparse, so that the packet may overtake those of others.
+    pub(crate) fn note(&mut self, flow: u64, len: usize, now: Time) -> bool {
         let flow = &mut self.0[flow as usize % PLACES];
         if now.since(flow.began) > WHILE {
             (flow.began, flow.bytes) = (now, 0);
@@ -61,16 +61,16 @@ mod tests {
     fn a_flow_is_sparse_until_it_sends_much_and_again_after_a_pause() {
         let (mut flows, mut now) = (Flows::default(), Time::ZERO + Duration::from_secs(1));
         for _ in 0..100 {
-            assert!(flows.is_sparse(7, 1400, now));
+            assert!(flows.note(7, 1400, now));
             now += Duration::from_millis(1);
         }
         flows.note_busy(7, now);
-        assert!(!flows.is_sparse(7, 100, now));
-        assert!(flows.is_sparse(8, 100, now), "another flow is not touched");
+        assert!(!flows.note(7, 100, now));
+        assert!(flows.note(8, 100, now), "another flow is not touched");
         for _ in 0..100 {
             now += Duration::from_millis(15);
-            assert!(!flows.is_sparse(7, 100, now), "what it sends may not overtake what it sent");
+            assert!(!flows.note(7, 100, now), "what it sends may not overtake what it sent");
         }
-        assert!(flows.is_sparse(7, 100, now + QUIET));
+        assert!(flows.note(7, 100, now + QUIET));
     }
 }

@@ -1,7 +1,8 @@
 //! From received datagrams to frames for the TAP.
 //!
 //! 1. [`ingress`] decides about one datagram: it checks the envelope, and for this host opens the packet in place.
-//! 2. [`Datapath::datagrams`](crate::datapath::Datapath::datagrams) runs a whole batch of buffers through it, collecting pieces and relay runs.
+//! 2. [`Datapath::datagrams`](crate::datapath::Datapath::datagrams) runs a whole batch of buffers through it,
+//!    collecting pieces and relay runs.
 //! 3. Consecutive pieces of one burst are joined into one super-frame without being parsed; only the
 //!    first header counts, and is checked. Any gap or the end of the batch ends a super-frame.
 
@@ -309,7 +310,8 @@ impl Default for Receiver {
 }
 
 impl Receiver {
-    /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival.
+    /// Takes a batch. The buffers are opened in place; results go to `sink` in order of arrival. How many bytes were for this
+    /// host, or passed on.
     pub(crate) fn receive(
         &mut self,
         snapshot: &Snapshot,
@@ -317,11 +319,12 @@ impl Receiver {
         buffers: &mut [RxBuffer<'_>],
         flows: &mut Flows,
         sink: &mut impl Sink,
-    ) {
+    ) -> usize {
         self.texts.clear();
         self.relays.clear();
+        let mut carried = 0;
         for (number, buffer) in buffers.iter_mut().enumerate() {
-            self.open_buffer(snapshot, now, number, buffer, sink);
+            carried += self.open_buffer(snapshot, now, number, buffer, sink);
         }
         for run in &self.relays {
             sink.relay(run.to, &buffers[run.buffer].data[run.range.clone()], run.stride);
@@ -359,6 +362,7 @@ impl Receiver {
             }
         }
         join.finish(snapshot, now, flows, sink);
+        carried
     }
 
     fn open_buffer(
@@ -368,11 +372,11 @@ impl Receiver {
         number: usize,
         buffer: &mut RxBuffer<'_>,
         sink: &mut impl Sink,
-    ) {
+    ) -> usize {
         let stride = buffer.stride.max(1);
         let mut run = RunState::new();
         let mut heard: Option<(u32, HostLabel)> = None;
-        let mut offset = 0;
+        let (mut offset, mut carried) = (0, 0);
         for datagram in buffer.data.chunks_mut(stride) {
             let len = datagram.len();
             let verdict = ingress(snapshot, &mut run, datagram);
@@ -380,6 +384,7 @@ impl Receiver {
             match verdict {
                 Verdict::Text { index, text } => {
                     let Some((_, inbound, _)) = &run.session else { continue };
+                    carried += len;
                     let is_direct = neighbour.is_some_and(|neighbour| neighbour.peer == inbound.peer);
                     inbound.meter.received.bytes.fetch_add(len as u64, Ordering::Relaxed);
                     if is_direct {
@@ -408,6 +413,7 @@ impl Receiver {
                 }
                 Verdict::Relay(hop) => match neighbour {
                     Some(neighbour) if self.may_relay(neighbour.peer, len, now) => {
+                        carried += len;
                         neighbour.meter.received.relayed.fetch_add(1, Ordering::Relaxed);
                         hop.meter.sent.on_link(1, now);
                         self.relay(hop.remote, number, offset..offset + len, stride);
@@ -431,6 +437,7 @@ impl Receiver {
             }
             offset += len;
         }
+        carried
     }
 
     /// A datagram that follows its predecessor in the buffer joins its run.

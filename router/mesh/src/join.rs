@@ -85,7 +85,7 @@ impl<'a> Join<'a> {
         }
         if !self.payloads.is_empty() {
             // What acknowledges bulk is of a busy flow, too: it is not to keep those waiting who send little.
-            flows.note_busy(frame::flow(piece, headers.as_ref()), now);
+            flows.note(frame::flow(piece, headers.as_ref()), self.end, now);
         }
         let offloads = sink.offloads(header.segment);
         match headers {
