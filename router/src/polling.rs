@@ -25,10 +25,11 @@ const WHILE: Duration = Duration::from_millis(10);
 const AFTER_BULK: Duration = Duration::from_millis(20);
 /// How long a worker that carried much is likely to do so again.
 const LIGHT: Duration = Duration::from_millis(200);
-/// Who offers the core and gets it back only after so long has a hungry neighbour: to it belongs the core for a while, and for
-/// a longer one each time, up to the longest.
+/// Who offers the core and gets it back only after so long has a hungry neighbour: to it belongs the core for a while, and if it is
+/// there again soon after that, for twice as long, up to the longest.
 const NEIGHBOUR: Duration = Duration::from_micros(400);
 const AFTER_NEIGHBOUR: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(2);
 const LONGEST_AFTER_NEIGHBOUR: Duration = Duration::from_secs(64);
 
 /// How long to stay awake: found out, or told.
@@ -132,7 +133,7 @@ impl Pauses {
     pub fn is_contended(&mut self, offered: Duration, now: Time) -> bool {
         let is_contended = self.mode == BusyPoll::Adaptive && offered >= NEIGHBOUR;
         if is_contended {
-            let is_again = now.since(self.asleep_until) < LONGEST_AFTER_NEIGHBOUR;
+            let is_again = now.since(self.asleep_until) < AGAIN;
             let longer = (self.asleep_for * 2).min(LONGEST_AFTER_NEIGHBOUR);
             self.asleep_for = if is_again { longer } else { AFTER_NEIGHBOUR };
             self.asleep_until = now + self.asleep_for;
@@ -242,7 +243,7 @@ mod tests {
             assert!(!stays_awake(&mut pauses, last + (now.since(last) - SHORT)), "{seconds}");
             assert!(stays_awake(&mut pauses, now), "{seconds}");
         }
-        now += LONGEST_AFTER_NEIGHBOUR;
+        now += AGAIN;
         assert!(pauses.is_contended(LONG, now));
         pauses.soon = [MOST; 2];
         assert!(stays_awake(&mut pauses, now + AFTER_NEIGHBOUR), "long ago is forgotten");
