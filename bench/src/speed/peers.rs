@@ -45,10 +45,11 @@ pub const ALL: [Peer; 8] = [
 ];
 
 /// Tools that the set-ups need, and the packages they are in.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 6] = [
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
+    ("ping", "iputils-ping"),
     ("wg", "wireguard-tools"),
     ("openssl", "openssl"),
 ];
