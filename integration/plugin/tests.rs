@@ -60,7 +60,7 @@ impl Plugin {
         command.args(["--docker-socket", &path("engine.sock")]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(self.ns.spawn(command).unwrap());
-        await_true("the plugin does not answer", || Ok(UnixStream::connect(self.socket()).is_ok()))
+        await_true("the router does not answer", || Ok(self.ask_status().is_ok_and(|(status, _)| status == 200)))
             .unwrap_or_else(|error| panic!("{error}: {}", std::fs::read_to_string(path("log")).unwrap_or_default()));
     }
 
@@ -144,9 +144,13 @@ impl Plugin {
     }
 
     fn status(&self) -> Value {
-        let mut stream = UnixStream::connect(self.dir.join("weft.sock")).unwrap();
-        stream.write_all(b"GET /status HTTP/1.1\r\nHost: weft\r\nConnection: close\r\n\r\n").unwrap();
-        answer_of(stream).1
+        self.ask_status().unwrap().1
+    }
+
+    fn ask_status(&self) -> std::io::Result<(u16, Value)> {
+        let mut stream = UnixStream::connect(self.dir.join("weft.sock"))?;
+        stream.write_all(b"GET /status HTTP/1.1\r\nHost: weft\r\nConnection: close\r\n\r\n")?;
+        Ok(answer_of(stream))
     }
 
     /// All endpoints, once there are so many: records are written some milliseconds after the call.

@@ -25,7 +25,7 @@ use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
 use crate::launch::resolve_targets;
 use crate::options::Options;
-use crate::status;
+use crate::{state, status};
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -83,7 +83,8 @@ pub fn bind_private(
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).doing(what)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    let is_free = || std::os::unix::net::UnixStream::connect(path).map_or(Ok(()), Err);
+    if state::once_let_go(is_free, |_| true).is_err() {
         return Err(taken());
     }
     match std::fs::symlink_metadata(path) {

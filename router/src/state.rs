@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -21,6 +22,21 @@ const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("weft");
 const STORE_CACHE: usize = 1 << 20;
 /// The largest secret file that is read.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
+/// How often, and how many times, something is asked for that another router holds.
+const LET_GO_POLL: Duration = Duration::from_millis(20);
+const LET_GO_POLLS: u32 = 50;
+
+/// Waits a second for what another router holds: of one that was killed, a child that has just been forked and is not yet
+/// the program it is to run still has all files open.
+pub fn once_let_go<T, E>(mut attempt: impl FnMut() -> Result<T, E>, is_held: impl Fn(&E) -> bool) -> Result<T, E> {
+    for _ in 0..LET_GO_POLLS {
+        match attempt() {
+            Err(error) if is_held(&error) => std::thread::sleep(LET_GO_POLL),
+            result => return result,
+        }
+    }
+    attempt()
+}
 
 /// Fresh random bytes from the operating system, enough for a key.
 pub fn entropy() -> Result<[u8; 32]> {
@@ -154,7 +170,10 @@ impl Store {
     /// Opens or makes the store in a state directory.
     pub fn open(dir: &Path) -> Result<Store> {
         let path = dir.join("store.redb");
-        let result = redb::Builder::new().set_cache_size(STORE_CACHE).create(&path);
+        let result = once_let_go(
+            || redb::Builder::new().set_cache_size(STORE_CACHE).create(&path),
+            |error| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen),
+        );
         let database = result.map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 Failure::new(format!("another router uses {}; stop it, or choose another --state-dir", dir.display()))
@@ -303,6 +322,19 @@ mod tests {
         assert_eq!(Store::open(&dir).unwrap().read().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
         fs::write(dir.join("store.redb"), vec![7; 9000]).unwrap();
         assert!(Store::open(&dir).err().unwrap().to_string().contains("move it away"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_is_let_go_of_at_once_is_waited_for() {
+        let dir = dir("let-go");
+        let store = Store::open(&dir).unwrap();
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(store);
+        });
+        assert!(Store::open(&dir).is_ok());
+        holder.join().unwrap();
         fs::remove_dir_all(&dir).unwrap();
     }
 
