@@ -293,6 +293,17 @@ mod tests {
         }
     }
 
+    /// Lets `c` have what `a` wants sent; the bytes of each run.
+    fn deliver(a: &Datapath, c: &mut Datapath, receiver: &Snapshot, now: Time, taps: &mut Taps) -> Vec<usize> {
+        let mut wire: Vec<(Vec<u8>, usize)> =
+            a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();
+        let sizes = wire.iter().map(|(bytes, _)| bytes.len()).collect();
+        let mut buffers: Vec<RxBuffer<'_>> =
+            wire.iter_mut().map(|(data, stride)| RxBuffer { from: address(1), data, stride: *stride }).collect();
+        c.datagrams(receiver, now, &mut buffers, taps);
+        sizes
+    }
+
     /// What hosts 1 and 3 send and get when these frames leave in one batch.
     fn carry_batch(frames: &[(Vec<u8>, VnetHeader)]) -> (Vec<usize>, Vec<Vec<u8>>) {
         let (mut a, mut c) = (Datapath::new(64), Datapath::new(64));
@@ -301,12 +312,7 @@ mod tests {
         for (frame, vnet) in frames {
             a.frame(&sender, segment(), vnet, &mut frame.clone(), now, &mut taps);
         }
-        let mut wire: Vec<(Vec<u8>, usize)> =
-            a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();
-        let sizes = wire.iter().map(|(bytes, _)| bytes.len()).collect();
-        let mut buffers: Vec<RxBuffer<'_>> =
-            wire.iter_mut().map(|(data, stride)| RxBuffer { from: address(1), data, stride: *stride }).collect();
-        c.datagrams(&receiver, now, &mut buffers, &mut taps);
+        let sizes = deliver(&a, &mut c, &receiver, now, &mut taps);
         assert_eq!(taps.dropped, []);
         (sizes, taps.frames.into_iter().map(|(_, frame)| frame).collect())
     }
@@ -344,11 +350,7 @@ mod tests {
         assert_eq!(answer(&mut c), [Lane::Urgent]);
         let (mut bulk, vnet) = super_frame(false, 1300 * 40, 1300, 0x18);
         a.frame(&sender, segment(), &vnet, &mut bulk, now, &mut taps);
-        let mut wire: Vec<(Vec<u8>, usize)> =
-            a.sender.batch.runs().map(|(run, bytes)| (bytes.to_vec(), run.stride)).collect();
-        let mut buffers: Vec<RxBuffer<'_>> =
-            wire.iter_mut().map(|(data, stride)| RxBuffer { from: address(1), data, stride: *stride }).collect();
-        c.datagrams(&receiver, now, &mut buffers, &mut taps);
+        deliver(&a, &mut c, &receiver, now, &mut taps);
         assert_eq!((taps.frames.len(), taps.dropped.len()), (1, 0));
         assert_eq!(answer(&mut c), [Lane::Main]);
     }

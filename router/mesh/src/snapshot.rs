@@ -195,6 +195,8 @@ impl Segment {
 pub struct Learnt {
     /// The host.
     pub host: HostLabel,
+    /// When it came there.
+    pub moved: Time,
     /// When the last frame from it was seen, in nanoseconds; it ages by it.
     pub seen: Arc<AtomicU64>,
 }

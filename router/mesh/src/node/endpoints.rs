@@ -30,8 +30,6 @@ pub(super) struct Endpoints {
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
     /// Who claims which MAC in a segment, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
-    /// When MACs that are in no record last moved.
-    moved: BTreeMap<SegmentId, BTreeMap<Mac, Time>>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// What the data path sees: segments of this host.
@@ -52,7 +50,6 @@ impl Endpoints {
             hashing,
             presence: BTreeMap::new(),
             macs: BTreeSet::new(),
-            moved: BTreeMap::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -126,7 +123,6 @@ impl Endpoints {
         }
         if host == self.own {
             self.segments.remove(&segment);
-            self.moved.remove(&segment);
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
@@ -205,7 +201,6 @@ impl Endpoints {
         let Some(switch) = self.segments.get_mut(&segment) else { return };
         match claim {
             Some(host) => {
-                self.moved.get_mut(&segment).and_then(|moved| moved.remove(&mac));
                 switch.learnt.remove(&mac);
                 switch.macs.insert(mac, host);
             }
@@ -235,34 +230,28 @@ impl Endpoints {
     /// A frame came from a MAC that no record has. True if the table changed.
     pub(super) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
         let Some(switch) = self.segments.get_mut(&segment) else { return false };
-        let moved = self.moved.entry(segment).or_default();
-        match switch.port(&mac) {
-            Some(port) if port.is_recorded() || port.host == host => return false,
-            Some(_) if moved.get(&mac).is_some_and(|last| now.since(*last) < MOVE_INTERVAL) => return false,
-            None if moved.len() >= MAX_LEARNT => return false,
+        if switch.macs.contains_key(&mac) {
+            return false;
+        }
+        match switch.learnt.get(&mac) {
+            Some(learnt) if learnt.host == host || now.since(learnt.moved) < MOVE_INTERVAL => return false,
+            None if switch.learnt.len() >= MAX_LEARNT => return false,
             _ => {}
         }
-        switch.learnt.insert(mac, Learnt { host, seen: Arc::new(AtomicU64::new(now.as_nanos())) });
-        moved.insert(mac, now);
+        switch.learnt.insert(mac, Learnt { host, moved: now, seen: Arc::new(AtomicU64::new(now.as_nanos())) });
         self.changed.insert(segment);
         true
     }
 
     /// Drops learnt MACs that have been silent.
     pub(super) fn age(&mut self, now: Time) {
-        for (segment, moved) in &mut self.moved {
-            let Some(switch) = self.segments.get_mut(segment) else { continue };
-            let before = moved.len();
-            moved.retain(|mac, _| {
-                let seen = switch.learnt.get(mac).map(|learnt| learnt.seen.load(Ordering::Relaxed));
-                let is_live = seen.is_some_and(|seen| now.since(Time::from_nanos(seen)) < LEARNT_LIFETIME);
-                if !is_live {
-                    switch.learnt.remove(mac);
-                }
-                is_live
-            });
-            if moved.len() != before {
-                self.changed.insert(*segment);
+        let is_live =
+            |learnt: &Learnt| now.since(Time::from_nanos(learnt.seen.load(Ordering::Relaxed))) < LEARNT_LIFETIME;
+        for (id, switch) in &mut self.segments {
+            // What is published shares the table: it is not copied for nothing.
+            if !switch.learnt.values().all(is_live) {
+                switch.learnt.retain(|_, learnt| is_live(learnt));
+                self.changed.insert(*id);
             }
         }
     }
