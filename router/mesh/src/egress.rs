@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use crate::flows::Flows;
-use crate::frame::{self, Fragment, Headers, Solicitation, TcpCut, Transport};
+use crate::frame::{self, Fragment, Headers, TcpCut, Transport};
+use crate::neighbour::{self, Solicitation};
 use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
 use crate::wire::{MIN_DATAGRAM, OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
@@ -130,11 +131,11 @@ pub fn egress<'s>(snapshot: &'s Snapshot, segment: &'s Segment, source: Option<P
 pub(crate) fn may_speak(segment: &Segment, host: HostLabel, source: Option<Port<'_>>, bytes: &[u8]) -> bool {
     let is_elsewhere = |port: Port<'_>| port.is_recorded() && port.host != host;
     let claimed_elsewhere = || {
-        frame::claim(bytes).is_some_and(|(mac, ip)| {
+        neighbour::claim(bytes).is_some_and(|(mac, ip)| {
             segment.port(&mac).is_some_and(is_elsewhere) || segment.ips.get(&ip).is_some_and(|owner| owner.host != host)
         })
     };
-    !source.is_some_and(is_elsewhere) && !claimed_elsewhere() && !frame::hides_claim(bytes)
+    !source.is_some_and(is_elsewhere) && !claimed_elsewhere() && !neighbour::hides_claim(bytes)
 }
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.

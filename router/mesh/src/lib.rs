@@ -11,6 +11,7 @@ pub mod ingress;
 pub mod ipam;
 mod join;
 pub mod names;
+mod neighbour;
 pub mod node;
 mod reassembly;
 pub mod records;
