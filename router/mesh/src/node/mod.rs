@@ -22,6 +22,7 @@ mod links;
 mod peer;
 mod publish;
 mod rebirth;
+mod sessions;
 mod status;
 mod talk;
 
