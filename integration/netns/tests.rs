@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use rand::{RngExt, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_integration::netns::{Mesh, group_datagram_arrives, nft, peers, weft, write_secret};
 use weft_router::lab::{LabHost, Ns, await_true, ping, tcp_throughput};
@@ -535,4 +535,25 @@ fn the_host_itself_can_be_in_a_segment() {
     let hide = run_weft(&mesh.hosts[0].ns, &["--socket", &socket, "hide", "--segment", "red"]);
     assert!(hide.status.success(), "{hide:?}");
     assert_eq!(ping(&mesh.hosts[0].ns, to, 56, Duration::from_millis(300)).unwrap(), None);
+}
+
+#[test]
+fn an_address_that_comes_back_is_reached_at_once() {
+    let mut mesh = Mesh::start("back", &[Fast; 2], &[(0, 1)]);
+    let neighbours = [0, 1].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    let (host, to) = (&mesh.hosts[0], IpAddr::from([10, 32, 0, 99]));
+    let reaches = |from: usize| ping(&mesh.containers[from].ns, to, 56, Duration::from_millis(500)).unwrap().is_some();
+    for life in 0..3 {
+        let container = Ns::new().unwrap();
+        host.attach(&container, "red", &["10.32.0.99/24"], "back").unwrap();
+        for from in neighbours {
+            let what = format!("c{} does not reach what came back (life {life})", from + 1);
+            // The records take a moment; what neighbours believe of the address would take half a minute.
+            let answers = (0..6).any(|_| reaches(from));
+            assert!(answers, "{what}");
+        }
+        let request = json!({ "target": container.path(), "segment": "red" });
+        host.ask(Method::POST, "/detach", &request).unwrap();
+    }
 }

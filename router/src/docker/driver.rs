@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use weft_mesh::frame::colons;
 use weft_mesh::node::{Command, Reply};
-use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, is_name};
+use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, derived_mac, is_name};
 use weft_mesh::wire::MIN_MTU;
 
 use super::Kit;
@@ -200,7 +200,7 @@ impl Driver {
         let given = interface.map(|i| i.mac_address.as_str()).filter(|mac| !mac.is_empty());
         let mac = match given {
             Some(mac) => parse_mac(mac).ok_or_else(|| Failure::new(format!("{mac} is no MAC")))?,
-            None => [0x02, id[0], id[1], id[2], id[3], id[4]],
+            None => derived_mac(&id, &ips),
         };
         let ports = match request.options.get(PORTMAP) {
             Some(ports) => serde_json::from_value::<Option<Vec<PortBinding>>>(ports.clone())
