@@ -251,6 +251,9 @@ fn log(event: &Event) {
         Event::LinkDown { peer, reason } => info!(peer = %peer.short(), reason, "link down"),
         Event::LinkMoved { peer, remote } => info!(peer = %peer.short(), %remote, "link moved"),
         Event::Session { peer, cipher } => info!(peer = %peer.short(), cipher, "session"),
+        Event::TargetSilent { name, address } => warn!(
+            "{name} does not answer at {address}: is weft up there, does UDP get through, and has it the same secret?"
+        ),
         Event::PeerDead(label) => info!(host = ?label, "host is gone"),
         Event::PeerAlive(label) => info!(host = ?label, "host is alive"),
         Event::Cloned => warn!(

@@ -113,7 +113,7 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
         Some(Topic::Links) => rows("links", &["from", "to", "cost"]),
         Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "max_datagram"]),
         Some(Topic::Endpoints) => rows("endpoints", &["segment", "host", "ips", "names", "mac", "id"]),
-        Some(Topic::Targets) => rows("targets", &["name", "addresses", "peer"]),
+        Some(Topic::Targets) => rows("targets", &["name", "addresses", "peer", "state"]),
         Some(Topic::Ipam) => print_ipam(&report["ipam"]),
         Some(Topic::Dns) => Ok(object(&report["dns"])),
     }

@@ -246,7 +246,7 @@ fn explain_waiting(waiting_for: &[String]) -> String {
     match waiting_for {
         [] => "the hosts that decide have not agreed in time; try again".into(),
         hosts => format!(
-            "waiting for {}; start them, or give up hosts that are off for good with: weft reclaim NAME",
+            "waiting for {}; start them (see: weft status targets), or give up hosts that are off for good with: weft reclaim NAME",
             hosts.join(", ")
         ),
     }
@@ -282,6 +282,13 @@ pub enum Event {
         peer: PeerId,
         /// Its cipher.
         cipher: &'static str,
+    },
+    /// Nobody answers at a target: nobody listens there, something on the way drops UDP, or its secret is another one.
+    TargetSilent {
+        /// As the user wrote it.
+        name: String,
+        /// One of its addresses.
+        address: SocketAddr,
     },
     /// SWIM says a host is gone.
     PeerDead(HostLabel),
@@ -407,6 +414,22 @@ pub struct TargetStatus {
     pub addresses: Vec<SocketAddr>,
     /// The peer found there.
     pub peer: Option<String>,
+    /// How it stands.
+    pub state: TargetState,
+}
+
+/// How a target stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetState {
+    /// It is this host.
+    Own,
+    /// A peer was found there.
+    Answered,
+    /// It is being tried.
+    Trying,
+    /// It was tried several times, and nobody answered.
+    Silent,
 }
 
 /// One ring of addresses in a report.

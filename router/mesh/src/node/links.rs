@@ -11,8 +11,8 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use weft_crypto::{HostLabel, Time, envelope, session};
 
-use super::peer::{Link, Peer, PingSent};
-use super::{Event, Node};
+use super::peer::{Backoff, Link, Peer, PingSent};
+use super::{Event, Node, TargetState};
 use crate::records::{Key, LinkRecord, encode};
 use crate::routes::announced_cost;
 use crate::wire::{Control, MIN_DATAGRAM};
@@ -41,6 +41,8 @@ const SIZE_PROBE: Duration = Duration::from_secs(15);
 const SIZE_DISTRUST: Duration = Duration::from_secs(35);
 /// How long a link has to be silent before the host that chose its address gives it up for another.
 const MOVE_AFTER: Duration = Duration::from_millis(1200);
+/// Tries after which a target that never answered is said to be silent: some 13 s.
+const SILENT: u32 = 8;
 /// Longest waits between tries of an address: one that worked or was named, and any other.
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
@@ -285,7 +287,33 @@ impl Node {
             }
         }
         for (address, failures) in due {
+            if failures == SILENT {
+                self.note_silence(address);
+            }
             self.start_handshake(None, Some(address), failures, now);
+        }
+    }
+
+    /// Whoever set the target up hears of it once, and not for each address that it has.
+    fn note_silence(&mut self, address: SocketAddr) {
+        let silent = self.targets.iter().filter(|(_, addresses)| {
+            addresses.first() == Some(&address) && self.target_state(addresses) == TargetState::Silent
+        });
+        let silent: Vec<String> = silent.map(|(name, _)| name.clone()).collect();
+        silent.into_iter().for_each(|name| self.event(Event::TargetSilent { name, address }));
+    }
+
+    /// How a target with these addresses stands.
+    pub(super) fn target_state(&self, addresses: &[SocketAddr]) -> TargetState {
+        let mut tried = addresses.iter().filter_map(|address| self.target_addresses.get(address));
+        if addresses.iter().any(|address| self.own_addresses.contains(address)) {
+            TargetState::Own
+        } else if tried.clone().any(|target| target.peer.is_some()) {
+            TargetState::Answered
+        } else if tried.any(|target| target.retry.failures > SILENT) {
+            TargetState::Silent
+        } else {
+            TargetState::Trying
         }
     }
 
@@ -293,6 +321,7 @@ impl Node {
     pub(super) fn claim_target(&mut self, address: SocketAddr, label: HostLabel) {
         if let Some(target) = self.target_addresses.get_mut(&address) {
             target.peer = Some(label);
+            target.retry = Backoff::default();
         }
     }
 

@@ -40,6 +40,7 @@ impl Node {
                     peer: (addresses.iter())
                         .find_map(|address| self.target_addresses.get(address)?.peer)
                         .map(|label| self.name_of(label)),
+                    state: self.target_state(addresses),
                 })
                 .collect(),
         }
