@@ -419,6 +419,7 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
     weft(2, "unexpected argument", &["status", "--nonsense"]);
     weft(2, "usage: weft connect", &["connect"]);
     weft(2, "--help", &[]);
+    weft(1, "prints addresses", &["dns", "lookup", "_http._tcp.web"]);
     let links = spare.net(async |net| net.names().await).unwrap();
     assert!(!links.iter().any(|link| link.starts_with("weft")), "a refused attach left {links:?}");
 
@@ -434,7 +435,7 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
     launch(1, "in use", &["--secret-file", &secret]);
     launch(2, "--range", &["--secret-file", &secret, "--range", "10.0.0.1/33"]);
     launch(1, "overlaps", &["--secret-file", &secret, "--listen", "[::]:7001", "--range", "10.96.0.0/11"]);
-    launch(1, "cannot use the secret file", &["--secret-file", "/nowhere"]);
+    launch(1, "it is not there", &["--secret-file", "/nowhere"]);
     launch(1, "chmod 600", &["--secret-file", "/etc/hostname"]);
     launch(2, "--mtu", &["--secret-file", &secret, "--mtu", "100"]);
     let foreign = format!("{dir}/foreign");

@@ -407,6 +407,9 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     plugin.refused("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.60.0.0/24"), "no part");
     plugin.refused("IpamDriver.RequestPool", pool("nonsense", ""), "no subnet");
     plugin.refused("IpamDriver.RequestAddress", json!({ "PoolID": "x", "Address": "" }), "no pool");
+    let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
+    let misspelt = create(NETWORK, json!({ "weft.segmant": "red" }), data, json!([]));
+    plugin.refused("NetworkDriver.CreateNetwork", misspelt, "no option weft.segmant");
     plugin.refused("NetworkDriver.Join", join(NETWORK, &endpoint_id(1)), "was not told of");
     plugin.refused("NetworkDriver.Join", join(OTHER, &endpoint_id(1)), "was not told of");
     let strange = endpoint_of(NETWORK, "short", "10.32.0.9/12", "");

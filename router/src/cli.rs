@@ -20,7 +20,7 @@ use crate::{client, demo, state};
 
 /// An encrypted mesh network for containers.
 #[derive(Parser, Debug)]
-#[command(name = "weft", version, disable_version_flag = true, propagate_version = false)]
+#[command(name = "weft", version, propagate_version = false)]
 pub struct Cli {
     /// Control socket
     #[arg(help = "Control socket; default /run/weft/weft.sock", value_name = "FILE")]

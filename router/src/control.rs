@@ -185,6 +185,11 @@ async fn remove_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Ent
 
 async fn look_up_name(State(api): State<Api>, Json(Entry { name, .. }): Json<Entry>) -> Result<Json<Vec<IpAddr>>> {
     let found = dns::lookup(&api.names.load(), &name, &api.options.dns_domain);
+    if found.is_empty() && name.starts_with('_') {
+        return Err(Failure::new(format!(
+            "lookup prints addresses; ask for the services {name} in a container, or with dig"
+        )));
+    }
     if found.is_empty() {
         return Err(Failure::new(format!("nobody who can be reached has the name {name}; see: weft status endpoints")));
     }

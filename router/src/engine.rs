@@ -254,8 +254,8 @@ fn log(event: &Event) {
         Event::TargetSilent { name, address } => warn!(
             "{name} does not answer at {address}: is weft up there, does UDP get through, and has it the same secret?"
         ),
-        Event::PeerDead(label) => info!(host = ?label, "host is gone"),
-        Event::PeerAlive(label) => info!(host = ?label, "host is alive"),
+        Event::PeerDead(host) => info!(host, "host is gone"),
+        Event::PeerAlive(host) => info!(host, "host is alive"),
         Event::Cloned => warn!(
             "another host lives with this host's key: on the copy, stop weft, remove 'identity' and 'store.redb' from its state directory and start it again"
         ),

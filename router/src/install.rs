@@ -20,6 +20,7 @@ const BINARY: &str = "/usr/local/bin/weft";
 const CONFIG: &str = "/etc/weft/config.toml";
 const SECRET: &str = "/etc/weft/secret";
 const UNIT: &str = "/etc/systemd/system/weft.service";
+const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/weft.service";
 const CONFIG_TEXT: &str = "\
 # How this host's router runs; see: weft launch --help. Each long option is a key here.
 secret-file = \"/etc/weft/secret\"
@@ -54,13 +55,22 @@ pub fn install(args: &InstallArgs) -> Result<String> {
         if has_systemd && at(UNIT).exists() {
             systemctl(&["disable", "--now", "weft.service"])?;
         }
-        for path in [UNIT, BINARY] {
+        let mut said = String::new();
+        if args.root.is_none() {
+            // One that systemd does not know.
+            let _ = ask_router(Method::POST, "/stop");
+            if Path::new(DEFAULT_DOCKER_SOCKET).exists() {
+                said.push_str("networks that are left work no more; see: docker network ls --filter driver=weft\n");
+            }
+        }
+        for path in [UNIT, WANTED, BINARY] {
             remove(&at(path))?;
         }
         if has_systemd {
             systemctl(&["daemon-reload"])?;
         }
-        return Ok("weft is removed; /etc/weft and /var/lib/weft are kept: remove them to forget this host\n".into());
+        said.push_str("weft is removed; /etc/weft and /var/lib/weft are kept: remove them to forget this host\n");
+        return Ok(said);
     }
     for peer in &args.peers {
         parse_peer(peer)?;
@@ -82,8 +92,10 @@ pub fn install(args: &InstallArgs) -> Result<String> {
         systemctl(&["restart", "weft.service"])?;
         await_network();
         said.push_str("weft runs; see: weft status\n");
+    } else if args.root.is_some() {
+        said.push_str("installed; start it there with: systemctl enable --now weft\n");
     } else {
-        said.push_str("installed; start it with: systemctl enable --now weft\n");
+        said.push_str(&format!("installed; no systemd runs here, so start it with: {}\n", start(&args.peers)));
     }
     Ok(said)
 }
@@ -91,11 +103,9 @@ pub fn install(args: &InstallArgs) -> Result<String> {
 /// Where an engine runs, its network `weft` is there a moment after the router.
 fn await_network() {
     const PATIENCE: Duration = Duration::from_secs(10);
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     let end = Instant::now() + PATIENCE;
     while Path::new(DEFAULT_DOCKER_SOCKET).exists() && Instant::now() < end {
-        let status = client::ask::<Value>(Path::new(DEFAULT_SOCKET), Method::GET, "/status", &Value::Null);
-        let networks = runtime.block_on(status).unwrap_or_default()["docker"]["networks"].clone();
+        let networks = ask_router(Method::GET, "/status").unwrap_or_default()["docker"]["networks"].clone();
         if networks.as_array().is_some_and(|networks| networks.iter().any(|name| name == docker::NAME)) {
             return;
         }
@@ -103,9 +113,21 @@ fn await_network() {
     }
 }
 
+fn ask_router(method: Method, path: &str) -> Result<Value> {
+    let what = || "cannot ask the router".to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(what)?;
+    runtime.block_on(client::ask(Path::new(DEFAULT_SOCKET), method, path, &Value::Null))
+}
+
+/// How the router is started.
+fn start(peers: &[String]) -> String {
+    let peers: String = peers.iter().map(|peer| format!(" {peer}")).collect();
+    format!("{BINARY} launch --config {CONFIG}{peers}")
+}
+
 /// The engine looks for its plugin when it starts containers: weft is ready before it starts.
 fn unit(peers: &[String]) -> String {
-    let peers: String = peers.iter().map(|peer| format!(" {peer}")).collect();
+    let start = start(peers);
     format!(
         "[Unit]\n\
          Description=weft, an encrypted mesh network for containers\n\
@@ -114,7 +136,7 @@ fn unit(peers: &[String]) -> String {
          Before=docker.service\n\n\
          [Service]\n\
          Type=notify\n\
-         ExecStart={BINARY} launch --config {CONFIG}{peers}\n\
+         ExecStart={start}\n\
          Restart=always\n\
          RestartSec=250ms\n\
          LimitNOFILE=1048576\n\n\

@@ -279,7 +279,7 @@ impl LaunchArgs {
             (None, None, true) => SecretSource::Insecure,
             (None, None, false) => {
                 return Err(Failure::Usage(
-                    "no secret: make one with 'weft secret new > FILE; chmod 600 FILE' and give it to each host with \
+                    "no secret: make one with '(umask 077; weft secret new > FILE)' and give it to each host with \
                      --secret-file FILE (or say --insecure: anyone may join)"
                         .into(),
                 ));
@@ -336,7 +336,8 @@ impl LaunchArgs {
 
 /// Splits `host`, `ip`, `[ip6]`, each with an optional `:port`.
 pub fn parse_peer(text: &str) -> Result<(String, u16)> {
-    let bad = || Failure::Usage(format!("{text} is no peer: it takes host, ip or [ip6], each with an optional :port"));
+    let bad =
+        || Failure::Usage(format!("'{text}' is no peer: it takes host, ip or [ip6], each with an optional :port"));
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok((ip.to_string(), DEFAULT_PORT));
     }

@@ -118,7 +118,13 @@ impl SecretSource {
         match self {
             SecretSource::File(path) => {
                 let what = || format!("cannot use the secret file {}", path.display());
-                let metadata = fs::metadata(path).doing(what)?;
+                let metadata = match fs::metadata(path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        let hint = "it is not there; copy it from another host, or make the first: weft secret new";
+                        return Err(Failure::new(format!("{}: {hint}", what())));
+                    }
+                    metadata => metadata.doing(what)?,
+                };
                 if metadata.mode() & 0o007 != 0 {
                     return Err(Failure::new(format!("{}: everybody may read it; chmod 600 it", what())));
                 }

@@ -91,10 +91,10 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
                 "weft {} on {} ({})\n",
                 plain(&report["version"]),
                 plain(&report["name"]),
-                &plain(&report["peer_id"]).chars().take(8).collect::<String>()
+                cell("peer_id", &report["peer_id"])
             );
             if report["cloned"] == true {
-                text.push_str("another host lives with this host's key: see the log\n");
+                text.push_str("another host lived with this host's key within the last minute: see the log\n");
             }
             let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
             let connected =
@@ -137,7 +137,8 @@ fn print_ipam(ipam: &Value) -> Result<String> {
     Ok(text)
 }
 
-const PEERS: &[&str] = &["name", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];
+const PEERS: &[&str] =
+    &["name", "peer_id", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];
 
 fn object(value: &Value) -> String {
     let Some(object) = value.as_object() else { return String::new() };
@@ -146,7 +147,7 @@ fn object(value: &Value) -> String {
 
 fn table(rows: &[Value], columns: &[&str]) -> String {
     let mut cells = vec![columns.iter().map(|column| column.to_uppercase()).collect::<Vec<String>>()];
-    cells.extend(rows.iter().map(|row| columns.iter().map(|column| plain(&row[*column])).collect()));
+    cells.extend(rows.iter().map(|row| columns.iter().map(|column| cell(column, &row[*column])).collect()));
     let widths: Vec<usize> =
         (0..columns.len()).map(|i| cells.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     let mut text = String::new();
@@ -158,12 +159,21 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
     text
 }
 
+/// Keys by their first digits, the rest as it is.
+fn cell(column: &str, value: &Value) -> String {
+    let text = plain(value);
+    if column == "peer_id" { text.chars().take(8).collect() } else { text }
+}
+
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),
         Value::Array(list) if list.is_empty() => "-".into(),
         Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(","),
+        Value::Object(object) => {
+            object.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     }
 }

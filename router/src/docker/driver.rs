@@ -106,6 +106,9 @@ impl Driver {
                 "weft hands out its own addresses; use: docker network create -d weft --ipam-driver weft NAME",
             ));
         }
+        if let Some(unknown) = request.own_options().find(|key| ![SEGMENT_OPTION, UID_OPTION].contains(key)) {
+            return Err(Failure::new(format!("weft has no option {unknown}; it has {SEGMENT_OPTION}")));
+        }
         let mut subnets = Vec::new();
         let mut set_aside = Vec::new();
         for IpamData { pool, gateway, aux_addresses, .. } in data() {
@@ -302,7 +305,8 @@ impl Driver {
                 let subnet = Cidr((network_of(*clash), clash.1));
                 return Err(Failure::new(format!(
                     "the container is in {subnet} on network {network} already, and an engine puts it there only \
-                     once; create one of the two networks with a --subnet of its own"
+                     once; undo it with docker network disconnect, or the container will not start again, and create one \
+                     of the two networks with a --subnet of its own"
                 )));
             }
         }

@@ -132,6 +132,12 @@ impl CreateNetwork {
         self.options.get(option).is_some_and(|value| *value == Value::Bool(true))
     }
 
+    /// The options of `-o` that are weft's by their names.
+    pub fn own_options(&self) -> impl Iterator<Item = &str> {
+        let all = self.options.get(GENERIC).and_then(Value::as_object).into_iter().flatten();
+        all.map(|(key, _)| key.as_str()).filter(|key| key.starts_with("weft."))
+    }
+
     /// An option of `-o`.
     pub fn option(&self, key: &str) -> Option<&str> {
         self.options.get(GENERIC)?.get(key)?.as_str()

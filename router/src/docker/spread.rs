@@ -149,7 +149,7 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
         ..NetworkCreateRequest::default()
     };
     docker.kit.api.create_network(request).await?;
-    info!(network = record.name, "made a network that other hosts have");
+    info!(network = record.name, "made a network that every host has");
     docker.look_again.notify_one();
     Ok(())
 }

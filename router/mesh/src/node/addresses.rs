@@ -12,6 +12,9 @@ use crate::ipam::{AllocationId, Announcement, Awaited, Error, Ipam, Named, Outpu
 use crate::records::{self, Key};
 use crate::wire::Control;
 
+/// So many digits of a key may stand for it.
+const SHORTEST_KEY: usize = 8;
+
 /// How often it is looked who can be reached.
 const HOSTS_INTERVAL: Duration = Duration::from_millis(200);
 /// What waits for the disk, at most; messages beyond are lost, as on the way.
@@ -89,8 +92,10 @@ impl Node {
     /// Whom somebody means by a name or a key whose addresses are to be taken back.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let of_key = name.parse::<PeerId>().ok().map(|id| id.label());
+        let has_prefix = |label: &HostLabel| self.peer_key(*label).is_some_and(|id| id.to_string().starts_with(name));
+        let short = self.hosts.keys().copied().filter(|label| name.len() >= SHORTEST_KEY && has_prefix(label));
         let named = self.hosts.iter().filter(|(_, host)| host.name == name).map(|(label, _)| *label);
-        let meant: BTreeSet<HostLabel> = of_key.into_iter().chain(named).collect();
+        let meant: BTreeSet<HostLabel> = of_key.into_iter().chain(short).chain(named).collect();
         let host = match (meant.first().copied(), meant.len()) {
             (Some(host), 1) => host,
             (None, _) => return Err(CommandError::UnknownHost(name.to_owned())),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
 use crate::ingress::Punt;
 use crate::ipam::ring::Range;
@@ -232,7 +232,7 @@ pub enum CommandError {
     #[error("{0} was added on {1}; remove it there")]
     NameOfAnother(String, String),
     /// Several have it.
-    #[error("several hosts are called {0}; give the peer_id, see: weft status --json")]
+    #[error("several hosts are called {0}; give the peer_id, or its first digits, see: weft status peers")]
     AmbiguousHost(String),
     /// Addresses of a host that runs are not to be taken back.
     #[error("{0} is there; stop its router first")]
@@ -291,9 +291,9 @@ pub enum Event {
         address: SocketAddr,
     },
     /// SWIM says a host is gone.
-    PeerDead(HostLabel),
+    PeerDead(String),
     /// SWIM says a host is alive.
-    PeerAlive(HostLabel),
+    PeerAlive(String),
     /// Another host lives with this host's key.
     Cloned,
     /// Another host lives with a peer's key; the one met first is kept.

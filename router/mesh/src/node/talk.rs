@@ -420,7 +420,8 @@ impl Node {
             if let Some(peer) = self.peers.get_mut(&label) {
                 peer.is_alive = is_alive;
                 peer.last_there = now;
-                self.event(if is_alive { Event::PeerAlive(label) } else { Event::PeerDead(label) });
+                let name = self.name_of(label);
+                self.event(if is_alive { Event::PeerAlive(name) } else { Event::PeerDead(name) });
             }
         }
     }
