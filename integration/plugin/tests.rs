@@ -29,6 +29,8 @@ struct Plugin {
 struct Engine {
     /// Names of networks by their ids, and names of containers by their endpoints' ids.
     networks: BTreeMap<String, (String, BTreeMap<String, String>)>,
+    /// How it was told to make networks, by their ids.
+    made: BTreeMap<String, Value>,
     hangs: bool,
 }
 
@@ -194,7 +196,14 @@ fn serve(mut stream: UnixStream, engine: &Mutex<Engine>) {
     let tail = path.rsplit('/').next().unwrap_or_default();
     let body = match tail {
         "version" => json!({ "Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12" }),
-        "networks" => engine.networks.iter().map(|(id, (name, _))| json!({ "Id": id, "Name": name })).collect(),
+        "networks" => {
+            let described = |(id, (name, _)): (&String, &(String, _))| {
+                let mut network = engine.made.get(id).cloned().unwrap_or_else(|| json!({}));
+                (network["Id"], network["Name"]) = (json!(id), json!(name));
+                network
+            };
+            engine.networks.iter().map(described).collect()
+        }
         "json" => json!([]),
         "events" => {
             drop(engine);
@@ -440,6 +449,36 @@ fn a_restarted_plugin_knows_what_it_knew() {
     plugin.end(NETWORK, DEFAULT_POOL, &endpoint_id(1), &address);
     plugin.endpoints(1);
     assert_eq!(plugin.used(), 1);
+}
+
+#[test]
+fn a_plugin_that_lost_its_store_takes_up_the_engines_networks() {
+    let mut plugin = Plugin::start("lost");
+    plugin.create_plain(NETWORK, "app");
+    plugin.name_network(OTHER, "full");
+    let made = |options: Value, internal: bool, config: Value| {
+        let ipam = json!({ "Driver": "weft", "Options": null, "Config": config });
+        json!({ "Driver": "weft", "Internal": internal, "EnableIPv6": false, "Options": options, "IPAM": ipam })
+    };
+    let chosen = json!([{
+        "Subnet": "10.50.0.0/16", "IPRange": "10.50.4.0/24", "Gateway": "10.50.0.9",
+        "AuxiliaryAddresses": { "printer": "10.50.4.0" },
+    }]);
+    let plain = json!([{ "Subnet": "10.32.0.0/12", "Gateway": "10.32.0.1" }]);
+    plugin.engine().made = BTreeMap::from([
+        (NETWORK.to_owned(), made(json!({}), false, plain)),
+        (OTHER.to_owned(), made(json!({ "weft.segment": "red" }), true, chosen)),
+    ]);
+    plugin.kill();
+    std::fs::remove_dir_all(plugin.dir.join("state")).unwrap();
+    plugin.launch();
+    let knows = |name: &str| plugin.status()["docker"]["networks"].as_array().unwrap().contains(&json!(name));
+    await_true("networks are not taken up", || Ok(knows("app") && knows("full"))).unwrap();
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(1), "web");
+    let address = plugin.run(OTHER, "10.50.0.0/16/10.50.4.0/24", &endpoint_id(2), "db");
+    assert_eq!(address, "10.50.4.1/16", "within the part, and not what is set aside");
+    let segments: Vec<Value> = plugin.endpoints(2).iter().map(|endpoint| endpoint["segment"].clone()).collect();
+    assert!(segments.contains(&json!("app")) && segments.contains(&json!("red")), "{segments:?}");
 }
 
 #[test]

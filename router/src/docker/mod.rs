@@ -4,6 +4,7 @@
 //! the attachments make interfaces and records. Names do not come with calls: `watch` asks the engine for them by
 //! `api`. `spread` makes here what other hosts have, `publish` keeps the firewall's rules.
 
+mod adopt;
 mod api;
 mod driver;
 mod plugin;

@@ -128,6 +128,15 @@ impl Pools {
         Ok((id, prefix))
     }
 
+    /// Whether a subnet is what networks get of which nobody chose one.
+    pub fn is_own(&self, prefix: Prefix) -> bool {
+        self.own().contains(&prefix)
+    }
+
+    fn own(&self) -> [Prefix; 2] {
+        [(IpAddr::V4(self.range.base), self.range.length), (IpAddr::V6(self.ula.0), self.ula.1)]
+    }
+
     fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
         match prefix.0 {
             IpAddr::V4(_) if range_of(prefix).is_none() || part.is_some_and(|part| range_of(part).is_none()) => {
@@ -144,8 +153,7 @@ impl Pools {
     async fn refuse_overlap(&self, prefix: Prefix) -> Result<()> {
         let refused =
             |what: String| Err(Failure::new(format!("the subnet {} overlaps {what}; choose another", Cidr(prefix))));
-        let own = [(IpAddr::V4(self.range.base), self.range.length), (IpAddr::V6(self.ula.0), self.ula.1)];
-        if let Some(own) = own.into_iter().find(|own| overlaps(*own, prefix)) {
+        if let Some(own) = self.own().into_iter().find(|own| overlaps(*own, prefix)) {
             return refused(format!("the mesh's own range {} (leave --subnet out to use that)", Cidr(own)));
         }
         let here = self.chosen.all().into_iter().map(|(_, pool)| pool).filter(|pool| pool.network.is_some());

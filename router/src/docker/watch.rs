@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bollard::models::{EventMessage, EventMessageTypeEnum, Network};
@@ -10,6 +11,7 @@ use futures_util::StreamExt;
 use tracing::{debug, info, warn};
 
 use super::Docker;
+use super::adopt::adopt_all;
 use super::driver::attachment_id;
 use crate::attachment::Place;
 use crate::error::{Failure, Result};
@@ -188,10 +190,14 @@ async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
 /// Compares what weft has with what the engine has. What has not fitted for a while is let go.
 async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
+    // The first look after the router started only looks: things may be on their way.
+    let is_first = !docker.compared.load(Ordering::Relaxed);
+    if is_first {
+        adopt_all(docker).await?;
+    }
     let there = name_networks(docker).await?;
     let live = live_endpoints(docker, &there).await?;
-    // The first look after the router or the engine started only looks: things may be on their way.
-    let is_first = !docker.compared.swap(true, std::sync::atomic::Ordering::Relaxed);
+    docker.compared.store(true, Ordering::Relaxed);
     let mut found = Suspects { is_first, ..Suspects::default() };
     for (id, endpoint) in endpoints.into_iter().filter(|(id, _)| !live.contains(id)) {
         let since = before.endpoints.get(&id).copied().unwrap_or_else(Instant::now);
