@@ -226,6 +226,12 @@ impl EngineHost {
         }
     }
 
+    /// Kills the router and takes all it remembered away.
+    pub fn lose_state(&self) {
+        self.kill_router();
+        std::fs::remove_dir_all(self.dir.join("state")).expect("there is state");
+    }
+
     /// Stops the router as `weft stop` does.
     pub fn stop_router(&self) {
         let socket = self.router_socket();

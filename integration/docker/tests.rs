@@ -355,6 +355,19 @@ fn restarts_in_any_order_leave_nothing_behind() {
         let _ = lan.hosts[0].try_docker(&["rm", "-f", &format!("r{number}")]);
     }
     check(&lan, "kill -9 of the router in the middle of calls", &["always"]);
+
+    // The host is another one then: its earlier life is given up, and its networks are the engine's.
+    let life = lan.hosts[0].status()["peer_id"].as_str().unwrap().to_owned();
+    lan.hosts[0].lose_state();
+    lan.hosts[0].start_router();
+    await_true("the networks are not taken up", || {
+        Ok(lan.hosts[0].status()["docker"]["networks"].as_array().is_some_and(|names| names.contains(&"app".into())))
+    })
+    .unwrap();
+    let reclaimed = || lan.hosts[1].weft(&["reclaim", &life[..8]]).status.success();
+    await_true("the earlier life is not given up", || Ok(reclaimed())).unwrap();
+    lan.hosts[0].docker(&["restart", "-t", "0", "always"]);
+    check(&lan, "loss of the state", &["always"]);
 }
 
 #[test]
