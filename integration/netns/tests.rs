@@ -548,16 +548,17 @@ fn an_address_that_comes_back_is_reached_at_once() {
     let mut mesh = Mesh::start("back", &[Fast; 2], &[(0, 1)]);
     let neighbours = [0, 1].map(|host| mesh.add_container(host, "red"));
     mesh.await_connected();
-    let (host, to) = (&mesh.hosts[0], IpAddr::from([10, 32, 0, 99]));
-    let reaches = |from: usize| ping(&mesh.containers[from].ns, to, 56, Duration::from_millis(500)).unwrap().is_some();
-    for life in 0..3 {
-        let container = Ns::new().unwrap();
-        host.attach(&container, "red", &["10.32.0.99/24"], "back").unwrap();
-        for from in neighbours {
-            let what = format!("c{} does not reach what came back (life {life})", from + 1);
-            // The records take a moment; what neighbours believe of the address would take half a minute.
-            let answers = (0..6).any(|_| reaches(from));
-            assert!(answers, "{what}");
+    let (v4, v6) = ("10.32.0.99/24", "fd77::99/64");
+    // An IPv4 address rests before another host has it.
+    for (life, (host, ips)) in [(0, &[v4, v6][..]), (0, &[v4, v6]), (1, &[v6]), (0, &[v6])].into_iter().enumerate() {
+        let (host, container) = (&mesh.hosts[host], Ns::new().unwrap());
+        let attached = || host.attach(&container, "red", ips, "back").is_ok();
+        await_true("the other host does not hear that the address is free", || Ok(attached())).unwrap();
+        for (from, ip) in neighbours.into_iter().flat_map(|from| ips.iter().map(move |ip| (from, ip))) {
+            let (from, ip) = (&mesh.containers[from], ip.split('/').next().unwrap().parse().unwrap());
+            // The records take a moment; what a neighbour believes of the address would take half a minute.
+            let is_reached = (0..6).any(|_| ping(&from.ns, ip, 56, Duration::from_millis(500)).unwrap().is_some());
+            assert!(is_reached, "{} does not reach {ip} in its life {life} on {}", from.name, host.name);
         }
         let request = json!({ "target": container.path(), "segment": "red" });
         host.ask(Method::POST, "/detach", &request).unwrap();

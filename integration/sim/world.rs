@@ -426,7 +426,8 @@ impl World {
                 self.queue.push(self.now + delay, What::Durable { host: number, life, mark });
             }
             Output::Event(event) => self.hosts[number].events.push(event),
-            Output::Timeout(..) => {}
+            // What containers here know of each other's MACs, the model knows.
+            Output::Tap { .. } | Output::Timeout(..) => {}
         }
     }
 

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::Command;
-use weft_mesh::records::{self, EndpointId, MAX_LIST};
+use weft_mesh::records::{EndpointId, MAX_LIST};
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::{self, Lease, range_of};
@@ -157,7 +157,7 @@ impl Attachments {
         }
         let mut id: EndpointId = random()?;
         id[0] |= ATTACHED;
-        let mac = records::derived_mac(&id, &ips);
+        let mac = [0x02, id[0], id[1], id[2], id[3], id[4]];
         let place = match &namespace {
             Some(namespace) => Place::Container {
                 namespace: namespace.id,
@@ -188,7 +188,6 @@ impl Attachments {
         }
         // Nobody waits for anybody's address but for his own.
         self.allocate(&mut attachment, &grounds).await?;
-        attachment.mac = records::derived_mac(&id, &attachment.ips);
         let leases = attachment.leases.clone();
         let mut inside = self.inside.lock().await;
         let attached = match inside.find_same(namespace.as_ref(), &attachment.segment, &ips_given) {
@@ -307,8 +306,7 @@ impl Attachments {
         };
         let Some(mut attachment) = inside.all.values().find(has_it).cloned() else { return };
         // No record is to speak of it again.
-        (attachment.mac, attachment.ips) =
-            records::without(&attachment.id, attachment.mac, &attachment.ips, address.into());
+        attachment.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
         if let Err(error) = inside.keep(&attachment) {
             warn!("{error}");
         }

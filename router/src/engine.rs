@@ -18,7 +18,7 @@ use weft_mesh::snapshot::Snapshot;
 use crate::error::{Failure, Result};
 use crate::state::{Change, Store};
 use crate::udp::UdpPort;
-use crate::worker::{Clock, PuntSender};
+use crate::worker::{Clock, PuntSender, WorkerHandle};
 
 /// How soon what could not be written is tried again.
 const WRITE_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -75,6 +75,7 @@ pub struct Engine {
     snapshot: Arc<ArcSwap<Snapshot>>,
     names: Arc<ArcSwap<Names>>,
     punts: Punts,
+    worker: WorkerHandle,
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
     saved: mpsc::UnboundedReceiver<Saved>,
@@ -108,7 +109,7 @@ impl Engine {
         clock: Clock,
         udp: UdpPort,
         (snapshot, names): (Arc<ArcSwap<Snapshot>>, Arc<ArcSwap<Names>>),
-        punts: Punts,
+        (punts, worker): (Punts, WorkerHandle),
         store: Arc<Store>,
     ) -> (Engine, EngineHandle, mpsc::UnboundedReceiver<Fenced>) {
         let (requests, inbox) = mpsc::channel(64);
@@ -124,6 +125,7 @@ impl Engine {
             snapshot,
             names,
             punts,
+            worker,
             requests: inbox,
             saver,
             saved,
@@ -189,6 +191,7 @@ impl Engine {
                 }
                 Output::Persist { key, value } => changes.push((key, value)),
                 Output::Durable(wanted) => mark = Some(wanted),
+                Output::Tap { segment, frame } => self.worker.write(segment, frame),
                 Output::Event(event) => {
                     log(&event);
                     if let Event::Fenced { id, address } = event {

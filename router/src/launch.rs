@@ -120,10 +120,12 @@ async fn run(options: Options) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
+    // Any of them has a queue of each segment.
+    let worker = workers[0].handle();
     let segments = Segments::new(options.tap, mtu, workers);
     let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
     let views = (snapshot, names.clone());
-    let (engine, handle, fences) = Engine::new(node, clock, udp, views, inbox, store.clone());
+    let (engine, handle, fences) = Engine::new(node, clock, udp, views, (inbox, worker), store.clone());
     start_engine(engine)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
     let attachments = Attachments::new(handle.clone(), store.clone(), segments, range, socket, restored).await?;

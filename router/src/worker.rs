@@ -83,6 +83,7 @@ pub struct Counters {
 enum Order {
     Add(SegmentId, Box<dyn TapIo>),
     Remove(SegmentId),
+    Write(SegmentId, Vec<u8>),
     Stop,
 }
 
@@ -111,9 +112,28 @@ impl PuntSender {
 
 /// A running worker.
 pub struct Worker {
+    handle: WorkerHandle,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Gives a worker orders.
+#[derive(Clone)]
+pub struct WorkerHandle {
     orders: Sender<Order>,
     waker: Arc<EventFd>,
-    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Has a frame written to a segment's TAP, if the segment is there.
+    pub fn write(&self, segment: SegmentId, frame: Vec<u8>) {
+        self.order(Order::Write(segment, frame));
+    }
+
+    fn order(&self, order: Order) {
+        // A worker ends only when told to; then nobody orders any more.
+        let _ = self.orders.send(order);
+        let _ = self.waker.write(1);
+    }
 }
 
 impl Worker {
@@ -154,29 +174,28 @@ impl Worker {
             buffers: vec![0; BATCH * BUFFER],
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| run.run()).doing(what)?;
-        Ok(Worker { orders, waker, thread: Some(thread) })
+        Ok(Worker { handle: WorkerHandle { orders, waker }, thread: Some(thread) })
+    }
+
+    /// A handle of it.
+    pub fn handle(&self) -> WorkerHandle {
+        self.handle.clone()
     }
 
     /// Gives the worker a segment's TAP queue.
     pub fn add(&self, segment: SegmentId, tap: Box<dyn TapIo>) {
-        self.order(Order::Add(segment, tap));
+        self.handle.order(Order::Add(segment, tap));
     }
 
     /// Takes it away; the queue is closed.
     pub fn remove(&self, segment: SegmentId) {
-        self.order(Order::Remove(segment));
-    }
-
-    fn order(&self, order: Order) {
-        // A worker ends only when told to; then nobody orders any more.
-        let _ = self.orders.send(order);
-        let _ = self.waker.write(1);
+        self.handle.order(Order::Remove(segment));
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.order(Order::Stop);
+        self.handle.order(Order::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -302,6 +321,7 @@ impl Run {
                     }
                 }
                 Order::Remove(segment) => self.remove(segment),
+                Order::Write(segment, frame) => self.out.to_tap(segment, &VnetHeader::default(), &[&frame]),
                 Order::Stop => return false,
             }
         }

@@ -244,7 +244,11 @@ impl Guest {
                     self.wake = Instant::now() + wait;
                     return Ok(());
                 }
-                Output::Reply(..) | Output::Names(_) | Output::Persist { .. } | Output::Event(_) => {}
+                Output::Reply(..)
+                | Output::Names(_)
+                | Output::Persist { .. }
+                | Output::Tap { .. }
+                | Output::Event(_) => {}
             }
         }
     }

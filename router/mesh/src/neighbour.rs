@@ -8,6 +8,9 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const PROTOCOL_ICMPV6: u8 = 58;
+/// Where announcements come from: a bridge that learnt from them where the announced MAC is would be wrong where that is its own.
+const ANNOUNCER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x02];
+const BROADCAST: Mac = [0xff; 6];
 
 /// A question "who has this address?", by ARP or neighbour discovery.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +90,22 @@ impl Solicitation {
         complete_checksum(&mut frame, 54, 2);
         frame
     }
+}
+
+/// What tells everybody who knows another MAC for an address of this one: a gratuitous ARP request (RFC 5227, section 3) or
+/// an unsolicited advertisement (RFC 4861, section 7.2.6).
+pub(crate) fn announcement(mac: Mac, ip: IpAddr) -> Vec<u8> {
+    let mut frame = match ip {
+        IpAddr::V4(v4) => {
+            let asked = Solicitation { asker: BROADCAST, asker_ip: Some(ip), target: ip };
+            let mut frame = asked.arp_reply(mac, v4);
+            frame[21] = 1;
+            frame
+        }
+        IpAddr::V6(_) => Solicitation { asker: BROADCAST, asker_ip: None, target: ip }.answer(mac),
+    };
+    frame[6..12].copy_from_slice(&ANNOUNCER);
+    frame
 }
 
 /// The (MAC, address) that a frame claims to be true: an ARP packet's sender, an advertisement's target, a
@@ -204,7 +223,13 @@ mod tests {
             let answer = question.answer(owner);
             assert_eq!(claim(&answer), Some((owner, question.target)));
             assert_eq!(source(&answer), Some(owner));
+            let announced = announcement(owner, question.target);
+            assert_eq!(claim(&announced), Some((owner, question.target)));
+            assert!(crate::frame::is_group(&announced[..6].try_into().unwrap()));
+            assert_ne!(source(&announced), Some(owner));
         }
+        let gratuitous = Solicitation::parse(&announcement(owner, v4.target)).unwrap();
+        assert_eq!((gratuitous.asker_ip, gratuitous.target), (Some(v4.target), v4.target));
         let advertisement = v6.answer(owner);
         let pseudo = sum(&advertisement[22..54]) + 32 + 58;
         assert_eq!(fold(pseudo + sum(&advertisement[54..])), 0xffff);

@@ -27,23 +27,6 @@ pub const MAX_ENTRY_NAME: usize = 200;
 /// An endpoint's id, chosen at random by whoever attaches it.
 pub type EndpointId = [u8; 16];
 
-/// The MAC of an endpoint of which nobody chose one. It goes with the first IPv4 address: neighbours need not find out when
-/// another container has that. Without one it goes with the id.
-pub fn derived_mac(id: &EndpointId, ips: &[(IpAddr, u8)]) -> Mac {
-    let v4 = ips.iter().find_map(|(ip, _)| if let IpAddr::V4(ip) = ip { Some(ip.octets()) } else { None });
-    match v4 {
-        Some([a, b, c, d]) => [0x02, 0x42, a, b, c, d],
-        None => [0x06, id[0], id[1], id[2], id[3], id[4]],
-    }
-}
-
-/// The MAC and addresses that are left to an endpoint of which one address turned out to be another's: with that went a MAC
-/// derived from it.
-pub fn without(id: &EndpointId, mac: Mac, ips: &[(IpAddr, u8)], lost: IpAddr) -> (Mac, Vec<(IpAddr, u8)>) {
-    let left: Vec<_> = ips.iter().copied().filter(|(ip, _)| *ip != lost).collect();
-    (if mac == derived_mac(id, ips) { derived_mac(id, &left) } else { mac }, left)
-}
-
 /// What a record is about: its key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Key {
@@ -291,23 +274,4 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Decodes a record's value; `None` if it is no such value. Fields that a newer version added are passed over.
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Option<T> {
     postcard::take_from_bytes(bytes).ok().map(|(value, _)| value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mac_goes_with_the_address_and_is_let_go_with_it() {
-        let (v4, v6) = ((IpAddr::from([10, 32, 0, 9]), 12), (IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, 9]), 64));
-        let (one, other) = ([1; 16], [2; 16]);
-        let mac = derived_mac(&one, &[v6, v4]);
-        assert_eq!(mac, derived_mac(&other, &[v4]));
-        assert_ne!(mac, derived_mac(&other, &[(IpAddr::from([10, 32, 0, 8]), 12)]));
-        assert_ne!(derived_mac(&one, &[v6]), derived_mac(&other, &[v6]));
-        let (left, ips) = without(&one, mac, &[v6, v4], v4.0);
-        assert_eq!((left, ips), (derived_mac(&one, &[]), vec![v6]));
-        let chosen = [2, 0xaa, 0, 0, 0, 1];
-        assert_eq!(without(&one, chosen, &[v4], v4.0), (chosen, vec![]), "what somebody chose is his");
-    }
 }

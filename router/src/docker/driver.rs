@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use weft_mesh::frame::colons;
 use weft_mesh::node::{Command, Reply};
-use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, derived_mac, is_name};
+use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, is_name};
 use weft_mesh::wire::MIN_MTU;
 
 use super::Kit;
@@ -96,6 +96,14 @@ impl Driver {
 
     /// `CreateNetwork`.
     pub fn create_network(&self, request: &CreateNetwork) -> Result<()> {
+        if let Some(unknown) = request.own_options().find(|key| ![SEGMENT_OPTION, UID_OPTION].contains(key)) {
+            return Err(Failure::new(format!("weft has no option {unknown}; it has {SEGMENT_OPTION}")));
+        }
+        self.take_up(request)
+    }
+
+    /// Notes a network that the engine has or makes.
+    pub fn take_up(&self, request: &CreateNetwork) -> Result<()> {
         let id = &request.network_id;
         if id.len() < 32 || !id.chars().all(|c| c.is_ascii_alphanumeric()) {
             return Err(Failure::new("no network id of an engine"));
@@ -105,9 +113,6 @@ impl Driver {
             return Err(Failure::new(
                 "weft hands out its own addresses; use: docker network create -d weft --ipam-driver weft NAME",
             ));
-        }
-        if let Some(unknown) = request.own_options().find(|key| ![SEGMENT_OPTION, UID_OPTION].contains(key)) {
-            return Err(Failure::new(format!("weft has no option {unknown}; it has {SEGMENT_OPTION}")));
         }
         let mut subnets = Vec::new();
         let mut set_aside = Vec::new();
@@ -203,7 +208,7 @@ impl Driver {
         let given = interface.map(|i| i.mac_address.as_str()).filter(|mac| !mac.is_empty());
         let mac = match given {
             Some(mac) => parse_mac(mac).ok_or_else(|| Failure::new(format!("{mac} is no MAC")))?,
-            None => derived_mac(&id, &ips),
+            None => [0x02, id[0], id[1], id[2], id[3], id[4]],
         };
         let ports = match request.options.get(PORTMAP) {
             Some(ports) => serde_json::from_value::<Option<Vec<PortBinding>>>(ports.clone())

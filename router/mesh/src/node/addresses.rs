@@ -191,8 +191,7 @@ impl Node {
             .map(|(_, id, record)| (id, record.clone()))
             .collect();
         for (endpoint, mut record) in concerned {
-            let (mac, ips) = records::without(&endpoint, record.mac, &record.ips, address.into());
-            (record.mac, record.ips) = (mac, ips.into());
+            record.ips = record.ips.into_iter().filter(|(ip, _)| *ip != IpAddr::V4(address)).collect();
             // What had room with an address more has room without it.
             let _ = self.write_endpoint(endpoint, record);
         }

@@ -145,6 +145,13 @@ pub enum Output {
     },
     /// Answer with [`Input::Durable`] once all persisted so far is on disk, or could not be written.
     Durable(u64),
+    /// Give a frame to the containers of a segment on this host.
+    Tap {
+        /// The segment.
+        segment: SegmentId,
+        /// The frame.
+        frame: Vec<u8>,
+    },
     /// Something people may want to know.
     Event(Event),
     /// Call with [`Input::Timeout`] at this time, and why.

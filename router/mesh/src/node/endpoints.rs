@@ -12,6 +12,7 @@ use weft_crypto::{HostLabel, Time};
 
 use crate::frame::{GATEWAY_MAC, Mac};
 use crate::names::{HIGHEST, LOWEST, Names};
+use crate::neighbour::announcement;
 use crate::records::{EndpointId, EndpointRecord};
 use crate::snapshot::{Hashing, Learnt, Owner, Segment};
 use crate::wire::SegmentId;
@@ -22,6 +23,9 @@ const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Learnt MACs of one segment.
 const MAX_LEARNT: usize = 4096;
+/// Addresses remembered of which nobody has them any more, and announcements at once.
+const MAX_GONE: usize = 4096;
+const MAX_ANNOUNCEMENTS: usize = 1024;
 
 /// All that is known of segments and endpoints.
 pub(super) struct Endpoints {
@@ -30,6 +34,10 @@ pub(super) struct Endpoints {
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
     /// Who claims which MAC in a segment, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
+    /// The MACs that addresses had which nobody has now: neighbours may still know them.
+    gone: BTreeMap<(SegmentId, IpAddr), Mac>,
+    /// What neighbours are to be told of addresses that are at another MAC now.
+    announcements: Vec<(SegmentId, Vec<u8>)>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// What the data path sees: segments of this host.
@@ -50,6 +58,8 @@ impl Endpoints {
             hashing,
             presence: BTreeMap::new(),
             macs: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            announcements: Vec::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -123,6 +133,7 @@ impl Endpoints {
         }
         if host == self.own {
             self.segments.remove(&segment);
+            self.gone.retain(|(of, _), _| *of != segment);
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
@@ -220,11 +231,35 @@ impl Endpoints {
         let is_gateway = self.is_gateway(segment, ip);
         let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
         let Some(switch) = self.segments.get_mut(&segment) else { return };
-        match owner {
+        let before = match owner {
             Some(owner) => switch.ips.insert(ip, owner),
             None => switch.ips.remove(&ip),
         };
         self.changed.insert(segment);
+        self.note_move((segment, ip), before.map(|owner| owner.mac), owner.map(|owner| owner.mac));
+    }
+
+    /// Neighbours that know an address go on sending to the MAC it had: their questions are answered from records, so they
+    /// never hear whoever has it now ask one. They are told.
+    fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Mac>) {
+        let before = before.or_else(|| self.gone.remove(&at));
+        match (before, after) {
+            (Some(before), Some(after)) if before != after && self.announcements.len() < MAX_ANNOUNCEMENTS => {
+                self.announcements.push((at.0, announcement(after, at.1)));
+            }
+            (Some(before), None) => {
+                if self.gone.len() >= MAX_GONE {
+                    self.gone.pop_first();
+                }
+                self.gone.insert(at, before);
+            }
+            _ => {}
+        }
+    }
+
+    /// Frames for the containers of segments of this host.
+    pub(super) fn take_announcements(&mut self) -> Vec<(SegmentId, Vec<u8>)> {
+        std::mem::take(&mut self.announcements)
     }
 
     /// A frame came from a MAC that no record has. True if the table changed.
@@ -333,6 +368,26 @@ mod tests {
         table.unset(host(3), [3; 16]);
         assert_eq!(port(&table), None);
         assert_eq!(table.segments[&segment].ips.len(), 0);
+    }
+
+    #[test]
+    fn neighbours_are_told_of_an_address_that_is_at_another_mac_and_of_nothing_else() {
+        let (mut table, segment) = table();
+        let ip = IpAddr::from([10, 0, 0, 9]);
+        let told = |table: &mut Endpoints| table.take_announcements();
+        table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
+        assert_eq!(told(&mut table), [], "nobody knew another");
+        table.unset(host(3), [3; 16]);
+        table.set(host(3), [4; 16], record(9, [10, 0, 0, 9]));
+        assert_eq!(told(&mut table), [], "the same again");
+        table.unset(host(3), [4; 16]);
+        table.set(host(4), [5; 16], record(8, [10, 0, 0, 9]));
+        assert_eq!(told(&mut table), [(segment, announcement([2, 0, 0, 0, 0, 8], ip))]);
+        // An older right to it, of another host.
+        table.set(host(2), [6; 16], record(7, [10, 0, 0, 9]));
+        assert_eq!(told(&mut table), [(segment, announcement([2, 0, 0, 0, 0, 7], ip))]);
+        table.set(host(5), [7; 16], record(6, [10, 0, 0, 9]));
+        assert_eq!(told(&mut table), []);
     }
 
     #[test]

@@ -158,6 +158,9 @@ impl Node {
         if std::mem::take(&mut self.snapshot_stale) {
             self.outputs.push_back(Output::Publish(Arc::new(self.snapshot.clone())));
         }
+        for (segment, frame) in self.endpoints.take_announcements() {
+            self.outputs.push_back(Output::Tap { segment, frame });
+        }
     }
 
     /// Turns what was sealed into outputs.
