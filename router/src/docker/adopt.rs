@@ -1,7 +1,8 @@
 //! Networks that the engine has and weft has not. What weft knew is lost with its store; the engine kept what it was told
 //! when it made them, and they are taken up as if it were making them now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use bollard::models::{IpamConfig, Network};
 use serde_json::{Value, json};
@@ -9,30 +10,39 @@ use tracing::{info, warn};
 
 use super::Docker;
 use super::plugin::NAME;
-use super::pools::Pools;
-use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData, RequestAddress, RequestPool};
-use crate::error::{Failure, Result};
+use super::pools::{ChosenPool, Pools};
+use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData};
+use crate::error::{Doing, Failure, Result};
+use crate::netlink::Prefix;
 use crate::options::Cidr;
 
-/// Takes up what is not known. Only for the first look after a start: later, a network that is unknown is being removed.
-pub async fn adopt_all(docker: &Docker) -> Result<()> {
+/// Takes up what is not known, at the first look after a start (`again` is none), or what could not be taken up `again`: any
+/// other network that is unknown is being removed. Returns the ids of those that cannot be.
+pub async fn adopt_all(docker: &Docker, again: Option<&BTreeSet<String>>) -> Result<BTreeSet<String>> {
+    let mut failed = BTreeSet::new();
+    if again.is_some_and(BTreeSet::is_empty) {
+        return Ok(failed);
+    }
     let is_ours = |network: &Network| {
         let ipam = network.ipam.as_ref().and_then(|ipam| ipam.driver.as_deref());
         network.driver.as_deref() == Some(NAME) && ipam == Some(NAME)
     };
     for network in docker.kit.api.networks().await?.into_iter().filter(is_ours) {
         let (Some(id), Some(name)) = (&network.id, &network.name) else { continue };
-        if docker.driver.networks.find(id).is_some() {
+        if docker.driver.networks.find(id).is_some() || again.is_some_and(|again| !again.contains(id)) {
             continue;
         }
         match adopt(docker, id, &network).await {
             Ok(()) => info!(network = name, "took up a network that the engine had and weft did not know"),
             Err(error) => {
-                warn!(network = name, "weft does not know this network: remove it and create it again ({error})");
+                if again.is_none() {
+                    warn!(network = name, "weft cannot take up this network, and goes on trying: {error}");
+                }
+                failed.insert(id.clone());
             }
         }
     }
-    Ok(())
+    Ok(failed)
 }
 
 async fn adopt(docker: &Docker, id: &str, network: &Network) -> Result<()> {
@@ -46,34 +56,39 @@ async fn adopt(docker: &Docker, id: &str, network: &Network) -> Result<()> {
     let (mut ipv4_data, mut ipv6_data) = (Vec::new(), Vec::new());
     let configs = network.ipam.as_ref().and_then(|ipam| ipam.config.as_deref()).unwrap_or_default();
     for config in configs {
-        let data = take_up(&docker.pools, config).await?;
+        let data = take_up(&docker.pools, id, config).await?;
         if data.pool.contains(':') { &mut ipv6_data } else { &mut ipv4_data }.push(data);
     }
-    docker.driver.create_network(&CreateNetwork { network_id: id.to_owned(), options, ipv4_data, ipv6_data })
+    docker.driver.take_up(&CreateNetwork { network_id: id.to_owned(), options, ipv4_data, ipv6_data })
 }
 
-/// Asks for a subnet's pool, its gateway and what is set aside of it as the engine once did.
-async fn take_up(pools: &Pools, config: &IpamConfig) -> Result<IpamData> {
-    let subnet = config.subnet.clone().ok_or_else(|| Failure::new("the engine does not say its subnet"))?;
-    let is_chosen = !subnet.parse::<Cidr>().is_ok_and(|subnet| pools.is_own(subnet.0));
-    let request = RequestPool {
+/// Takes up a subnet's pool if somebody chose it.
+async fn take_up(pools: &Pools, network: &str, config: &IpamConfig) -> Result<IpamData> {
+    let subnet = config.subnet.as_deref().ok_or_else(|| Failure::new("the engine does not say its subnet"))?;
+    let prefix = parse(subnet)?;
+    let aux: BTreeMap<String, IpAddr> = (config.auxiliary_addresses.iter().flatten())
+        .map(|(name, address)| Ok((name.clone(), parse_address(address)?)))
+        .collect::<Result<_>>()?;
+    let gateway = config.gateway.as_deref().filter(|gateway| !gateway.is_empty()).map(parse_address).transpose()?;
+    if !pools.is_own(prefix) {
+        let part = config.ip_range.as_deref().filter(|part| !part.is_empty()).map(parse).transpose()?;
+        let set_aside = aux.values().copied().chain(gateway).collect();
+        pools.take_up(ChosenPool { prefix, part, gateway, set_aside, network: Some(network.to_owned()) }).await?;
+    }
+    let with_length = |ip: IpAddr| Cidr((ip, prefix.1)).to_string();
+    Ok(IpamData {
         address_space: NAME.into(),
-        pool: if is_chosen { subnet.clone() } else { String::new() },
-        sub_pool: if is_chosen { config.ip_range.clone().unwrap_or_default() } else { String::new() },
-        v6: subnet.contains(':'),
-    };
-    let (pool_id, _) = pools.request(&request).await?;
-    let ask = async |address: &str, options| {
-        let request = RequestAddress { pool_id: pool_id.clone(), address: address.to_owned(), options };
-        pools.request_address(&request).await.map(|prefix| Cidr(prefix).to_string())
-    };
-    let mut gateway = String::new();
-    if let Some(address) = &config.gateway {
-        gateway = ask(address, RequestAddress::for_gateway()).await?;
-    }
-    let mut aux_addresses = BTreeMap::new();
-    for (name, address) in config.auxiliary_addresses.iter().flatten().filter(|_| is_chosen) {
-        aux_addresses.insert(name.clone(), ask(address, BTreeMap::new()).await?);
-    }
-    Ok(IpamData { address_space: NAME.into(), pool: subnet, gateway, aux_addresses })
+        pool: subnet.to_owned(),
+        gateway: gateway.map(with_length).unwrap_or_default(),
+        aux_addresses: aux.into_iter().map(|(name, address)| (name, with_length(address))).collect(),
+    })
+}
+
+fn parse(text: &str) -> Result<Prefix> {
+    text.parse::<Cidr>().map(|cidr| cidr.0).doing(|| format!("the engine says {text}"))
+}
+
+/// Engines give it with a prefix length or without.
+fn parse_address(text: &str) -> Result<IpAddr> {
+    text.split('/').next().unwrap_or(text).parse().doing(|| format!("the engine says {text}"))
 }

@@ -111,10 +111,7 @@ impl Pools {
         if part.is_some_and(|part| part.1 < prefix.1 || !overlaps(part, prefix)) {
             return Err(Failure::new("--ip-range is no part of --subnet; choose one that is"));
         }
-        let id = match part {
-            Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),
-            None => Cidr(prefix).to_string(),
-        };
+        let id = id_of(prefix, part);
         self.refuse_unusable(prefix, part)?;
         self.refuse_overlap(prefix).await?;
         // What another attempt left that came to nothing.
@@ -126,6 +123,17 @@ impl Pools {
         let pool = ChosenPool { prefix, part, gateway: None, set_aside: BTreeSet::new(), network: None };
         self.chosen.set(&id, pool)?;
         Ok((id, prefix))
+    }
+
+    /// Takes up the pool of a network that is there, as it was once asked for.
+    pub async fn take_up(&self, pool: ChosenPool) -> Result<()> {
+        self.refuse_unusable(pool.prefix, pool.part)?;
+        let id = id_of(pool.prefix, pool.part);
+        if self.chosen.find(&id).is_none() {
+            self.refuse_overlap(pool.prefix).await?;
+            self.chosen.set(&id, pool.clone())?;
+        }
+        self.set_aside(&pool).await
     }
 
     /// Whether a subnet is what networks get of which nobody chose one.
@@ -342,6 +350,14 @@ impl Pools {
             IpAddr::V6(_) => None,
         });
         self.engine.ask(Command::SetAside(range, v4.collect())).await.map(drop)
+    }
+}
+
+/// What the engine names a pool by that somebody chose.
+fn id_of(prefix: Prefix, part: Option<Prefix>) -> String {
+    match part {
+        Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),
+        None => Cidr(prefix).to_string(),
     }
 }
 

@@ -9,8 +9,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// The option that says what an address is for.
-const ADDRESS_TYPE: &str = "RequestAddressType";
 /// The kind of address that a network's gateway is.
 pub const GATEWAY: &str = "com.docker.network.gateway";
 /// The key under which options of `docker network create -o` come.
@@ -83,14 +81,9 @@ pub struct RequestAddress {
 }
 
 impl RequestAddress {
-    /// The options of a request for a network's gateway.
-    pub fn for_gateway() -> BTreeMap<String, Value> {
-        BTreeMap::from([(ADDRESS_TYPE.to_owned(), GATEWAY.into())])
-    }
-
     /// Whether a network's gateway is to have it.
     pub fn is_gateway(&self) -> bool {
-        self.options.get(ADDRESS_TYPE).is_some_and(|kind| kind == GATEWAY)
+        self.options.get("RequestAddressType").is_some_and(|kind| kind == GATEWAY)
     }
 }
 
@@ -144,6 +137,7 @@ impl CreateNetwork {
         let all = self.options.get(GENERIC).and_then(Value::as_object).into_iter().flatten();
         all.map(|(key, _)| key.as_str()).filter(|key| key.starts_with("weft."))
     }
+
     /// An option of `-o`.
     pub fn option(&self, key: &str) -> Option<&str> {
         self.options.get(GENERIC)?.get(key)?.as_str()

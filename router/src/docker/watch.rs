@@ -73,12 +73,15 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
 struct Suspects {
     endpoints: BTreeMap<String, Instant>,
     networks: BTreeMap<String, Instant>,
+    /// Networks that could not be taken up.
+    unknown: Option<BTreeSet<String>>,
     is_first: bool,
 }
 
 impl Suspects {
     fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.networks.is_empty() && !self.is_first
+        let knows_all = self.unknown.as_ref().is_none_or(BTreeSet::is_empty);
+        self.endpoints.is_empty() && self.networks.is_empty() && knows_all && !self.is_first
     }
 }
 
@@ -192,13 +195,11 @@ async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
     // The first look after the router started only looks: things may be on their way.
     let is_first = !docker.compared.load(Ordering::Relaxed);
-    if is_first {
-        adopt_all(docker).await?;
-    }
+    let unknown = adopt_all(docker, before.unknown.as_ref().filter(|_| !is_first)).await?;
     let there = name_networks(docker).await?;
     let live = live_endpoints(docker, &there).await?;
     docker.compared.store(true, Ordering::Relaxed);
-    let mut found = Suspects { is_first, ..Suspects::default() };
+    let mut found = Suspects { is_first, unknown: Some(unknown), ..Suspects::default() };
     for (id, endpoint) in endpoints.into_iter().filter(|(id, _)| !live.contains(id)) {
         let since = before.endpoints.get(&id).copied().unwrap_or_else(Instant::now);
         // A container that is starting is not heard of until it joins.
