@@ -52,16 +52,15 @@ pub fn install(args: &InstallArgs) -> Result<String> {
     };
     let has_systemd = args.root.is_none() && Path::new("/run/systemd/system").exists();
     if args.uninstall {
+        let mut said = String::new();
+        if args.root.is_none() && !networks().is_empty() {
+            said.push_str("its networks work no more; remove them: docker network ls --filter driver=weft\n");
+        }
         if has_systemd && at(UNIT).exists() {
             systemctl(&["disable", "--now", "weft.service"])?;
-        }
-        let mut said = String::new();
-        if args.root.is_none() {
-            // One that systemd does not know.
+        } else if args.root.is_none() {
+            // Whoever else started it.
             let _ = ask_router(Method::POST, "/stop");
-            if Path::new(DEFAULT_DOCKER_SOCKET).exists() {
-                said.push_str("networks that are left work no more; see: docker network ls --filter driver=weft\n");
-            }
         }
         for path in [UNIT, WANTED, BINARY] {
             remove(&at(path))?;
@@ -105,12 +104,17 @@ fn await_network() {
     const PATIENCE: Duration = Duration::from_secs(10);
     let end = Instant::now() + PATIENCE;
     while Path::new(DEFAULT_DOCKER_SOCKET).exists() && Instant::now() < end {
-        let networks = ask_router(Method::GET, "/status").unwrap_or_default()["docker"]["networks"].clone();
-        if networks.as_array().is_some_and(|networks| networks.iter().any(|name| name == docker::NAME)) {
+        if networks().iter().any(|name| name == docker::NAME) {
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The engine's networks that the router serves.
+fn networks() -> Vec<Value> {
+    let status = ask_router(Method::GET, "/status").unwrap_or_default();
+    status["docker"]["networks"].as_array().cloned().unwrap_or_default()
 }
 
 fn ask_router(method: Method, path: &str) -> Result<Value> {

@@ -23,8 +23,8 @@ const STORE_CACHE: usize = 1 << 20;
 /// The largest secret file that is read.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
 /// How often, and how many times, something is asked for that another router holds.
-const LET_GO_POLL: Duration = Duration::from_millis(20);
-const LET_GO_POLLS: u32 = 50;
+const LET_GO_POLL: Duration = Duration::from_millis(50);
+const LET_GO_POLLS: u32 = 20;
 
 /// Waits a second for what another router holds: of one that was killed, a child that has just been forked and is not yet
 /// the program it is to run still has all files open.

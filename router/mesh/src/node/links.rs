@@ -281,7 +281,8 @@ impl Node {
         let mut due = Vec::new();
         for (address, target) in &mut self.target_addresses {
             let is_met = target.peer.is_some_and(|peer| self.peers.contains_key(&peer));
-            if !is_met && target.retry.is_due(now) && !self.own_addresses.contains(address) {
+            let is_tried = self.handshakes.is_trying(None, Some(*address));
+            if !is_met && !is_tried && target.retry.is_due(now) && !self.own_addresses.contains(address) {
                 due.push((*address, target.retry.failures));
                 target.retry.on_try(now, LONGEST_LIKELY, 0.5);
             }
