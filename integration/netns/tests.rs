@@ -413,6 +413,7 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
     weft(1, "no network namespace", &["attach", "/nowhere/at/all", "--ip", "10.32.9.9/24"]);
     weft(1, "no network namespace", &["attach", "/etc/hostname", "--ip", "10.32.9.9/24"]);
     weft(1, "container", &["attach", "no-such-container", "--ip", "10.32.9.9/24"]);
+    weft(1, "weft expose", &["attach", &mesh.hosts[0].pid().unwrap().to_string(), "--ip", "10.32.9.9/24"]);
     weft(1, "not in segment", &["detach", &target]);
     weft(1, "no peer", &["forget", "10.1.2.3"]);
     weft(2, "no peer", &["connect", "a:b:c"]);

@@ -152,6 +152,11 @@ impl Attachments {
             return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
         }
         let namespace = self.namespace(&request).await?;
+        if let Some(namespace) = &namespace
+            && namespace.id == target::own()?.id
+        {
+            return Err(Failure::new("that is this host itself and no container; use: weft expose"));
+        }
         if let Some(printed) = self.swept().await.find_same(namespace.as_ref(), &segment, &ips)? {
             return Ok(printed);
         }

@@ -26,6 +26,11 @@ pub async fn resolve(target: &str, docker_socket: &Path) -> Result<Namespace> {
     open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("container {target} has just ended"))
 }
 
+/// The network namespace of this host.
+pub fn own() -> Result<Namespace> {
+    open(Path::new("/proc/self/ns/net"), || "there are no network namespaces here".into())
+}
+
 /// Opens a network namespace; `missing` says what is wrong if there is none.
 pub fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
