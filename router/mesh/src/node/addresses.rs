@@ -224,7 +224,7 @@ impl Node {
 
     fn name_awaited(&self, awaited: &[Awaited]) -> Vec<String> {
         let name = |awaited: &Awaited| match awaited {
-            Awaited::Host(host) => self.name_of(*host),
+            Awaited::Host(host) => self.unmistakable(*host),
             Awaited::Peer(name) => name.clone(),
         };
         awaited.iter().map(name).collect()
@@ -239,7 +239,7 @@ impl Node {
             owned: ring.owned,
             used: ring.used,
             unreachable: ring.unreachable,
-            voters: ring.voters.iter().map(|voter| self.name_of(*voter)).collect(),
+            voters: ring.voters.iter().map(|voter| self.unmistakable(*voter)).collect(),
         };
         self.addresses.ipam.status().into_iter().map(report).collect()
     }

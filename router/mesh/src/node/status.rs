@@ -95,6 +95,17 @@ impl Node {
         format!("{names} on {}", self.name_of(host))
     }
 
+    /// A host's nickname, with the start of its key if another host has the same: who is dead has namesakes that live.
+    pub(super) fn unmistakable(&self, label: HostLabel) -> String {
+        let name = self.name_of(label);
+        let is_shared = self.hosts.iter().any(|(other, host)| *other != label && host.name == name);
+        let key = if label == self.own { Some(self.identity.peer_id()) } else { self.peer_key(label) };
+        match key.filter(|_| is_shared || (label != self.own && name == self.name)) {
+            Some(key) => format!("{name} ({})", key.short()),
+            None => name,
+        }
+    }
+
     /// A host's nickname, or the start of its key.
     pub(super) fn name_of(&self, label: HostLabel) -> String {
         if label == self.own {
