@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weft_integration::netns::weft;
 use weft_router::lab::{Ns, await_true};
+use weft_router::state::Store;
 
 const NETWORK: &str = "c9f498c3c919243a415be984b16dd0ebac1a634cf377b0eaba75b4efc6b0b16a";
 const OTHER: &str = "d4e8fa7c125a31acf9a13baea9751c9a5f463e7b22ca8c22787ecc26c63914de";
@@ -479,6 +480,25 @@ fn a_plugin_that_lost_its_store_takes_up_the_engines_networks() {
     assert_eq!(address, "10.50.4.1/16", "within the part, and not what is set aside");
     let segments: Vec<Value> = plugin.endpoints(2).iter().map(|endpoint| endpoint["segment"].clone()).collect();
     assert!(segments.contains(&json!("app")) && segments.contains(&json!("red")), "{segments:?}");
+}
+
+#[test]
+fn an_address_that_is_no_longer_this_hosts_is_in_no_record() {
+    let mut plugin = Plugin::start("fence");
+    plugin.create_plain(NETWORK, "app");
+    let address = plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(1), "web");
+    let ips = |plugin: &Plugin| plugin.endpoints(1)[0]["ips"].clone();
+    assert_eq!(ips(&plugin), json!([address]));
+    plugin.kill();
+    // As after a crash that took the disk's last writes along.
+    let store = Store::open(&plugin.dir.join("state")).unwrap();
+    let handed_out = store.read().unwrap().into_iter().filter(|(key, _)| key.starts_with(b"ipam/address/"));
+    let gone: Vec<(Vec<u8>, Option<Vec<u8>>)> = handed_out.map(|(key, _)| (key, None)).collect();
+    assert_eq!(gone.len(), 1);
+    store.write(gone.iter().map(|(key, none)| (key, none))).unwrap();
+    drop(store);
+    plugin.launch();
+    await_true("the record still has it", || Ok(ips(&plugin) == json!([]))).unwrap();
 }
 
 #[test]

@@ -310,9 +310,10 @@ impl Attachments {
             attachment.leases.iter().any(|lease| lease.id == id) || is_docker(attachment) && has_ip(attachment)
         };
         let Some(mut attachment) = inside.all.values().find(has_it).cloned() else { return };
-        // No record is to speak of it again.
+        // No record is to speak of it again, the one from before a restart included.
         attachment.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
-        if let Err(error) = inside.keep(&attachment) {
+        let told = self.engine.ask(Command::Attach(attachment.id, attachment.record())).await;
+        for error in [told.err(), inside.keep(&attachment).err()].into_iter().flatten() {
             warn!("{error}");
         }
         inside.all.insert(attachment.id, attachment.clone());
