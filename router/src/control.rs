@@ -185,15 +185,15 @@ async fn remove_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Ent
 
 async fn look_up_name(State(api): State<Api>, Json(Entry { name, .. }): Json<Entry>) -> Result<Json<Vec<IpAddr>>> {
     let found = dns::lookup(&api.names.load(), &name, &api.options.dns_domain);
-    if found.is_empty() && name.starts_with('_') {
-        return Err(Failure::new(format!(
+    match (found.is_empty(), name.starts_with('_')) {
+        (false, _) => Ok(Json(found)),
+        (true, true) => Err(Failure::new(format!(
             "lookup prints addresses; ask for the services {name} in a container, or with dig"
-        )));
+        ))),
+        (true, false) => {
+            Err(Failure::new(format!("nobody who can be reached has the name {name}; see: weft status endpoints")))
+        }
     }
-    if found.is_empty() {
-        return Err(Failure::new(format!("nobody who can be reached has the name {name}; see: weft status endpoints")));
-    }
-    Ok(Json(found))
 }
 
 async fn reload(State(api): State<Api>) -> Result<Json<Value>> {

@@ -99,6 +99,7 @@ pub(crate) fn announcement(mac: Mac, ip: IpAddr) -> Vec<u8> {
         IpAddr::V4(v4) => {
             let asked = Solicitation { asker: BROADCAST, asker_ip: Some(ip), target: ip };
             let mut frame = asked.arp_reply(mac, v4);
+            // A reply would count for less: receivers then wait before they override what they heard a second ago.
             frame[21] = 1;
             frame
         }

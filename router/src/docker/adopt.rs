@@ -9,30 +9,27 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::Docker;
+use super::driver::cidr;
 use super::plugin::NAME;
-use super::pools::{ChosenPool, Pools};
+use super::pools::{ChosenPool, Pools, parse_address};
 use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData};
-use crate::error::{Doing, Failure, Result};
-use crate::netlink::Prefix;
+use crate::error::{Failure, Result};
 use crate::options::Cidr;
 
-/// Takes up what is not known, at the first look after a start (`again` is none), or what could not be taken up `again`: any
+/// Takes up what is not known, at the first look at an engine (`again` is none), or what could not be taken up `again`: any
 /// other network that is unknown is being removed. Returns the ids of those that cannot be.
-pub async fn adopt_all(docker: &Docker, again: Option<&BTreeSet<String>>) -> Result<BTreeSet<String>> {
+pub async fn adopt_all(docker: &Docker, networks: &[Network], again: Option<&BTreeSet<String>>) -> BTreeSet<String> {
     let mut failed = BTreeSet::new();
-    if again.is_some_and(BTreeSet::is_empty) {
-        return Ok(failed);
-    }
     let is_ours = |network: &Network| {
         let ipam = network.ipam.as_ref().and_then(|ipam| ipam.driver.as_deref());
         network.driver.as_deref() == Some(NAME) && ipam == Some(NAME)
     };
-    for network in docker.kit.api.networks().await?.into_iter().filter(is_ours) {
+    for network in networks.iter().filter(|network| is_ours(network)) {
         let (Some(id), Some(name)) = (&network.id, &network.name) else { continue };
         if docker.driver.networks.find(id).is_some() || again.is_some_and(|again| !again.contains(id)) {
             continue;
         }
-        match adopt(docker, id, &network).await {
+        match adopt(docker, id, network).await {
             Ok(()) => info!(network = name, "took up a network that the engine had and weft did not know"),
             Err(error) => {
                 if again.is_none() {
@@ -42,7 +39,7 @@ pub async fn adopt_all(docker: &Docker, again: Option<&BTreeSet<String>>) -> Res
             }
         }
     }
-    Ok(failed)
+    failed
 }
 
 async fn adopt(docker: &Docker, id: &str, network: &Network) -> Result<()> {
@@ -65,13 +62,13 @@ async fn adopt(docker: &Docker, id: &str, network: &Network) -> Result<()> {
 /// Takes up a subnet's pool if somebody chose it.
 async fn take_up(pools: &Pools, network: &str, config: &IpamConfig) -> Result<IpamData> {
     let subnet = config.subnet.as_deref().ok_or_else(|| Failure::new("the engine does not say its subnet"))?;
-    let prefix = parse(subnet)?;
+    let prefix = cidr(subnet)?;
     let aux: BTreeMap<String, IpAddr> = (config.auxiliary_addresses.iter().flatten())
         .map(|(name, address)| Ok((name.clone(), parse_address(address)?)))
         .collect::<Result<_>>()?;
     let gateway = config.gateway.as_deref().filter(|gateway| !gateway.is_empty()).map(parse_address).transpose()?;
     if !pools.is_own(prefix) {
-        let part = config.ip_range.as_deref().filter(|part| !part.is_empty()).map(parse).transpose()?;
+        let part = config.ip_range.as_deref().filter(|part| !part.is_empty()).map(cidr).transpose()?;
         let set_aside = aux.values().copied().chain(gateway).collect();
         pools.take_up(ChosenPool { prefix, part, gateway, set_aside, network: Some(network.to_owned()) }).await?;
     }
@@ -82,13 +79,4 @@ async fn take_up(pools: &Pools, network: &str, config: &IpamConfig) -> Result<Ip
         gateway: gateway.map(with_length).unwrap_or_default(),
         aux_addresses: aux.into_iter().map(|(name, address)| (name, with_length(address))).collect(),
     })
-}
-
-fn parse(text: &str) -> Result<Prefix> {
-    text.parse::<Cidr>().map(|cidr| cidr.0).doing(|| format!("the engine says {text}"))
-}
-
-/// Engines give it with a prefix length or without.
-fn parse_address(text: &str) -> Result<IpAddr> {
-    text.split('/').next().unwrap_or(text).parse().doing(|| format!("the engine says {text}"))
 }

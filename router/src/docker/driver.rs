@@ -423,7 +423,8 @@ pub fn short_id(text: &str) -> Option<[u8; 16]> {
     hex::decode_to_slice(text.get(..32)?, &mut id).ok().map(|()| id)
 }
 
-fn cidr(text: &str) -> Result<Prefix> {
+/// An address and its prefix length, as engines write them.
+pub fn cidr(text: &str) -> Result<Prefix> {
     text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|error| Failure::new(format!("{text}: {error}")))
 }
 

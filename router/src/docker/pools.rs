@@ -196,10 +196,7 @@ impl Pools {
     pub async fn request_address(&self, request: &RequestAddress) -> Result<Prefix> {
         let wanted = match request.address.as_str() {
             "" => None,
-            // It may come with a prefix length.
-            text => {
-                Some(text.split('/').next().unwrap_or(text).parse::<IpAddr>().doing(|| format!("no address {text}"))?)
-            }
+            text => Some(parse_address(text)?),
         };
         let (prefix, part) = match self.meant(&request.pool_id)? {
             Meant::Default(prefix) if request.is_gateway() => return Ok((wanted.unwrap_or(first(prefix)), prefix.1)),
@@ -363,6 +360,11 @@ fn id_of(prefix: Prefix, part: Option<Prefix>) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An address, with a prefix length or without.
+pub fn parse_address(text: &str) -> Result<IpAddr> {
+    text.split('/').next().unwrap_or(text).parse().doing(|| format!("no address {text}"))
 }
 
 fn parse_network(text: &str) -> Result<Prefix> {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bollard::models::{EventMessage, EventMessageTypeEnum, Network};
@@ -58,7 +57,10 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
                 Some(Err(error)) => return Err(Failure::new(format!("its events ended: {error}"))),
                 None => return Ok(()),
             },
-            () = docker.look_again.notified() => name_networks(docker).await.map(drop)?,
+            () = docker.look_again.notified() => {
+                let listed = docker.kit.api.networks().await?;
+                name_networks(docker, listed).await?;
+            }
             () = tokio::time::sleep_until(next) => {
                 let found = compare(docker, &suspects).await?;
                 next = tokio::time::Instant::now() + if found.is_empty() { COMPARE } else { COMPARE_AGAIN };
@@ -73,7 +75,7 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
 struct Suspects {
     endpoints: BTreeMap<String, Instant>,
     networks: BTreeMap<String, Instant>,
-    /// Networks that could not be taken up.
+    /// Networks that could not be taken up; none before the first look at an engine.
     unknown: Option<BTreeSet<String>>,
     is_first: bool,
 }
@@ -173,9 +175,8 @@ fn bridge_of(network: &Network) -> Option<String> {
 }
 
 /// Learns what networks are called; returns the ids of those that are weft's.
-async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
+async fn name_networks(docker: &Docker, networks: Vec<Network>) -> Result<BTreeSet<String>> {
     let mut ours = BTreeSet::new();
-    let networks = docker.kit.api.networks().await?;
     let foreign: BTreeSet<String> = networks.iter().filter_map(bridge_of).collect();
     if **docker.foreign.load() != foreign {
         docker.foreign.store(Arc::new(foreign));
@@ -193,12 +194,12 @@ async fn name_networks(docker: &Docker) -> Result<BTreeSet<String>> {
 /// Compares what weft has with what the engine has. What has not fitted for a while is let go.
 async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
-    // The first look after the router started only looks: things may be on their way.
-    let is_first = !docker.compared.load(Ordering::Relaxed);
-    let unknown = adopt_all(docker, before.unknown.as_ref().filter(|_| !is_first)).await?;
-    let there = name_networks(docker).await?;
+    let listed = docker.kit.api.networks().await?;
+    let unknown = adopt_all(docker, &listed, before.unknown.as_ref()).await;
+    let there = name_networks(docker, listed).await?;
     let live = live_endpoints(docker, &there).await?;
-    docker.compared.store(true, Ordering::Relaxed);
+    // The first look after the router or the engine started only looks: things may be on their way.
+    let is_first = !docker.compared.swap(true, std::sync::atomic::Ordering::Relaxed);
     let mut found = Suspects { is_first, unknown: Some(unknown), ..Suspects::default() };
     for (id, endpoint) in endpoints.into_iter().filter(|(id, _)| !live.contains(id)) {
         let since = before.endpoints.get(&id).copied().unwrap_or_else(Instant::now);

@@ -41,15 +41,11 @@ impl Node {
     /// Makes sure that a session with a peer is there or on its way.
     pub(super) fn want_session(&mut self, label: HostLabel, now: Time) {
         let jitter = self.rng.random();
-        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(peer) = self.peers.get(&label) else { return };
         let has_route = self.routes.contains_key(&label) || peer.link.is_some();
-        if peer.current.is_some() || peer.challenge.is_some() || !has_route || !peer.retry.is_due(now) {
-            return;
+        if peer.current.is_none() && peer.challenge.is_none() && has_route {
+            self.try_handshake(label, jitter, now);
         }
-        let tries = peer.retry.failures;
-        peer.retry.on_try(now, LONGEST_RETRY, jitter);
-        let direct = peer.link.as_ref().map(|link| link.remote);
-        self.start_handshake(Some(label), direct, tries, now);
     }
 
     /// Takes a session into use.
@@ -170,7 +166,8 @@ impl Node {
                 self.send_under(label, index, None, &Control::AreYouThere, now);
             }
             if renew {
-                self.renew(label, now);
+                let jitter = self.rng.random();
+                self.try_handshake(label, jitter, now);
             } else if self
                 .peers
                 .get(&label)
@@ -182,8 +179,8 @@ impl Node {
         }
     }
 
-    fn renew(&mut self, label: HostLabel, now: Time) {
-        let jitter = self.rng.random();
+    /// Starts a handshake if the last one is long enough ago.
+    fn try_handshake(&mut self, label: HostLabel, jitter: f64, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         if !peer.retry.is_due(now) {
             return;
