@@ -13,9 +13,12 @@ use crate::snapshot::{Segment, Snapshot};
 use crate::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
-/// Frames a second that one endpoint may have flooded, and how many at once.
-const FLOOD_PER_SECOND: u64 = 2_000;
-const FLOOD_BURST: u64 = 4_000;
+/// What one endpoint may have flooded: bytes times receiving hosts in a second, and at once. The first is 1 Gbit/s, what a
+/// video stream to ten hosts takes ten times over.
+const FLOOD_BYTES_PER_SECOND: u64 = 125_000_000;
+const FLOOD_BURST_BYTES: u64 = FLOOD_BYTES_PER_SECOND / 4;
+/// What a flooded frame counts at least, in bytes: a small one costs its hosts a wake-up and a copy all the same.
+const FLOOD_LEAST_BYTES: usize = 512;
 const MAX_FLOODERS: usize = 1_024;
 
 /// State of one worker.
@@ -65,7 +68,7 @@ impl Datapath {
             Verdict::ToTap(answer) => sink.to_tap(segment, &VnetHeader::default(), &[&answer]),
             Verdict::Drop(reason) => sink.dropped(reason),
             Verdict::Flood(hosts) => {
-                if !self.may_flood(switch, bytes, now) {
+                if !self.may_flood(switch, bytes, hosts.len(), now) {
                     return sink.dropped(DropReason::FloodBudget);
                 }
                 for host in hosts {
@@ -99,15 +102,16 @@ impl Datapath {
 
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for
     /// each frame had none.
-    fn may_flood(&mut self, switch: &Segment, bytes: &[u8], now: Time) -> bool {
+    fn may_flood(&mut self, switch: &Segment, bytes: &[u8], hosts: usize, now: Time) -> bool {
         let recorded = frame::source(bytes).filter(|mac| switch.macs.contains_key(mac));
         let key = (switch.id, recorded);
         if self.flooders.len() >= MAX_FLOODERS && !self.flooders.contains_key(&key) {
             // Forgetting gives each a fresh burst at most; the table stays bounded.
             self.flooders.clear();
         }
-        let bucket = self.flooders.entry(key).or_insert_with(|| Bucket::new(FLOOD_BURST, now));
-        bucket.take(1, FLOOD_PER_SECOND, FLOOD_BURST, now)
+        let bucket = self.flooders.entry(key).or_insert_with(|| Bucket::new(FLOOD_BURST_BYTES, now));
+        let cost = (bytes.len().max(FLOOD_LEAST_BYTES) * hosts) as u64;
+        bucket.take(cost, FLOOD_BYTES_PER_SECOND, FLOOD_BURST_BYTES, now)
     }
 }
 
@@ -126,8 +130,8 @@ mod tests {
 
     use super::*;
     use crate::egress::Lane;
+    use crate::frame::Headers;
     use crate::frame::tests::{checksums_are_right, tcp_frame};
-    use crate::frame::{ETHERNET_LEN, Headers};
     use crate::ingress::TapOffloads;
     use crate::snapshot::{Hashing, Hop, Inbound, Meter, Outbound};
     use crate::vnet::Gso;
@@ -433,7 +437,8 @@ mod tests {
         frame.extend_from_slice(&[0xfd; 32]);
         frame.extend_from_slice(&[1, 2, 3, 4, 0, 0, 0, 0]);
         frame.extend((0..3100).map(|i| i as u8));
-        let headers = Headers { v6: true, transport: frame::Transport::Udp, l4: 54, payload: 62, end: frame.len() };
+        let headers =
+            Headers { v6: true, transport: frame::Transport::Udp, l3: 14, l4: 54, payload: 62, end: frame.len() };
         headers.set_end(&mut frame, headers.end);
         headers.set_partial_checksum(&mut frame, headers.end);
         let vnet = VnetHeader {
@@ -526,12 +531,68 @@ mod tests {
         let (mut path, mut taps) = (Datapath::new(64), Taps::new(ALL));
         let mut broadcast = vec![0xff; 6];
         broadcast.extend_from_slice(&MAC_A);
-        broadcast.extend_from_slice(&[0x88, 0xb5, 1, 2, 3]);
-        for _ in 0..FLOOD_BURST + 10 {
-            path.frame(&sender, segment(), &VnetHeader::default(), &mut broadcast, Time::ZERO, &mut taps);
-            path.sender.batch.clear();
+        broadcast.extend_from_slice(&[0x88, 0xb5]);
+        broadcast.resize(1250, 0);
+        let mut send = |sender: &Snapshot, count: u64, now: Time| {
+            taps.dropped.clear();
+            for _ in 0..count {
+                path.frame(sender, segment(), &VnetHeader::default(), &mut broadcast, now, &mut taps);
+                path.sender.batch.clear();
+            }
+            taps.dropped.len() as u64
+        };
+        let burst = FLOOD_BURST_BYTES / 1250;
+        assert_eq!(send(&sender, burst + 10, Time::ZERO), 10);
+        // A budget for bytes times hosts: to two of them half as many frames.
+        let two = snapshot(1, &[3, 4], None, 1452);
+        assert_eq!(send(&two, burst, Time::ZERO + std::time::Duration::from_secs(9)), burst / 2);
+        // A stream of 2,500 full frames a second has room, always.
+        let dropped: u64 = (0..2_500)
+            .map(|n| send(&two, 1, Time::ZERO + std::time::Duration::from_micros(20_000_000 + n * 400)))
+            .sum();
+        assert_eq!(dropped, 0);
+    }
+
+    #[test]
+    fn tagged_super_frames_arrive_as_they_left() {
+        for (tags, v6) in
+            [(&[0x81, 0, 0, 7][..], false), (&[0x81, 0, 0xe0, 0], true), (&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7], false)]
+        {
+            let (plain, vnet) = super_frame(v6, 4000, 1200, 0x19);
+            let frame = [&plain[..12], tags, &plain[12..]].concat();
+            let more = tags.len() as u16;
+            let vnet =
+                VnetHeader { header_len: vnet.header_len + more, checksum_start: vnet.checksum_start + more, ..vnet };
+            assert_eq!(carry(&frame, vnet, false, 1452, ALL).frames, [(vnet, frame.clone())]);
+            let pieces = carry(&frame, vnet, false, 1452, TapOffloads::NONE).frames;
+            assert!(pieces.len() == 4 && pieces.iter().all(|(_, piece)| checksums_are_right(piece)));
         }
-        assert_eq!(taps.dropped, vec![DropReason::FloodBudget; 10]);
+    }
+
+    /// VXLAN in a container: the kernel asks for the inner packet's checksum to be completed, not for the outer one's.
+    #[test]
+    fn an_unfinished_checksum_of_an_inner_packet_is_finished_before_it_leaves() {
+        let inner = tcp_frame(false, &[7; 500], 0x18);
+        let inner_headers = Headers::parse(&inner).unwrap();
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
+        frame
+            .extend_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0]);
+        let at = frame.len();
+        frame.extend_from_slice(&inner);
+        let headers =
+            Headers { v6: false, transport: frame::Transport::Udp, l3: 14, l4: 34, payload: 42, end: frame.len() };
+        headers.set_end(&mut frame, headers.end);
+        headers.set_full_checksum(&mut frame);
+        let complete = frame.clone();
+        inner_headers.set_partial_checksum(&mut frame[at..], inner_headers.end);
+        let vnet = VnetHeader {
+            partial_checksum: true,
+            checksum_start: (at + inner_headers.l4) as u16,
+            checksum_offset: 16,
+            ..VnetHeader::default()
+        };
+        let taps = carry(&frame, vnet, false, 1452, ALL);
+        assert_eq!(taps.frames, [(VnetHeader::default(), complete)]);
     }
 
     proptest! {
@@ -607,5 +668,5 @@ mod tests {
     }
 
     // The smallest datagram holds the longest headers and some payload.
-    const _: () = assert!(crate::wire::MIN_DATAGRAM > OVERHEAD + ETHERNET_LEN + 60 + 60 + 100);
+    const _: () = assert!(crate::wire::MIN_DATAGRAM > OVERHEAD + frame::MAX_HEADERS + 100);
 }

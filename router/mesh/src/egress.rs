@@ -317,10 +317,20 @@ impl Sender {
             return Err(DropReason::Unreachable);
         }
         let headers = Headers::parse(bytes);
+        let is_outer = |headers: &Headers| {
+            (usize::from(vnet.checksum_start), usize::from(vnet.checksum_offset))
+                == (headers.l4, headers.checksum_offset())
+        };
+        // The far side finds an unfinished checksum by parsing. One of a packet inside of this one (VXLAN, for example) or of
+        // another protocol it could not find.
+        let is_partial = vnet.partial_checksum && headers.as_ref().is_some_and(is_outer);
+        if vnet.partial_checksum && !is_partial {
+            frame::complete_checksum(bytes, vnet.checksum_start.into(), vnet.checksum_offset.into());
+        }
         if let (Gso::None, Some(headers)) = (vnet.gso, &headers) {
             // While the path's size is not known the least there is would be told for the connection's whole life.
             let is_known = hop.max_datagram > MIN_DATAGRAM;
-            frame::clamp_mss(bytes, headers, if is_known { room } else { USUAL_ROOM }, vnet.partial_checksum);
+            frame::clamp_mss(bytes, headers, if is_known { room } else { USUAL_ROOM }, is_partial);
         }
         let flow = frame::flow(bytes, headers.as_ref());
         let place = match vnet.gso {
@@ -336,11 +346,6 @@ impl Sender {
                 Place::Main
             }
         };
-        let is_partial = vnet.partial_checksum && headers.is_some();
-        if vnet.partial_checksum && !is_partial {
-            // The far side could not tell where the checksum belongs: complete it here.
-            frame::complete_checksum(bytes, vnet.checksum_start.into(), vnet.checksum_offset.into());
-        }
         let flags = if is_partial { TextHeader::PARTIAL_CHECKSUM } else { 0 };
         let before = self.batch.len();
         let datagrams = match (vnet.gso, headers) {
@@ -419,7 +424,7 @@ impl Sender {
         let count = payload.len().div_ceil(size).max(1);
         let counters = reserve(outbound, count)?;
         let mut id = burst_id(counters.start);
-        let mut template = [0; 14 + 60 + 60];
+        let mut template = [0; frame::MAX_HEADERS];
         let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
         template.copy_from_slice(&bytes[..headers.payload]);
         let mut len = None;
@@ -463,7 +468,7 @@ impl Sender {
         let payload = &bytes[headers.payload..headers.end];
         let fits = headers.payload + size <= room;
         let mut sent = 0;
-        let mut template = [0; 14 + 60 + 8];
+        let mut template = [0; frame::MAX_HEADERS];
         let template = template.get_mut(..headers.payload).ok_or(DropReason::Malformed)?;
         template.copy_from_slice(&bytes[..headers.payload]);
         let counters = if fits { reserve(outbound, payload.len().div_ceil(size).max(1))? } else { 0..0 };

@@ -1,7 +1,7 @@
 //! Views of Ethernet frames: total accessors, no panic on any input.
 //!
-//! Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200, without extension headers), TCP (RFC 9293), UDP (RFC 768); checksums
-//! after RFC 1071.
+//! Ethernet II with up to two VLAN tags (IEEE 802.1Q), IPv4 (RFC 791), IPv6 (RFC 8200, without extension headers), TCP
+//! (RFC 9293), UDP (RFC 768); checksums after RFC 1071.
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -12,9 +12,18 @@ pub const ETHERNET_LEN: usize = 14;
 pub const MAX_FRAME: usize = ETHERNET_LEN + 65_535;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// Bytes of a VLAN tag, and how many of them headers are looked for behind (IEEE 802.1ad).
+const TAG_LEN: usize = 4;
+const MAX_TAGS: usize = 2;
+/// The most bytes of headers before a TCP or UDP payload: Ethernet, tags, IPv4 and TCP with all their options.
+pub(crate) const MAX_HEADERS: usize = ETHERNET_LEN + MAX_TAGS * TAG_LEN + 60 + 60;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
+/// Bytes of an IPv6 header.
+const IPV6_HEADER: usize = 40;
 /// Bytes of a TCP header without options.
 const TCP_HEADER: usize = 20;
 const TCP_OPTION_END: u8 = 0;
@@ -56,12 +65,34 @@ pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     }
 }
 
+/// The ethertype behind VLAN tags, and where what it names begins.
+fn network(frame: &[u8]) -> Option<(u16, usize)> {
+    let mut at = ETHERNET_LEN;
+    for _ in 0..MAX_TAGS {
+        match u16_at(frame, at - 2)? {
+            ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => at += TAG_LEN,
+            ethertype => return Some((ethertype, at)),
+        }
+    }
+    Some((u16_at(frame, at - 2)?, at))
+}
+
+/// How many bytes of tags of no VLAN (IEEE 802.1Q, VID 0) are in front of a frame's ethertype: receivers take such a frame
+/// as one without them.
+pub(crate) fn priority_tags(frame: &[u8]) -> usize {
+    let is_priority = |at: usize| {
+        matches!(u16_at(frame, at), Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN))
+            && u16_at(frame, at + 2).is_some_and(|tag| tag & 0x0fff == 0)
+    };
+    (0..).map(|tag| 12 + tag * TAG_LEN).take_while(|at| is_priority(*at)).count() * TAG_LEN
+}
+
 /// A hash of what frames of one flow and of its other direction have in common: addresses, protocol and ports; of a packet that
 /// is neither TCP nor UDP, or is a fragment, addresses and protocol alone.
 pub fn flow(frame: &[u8], headers: Option<&Headers>) -> u64 {
-    let (protocol, from, len) = match u16_at(frame, 12) {
-        Some(ETHERTYPE_IPV4) => (23, 26, 4),
-        Some(ETHERTYPE_IPV6) => (20, 22, 16),
+    let (protocol, from, len) = match network(frame) {
+        Some((ETHERTYPE_IPV4, l3)) => (l3 + 9, l3 + 12, 4),
+        Some((ETHERTYPE_IPV6, l3)) => (l3 + 6, l3 + 8, 16),
         _ => (13, 0, 6),
     };
     let end = |address: usize, port: usize| {
@@ -96,10 +127,10 @@ pub enum Fragment {
 /// Which part of a cut packet a frame carries (RFC 791, section 3.1; RFC 8200, section 4.5); `None` for what is whole.
 pub fn fragment(frame: &[u8]) -> Option<Fragment> {
     const IPV6_FRAGMENT: u8 = 44;
-    let (offset, more) = match u16_at(frame, 12)? {
-        ETHERTYPE_IPV4 => u16_at(frame, 20).map(|word| (word & 0x1fff, word & 0x2000))?,
-        ETHERTYPE_IPV6 if frame.get(20) == Some(&IPV6_FRAGMENT) => {
-            u16_at(frame, 56).map(|word| (word >> 3, word & 1))?
+    let (offset, more) = match network(frame)? {
+        (ETHERTYPE_IPV4, l3) => u16_at(frame, l3 + 6).map(|word| (word & 0x1fff, word & 0x2000))?,
+        (ETHERTYPE_IPV6, l3) if frame.get(l3 + 6) == Some(&IPV6_FRAGMENT) => {
+            u16_at(frame, l3 + IPV6_HEADER + 2).map(|word| (word >> 3, word & 1))?
         }
         _ => return None,
     };
@@ -120,13 +151,15 @@ pub enum Transport {
 }
 
 /// Where the headers of a TCP or UDP packet in a frame are. Made by [`Headers::parse`] only, so that
-/// `l4 + transport header ≤ len ≤ frame length` always holds.
+/// `l3 < l4`, `l4 + transport header ≤ payload ≤ end ≤ frame length` and `payload ≤ MAX_HEADERS` always hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers {
     /// Whether it is IPv6.
     pub v6: bool,
     /// TCP or UDP.
     pub transport: Transport,
+    /// Where the IP header begins: behind VLAN tags, if there are any.
+    pub l3: usize,
     /// Where the transport header begins.
     pub l4: usize,
     /// Where the payload begins.
@@ -139,21 +172,23 @@ impl Headers {
     /// Parses an unfragmented TCP or UDP packet over IPv4 or IPv6; `None` for anything else. The IP length
     /// field is believed only up to the frame's length.
     pub fn parse(frame: &[u8]) -> Option<Headers> {
-        let (v6, protocol, l4, end) = match u16_at(frame, 12)? {
+        let (ethertype, l3) = network(frame)?;
+        let (v6, protocol, l4, end) = match ethertype {
             ETHERTYPE_IPV4 => {
-                let first = *frame.get(14)?;
+                let first = *frame.get(l3)?;
                 let header = usize::from(first & 0x0f) * 4;
-                let fragment = u16_at(frame, 20)? & 0x3fff;
+                let fragment = u16_at(frame, l3 + 6)? & 0x3fff;
                 if first >> 4 != 4 || header < 20 || fragment != 0 {
                     return None;
                 }
-                (false, *frame.get(23)?, 14 + header, 14 + usize::from(u16_at(frame, 16)?))
+                (false, *frame.get(l3 + 9)?, l3 + header, l3 + usize::from(u16_at(frame, l3 + 2)?))
             }
             ETHERTYPE_IPV6 => {
-                if frame.get(14)? >> 4 != 6 {
+                if frame.get(l3)? >> 4 != 6 {
                     return None;
                 }
-                (true, *frame.get(20)?, 54, 54 + usize::from(u16_at(frame, 18)?))
+                let l4 = l3 + IPV6_HEADER;
+                (true, *frame.get(l3 + 6)?, l4, l4 + usize::from(u16_at(frame, l3 + 4)?))
             }
             _ => return None,
         };
@@ -166,6 +201,7 @@ impl Headers {
         (payload >= shortest && payload <= end && end <= frame.len()).then_some(Headers {
             v6,
             transport,
+            l3,
             l4,
             payload,
             end,
@@ -184,9 +220,9 @@ impl Headers {
     /// frame's start, and the IPv4 header checksum. Only the headers need to be in `frame`.
     pub fn set_end(&self, frame: &mut [u8], end: usize) {
         if self.v6 {
-            put_u16(frame, 18, (end - 54) as u16);
+            put_u16(frame, self.l3 + 4, (end - self.l4) as u16);
         } else {
-            put_u16(frame, 16, (end - 14) as u16);
+            put_u16(frame, self.l3 + 2, (end - self.l3) as u16);
             self.set_ipv4_checksum(frame);
         }
         if self.transport == Transport::Udp {
@@ -195,23 +231,26 @@ impl Headers {
     }
 
     fn set_ipv4_checksum(&self, frame: &mut [u8]) {
-        put_u16(frame, 24, 0);
-        let sum = !fold(sum(&frame[14..self.l4]));
-        put_u16(frame, 24, sum);
+        put_u16(frame, self.l3 + 10, 0);
+        let sum = !fold(sum(&frame[self.l3..self.l4]));
+        put_u16(frame, self.l3 + 10, sum);
     }
 
     /// Adds `n` to the IPv4 identification, and the difference to the header checksum (RFC 1624, equation 3).
     pub fn add_ipv4_id(&self, frame: &mut [u8], n: u16) {
-        let (false, Some(id), Some(checksum)) = (self.v6, u16_at(frame, 18), u16_at(frame, 24)) else { return };
+        let (id_at, checksum_at) = (self.l3 + 4, self.l3 + 10);
+        let (false, Some(id), Some(checksum)) = (self.v6, u16_at(frame, id_at), u16_at(frame, checksum_at)) else {
+            return;
+        };
         let new = id.wrapping_add(n);
-        put_u16(frame, 18, new);
-        put_u16(frame, 24, !fold(u64::from(!checksum) + u64::from(!id) + u64::from(new)));
+        put_u16(frame, id_at, new);
+        put_u16(frame, checksum_at, !fold(u64::from(!checksum) + u64::from(!id) + u64::from(new)));
     }
 
     /// The pseudo-header's sum for a packet that ends at `end`, folded, not inverted: what a partial
     /// checksum field holds.
     pub fn pseudo_sum(&self, frame: &[u8], end: usize) -> u16 {
-        let addresses = if self.v6 { &frame[22..54] } else { &frame[26..34] };
+        let addresses = if self.v6 { &frame[self.l3 + 8..self.l4] } else { &frame[self.l3 + 12..self.l3 + 20] };
         let protocol = if self.transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
         fold(sum(addresses) + u64::from(protocol) + (end - self.l4) as u64)
     }
@@ -356,7 +395,7 @@ pub(crate) mod tests {
     pub(crate) fn checksums_are_right(frame: &[u8]) -> bool {
         let Some(headers) = Headers::parse(frame) else { return false };
         let pseudo = u64::from(headers.pseudo_sum(frame, headers.end));
-        let ip_right = headers.v6 || fold(sum(&frame[14..headers.l4])) == 0xffff;
+        let ip_right = headers.v6 || fold(sum(&frame[headers.l3..headers.l4])) == 0xffff;
         ip_right && fold(pseudo + sum(&frame[headers.l4..headers.end])) == 0xffff
     }
 
@@ -441,11 +480,14 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_views_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..2usize) {
+        fn no_bytes_make_the_views_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..3usize) {
             let mut frame = bytes;
-            put_u16(&mut frame, 12, [ETHERTYPE_IPV4, ETHERTYPE_IPV6][kind]);
+            put_u16(&mut frame, 12, [ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN][kind]);
+            priority_tags(&frame);
+            fragment(&frame);
             if let Some(headers) = Headers::parse(&frame) {
                 prop_assert!(headers.payload <= headers.end && headers.end <= frame.len());
+                prop_assert!(headers.payload <= MAX_HEADERS && headers.l3 < headers.l4);
                 headers.set_end(&mut frame, headers.end);
                 headers.set_full_checksum(&mut frame);
                 prop_assert!(checksums_are_right(&frame));

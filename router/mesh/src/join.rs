@@ -113,7 +113,7 @@ impl<'a> Join<'a> {
             self.write_singly(header, piece, headers, offloads, sink);
             return;
         }
-        let mut patched = [0; 14 + 60 + 60];
+        let mut patched = [0; frame::MAX_HEADERS];
         let Some(patched) = patched.get_mut(..headers.payload) else {
             return sink.dropped(DropReason::Malformed);
         };

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::frame::{ETHERTYPE_IPV6, Mac, complete_checksum, fold, put_u16, source, sum, u16_at};
+use crate::frame::{ETHERTYPE_IPV6, Mac, complete_checksum, fold, priority_tags, put_u16, source, sum, u16_at};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// Bytes of a priority-tagged frame that are looked at: what is further back counts as hidden.
+const BARE_LEN: usize = 256;
 const PROTOCOL_ICMPV6: u8 = 58;
 /// Where announcements come from: a bridge that learnt from them where the announced MAC is would be wrong where that is its own.
 const ANNOUNCER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x02];
@@ -24,8 +26,12 @@ pub struct Solicitation {
 }
 
 impl Solicitation {
-    /// Reads an ARP request or a neighbour solicitation.
+    /// Reads an ARP request or a neighbour solicitation, priority-tagged or not.
     pub fn parse(frame: &[u8]) -> Option<Solicitation> {
+        without_priority_tags(frame, Self::parse_bare)
+    }
+
+    fn parse_bare(frame: &[u8]) -> Option<Solicitation> {
         match u16_at(frame, 12)? {
             ETHERTYPE_ARP => {
                 let (asker, asker_ip, target) = arp(frame, 1)?;
@@ -112,6 +118,10 @@ pub(crate) fn announcement(mac: Mac, ip: IpAddr) -> Vec<u8> {
 /// The (MAC, address) that a frame claims to be true: an ARP packet's sender, an advertisement's target, a
 /// solicitation's source.
 pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
+    without_priority_tags(frame, bare_claim)
+}
+
+fn bare_claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
     match u16_at(frame, 12)? {
         ETHERTYPE_ARP => {
             let (mac, ip, _) = arp(frame, 1).or_else(|| arp(frame, 2))?;
@@ -135,15 +145,32 @@ pub fn claim(frame: &[u8]) -> Option<(Mac, IpAddr)> {
 }
 
 /// Whether a frame may carry a claim to a MAC or address that [`claim`] cannot see, though a receiver would: ARP of other
-/// kinds than Ethernet and IPv4, a tag of no VLAN (IEEE 802.1Q, VID 0) in front, neighbour discovery behind IPv6
-/// extension headers.
+/// kinds than Ethernet and IPv4, neighbour discovery behind IPv6 extension headers.
 pub fn hides_claim(frame: &[u8]) -> bool {
+    without_priority_tags(frame, hides_bare_claim)
+}
+
+fn hides_bare_claim(frame: &[u8]) -> bool {
     match u16_at(frame, 12) {
         Some(ETHERTYPE_ARP) => arp(frame, 1).or_else(|| arp(frame, 2)).is_none(),
-        Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) => u16_at(frame, 14).is_none_or(|tag| tag & 0x0fff == 0),
+        Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) => u16_at(frame, 14).is_none(),
         Some(ETHERTYPE_IPV6) => hides_discovery(frame).unwrap_or(true),
         _ => false,
     }
+}
+
+/// Has `look` see a frame as receivers do that take a tag of no VLAN (IEEE 802.1Q, VID 0) for none.
+fn without_priority_tags<T>(frame: &[u8], look: impl FnOnce(&[u8]) -> T) -> T {
+    let tags = priority_tags(frame);
+    if tags == 0 {
+        return look(frame);
+    }
+    let mut bare = [0; BARE_LEN];
+    let rest = &frame[12 + tags..];
+    let len = 12 + rest.len().min(BARE_LEN - 12);
+    bare[..12].copy_from_slice(&frame[..12]);
+    bare[12..len].copy_from_slice(&rest[..len - 12]);
+    look(&bare[..len])
 }
 
 /// `None`: the headers end too soon, or are too many.
@@ -154,6 +181,8 @@ fn hides_discovery(frame: &[u8]) -> Option<bool> {
         let length = match next {
             // Hop-by-hop, routing and destination options; fragment; authentication (RFC 8200, section 4; RFC 4302).
             0 | 43 | 60 => (usize::from(*frame.get(at + 1)?) + 1) * 8,
+            // What follows a later fragment's header is payload (RFC 8200, section 4.5).
+            44 if u16_at(frame, at + 2)? >> 3 != 0 => return Some(false),
             44 => 8,
             51 => (usize::from(*frame.get(at + 1)?) + 2) * 4,
             PROTOCOL_ICMPV6 if walked > 0 => return Some((133..=137).contains(frame.get(at)?)),
@@ -194,8 +223,17 @@ mod tests {
         };
         assert!(!hides_claim(&arp(1, 1)) && !hides_claim(&arp(1, 2)));
         assert!(hides_claim(&arp(6, 2)) && hides_claim(&arp(1, 9)) && hides_claim(&arp(1, 2)[..30]));
-        let tagged = |tag: [u8; 2]| [&arp(1, 2)[..12], &[0x81, 0], &tag, &arp(1, 2)[12..]].concat();
-        assert!(hides_claim(&tagged([0xe0, 0])) && !hides_claim(&tagged([0, 7])));
+        let tagged = |tag: [u8; 2], frame: &[u8]| [&frame[..12], &[0x81, 0], &tag, &frame[12..]].concat();
+        // A receiver takes a frame with a priority tag for one without: so do the checks.
+        for operation in [1, 2] {
+            let plain = arp(1, operation);
+            let prioritised = tagged([0xe0, 0], &tagged([0x20, 0], &plain));
+            assert!(!hides_claim(&prioritised));
+            assert_eq!((claim(&prioritised), claim(&plain).is_some()), (claim(&plain), true));
+            assert_eq!(Solicitation::parse(&prioritised), Solicitation::parse(&plain));
+        }
+        assert!(hides_claim(&tagged([0xe0, 0], &arp(6, 2))) && !hides_claim(&tagged([0, 7], &arp(6, 2))));
+        assert!(hides_claim(&tagged([0xe0, 0], &arp(1, 2))[..14]), "a tag without its end");
         let v6 = |next: u8, rest: &[u8]| {
             let mut frame = arp(1, 1)[..12].to_vec();
             frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 60, next, 255]);
@@ -206,9 +244,12 @@ mod tests {
         let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
         assert!(!hides_claim(&v6(58, &[136; 40])), "plain neighbour discovery is seen");
         assert!(hides_claim(&v6(0, &[&options(58)[..], &[136; 40]].concat())));
-        assert!(hides_claim(&v6(60, &[&options(44)[..], &options(58)[..], &[135; 40]].concat())));
         assert!(!hides_claim(&v6(0, &[&options(58)[..], &[143; 40]].concat())), "multicast listener reports pass");
         assert!(!hides_claim(&v6(60, &[&options(17)[..], &[136; 40]].concat())));
+        // A fragment's header: the first part may have a claim behind it, in the others it is payload.
+        let fragment = |offset: u16| [&[58, 0][..], &(offset << 3 | 1).to_be_bytes(), &[0; 4], &[136; 40]].concat();
+        assert!(hides_claim(&v6(60, &[&options(44)[..], &fragment(0)].concat())));
+        assert!(hides_claim(&v6(44, &fragment(0))) && !hides_claim(&v6(44, &fragment(185))));
         assert!(hides_claim(&v6(0, &[0; 400])), "headers without end");
         assert!(hides_claim(&v6(0, &[])));
     }
@@ -238,9 +279,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_views_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..2usize) {
+        fn no_bytes_make_the_views_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..3usize) {
             let mut frame = bytes;
-            put_u16(&mut frame, 12, [ETHERTYPE_IPV6, ETHERTYPE_ARP][kind]);
+            put_u16(&mut frame, 12, [ETHERTYPE_IPV6, ETHERTYPE_ARP, ETHERTYPE_VLAN][kind]);
             if let Some(question) = Solicitation::parse(&frame) {
                 question.answer([2; 6]);
             }
