@@ -314,3 +314,59 @@ fn datagrams_that_no_member_sealed_change_nothing() {
     world.run_for(Duration::from_secs(1));
     assert!(arrives(&mut world, 0, 1));
 }
+
+#[test]
+fn a_host_that_is_heard_from_two_addresses_does_not_make_its_link_move_to_and_fro() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        for number in 0..2 {
+            let host = world.add_host();
+            world.add_second_address(host, SocketAddr::from(([10, 2, 0, number], 6783)));
+        }
+        for host in 0..2 {
+            world.start(host);
+            world.connect(host, &[1 - host]);
+        }
+        world.run_for(Duration::from_secs(5));
+        let before = world.datagrams_sent;
+        world.run_for(Duration::from_secs(20));
+        let rate = (world.datagrams_sent - before) / 20;
+        assert!(rate < 200, "seed {seed}: {rate} datagrams a second at rest");
+        let all = world.hosts.iter().flat_map(|host| &host.events);
+        let moves = all.filter(|event| matches!(event, Event::LinkMoved { .. })).count();
+        assert!(moves <= 2, "seed {seed}: it is said {moves} times in half a minute");
+    }
+}
+
+#[test]
+fn a_network_that_drops_marked_packets_is_used_without_marks() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        for _ in 0..2 {
+            world.add_host();
+        }
+        world.drops_marked = true;
+        for host in 0..2 {
+            world.start(host);
+            world.connect(host, &[1 - host]);
+        }
+        world.run_for(Duration::from_secs(10));
+        for host in &world.hosts {
+            let lost = host.events.iter().filter(|event| matches!(event, Event::MarksLost { .. })).count();
+            assert_eq!((lost, host.marks), (1, false), "seed {seed}: {:?}", host.events);
+            assert!(host.snapshot.outbound.values().any(|outbound| outbound.hop.is_some()), "seed {seed}: no route");
+        }
+        // Loss alone is no reason.
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        for _ in 0..2 {
+            world.add_host();
+        }
+        world.weather.loss = 0.3;
+        for host in 0..2 {
+            world.start(host);
+            world.connect(host, &[1 - host]);
+        }
+        world.run_for(Duration::from_secs(60));
+        assert!(world.hosts.iter().all(|host| host.marks), "seed {seed}");
+    }
+}

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use siphasher::sip::SipHasher13;
 use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 use weft_mesh::datapath::Datapath;
-use weft_mesh::egress::DropReason;
+use weft_mesh::egress::{DropReason, Lane};
 use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Target};
@@ -50,6 +50,10 @@ pub struct Host {
     pub label: HostLabel,
     /// Where it is on the network.
     pub address: SocketAddr,
+    /// Where else. What it sends comes from either, as from behind a NAT with two ways out.
+    pub second: Option<SocketAddr>,
+    /// Whether what it sends by the urgent lane is marked.
+    pub marks: bool,
     /// Its node, while it runs.
     pub node: Option<Node>,
     /// What survives a crash.
@@ -91,6 +95,8 @@ pub struct World {
     pub publish_delay: Duration,
     /// All randomness but the nodes' own.
     pub rng: ChaCha8Rng,
+    /// Whether the network drops what is marked as urgent.
+    pub drops_marked: bool,
     /// Pairs between which the network carries nothing.
     pub cut: BTreeSet<(HostNumber, HostNumber)>,
     /// Bytes of datagrams sent, and how many those were.
@@ -129,6 +135,7 @@ impl World {
             weather: Weather::FAIR,
             publish_delay: Duration::ZERO,
             rng: ChaCha8Rng::seed_from_u64(seed),
+            drops_marked: false,
             cut: BTreeSet::new(),
             bytes_sent: 0,
             datagrams_sent: 0,
@@ -161,6 +168,8 @@ impl World {
             seed,
             label,
             address,
+            second: None,
+            marks: true,
             node: None,
             disk: BTreeMap::new(),
             snapshot: Arc::new(Snapshot::empty(label, Hashing(0, 0))),
@@ -202,7 +211,8 @@ impl World {
             restored: host.disk.clone().into_iter().collect(),
         };
         host.node = Some(Node::new(config, entropy, self.now));
-        let addresses = vec![host.address.ip()];
+        host.marks = true;
+        let addresses = [host.address].into_iter().chain(host.second).map(|address| address.ip()).collect();
         self.command(number, Command::SetAddresses(addresses));
     }
 
@@ -215,8 +225,10 @@ impl World {
 
     /// Names peers to a host.
     pub fn connect(&mut self, number: HostNumber, peers: &[HostNumber]) {
-        let target =
-            |peer: &HostNumber| Target { name: format!("h{peer}"), addresses: vec![self.hosts[*peer].address] };
+        let target = |peer: &HostNumber| Target {
+            name: format!("h{peer}"),
+            addresses: [self.hosts[*peer].address].into_iter().chain(self.hosts[*peer].second).collect(),
+        };
         let targets = peers.iter().map(target).collect();
         self.command(number, Command::Connect(targets));
     }
@@ -264,6 +276,12 @@ impl World {
     pub fn move_host(&mut self, number: HostNumber, address: SocketAddr) {
         let old = std::mem::replace(&mut self.hosts[number].address, address);
         self.by_address.remove(&old);
+        self.by_address.insert(address, number);
+    }
+
+    /// Gives a host a second address.
+    pub fn add_second_address(&mut self, number: HostNumber, address: SocketAddr) {
+        self.hosts[number].second = Some(address);
         self.by_address.insert(address, number);
     }
 
@@ -355,11 +373,12 @@ impl World {
         for (segment, frame) in sink.frames {
             host.delivered.push((segment, frame));
         }
-        let runs: Vec<(SocketAddr, Vec<u8>, usize)> =
-            host.path.sender.batch.runs().map(|(run, bytes)| (run.to, bytes.to_vec(), run.stride)).collect();
+        let runs: Vec<(Lane, SocketAddr, Vec<u8>, usize)> =
+            host.path.sender.batch.runs().map(|(run, bytes)| (run.lane, run.to, bytes.to_vec(), run.stride)).collect();
         host.path.sender.batch.clear();
-        for (to, data, stride) in runs.into_iter().chain(sink.relayed) {
-            self.transmit(number, to, data, stride);
+        let relayed = sink.relayed.into_iter().map(|(to, data, stride)| (Lane::Main, to, data, stride));
+        for (lane, to, data, stride) in runs.into_iter().chain(relayed) {
+            self.transmit(number, lane, to, data, stride);
         }
         for punt in sink.punts {
             if self.hosts[number].node.is_some() {
@@ -394,7 +413,7 @@ impl World {
 
     fn carry_out_output(&mut self, number: HostNumber, output: Output) {
         match output {
-            Output::Transmit { to, data, stride } => self.transmit(number, to, data, stride),
+            Output::Transmit { lane, to, data, stride } => self.transmit(number, lane, to, data, stride),
             Output::Publish(snapshot) => {
                 let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
                 let life = self.hosts[number].life;
@@ -425,7 +444,12 @@ impl World {
                 let life = self.hosts[number].life;
                 self.queue.push(self.now + delay, What::Durable { host: number, life, mark });
             }
-            Output::Event(event) => self.hosts[number].events.push(event),
+            Output::Event(event) => {
+                if let Event::MarksLost { .. } = event {
+                    self.hosts[number].marks = false;
+                }
+                self.hosts[number].events.push(event);
+            }
             // What containers here know of each other's MACs, the model knows.
             Output::Tap { .. } | Output::Timeout(..) => {}
         }
@@ -441,12 +465,16 @@ impl World {
     }
 
     /// Puts a run on the network; each of its datagrams has its own fate.
-    fn transmit(&mut self, from: HostNumber, to: SocketAddr, data: Vec<u8>, stride: usize) {
+    fn transmit(&mut self, from: HostNumber, lane: Lane, to: SocketAddr, data: Vec<u8>, stride: usize) {
         let Some(host) = self.host_at(to) else { return };
-        let source = self.hosts[from].address;
+        let source = match &self.hosts[from] {
+            Host { second: Some(second), .. } if self.rng.random() => *second,
+            first => first.address,
+        };
         self.bytes_sent += data.len() as u64;
         self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
-        if self.is_cut(from, host) || from == host {
+        let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
+        if self.is_cut(from, host) || from == host || (is_marked && self.drops_marked) {
             return;
         }
         let Weather { loss, duplication, delay: (shortest, longest) } = self.weather;

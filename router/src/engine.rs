@@ -8,7 +8,6 @@ use std::sync::mpsc as blocking;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
-use weft_mesh::egress::Lane;
 use weft_mesh::ingress::Punt;
 use weft_mesh::ipam::AllocationId;
 use weft_mesh::names::Names;
@@ -178,9 +177,9 @@ impl Engine {
         let Save { mut changes, mut replies, mut mark } = Save::default();
         loop {
             match self.node.poll_output() {
-                Output::Transmit { to, data, stride } => {
+                Output::Transmit { lane, to, data, stride } => {
                     // What matters is sent again; a send that fails is like a datagram lost.
-                    let _ = self.udp.send(Lane::Urgent, to, &data, stride);
+                    let _ = self.udp.send(lane, to, &data, stride);
                 }
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),
@@ -194,9 +193,11 @@ impl Engine {
                 Output::Tap { segment, frame } => self.worker.write(segment, frame),
                 Output::Event(event) => {
                     log(&event);
-                    if let Event::Fenced { id, address } = event {
-                        // Nobody listens any more when the router stops.
-                        let _ = self.fenced.send((id, address));
+                    match event {
+                        // Once the router stops there is no receiver any more.
+                        Event::Fenced { id, address } => drop(self.fenced.send((id, address))),
+                        Event::MarksLost { .. } => self.udp.stop_marking(),
+                        _ => {}
                     }
                 }
                 Output::Timeout(at, _) => {
@@ -253,6 +254,11 @@ fn log(event: &Event) {
         Event::LinkUp { peer, remote } => info!(peer = %peer.short(), %remote, "link up"),
         Event::LinkDown { peer, reason } => info!(peer = %peer.short(), reason, "link down"),
         Event::LinkMoved { peer, remote } => info!(peer = %peer.short(), %remote, "link moved"),
+        Event::MarksLost { peer } => warn!(
+            peer = %peer.short(),
+            "the network to this host drops packets marked AF21 (low-latency data): this router marks none any more, and small \
+             packets may wait behind large transfers"
+        ),
         Event::Session { peer, cipher } => info!(peer = %peer.short(), cipher, "session"),
         Event::TargetSilent { name, address } => warn!(
             "{name} does not answer at {address}: is weft up there, does UDP get through, and has it the same secret?"

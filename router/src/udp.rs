@@ -3,13 +3,16 @@
 //! Each worker has a socket for either [`Lane`], all bound to one port: a filter in the kernel tells by the first bytes of
 //! a datagram which it is for. What is urgent then waits in no queue behind what is not.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -40,6 +43,8 @@ pub struct UdpPort {
     /// whom to wake at each packet that has left.
     outlet: Option<std::net::UdpSocket>,
     state: Arc<UdpSocketState>,
+    /// Whether urgent datagrams are marked; of all workers' sockets alike.
+    marks: Arc<AtomicBool>,
     is_v6: bool,
 }
 
@@ -72,7 +77,11 @@ impl UdpPort {
         // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
         let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false).map_err(in_use)?;
         let state = Arc::new(UdpSocketState::new((&other).into()).map_err(in_use)?);
-        let port = |((urgent, main), outlet)| UdpPort { sockets: [urgent, main], outlet, state: state.clone(), is_v6 };
+        let marks = Arc::new(AtomicBool::new(true));
+        let port = |((urgent, main), outlet)| {
+            let (sockets, state, marks) = ([urgent, main], state.clone(), marks.clone());
+            UdpPort { sockets, outlet, state, marks, is_v6 }
+        };
         Ok(urgents.into_iter().zip(mains).zip(outlets).map(port).collect())
     }
 
@@ -115,7 +124,8 @@ impl UdpPort {
         let clone = |socket: &std::net::UdpSocket| socket.try_clone().doing(what);
         let [urgent, main] = self.sockets.each_ref().map(clone);
         let outlet = self.outlet.as_ref().map(clone).transpose()?;
-        Ok(UdpPort { sockets: [urgent?, main?], outlet, state: self.state.clone(), is_v6: self.is_v6 })
+        let (state, marks) = (self.state.clone(), self.marks.clone());
+        Ok(UdpPort { sockets: [urgent?, main?], outlet, state, marks, is_v6: self.is_v6 })
     }
 
     /// The socket of a lane, to wait on.
@@ -163,17 +173,40 @@ impl UdpPort {
         contents: &[u8],
         segment_size: Option<usize>,
     ) -> io::Result<()> {
+        if lane == Lane::Urgent && self.marks.load(Ordering::Relaxed) {
+            return self.send_marked(destination, contents, segment_size);
+        }
         let own = self.socket_of(lane);
         let socket = self.outlet.as_ref().filter(|_| lane == Lane::Main).unwrap_or(own);
         let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
         match self.state.try_send(socket.into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-                let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
+                await_room(socket);
                 self.state.try_send(socket.into(), &transmit)
             }
             result => result,
         }
+    }
+
+    /// Sends by the urgent socket as it is set up. quinn-udp gives each datagram a type of service of its own, and with it no mark.
+    fn send_marked(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        let socket = self.socket_of(Lane::Urgent);
+        let (to, parts) = (SockaddrStorage::from(to), [IoSlice::new(contents)]);
+        let size = segment_size.filter(|size| *size < contents.len()).map(|size| size as u16);
+        let cut = size.as_ref().map(ControlMessage::UdpGsoSegments);
+        let send = || sendmsg(socket.as_raw_fd(), &parts, cut.as_slice(), MsgFlags::empty(), Some(&to)).map(drop);
+        match send() {
+            Err(Errno::EAGAIN) => {
+                await_room(socket);
+                Ok(send()?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Has urgent datagrams leave like all others from now on: a network on the way drops what is marked.
+    pub fn stop_marking(&self) {
+        self.marks.store(false, Ordering::Relaxed);
     }
 
     /// Receives into `buffers`; how many were filled.
@@ -211,6 +244,12 @@ fn steer(first: &std::net::UdpSocket, count: usize) -> io::Result<()> {
     ];
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     Ok(setsockopt(first, sockopt::AttachReusePortCbpf, &program)?)
+}
+
+/// Waits until a socket takes more, if not for long.
+fn await_room(socket: &std::net::UdpSocket) {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
 }
 
 fn unspecified(is_v6: bool) -> IpAddr {
@@ -288,6 +327,44 @@ mod tests {
                 assert_eq!(arrives(&datagram(index, true)), ((worker + 1) % workers, Lane::Urgent));
             }
             assert_eq!(arrives(&[1; 100]), (0, Lane::Main), "a handshake waits behind what is urgent");
+        }
+    }
+
+    /// The type of service that an arriving datagram has.
+    fn arrives_with(ports: &[UdpPort], to: SocketAddr, lane: Lane, count: usize) -> u8 {
+        let receiver = std::net::UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap();
+        setsockopt(&receiver, sockopt::Ipv4RecvTos, &true).unwrap();
+        setsockopt(&receiver, sockopt::Ipv6RecvTClass, &true).unwrap_or_default();
+        receiver.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        ports[0].send(lane, receiver.local_addr().unwrap(), &vec![1; 100 * count], 100).unwrap();
+        let (mut bytes, mut space) = ([0; 1000], nix::cmsg_space!([i32; 4]));
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = nix::sys::socket::recvmsg::<SockaddrStorage>(
+            receiver.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::empty(),
+        );
+        let received = received.unwrap();
+        assert_eq!(received.bytes, 100);
+        let found = received.cmsgs().unwrap().find_map(|message| match message {
+            nix::sys::socket::ControlMessageOwned::Ipv4Tos(tos) => Some(tos),
+            nix::sys::socket::ControlMessageOwned::Ipv6TClass(class) => Some(class as u8),
+            _ => None,
+        });
+        found.unwrap()
+    }
+
+    #[test]
+    fn urgent_datagrams_are_marked_unless_that_is_given_up() {
+        for to in ["127.0.0.1:0", "[::1]:0"] {
+            let to: SocketAddr = to.parse().unwrap();
+            let ports = UdpPort::bind(to, 1).unwrap();
+            let marks = |lane, count| arrives_with(&ports, to, lane, count);
+            assert_eq!((marks(Lane::Urgent, 1), marks(Lane::Urgent, 3)), (LOW_LATENCY, LOW_LATENCY), "{to}");
+            assert_eq!((marks(Lane::Main, 1), marks(Lane::Main, 3)), (0, 0), "{to}");
+            ports[0].try_clone().unwrap().stop_marking();
+            assert_eq!((marks(Lane::Urgent, 1), marks(Lane::Urgent, 3)), (0, 0), "{to}");
         }
     }
 

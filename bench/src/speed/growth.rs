@@ -228,7 +228,7 @@ impl Guest {
         self.node.handle_input(time(self.started), input);
         loop {
             match self.node.poll_output() {
-                Output::Transmit { to, data, stride } => {
+                Output::Transmit { to, data, stride, .. } => {
                     for datagram in data.chunks(stride.max(1)) {
                         // What does not leave is like what is lost on the way.
                         let _ = self.socket.send_to(datagram, to);

@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use crate::flows::Flows;
@@ -147,7 +148,7 @@ pub struct TxBatch {
 }
 
 /// A way of its own, from this host's sealing to the other's opening. In a lane, datagrams keep their order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Lane {
     /// Datagrams that may overtake others: they are of flows that have none among the others.
     Urgent,
@@ -363,16 +364,17 @@ impl Sender {
         Ok(())
     }
 
-    /// Seals an encoded control message; `hop` is none to follow the route.
-    pub fn control(&mut self, outbound: &Outbound, text: &[u8], now: Time) -> Result<(), DropReason> {
+    /// Seals an encoded control message for the next hop, to leave by a lane.
+    pub fn control(&mut self, outbound: &Outbound, lane: Lane, text: &[u8], now: Time) -> Result<(), DropReason> {
         let Some(hop) = &outbound.hop else { return Err(DropReason::Unreachable) };
         let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
         let counter = send.reserve(1).map_err(|_| DropReason::Exhausted)?.start;
-        let datagram = self.batch.datagram(Place::Urgent, hop.remote, envelope::LEN + session::OVERHEAD + text.len());
+        let place = if lane == Lane::Urgent { Place::Urgent } else { Place::Main };
+        let datagram = self.batch.datagram(place, hop.remote, envelope::LEN + session::OVERHEAD + text.len());
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
         let packet = &mut datagram[envelope::LEN..];
         packet[session::HEADER_LEN..session::HEADER_LEN + text.len()].copy_from_slice(text);
-        send.seal(counter, true, packet);
+        send.seal(counter, lane == Lane::Urgent, packet);
         hop.meter.sent.on_link(1, now);
         Ok(())
     }

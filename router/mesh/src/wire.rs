@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use weft_crypto::handshake::{MAX_MESSAGE, Offer, Pattern};
 use weft_crypto::{HostLabel, PeerId, Secret, SuiteSet, cookie, envelope, session};
 
+use crate::egress::Lane;
+
 /// Bytes before the frame in a text.
 pub const TEXT_HEADER: usize = 12;
 /// Bytes that a datagram adds to a frame: envelope, session header and tag, text header.
@@ -137,6 +139,8 @@ pub enum Control {
     Ping {
         /// Matches answer to question.
         id: u32,
+        /// The lane it leaves by, and by which the answer is to come.
+        lane: Lane,
     },
     /// Answers a ping.
     Pong {

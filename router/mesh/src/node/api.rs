@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
+use crate::egress::Lane;
 use crate::ingress::Punt;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
@@ -123,6 +124,8 @@ pub struct Target {
 pub enum Output {
     /// Send datagrams of `stride` bytes each, the last one maybe shorter.
     Transmit {
+        /// By which lane.
+        lane: Lane,
         /// Where to.
         to: SocketAddr,
         /// The bytes.
@@ -282,6 +285,11 @@ pub enum Event {
         peer: PeerId,
         /// Where it is now.
         remote: SocketAddr,
+    },
+    /// The network to a peer loses datagrams of the urgent lane and passes others: they should not be marked any more.
+    MarksLost {
+        /// The peer.
+        peer: PeerId,
     },
     /// An end-to-end session is there.
     Session {

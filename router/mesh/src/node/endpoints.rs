@@ -19,6 +19,9 @@ use crate::wire::SegmentId;
 
 /// How long a learnt MAC stays without a frame from it.
 const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
+/// How long after the start neighbours may know MACs of before it: as long as a kernel keeps a neighbour that it does not
+/// talk to, and then some.
+const FORMER_LIFE: Duration = Duration::from_secs(600);
 /// How soon a learnt MAC may move again.
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Learnt MACs of one segment.
@@ -36,6 +39,9 @@ pub(super) struct Endpoints {
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
     /// The MACs that addresses had which nobody has now: neighbours may still know them.
     gone: BTreeMap<(SegmentId, IpAddr), Mac>,
+    /// Until when neighbours may know MACs that this host has forgotten.
+    former_life: Time,
+    in_former_life: bool,
     /// What neighbours are to be told of addresses that are at another MAC now.
     announcements: Vec<(SegmentId, Vec<u8>)>,
     /// The addresses of segments' gateways: every host has them, none lets them out.
@@ -52,13 +58,15 @@ type Hosts = RangeInclusive<HostLabel>;
 const ALL: Hosts = LOWEST.0..=HIGHEST.0;
 
 impl Endpoints {
-    pub(super) fn new(own: HostLabel, hashing: Hashing) -> Self {
+    pub(super) fn new(own: HostLabel, hashing: Hashing, now: Time) -> Self {
         Endpoints {
             own,
             hashing,
             presence: BTreeMap::new(),
             macs: BTreeSet::new(),
             gone: BTreeMap::new(),
+            former_life: now + FORMER_LIFE,
+            in_former_life: true,
             announcements: Vec::new(),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
@@ -244,7 +252,10 @@ impl Endpoints {
     fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Mac>) {
         let before = before.or_else(|| self.gone.remove(&at));
         match (before, after) {
-            (Some(before), Some(after)) if before != after && self.announcements.len() < MAX_ANNOUNCEMENTS => {
+            (before, Some(after))
+                if before.map_or(self.in_former_life, |before| before != after)
+                    && self.announcements.len() < MAX_ANNOUNCEMENTS =>
+            {
                 self.announcements.push((at.0, announcement(after, at.1)));
             }
             (Some(before), None) => {
@@ -280,6 +291,7 @@ impl Endpoints {
 
     /// Drops learnt MACs that have been silent.
     pub(super) fn age(&mut self, now: Time) {
+        self.in_former_life = now < self.former_life;
         let is_live =
             |learnt: &Learnt| now.since(Time::from_nanos(learnt.seen.load(Ordering::Relaxed))) < LEARNT_LIFETIME;
         for (id, switch) in &mut self.segments {
@@ -347,7 +359,7 @@ mod tests {
 
     fn table() -> (Endpoints, SegmentId) {
         let segment = SegmentId::of("s");
-        let mut table = Endpoints::new(host(1), Hashing(1, 2));
+        let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
         table.set_presence(host(1), segment, "s".into());
         (table, segment)
     }
@@ -375,6 +387,10 @@ mod tests {
         let (mut table, segment) = table();
         let ip = IpAddr::from([10, 0, 0, 9]);
         let told = |table: &mut Endpoints| table.take_announcements();
+        table.set(host(3), [1; 16], record(5, [10, 0, 0, 5]));
+        let first = (segment, announcement([2, 0, 0, 0, 0, 5], IpAddr::from([10, 0, 0, 5])));
+        assert!(told(&mut table).contains(&first), "before this life of the router it may have been at another");
+        table.age(Time::ZERO + FORMER_LIFE);
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(told(&mut table), [], "nobody knew another");
         table.unset(host(3), [3; 16]);
@@ -406,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_segment_entered_late_has_all_that_was_known() {
-        let mut table = Endpoints::new(host(1), Hashing(1, 2));
+        let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
         let segment = SegmentId::of("s");
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         table.set_presence(host(3), segment, "s".into());

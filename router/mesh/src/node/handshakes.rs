@@ -16,6 +16,7 @@ use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie, envelope, 
 
 use super::peer::Session;
 use super::{Node, Output, sessions};
+use crate::egress::Lane;
 use crate::snapshot::Inbound;
 use crate::wire::{HandshakePacket, Step};
 
@@ -313,11 +314,12 @@ impl Node {
         self.handshakes.seen.push_back(ephemeral);
     }
 
-    /// Sends a handshake packet straight to an address, or along the route to a host.
+    /// Sends a handshake packet straight to an address, or along the route to a host. It is not marked as urgent: a network
+    /// that drops marked packets would never let hosts find that out.
     fn send_handshake(&mut self, direct: Option<SocketAddr>, to: Option<HostLabel>, packet: Vec<u8>, now: Time) {
         if let Some(to) = direct {
             let stride = packet.len();
-            self.outputs.push_back(Output::Transmit { to, data: packet, stride });
+            self.outputs.push_back(Output::Transmit { lane: Lane::Main, to, data: packet, stride });
             return;
         }
         let Some((to, hop)) = to.and_then(|to| Some((to, self.hop_towards(to)?))) else { return };
@@ -327,7 +329,7 @@ impl Node {
         data.extend_from_slice(&packet);
         hop.meter.sent.on_link(1, now);
         let stride = data.len();
-        self.outputs.push_back(Output::Transmit { to: hop.remote, data, stride });
+        self.outputs.push_back(Output::Transmit { lane: Lane::Main, to: hop.remote, data, stride });
     }
 
     fn on_established(

@@ -13,6 +13,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::peer::{Backoff, Link, Peer, PingSent};
 use super::{Event, Node, TargetState};
+use crate::egress::Lane;
 use crate::records::{Key, LinkRecord, encode};
 use crate::routes::announced_cost;
 use crate::wire::{Control, MIN_DATAGRAM};
@@ -41,6 +42,13 @@ const SIZE_PROBE: Duration = Duration::from_secs(15);
 const SIZE_DISTRUST: Duration = Duration::from_secs(35);
 /// How long a link has to be silent before the host that chose its address gives it up for another.
 const MOVE_AFTER: Duration = Duration::from_millis(1200);
+/// How long a host whose peer chooses the address stays with one: less than [`MOVE_AFTER`], or both would go on looking for
+/// each other where the other has just been.
+const FOLLOW_AFTER: Duration = Duration::from_secs(1);
+/// How often it is said that a link moved.
+const SAY_MOVED: Duration = Duration::from_secs(60);
+/// How often a peer is asked while it seems that only unmarked datagrams pass.
+const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
 /// Tries after which a target that never answered is said to be silent: some 13 s.
 const SILENT: u32 = 8;
 /// Longest waits between tries of an address: one that worked or was named, and any other.
@@ -124,7 +132,12 @@ impl Node {
             self.next_tick = self.next_tick.min(now + ASK_AGAIN);
         }
         let remote = link.remote;
-        let interval = if link.loss > LOSSY { LOSSY_PROBE } else { IDLE_PROBE };
+        let is_suspicious = self.marks && peer.marks.are_suspicious();
+        let interval = match link.loss > LOSSY {
+            _ if is_suspicious => SUSPICIOUS_PROBE,
+            true => LOSSY_PROBE,
+            false => IDLE_PROBE,
+        };
         if since_ping >= interval || (is_silent && since_ping >= ASK_AGAIN) {
             link.last_ping = now;
             if let Some(index) = current {
@@ -330,14 +343,24 @@ impl Node {
     pub(super) fn ping(&mut self, label: HostLabel, index: u32, to: SocketAddr, size: usize, now: Time) {
         let id = self.rng.next_u32();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        peer.add_ping(id, PingSent { to, at: now, is_probe_of_size: size > 0 });
-        let text = Control::Ping { id }.encode(size.saturating_sub(envelope::LEN + session::OVERHEAD));
-        self.send_text_at(label, index, to, &text, now);
+        let is_probe_of_size = size > 0;
+        let lane = if self.marks && !is_probe_of_size { peer.marks.next_lane() } else { Lane::Urgent };
+        peer.add_ping(id, PingSent { to, at: now, is_probe_of_size, lane });
+        let text = Control::Ping { id, lane }.encode(size.saturating_sub(envelope::LEN + session::OVERHEAD));
+        self.send_text_at(label, index, to, (lane, &text), now);
     }
 
-    pub(super) fn on_ping(&mut self, label: HostLabel, index: u32, from: SocketAddr, id: u32, size: usize, now: Time) {
+    pub(super) fn on_ping(
+        &mut self,
+        label: HostLabel,
+        index: u32,
+        from: SocketAddr,
+        (id, lane): (u32, Lane),
+        size: usize,
+        now: Time,
+    ) {
         let pong = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
-        self.send_text_at(label, index, from, &pong.encode(0), now);
+        self.send_text_at(label, index, from, (lane, &pong.encode(0)), now);
         if self.is_straggler(label, now) {
             return;
         }
@@ -364,6 +387,10 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(ping) = peer.pings.remove(&id) else { return };
         let rtt = now.since(ping.at);
+        if self.marks && peer.marks.on_answer(ping.lane) {
+            self.do_without_marks(label, now);
+        }
+        let Some(peer) = self.peers.get_mut(&label) else { return };
         if peer.link.is_none() {
             peer.link = Some(Link::new(from, now));
             self.linked.insert(label);
@@ -388,6 +415,18 @@ impl Node {
         }
         self.announce_link(label);
         self.note_seen_address(label, seen, now);
+    }
+
+    /// The network to a peer drops what is marked as urgent: this host marks nothing any more.
+    fn do_without_marks(&mut self, label: HostLabel, now: Time) {
+        self.marks = false;
+        // Sizes were probed by marked datagrams.
+        for link in self.peers.values_mut().filter_map(|peer| peer.link.as_mut()) {
+            (link.since, link.last_size_probe) = (now, Time::ZERO);
+        }
+        if let Some(id) = self.peer_key(label) {
+            self.event(Event::MarksLost { peer: id });
+        }
     }
 
     fn link_up(&mut self, label: HostLabel, remote: SocketAddr, now: Time) {
@@ -443,19 +482,28 @@ impl Node {
             link.last_from_remote = now;
             return;
         }
-        // Of two hosts with several paths between them the one with the lower label chooses.
-        let may_choose = own < label && now.since(link.last_from_remote) < MOVE_AFTER;
-        if may_choose || !is_current || now.since(link.since) < IDLE_PROBE {
+        // Of two hosts with several paths between them the one with the lower label chooses, and leaves an address only once
+        // that is silent; the other follows. What was under way when either moved is no reason to move again.
+        let (settled, silent) = if own < label { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
+        let is_settled = now.since(link.moved) >= settled && now.since(link.last_from_remote) >= silent;
+        if !is_settled || !is_current {
             return;
         }
         link.remote = from;
+        link.moved = now;
         link.last_from_remote = now;
         link.max_datagram = MIN_DATAGRAM;
         link.size_confirmed = now;
         link.last_size_probe = Time::ZERO;
+        let is_said = link.said_moved != Time::ZERO && now.since(link.said_moved) < SAY_MOVED;
+        if !is_said {
+            link.said_moved = now;
+        }
         peer.add_candidate(from, true);
         self.routes_stale = true;
-        self.event(Event::LinkMoved { peer: id, remote: from });
+        if !is_said {
+            self.event(Event::LinkMoved { peer: id, remote: from });
+        }
         self.ping(label, index, from, 0, now);
     }
 

@@ -79,6 +79,8 @@ pub struct Node {
     port: u16,
     discovery: bool,
     grace: Duration,
+    /// Whether datagrams of the urgent lane leave marked as such.
+    marks: bool,
     rng: ChaCha20Rng,
     /// Tells this life of the host from others.
     boot: u64,
@@ -180,6 +182,7 @@ impl Node {
             port: config.port,
             discovery: config.discovery,
             grace: config.grace,
+            marks: true,
             boot,
             peers: BTreeMap::new(),
             by_noise_key: BTreeMap::new(),
@@ -203,7 +206,7 @@ impl Node {
             routes_after: now,
             costs_after: now,
             announces_costs: false,
-            endpoints: Endpoints::new(own, hashing),
+            endpoints: Endpoints::new(own, hashing, now),
             addresses: Addresses::new(ipam),
             entries: BTreeMap::new(),
             networks: BTreeMap::new(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_crypto::session::SendKey;
 use weft_crypto::{PeerId, Secret, Suite, Time};
 
+use crate::egress::Lane;
 use crate::snapshot::{Inbound, Meter};
 use crate::vnet::VnetHeader;
 use crate::wire::{MIN_DATAGRAM, SegmentId};
@@ -37,6 +38,8 @@ pub(super) struct Peer {
     /// When the last link was let go: what comes straight from the peer right after it opens no new one.
     pub(super) let_go: Time,
     pub(super) pings: BTreeMap<u32, PingSent>,
+    /// Whether datagrams marked as urgent reach it and come back.
+    pub(super) marks: Marks,
     /// Where it may be reached.
     pub(super) candidates: BTreeMap<SocketAddr, Candidate>,
     /// When a handshake over relays may be tried next, and how many failed.
@@ -91,6 +94,9 @@ pub(super) struct WaitingFrame {
 pub(super) struct Link {
     pub(super) remote: SocketAddr,
     pub(super) since: Time,
+    /// When its address last changed, and when that was last said.
+    pub(super) moved: Time,
+    pub(super) said_moved: Time,
     pub(super) srtt: Option<Duration>,
     /// Share of pings unanswered, smoothed.
     pub(super) loss: f64,
@@ -114,6 +120,8 @@ impl Link {
         Link {
             remote,
             since: now,
+            moved: now,
+            said_moved: Time::ZERO,
             srtt: None,
             loss: 0.0,
             last_ping: now,
@@ -148,6 +156,47 @@ pub(super) struct PingSent {
     pub(super) to: SocketAddr,
     pub(super) at: Time,
     pub(super) is_probe_of_size: bool,
+    pub(super) lane: Lane,
+}
+
+/// Whether a network passes what is marked as urgent (DSCP, RFC 2474): some drop it. Pings of both kinds tell.
+#[derive(Default)]
+pub(super) struct Marks {
+    /// Marked pings sent, and unmarked ones answered, since a marked one was answered.
+    marked: u32,
+    unmarked_answered: u32,
+    was_marked: bool,
+}
+
+impl Marks {
+    /// Marked pings that may be lost before an unmarked one is tried, and before, with so many unmarked ones answered, marks
+    /// are given up: on a network that loses half of all datagrams that happens once in a thousand times.
+    const PATIENCE: u32 = 2;
+    const MARKED_LOST: u32 = 12;
+    const UNMARKED_ANSWERED: u32 = 6;
+
+    /// The lane that the next ping leaves by.
+    pub(super) fn next_lane(&mut self) -> Lane {
+        let is_marked = self.marked < Self::PATIENCE || !self.was_marked;
+        self.was_marked = is_marked;
+        self.marked += u32::from(is_marked);
+        if is_marked { Lane::Urgent } else { Lane::Main }
+    }
+
+    /// A ping was answered; whether marks are to be given up.
+    pub(super) fn on_answer(&mut self, lane: Lane) -> bool {
+        if lane == Lane::Urgent {
+            *self = Marks::default();
+            return false;
+        }
+        self.unmarked_answered += 1;
+        self.marked >= Self::MARKED_LOST && self.unmarked_answered >= Self::UNMARKED_ANSWERED
+    }
+
+    /// Whether unmarked pings are answered and marked ones are not.
+    pub(super) fn are_suspicious(&self) -> bool {
+        self.marked >= Self::PATIENCE && self.unmarked_answered > 0
+    }
 }
 
 /// An address where the peer may be.
@@ -193,6 +242,7 @@ impl Peer {
             link: None,
             let_go: Time::ZERO,
             pings: BTreeMap::new(),
+            marks: Marks::default(),
             candidates: BTreeMap::new(),
             retry: Backoff::default(),
             waiting: VecDeque::new(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use weft_crypto::{HostLabel, Time, envelope};
 
 use super::{Node, Output};
+use crate::egress::Lane;
 use crate::routes::Route;
 use crate::snapshot::{Hop, Outbound};
 
@@ -113,7 +114,7 @@ impl Node {
         }
         let Some(peer) = self.peers.get_mut(&label) else { return };
         for text in std::mem::take(&mut peer.waiting_control) {
-            let _ = self.path.sender.control(outbound, &text, now);
+            let _ = self.path.sender.control(outbound, Lane::Urgent, &text, now);
         }
         peer.waiting_bytes = 0;
         for mut waiting in std::mem::take(&mut peer.waiting) {
@@ -166,7 +167,7 @@ impl Node {
     /// Turns what was sealed into outputs.
     pub(super) fn drain_batch(&mut self) {
         for (run, bytes) in self.path.sender.batch.runs() {
-            let output = Output::Transmit { to: run.to, data: bytes.to_vec(), stride: run.stride };
+            let output = Output::Transmit { lane: run.lane, to: run.to, data: bytes.to_vec(), stride: run.stride };
             self.outputs.push_back(output);
         }
         self.path.sender.batch.clear();

@@ -7,6 +7,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::peer::Challenge;
 use super::{CLONE_MEMORY, Event, Node};
+use crate::egress::Lane;
 use crate::wire::Control;
 
 /// How long the old life of a peer has to say that it is still there.
@@ -69,7 +70,7 @@ impl Node {
         let id = peer.id;
         self.send_under(label, index, None, &Control::Cloned, now);
         if let Some(address) = direct {
-            self.send_text_at(label, other, address, &Control::Cloned.encode(0), now);
+            self.send_text_at(label, other, address, (Lane::Urgent, &Control::Cloned.encode(0)), now);
         }
         self.drop_session(label, other);
         self.event(Event::PeerCloned(id));

@@ -12,6 +12,7 @@ use weft_gossip::{Batch, MembershipEvent, Message, Received, StoreEvent};
 
 use super::peer::Session;
 use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
+use crate::egress::Lane;
 use crate::ipam::Announcement;
 use crate::records::{self, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, NetworkRecord, SegmentRecord};
 use crate::snapshot::{Hop, Meter, Outbound};
@@ -46,7 +47,7 @@ impl Node {
         now: Time,
     ) {
         match (Control::decode(text), direct) {
-            (Some(Control::Ping { id }), Some(from)) => self.on_ping(label, index, from, id, size, now),
+            (Some(Control::Ping { id, lane }), Some(from)) => self.on_ping(label, index, from, (id, lane), size, now),
             (Some(Control::Pong { id, seen, size }), Some(from)) => self.on_pong(label, from, id, seen, size, now),
             (Some(Control::Records(bytes)), _) => self.on_records(label, &bytes, now),
             (Some(Control::Swim(packet)), _) => self.membership.receive(label, &packet, now),
@@ -71,7 +72,7 @@ impl Node {
             && outbound.send.is_some()
         {
             // Without a route there is nobody to tell; what matters is said again.
-            let _ = self.path.sender.control(outbound, &text, now);
+            let _ = self.path.sender.control(outbound, Lane::Urgent, &text, now);
             return;
         }
         if let Some(peer) = self.peers.get_mut(&label) {
@@ -90,7 +91,7 @@ impl Node {
         now: Time,
     ) {
         if let Some(to) = to {
-            return self.send_text_at(label, index, to, &control.encode(0), now);
+            return self.send_text_at(label, index, to, (Lane::Urgent, &control.encode(0)), now);
         }
         let Some(hop) = self.hop_towards(label) else { return };
         let Some(session) = self.peers.get(&label).and_then(|peer| peer.session(index)) else { return };
@@ -101,14 +102,21 @@ impl Node {
             hop: Some(hop),
             meter: Arc::default(),
         };
-        let _ = self.path.sender.control(&outbound, &control.encode(0), now);
+        let _ = self.path.sender.control(&outbound, Lane::Urgent, &control.encode(0), now);
     }
 
     /// Sends a text under one session straight to an address, link or not. It does not count as use of a link.
-    pub(super) fn send_text_at(&mut self, label: HostLabel, index: u32, to: SocketAddr, text: &[u8], now: Time) {
+    pub(super) fn send_text_at(
+        &mut self,
+        label: HostLabel,
+        index: u32,
+        to: SocketAddr,
+        (lane, text): (Lane, &[u8]),
+        now: Time,
+    ) {
         let Some(session) = self.peers.get(&label).and_then(|peer| peer.session(index)) else { return };
         let outbound = straight(label, session, to);
-        let _ = self.path.sender.control(&outbound, text, now);
+        let _ = self.path.sender.control(&outbound, lane, text, now);
     }
 
     pub(super) fn neighbours(&self) -> Vec<HostLabel> {
