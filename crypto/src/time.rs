@@ -11,6 +11,8 @@ pub struct Time(u64);
 impl Time {
     /// The epoch itself.
     pub const ZERO: Time = Time(0);
+    /// None is later.
+    pub const MAX: Time = Time(u64::MAX);
 
     /// The time `nanos` after the epoch.
     pub const fn from_nanos(nanos: u64) -> Self {

@@ -67,7 +67,7 @@ fn names() -> Names {
             mac: [2, 0, 0, 0, 0, number],
             ips: [([10, 0, 0, number].into(), 8), (format!("fd00::{number}").parse().expect("an address"), 64)].into(),
             names: [if number == 1 { "web" } else { "many" }.into(), format!("id-{number}")].into(),
-            healthy: true,
+            health: Default::default(),
             services: [Service { name: "http".into(), protocol: "tcp".into(), port: 80 }].into(),
         };
         names.set(own, [number; 16], record);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use weft_mesh::names::Scope;
-use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::records::{EndpointId, EndpointRecord, Health};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
 
@@ -116,7 +116,7 @@ impl Model {
             for record in endpoints.values() {
                 for name in &record.names {
                     let ips = expected.entry((&record.segment, name)).or_default();
-                    if record.healthy && island.contains(host) {
+                    if record.health == Health::Healthy && island.contains(host) {
                         ips.extend(record.ips.iter().map(|(ip, _)| *ip));
                     }
                 }

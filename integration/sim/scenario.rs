@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use weft_crypto::Ciphers;
 use weft_mesh::node::Event;
-use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::records::{EndpointId, EndpointRecord, Health};
 
 use super::model::Model;
 use super::null;
@@ -183,7 +183,7 @@ impl Drama {
             ips: [(IpAddr::from([10, 32 | (a & 15), b, c]), 12)].into(),
             // Several have one name, and some are unwell.
             names: [format!("web-{}", number % 8)].into(),
-            healthy: !number.is_multiple_of(5),
+            health: if number.is_multiple_of(5) { Health::Unhealthy } else { Health::Healthy },
             services: [].into(),
         };
         if !self.is_taken(&record) {
@@ -356,7 +356,7 @@ impl Drama {
             mac: [2, 0xee, 0, 0, 0, 1],
             ips: [(ip, 12)].into(),
             names: [name.into()].into(),
-            healthy: true,
+            health: Health::Healthy,
             services: [].into(),
         };
         world.attach(host, id, record);

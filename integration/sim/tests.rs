@@ -84,7 +84,14 @@ fn line_in(mut world: World, count: usize) -> World {
 
 fn endpoint(host: HostNumber) -> EndpointRecord {
     let ips = [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into();
-    EndpointRecord { segment: "s".into(), mac: mac(host), ips, names: [].into(), healthy: true, services: [].into() }
+    EndpointRecord {
+        segment: "s".into(),
+        mac: mac(host),
+        ips,
+        names: [].into(),
+        health: Default::default(),
+        services: [].into(),
+    }
 }
 
 fn mac(host: HostNumber) -> [u8; 6] {

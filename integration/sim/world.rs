@@ -202,6 +202,7 @@ impl World {
             keyring: keyring(),
             ciphers: self.ciphers.clone(),
             underlay_mtu: 1500,
+            container_mtu: 1450,
             port: host.address.port(),
             discovery: self.discovery,
             grace: self.grace,
@@ -451,7 +452,7 @@ impl World {
                 self.hosts[number].events.push(event);
             }
             // What containers here know of each other's MACs, the model knows.
-            Output::Tap { .. } | Output::Timeout(..) => {}
+            Output::Tap { .. } | Output::Mtu(..) | Output::Timeout(..) => {}
         }
     }
 

@@ -163,6 +163,7 @@ impl Guest {
             keyring: Keyring::parse(secret.trim()).map_err(|error| Failure::new(error.to_string()))?,
             ciphers: Ciphers::native(true),
             underlay_mtu: 1500,
+            container_mtu: 1450,
             port: socket.local_addr().doing(what)?.port(),
             discovery: false,
             grace: Duration::from_secs(3600),
@@ -248,6 +249,7 @@ impl Guest {
                 | Output::Names(_)
                 | Output::Persist { .. }
                 | Output::Tap { .. }
+                | Output::Mtu(..)
                 | Output::Event(_) => {}
             }
         }
@@ -285,7 +287,7 @@ fn record(number: u32) -> EndpointRecord {
         mac: [2, 9, 9, a, b, c],
         ips: [(IpAddr::from([10, 64 + a, b, c]), 9)].into(),
         names: [format!("endpoint-{number}")].into(),
-        healthy: true,
+        health: Default::default(),
         services: [].into(),
     }
 }

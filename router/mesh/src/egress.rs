@@ -66,11 +66,13 @@ pub enum DropReason {
     RelayBudget,
     /// A fragment without its others.
     Incomplete,
+    /// A packet larger than the containers of its segment take here.
+    TooLarge,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [DropReason; 14] = [
+    pub const ALL: [DropReason; 15] = [
         DropReason::Malformed,
         DropReason::Local,
         DropReason::Spoofed,
@@ -85,7 +87,29 @@ impl DropReason {
         DropReason::TtlExpired,
         DropReason::RelayBudget,
         DropReason::Incomplete,
+        DropReason::TooLarge,
     ];
+
+    /// What it is called in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::Malformed => "malformed",
+            DropReason::Local => "local",
+            DropReason::Spoofed => "spoofed",
+            DropReason::Unreachable => "unreachable",
+            DropReason::FloodBudget => "flood_budget",
+            DropReason::Exhausted => "session_exhausted",
+            DropReason::NoSegment => "no_segment",
+            DropReason::BadEnvelope => "bad_envelope",
+            DropReason::NoSession => "no_session",
+            DropReason::Replayed => "replayed",
+            DropReason::Forged => "forged",
+            DropReason::TtlExpired => "ttl_expired",
+            DropReason::RelayBudget => "relay_budget",
+            DropReason::Incomplete => "fragment_incomplete",
+            DropReason::TooLarge => "too_large",
+        }
+    }
 }
 
 /// Decides where a frame goes that came from this host's bridge of `segment`; `source` is what the segment knows of its

@@ -17,8 +17,10 @@ const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 /// Bytes of a VLAN tag, and how many of them headers are looked for behind (IEEE 802.1ad).
 const TAG_LEN: usize = 4;
 const MAX_TAGS: usize = 2;
+/// The most bytes in front of a packet: Ethernet and tags.
+pub(crate) const MAX_LINK_HEADER: usize = ETHERNET_LEN + MAX_TAGS * TAG_LEN;
 /// The most bytes of headers before a TCP or UDP payload: Ethernet, tags, IPv4 and TCP with all their options.
-pub(crate) const MAX_HEADERS: usize = ETHERNET_LEN + MAX_TAGS * TAG_LEN + 60 + 60;
+pub(crate) const MAX_HEADERS: usize = MAX_LINK_HEADER + 60 + 60;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;

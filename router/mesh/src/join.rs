@@ -83,6 +83,10 @@ impl<'a> Join<'a> {
             Ok(Some(mac)) => sink.punt(Punt::Learn { segment: header.segment, mac, host: peer }),
             Ok(None) => {}
         }
+        if self.payloads.is_empty() && piece.len() > frame::MAX_LINK_HEADER + usize::from(segment.mtu) {
+            // The kernel would drop it at the container's interface without a word.
+            return sink.dropped(DropReason::TooLarge);
+        }
         if !self.payloads.is_empty() {
             // What acknowledges bulk is of a busy flow, too: it is not to keep those waiting who send little.
             flows.note(frame::flow(piece, headers.as_ref()), self.end, now);

@@ -9,9 +9,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use serde::Serialize;
 use weft_crypto::HostLabel;
 
-use crate::records::{EndpointId, EndpointRecord, Service};
+use crate::records::{EndpointId, EndpointRecord, Health, Service};
 use crate::wire::SegmentId;
 
 type EndpointKey = (HostLabel, EndpointId);
@@ -40,16 +41,29 @@ pub struct Names {
     reach: Arc<BTreeMap<HostLabel, (u32, String)>>,
 }
 
+/// A name that a user added.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Added {
+    /// The name.
+    pub name: String,
+    /// What it stands for.
+    pub ips: Vec<IpAddr>,
+    /// The nickname of the host it was added on, if that can be reached.
+    pub host: Option<String>,
+}
+
 /// The segments that a question may be answered from.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
     /// Those that the asker is in.
     Segments(&'a [SegmentId]),
+    /// Those that a container with these addresses is in: it finds itself, however it is.
+    Container(&'a [SegmentId], &'a [IpAddr]),
     /// All: for the operator.
     All,
 }
 
-/// Somebody who has a name, can be reached and is healthy.
+/// Somebody who has a name and can be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Holder<'a> {
     /// How far away, in classes: 0 is this host, each further one about twice as far.
@@ -64,6 +78,8 @@ pub struct Holder<'a> {
     pub segment: Option<&'a str>,
     /// What it serves.
     pub services: &'a [Service],
+    /// How it is.
+    pub health: Health,
 }
 
 /// What is known of a name or an address.
@@ -139,6 +155,17 @@ impl Names {
         replace(&mut self.entries, key, others.chain(own).collect());
     }
 
+    /// Names that people added, with their addresses and the nickname of the host they were added on, as far as that is reached.
+    pub fn added(&self) -> Vec<Added> {
+        let added = |name: &str, (host, ips): &(HostLabel, Addresses)| Added {
+            name: name.to_owned(),
+            ips: ips.iter().map(|(ip, _)| *ip).collect(),
+            host: self.place(*host).map(|(_, name)| name.to_owned()),
+        };
+        let entries = self.entries.iter();
+        entries.flat_map(|(name, of_hosts)| of_hosts.iter().map(move |entry| added(name, entry))).collect()
+    }
+
     /// Which hosts can be reached, this one included: the cost of the way there, and the nickname.
     pub fn set_reach(&mut self, reach: BTreeMap<HostLabel, (u32, String)>) {
         self.reach = Arc::new(reach);
@@ -149,11 +176,11 @@ impl Names {
         let name = folded(name);
         let whole = self.named(scope, &name, None);
         if whole.is_known {
-            return whole;
+            return scope.best_of(whole);
         }
         let splits = name.match_indices('.').map(|(dot, _)| (&name[..dot], &name[dot + 1..]));
         let in_network = splits.rev().map(|(own, network)| self.named(scope, own, Some(network)));
-        in_network.into_iter().find(|found| found.is_known).unwrap_or_default()
+        scope.best_of(in_network.into_iter().find(|found| found.is_known).unwrap_or_default())
     }
 
     fn named(&self, scope: Scope, name: &str, network: Option<&str>) -> Found<'_> {
@@ -180,6 +207,7 @@ impl Names {
                 names: &[],
                 segment: None,
                 services: &[],
+                health: Health::Healthy,
             }));
         }
         found
@@ -194,7 +222,7 @@ impl Names {
                 found.holders.extend(self.holder(key.0, record));
             }
         }
-        found
+        scope.best_of(found)
     }
 
     /// The segments in which somebody has an address.
@@ -234,9 +262,9 @@ impl Names {
     }
 
     fn holder<'a>(&'a self, host: HostLabel, record: &'a EndpointRecord) -> Option<Holder<'a>> {
-        let (distance, host) = self.place(host).filter(|_| record.healthy)?;
-        let EndpointRecord { ips, names, segment, services, .. } = record;
-        Some(Holder { distance, host, ips, names, segment: Some(segment), services })
+        let (distance, host) = self.place(host)?;
+        let EndpointRecord { ips, names, segment, services, health, .. } = record;
+        Some(Holder { distance, host, ips, names, segment: Some(segment), services, health: *health })
     }
 
     /// How far away a host is, and its nickname.
@@ -250,9 +278,20 @@ impl Names {
 impl Scope<'_> {
     fn contains(&self, segment: &SegmentId) -> bool {
         match self {
-            Scope::Segments(segments) => segments.contains(segment),
+            Scope::Segments(segments) | Scope::Container(segments, _) => segments.contains(segment),
             Scope::All => true,
         }
+    }
+
+    /// Leaves those of the best health that there is, and the asker itself.
+    fn best_of<'f>(&self, mut found: Found<'f>) -> Found<'f> {
+        let best = found.holders.iter().map(|holder| holder.health).max().unwrap_or_default().max(Health::Starting);
+        let is_asker = |holder: &Holder| match self {
+            Scope::Container(_, own) => holder.segment.is_some() && holder.ips.iter().any(|(ip, _)| own.contains(ip)),
+            Scope::Segments(_) | Scope::All => false,
+        };
+        found.holders.retain(|holder| holder.health == best || is_asker(holder));
+        found
     }
 }
 
@@ -289,7 +328,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, ip],
             ips: [(IpAddr::from([10, 0, 0, ip]), 8)].into(),
             names: [name.into()].into(),
-            healthy: true,
+            health: Health::Healthy,
             services: [].into(),
         }
     }
@@ -325,7 +364,7 @@ mod tests {
     fn who_is_out_of_reach_or_unwell_is_not_named() {
         let mut names = Names::new(host(1));
         names.set(host(2), [1; 16], record("app", "web", 1));
-        names.set(host(3), [2; 16], EndpointRecord { healthy: false, ..record("app", "web", 2) });
+        names.set(host(3), [2; 16], EndpointRecord { health: Health::Unhealthy, ..record("app", "web", 2) });
         let found = names.lookup(Scope::All, "web");
         assert!(found.is_known && found.holders.is_empty(), "nobody else is to answer for it");
         names.set_reach(reach([(host(1), 0), (host(2), 9), (host(3), 5)]));
@@ -334,6 +373,26 @@ mod tests {
         names.set_reach(reach([(host(1), 0)]));
         assert!(names.lookup(Scope::All, "web").holders.is_empty());
         assert_eq!(before.lookup(Scope::All, "web").holders.len(), 1);
+    }
+
+    #[test]
+    fn the_healthiest_are_named_and_whoever_asks_for_itself() {
+        let mut names = Names::new(host(1));
+        let app = [SegmentId::of("app")];
+        let set = |names: &mut Names, number: u8, health| {
+            names.set(host(1), [number; 16], EndpointRecord { health, ..record("app", "web", number) });
+        };
+        let own = [IpAddr::from([10, 0, 0, 2])];
+        let found = |names: &Names, scope: Scope| ips(&names.lookup(scope, "web"));
+        set(&mut names, 2, Health::Starting);
+        set(&mut names, 3, Health::Unhealthy);
+        assert_eq!(found(&names, Scope::Segments(&app)), own, "nothing healthier has the name");
+        set(&mut names, 2, Health::Unhealthy);
+        assert!(found(&names, Scope::Segments(&app)).is_empty());
+        assert_eq!(found(&names, Scope::Container(&app, &own)), own, "a container finds itself, however it is");
+        set(&mut names, 4, Health::Healthy);
+        assert_eq!(found(&names, Scope::Segments(&app)), [IpAddr::from([10, 0, 0, 4])]);
+        assert_eq!(found(&names, Scope::Container(&app, &own)).len(), 2);
     }
 
     #[test]

@@ -17,12 +17,24 @@ pub const MAX_LINKS: usize = 1024;
 pub const MAX_INCARNATION: u64 = weft_gossip::MAX_INCARNATION;
 /// Addresses of one host or endpoint, and subnets of one network.
 pub const MAX_LIST: usize = 8;
-/// Names of one endpoint, and what it serves.
-pub const MAX_NAMES: usize = 16;
+/// Names of one endpoint: what a Compose file of any size has, and a bound on what a member may make others hold.
+pub const MAX_NAMES: usize = 256;
 /// Bytes of all names of one endpoint.
-pub const MAX_NAMES_BYTES: usize = 400;
-/// The longest name that `dns add` takes, in bytes (RFC 1035, section 2.3.4, less room for a domain).
+pub const MAX_NAMES_BYTES: usize = 8192;
+/// Names and their bytes that an endpoint's record takes itself; further ones have records of their own ([`MoreNames`]).
+pub const MAX_OWN_NAMES: usize = 16;
+/// See there.
+pub const MAX_OWN_NAMES_BYTES: usize = 400;
+/// Bytes of names in one record of further names.
+const MAX_MORE_NAMES_BYTES: usize = 600;
+/// What an endpoint serves.
+pub const MAX_SERVICES: usize = 16;
+/// The longest domain name, in bytes of text (RFC 1035, section 2.3.4).
+pub const MAX_DOMAIN_NAME: usize = 253;
+/// The longest name that `dns add` takes, in bytes: a domain name less room for a domain.
 pub const MAX_ENTRY_NAME: usize = 200;
+/// Addresses that a name of `dns add` stands for on one host.
+pub const MAX_ENTRY_IPS: usize = 32;
 
 /// An endpoint's id, chosen at random by whoever attaches it.
 pub type EndpointId = [u8; 16];
@@ -48,6 +60,10 @@ pub enum Key {
     Network(NetworkUid),
     /// A container network that somebody removed.
     Removed(NetworkUid),
+    /// Further names of one of the origin's endpoints ([`MoreNames`]), and the number of the part.
+    Names(EndpointId, u8),
+    /// A part of the description of a container network.
+    NetworkPart(NetworkUid, u8),
 }
 
 impl Key {
@@ -63,6 +79,8 @@ impl Key {
             Key::Entry(digest) => (7, digest),
             Key::Network(uid) => (8, uid),
             Key::Removed(uid) => (9, uid),
+            Key::Names(id, part) => return [&[10], &id[..], &[*part]].concat(),
+            Key::NetworkPart(uid, part) => return [&[11], &uid[..], &[*part]].concat(),
         };
         [&[kind], rest].concat()
     }
@@ -80,6 +98,14 @@ impl Key {
             7 => Key::Entry(rest.try_into().ok()?),
             8 => Key::Network(rest.try_into().ok()?),
             9 => Key::Removed(rest.try_into().ok()?),
+            10 => {
+                let (part, id) = rest.split_last()?;
+                Key::Names(id.try_into().ok()?, *part)
+            }
+            11 => {
+                let (part, uid) = rest.split_last()?;
+                Key::NetworkPart(uid.try_into().ok()?, *part)
+            }
             _ => return None,
         })
     }
@@ -117,6 +143,9 @@ impl LinkRecord {
 pub struct SegmentRecord {
     /// Its name.
     pub name: String,
+    /// The largest packet that containers of the origin can receive there, in bytes. The smallest of all hosts in a segment is
+    /// the segment's.
+    pub mtu: u16,
 }
 
 /// A container's attachment.
@@ -130,10 +159,49 @@ pub struct EndpointRecord {
     pub ips: Box<[(IpAddr, u8)]>,
     /// Its names.
     pub names: Box<[String]>,
-    /// Whether it may be answered for.
-    pub healthy: bool,
+    /// How it is: names are answered by it.
+    pub health: Health,
     /// What it serves.
     pub services: Box<[Service]>,
+}
+
+/// How a container is, by its own health check. A name is answered by those of the best kind that there are; one that is
+/// unhealthy is answered to nobody but itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Its check failed, or it is paused.
+    Unhealthy,
+    /// It has a check that has not come to a result yet.
+    Starting,
+    /// Its check passed, or it has none.
+    #[default]
+    Healthy,
+}
+
+impl Health {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Unhealthy => "unhealthy",
+            Health::Starting => "starting",
+            Health::Healthy => "healthy",
+        }
+    }
+}
+
+/// Names of an endpoint beside those in its record, which has room for few.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MoreNames {
+    /// The names.
+    pub names: Box<[String]>,
+}
+
+impl MoreNames {
+    /// Whether it may be believed.
+    pub fn is_valid(&self) -> bool {
+        bytes_of(&self.names) <= MAX_MORE_NAMES_BYTES && self.names.iter().all(|name| is_endpoint_name(name))
+    }
 }
 
 /// A port that an endpoint serves.
@@ -156,24 +224,44 @@ pub struct EntryRecord {
     pub ips: Vec<IpAddr>,
 }
 
-/// A container network, as every host is to have it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// A container network, as every host is to have it. It has no upper size: what travels is a [`NetworkHead`] and parts.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct NetworkRecord {
     /// What it is called.
     pub name: String,
     /// Tells it from another of the same name, before or after it.
     pub uid: NetworkUid,
-    /// Its segment, if it is not its name.
-    pub segment: Option<String>,
     /// Its subnets, if somebody chose them.
     pub subnets: Vec<Subnet>,
+    /// Whether its containers have IPv4 addresses.
+    pub ipv4: bool,
     /// Whether its containers have IPv6 addresses.
     pub ipv6: bool,
     /// Whether its containers reach nothing outside.
     pub internal: bool,
-    /// Its containers' MTU, if somebody chose it.
-    pub mtu: Option<u16>,
+    /// Whether containers may be put into it by hand, in a swarm.
+    pub attachable: bool,
+    /// The driver's options it was made with, in order.
+    pub options: Vec<(String, String)>,
+    /// Its labels, in order.
+    pub labels: Vec<(String, String)>,
 }
+
+/// What tells of a network that its description is there, in so many parts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NetworkHead {
+    /// The network's uid.
+    pub uid: NetworkUid,
+    /// How many parts there are.
+    pub parts: u8,
+    /// A digest of the parts put together: of two descriptions on their way no part is mixed with the other's.
+    pub digest: [u8; 16],
+}
+
+/// Bytes of one part, and the most parts there are.
+const PART_BYTES: usize = 700;
+/// See there.
+pub const MAX_PARTS: usize = 24;
 
 /// One subnet of a network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -182,7 +270,7 @@ pub struct Subnet {
     pub prefix: (IpAddr, u8),
     /// The part of it that addresses are handed out of.
     pub part: Option<(IpAddr, u8)>,
-    /// Its gateway.
+    /// Its gateway, if somebody chose it.
     pub gateway: Option<IpAddr>,
     /// Addresses that are not handed out.
     pub set_aside: Vec<(String, IpAddr)>,
@@ -192,6 +280,26 @@ pub struct Subnet {
 pub type NetworkUid = [u8; 16];
 
 impl EndpointRecord {
+    /// The record with as many names as it has room for, and records of the rest.
+    pub fn split(&self) -> (EndpointRecord, Vec<MoreNames>) {
+        let mut bytes = 0;
+        let fits = |name: &&String| {
+            bytes += name.len();
+            bytes <= MAX_OWN_NAMES_BYTES
+        };
+        let own = self.names.iter().take(MAX_OWN_NAMES).take_while(fits).count();
+        let (own, rest) = self.names.split_at(own);
+        let mut more: Vec<Vec<String>> = Vec::new();
+        for name in rest {
+            match more.last_mut().filter(|part| bytes_of(part) + name.len() <= MAX_MORE_NAMES_BYTES) {
+                Some(part) => part.push(name.clone()),
+                None => more.push(vec![name.clone()]),
+            }
+        }
+        let more = more.into_iter().map(|names| MoreNames { names: names.into() }).collect();
+        (EndpointRecord { names: own.into(), ..self.clone() }, more)
+    }
+
     /// What is wrong with it, if anything.
     pub fn problem(&self) -> Option<&'static str> {
         let prefix_fits = |(ip, prefix): &(IpAddr, u8)| *prefix <= if ip.is_ipv4() { 32 } else { 128 };
@@ -200,18 +308,18 @@ impl EndpointRecord {
             Some("a segment's name is 1 to 63 letters, digits, '-', '_' or '.'")
         } else if crate::frame::is_group(&self.mac) || self.mac == [0; 6] || self.mac == GATEWAY_MAC {
             Some("not the MAC of a single interface")
-        } else if self.ips.len() > MAX_LIST || self.names.len() > MAX_NAMES || self.services.len() > MAX_NAMES {
-            Some("at most 8 addresses, 16 names and 16 ports")
-        } else if self.names.iter().map(String::len).sum::<usize>() > MAX_NAMES_BYTES {
-            Some("at most 400 letters in all names")
+        } else if self.ips.len() > MAX_LIST || self.names.len() > MAX_NAMES || self.services.len() > MAX_SERVICES {
+            Some("at most 8 addresses, 256 names and 16 ports")
+        } else if bytes_of(&self.names) > MAX_NAMES_BYTES {
+            Some("at most 8192 letters in all names")
         } else if !self.services.iter().all(|service| is_name(&service.name) && is_protocol(&service.protocol)) {
             Some("a port has a name and the protocol tcp or udp")
         } else if !self.ips.iter().all(prefix_fits) {
             Some("a prefix length is too large")
         } else if !self.ips.iter().all(usable) {
             Some("not an address for a single interface")
-        } else if !self.names.iter().all(|name| is_name(name)) {
-            Some("a name is 1 to 63 letters, digits, '-', '_' or '.'")
+        } else if !self.names.iter().all(|name| is_endpoint_name(name)) {
+            Some("a name is 1 to 63 letters, digits, '-', '_' or '.', or a domain name of 253")
         } else {
             None
         }
@@ -225,11 +333,10 @@ fn is_protocol(text: &str) -> bool {
 impl EntryRecord {
     /// What is wrong with it, if anything.
     pub fn problem(&self) -> Option<&'static str> {
-        let is_label = |label: &str| label.len() <= MAX_NAME && is_name(label);
-        if self.name.len() > MAX_ENTRY_NAME || !self.name.split('.').all(is_label) {
+        if self.name.len() > MAX_ENTRY_NAME || !is_domain_name(&self.name) {
             Some("a name is labels of 1 to 63 letters, digits, '-' or '_', with dots between them, 200 bytes in all")
-        } else if !(1..=MAX_LIST).contains(&self.ips.len()) {
-            Some("a name stands for 1 to 8 addresses")
+        } else if !(1..=MAX_ENTRY_IPS).contains(&self.ips.len()) {
+            Some("a name stands for 1 to 32 addresses on one host")
         } else {
             None
         }
@@ -242,15 +349,25 @@ impl EntryRecord {
 }
 
 impl NetworkRecord {
-    /// Whether it may be believed.
-    pub fn is_valid(&self) -> bool {
-        let few = self.subnets.len() <= MAX_LIST && self.subnets.iter().all(|s| s.set_aside.len() <= MAX_LIST);
-        few && is_name(&self.name) && self.segment.as_deref().is_none_or(is_name)
+    /// The records it travels in; none if it is too large for them.
+    pub fn split(&self) -> Option<(NetworkHead, Vec<Vec<u8>>)> {
+        let bytes = encode(self);
+        let parts: Vec<Vec<u8>> = bytes.chunks(PART_BYTES).map(<[u8]>::to_vec).collect();
+        let head = NetworkHead { uid: self.uid, parts: parts.len() as u8, digest: digest_of(&bytes) };
+        (parts.len() <= MAX_PARTS).then_some((head, parts))
     }
 
-    /// What it is filed under.
-    pub fn key(&self) -> Key {
-        Key::Network(self.uid)
+    /// Puts one together from the records it travelled in; none if they are not one network's, or it may not be believed.
+    pub fn join<'a>(head: &NetworkHead, parts: impl Iterator<Item = &'a [u8]>) -> Option<NetworkRecord> {
+        let bytes: Vec<u8> = parts.take(usize::from(head.parts).min(MAX_PARTS)).flatten().copied().collect();
+        let record = decode::<NetworkRecord>(&bytes).filter(|_| digest_of(&bytes) == head.digest)?;
+        let few = record.subnets.len() <= MAX_LIST;
+        (few && is_name(&record.name) && record.uid == head.uid).then_some(record)
+    }
+
+    /// An option it was made with.
+    pub fn option(&self, key: &str) -> Option<&str> {
+        self.options.iter().find(|(own, _)| own == key).map(|(_, value)| value.as_str())
     }
 }
 
@@ -265,6 +382,21 @@ pub fn is_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len()) && text.chars().all(allowed) && text.starts_with(|c: char| c != '.')
 }
 
+/// Whether `text` is labels of 1 to 63 letters, digits, '-' or '_', with dots between them (RFC 1035, section 2.3.1, as
+/// engines take it).
+pub fn is_domain_name(text: &str) -> bool {
+    text.len() <= MAX_DOMAIN_NAME && text.split('.').all(is_name)
+}
+
+/// Whether `text` may be the name of an endpoint.
+pub fn is_endpoint_name(text: &str) -> bool {
+    is_name(text) || is_domain_name(text)
+}
+
+fn bytes_of(names: &[String]) -> usize {
+    names.iter().map(String::len).sum()
+}
+
 /// Encodes a record's value.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     // Serialising plain data into a Vec has no way to fail.
@@ -274,4 +406,80 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Decodes a record's value; `None` if it is no such value. Fields that a newer version added are passed over.
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Option<T> {
     postcard::take_from_bytes(bytes).ok().map(|(value, _)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_were_written() {
+        let all = [
+            Key::Host,
+            Key::Link(HostLabel([1; 6])),
+            Key::Segment(SegmentId([2; 6])),
+            Key::Endpoint([3; 16]),
+            Key::Names([3; 16], 7),
+            Key::NetworkPart([4; 16], 255),
+            Key::Network([4; 16]),
+            Key::Removed([5; 16]),
+        ];
+        all.iter().for_each(|key| assert_eq!(Key::parse(&key.encode()), Some(*key)));
+        assert_eq!(Key::parse(&[10; 3]), None);
+        assert_eq!(Key::parse(&[200, 1]), None);
+    }
+
+    #[test]
+    fn a_network_is_put_together_from_its_own_parts_only() {
+        let label = |number: usize| (format!("com.example.{number}"), "x".repeat(400));
+        let record =
+            NetworkRecord { name: "app".into(), labels: (0..20).map(label).collect(), ..NetworkRecord::default() };
+        let (head, parts) = record.split().unwrap();
+        assert!(parts.len() > 10 && parts.iter().all(|part| part.len() <= 700));
+        let joined = |parts: &[Vec<u8>]| NetworkRecord::join(&head, parts.iter().map(Vec::as_slice));
+        assert_eq!(joined(&parts), Some(record.clone()));
+        let other = NetworkRecord { internal: true, ..record.clone() }.split().unwrap().1;
+        assert_eq!(joined(&[&other[..1], &parts[1..]].concat()), None, "a part of another description");
+        assert_eq!(joined(&parts[1..]), None);
+        let vast = NetworkRecord { labels: (0..200).map(label).collect(), ..record };
+        assert_eq!(vast.split(), None);
+    }
+
+    #[test]
+    fn an_endpoint_with_many_names_fits_its_records_and_keeps_them_all() {
+        let long = |number: usize| format!("service-{number}.{}.example", "x".repeat(60));
+        let names: Box<[String]> = (0..100).map(long).collect();
+        let record = EndpointRecord {
+            segment: "app".into(),
+            mac: [2; 6],
+            ips: [("fd00::1".parse().unwrap(), 64); MAX_LIST].into(),
+            names: names.clone(),
+            health: Health::Starting,
+            services: [].into(),
+        };
+        assert_eq!(record.problem(), None);
+        let (own, more) = record.split();
+        assert!(encode(&own).len() <= 768 && more.iter().all(|part| part.is_valid() && encode(part).len() <= 768));
+        let all: Vec<String> = own.names.iter().chain(more.iter().flat_map(|part| &part.names)).cloned().collect();
+        assert_eq!(all[..], names[..]);
+        let few = EndpointRecord { names: ["web".into()].into(), ..record };
+        assert_eq!(few.split(), (few.clone(), Vec::new()));
+    }
+
+    #[test]
+    fn names_are_those_that_containers_and_domains_have() {
+        for (name, is_one) in [
+            ("web", true),
+            ("web.shop.example", true),
+            ("a_b-c.1", true),
+            (&"x".repeat(64), false),
+            (&format!("{0}.{0}.{0}", "x".repeat(63)), true),
+            (&vec!["x".repeat(63); 5].join("."), false),
+            (".web", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(is_endpoint_name(name), is_one, "{name}");
+        }
+    }
 }

@@ -171,13 +171,15 @@ pub struct Segment {
     pub ips: OrdMap<IpAddr, Owner>,
     /// The other hosts in the segment.
     pub flood: Arc<[HostLabel]>,
+    /// The largest packet that containers of the segment take, in bytes.
+    pub mtu: u16,
 }
 
 impl Segment {
     /// A switch that nobody is in.
     pub fn empty(id: SegmentId, hashing: Hashing) -> Self {
         let (macs, learnt) = (Map::with_hasher(hashing), Map::with_hasher(hashing));
-        Segment { id, macs, learnt, ips: OrdMap::new(), flood: Arc::new([]) }
+        Segment { id, macs, learnt, ips: OrdMap::new(), flood: Arc::new([]), mtu: u16::MAX }
     }
 
     /// Where a MAC lives: what records say counts.

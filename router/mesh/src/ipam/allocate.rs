@@ -175,9 +175,12 @@ impl Ipam {
         for pending in local.pending.iter_mut().filter(|p| p.asked == Time::ZERO || now.since(p.asked) >= ASK_INTERVAL)
         {
             let holders: Vec<HostLabel> = match pending.want {
-                Some(want) => {
-                    ring.holder_of(want).filter(|held| !held.retired).map(|held| held.holder).into_iter().collect()
-                }
+                Some(want) => match ring.loans.get(&want) {
+                    Some(borrower) => vec![*borrower],
+                    None => {
+                        ring.holder_of(want).filter(|held| !held.retired).map(|held| held.holder).into_iter().collect()
+                    }
+                },
                 None => ring.windows.values().filter(|held| !held.retired).map(|held| held.holder).collect(),
             };
             let eligible =
@@ -212,8 +215,17 @@ impl Ipam {
         if has_it {
             return self.on_pull(from, range, (RingId::default(), 0));
         }
+        if let Some(want) = want.filter(|want| ring.loans.get(want) == Some(&own)) {
+            // Lent to this host: it goes back to its holder if no container has it any more.
+            if local.held.contains_key(&want) {
+                return self.send(from, range, Body::NotLent(id));
+            }
+            local.resting.remove(&want);
+            return self.advance(range, now);
+        }
         let given = match want {
-            Some(want) => Some(want).filter(|want| range.contains(*want) && local.is_free(own, *want, now)),
+            // Asked for by name it need not rest.
+            Some(want) => Some(want).filter(|want| range.contains(*want) && local.is_free(own, *want, Time::MAX)),
             None => local.free_address(own, within, now),
         };
         let Some(address) = given else {
@@ -270,10 +282,13 @@ impl Local {
                     ring.loans.contains_key(&want) || ring.holder_of(want).is_some_and(|held| !held.retired);
                 is_usable.then_some(Ok(want))
             }
-            Some(want) => {
-                let other = ring.loans.get(&want).is_some_and(|borrower| *borrower != own);
-                other.then_some(Err(Error::InUse { address: want }))
-            }
+            // Whoever has it lent may not use it any more: it is asked.
+            Some(want) => match ring.loans.get(&want) {
+                Some(borrower) if *borrower != own && pending.refused.contains(borrower) => {
+                    Some(Err(Error::InUse { address: want }))
+                }
+                _ => None,
+            },
             None => {
                 let spare = ring.loans.iter().find(|(address, borrower)| {
                     **borrower == own
@@ -283,7 +298,8 @@ impl Local {
                         && pending.within.is_none_or(|within| within.contains(**address))
                 });
                 let spare = spare.map(|(address, _)| *address);
-                self.free_address(own, pending.within, now).or(spare).map(Ok)
+                let found = self.free_address(own, pending.within, now).or(spare);
+                found.or_else(|| self.resting_address(own, pending.within)).map(Ok)
             }
         }
     }
@@ -304,6 +320,25 @@ impl Local {
             && !self.lending.contains_key(&address)
             && !self.is_leaving(ring, address)
             && self.resting.get(&address).is_none_or(|until| *until <= now)
+    }
+
+    /// Of the own addresses the one that has rested longest, if there is no window left to take others from: a container that
+    /// is started again in a small network gets one at once.
+    fn resting_address(&self, own: HostLabel, within: Option<Range>) -> Option<Ipv4Addr> {
+        let ring = self.ring.as_ref()?;
+        let has_window =
+            ring.free_windows().any(|window| within.is_none_or(|within| ring.range.window(window).overlaps(&within)));
+        let rested = |address: &&Ipv4Addr| {
+            within.is_none_or(|within| within.contains(**address)) && self.is_free(own, **address, Time::MAX)
+        };
+        let mut resting: Vec<(&Time, &Ipv4Addr)> = self
+            .resting
+            .iter()
+            .filter(|(address, _)| rested(address))
+            .map(|(address, until)| (until, address))
+            .collect();
+        resting.sort_unstable();
+        resting.first().filter(|_| !has_window).map(|(_, address)| **address)
     }
 
     /// The next free address of the own windows, round and round: what was just released comes last.

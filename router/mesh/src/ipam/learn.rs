@@ -71,7 +71,8 @@ impl Ipam {
         if self.founds_alone {
             return vec![self.own];
         }
-        let mut all: Vec<HostLabel> = self.named.iter().filter_map(|named| named.host).collect();
+        let mut all: Vec<HostLabel> =
+            self.named.iter().filter_map(|named| named.host).filter(|host| !self.given_up.contains(host)).collect();
         all.push(self.own);
         all.sort_unstable();
         all.dedup();
@@ -95,7 +96,7 @@ impl Ipam {
             return self.pull(host, range, now);
         }
         // A ring that is known of but out of reach is waited for: a second one would have to be mended later.
-        if !local.heard.is_empty() && !self.founds_alone {
+        if local.heard.keys().any(|host| !self.given_up.contains(host)) && !self.founds_alone {
             return;
         }
         let electorate = self.electorate();

@@ -82,6 +82,8 @@ pub struct Ipam {
     founds_alone: bool,
     named: Vec<Named>,
     reachable: BTreeSet<HostLabel>,
+    /// Hosts that somebody said are off for good: they are not waited for until they are reached again.
+    given_up: BTreeSet<HostLabel>,
     /// When those that can no longer be reached were last reached.
     last_seen: BTreeMap<HostLabel, Time>,
     locals: BTreeMap<Range, Local>,
@@ -188,6 +190,7 @@ impl Ipam {
             founds_alone: setup.founds_alone,
             named: Vec::new(),
             reachable: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             last_seen: BTreeMap::new(),
             locals: BTreeMap::new(),
             unsettled: BTreeSet::new(),
@@ -278,6 +281,7 @@ impl Ipam {
 
     /// Takes back what a host had that is off for good; an [`Output::GivenUp`] follows within [`PATIENCE`].
     pub fn give_up(&mut self, ticket: Ticket, host: HostLabel, now: Time) {
+        self.given_up.insert(host);
         let concerned: Vec<Range> = (self.locals.iter())
             .filter(|(_, local)| local.ring.as_ref().is_some_and(|ring| ring.mentions(host)))
             .map(|(range, _)| *range)
@@ -300,6 +304,7 @@ impl Ipam {
             return;
         }
         let before = std::mem::replace(&mut self.reachable, reachable.collect());
+        self.given_up.retain(|host| !self.reachable.contains(host));
         for host in before.difference(&self.reachable) {
             self.last_seen.insert(*host, now);
         }

@@ -30,12 +30,20 @@ pub(super) struct Addresses {
     held_back: VecDeque<(u64, Said)>,
     /// Addresses that this host handed out and lost to others.
     fenced: BTreeMap<AllocationId, Ipv4Addr>,
+    /// Hosts whose addresses are being taken back, by the commands that want it.
+    reclaiming: BTreeMap<CommandId, HostLabel>,
 }
 
 impl Addresses {
     pub(super) fn new(ipam: Ipam) -> Self {
         let (held_back, fenced) = (VecDeque::new(), BTreeMap::new());
-        Addresses { ipam, next_hosts: Time::ZERO, mark: 0, durable: 0, held_back, fenced }
+        let reclaiming = BTreeMap::new();
+        Addresses { ipam, next_hosts: Time::ZERO, mark: 0, durable: 0, held_back, fenced, reclaiming }
+    }
+
+    /// Who is named has changed: whom to wait for is looked at before anything else.
+    pub(super) fn look_at_hosts(&mut self) {
+        self.next_hosts = Time::ZERO;
     }
 
     pub(super) fn next_timeout(&self) -> Option<Time> {
@@ -79,6 +87,7 @@ impl Node {
             }
             Command::Reclaim(name) => match self.host_to_reclaim(&name) {
                 Ok(host) => {
+                    self.addresses.reclaiming.insert(id, host);
                     self.addresses.ipam.give_up(id, host, now);
                     return None;
                 }
@@ -169,6 +178,10 @@ impl Node {
                     self.outputs.push_back(Output::Reply(ticket, result));
                 }
                 Said::GivenUp(ticket, result) => {
+                    let host = self.addresses.reclaiming.remove(&ticket).filter(|_| result.is_ok());
+                    if let Some(id) = host.and_then(|host| self.peer_key(host)) {
+                        self.forget_records(id);
+                    }
                     let result = result.map(|()| Reply::Done).map_err(|error| self.explain(error));
                     self.outputs.push_back(Output::Reply(ticket, result));
                 }

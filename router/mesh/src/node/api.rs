@@ -13,7 +13,7 @@ use crate::ingress::Punt;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
-use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
+use crate::records::{EndpointId, EndpointRecord, Health, NetworkRecord, NetworkUid};
 use crate::snapshot::Snapshot;
 use crate::wire::SegmentId;
 
@@ -29,6 +29,8 @@ pub struct Config {
     pub ciphers: Ciphers,
     /// The underlay's MTU in bytes.
     pub underlay_mtu: usize,
+    /// The largest packet that this host's containers take, in bytes.
+    pub container_mtu: u16,
     /// The UDP port it listens on.
     pub port: u16,
     /// Whether it links to hosts it was not told of.
@@ -67,6 +69,8 @@ pub enum Input {
 pub enum Command {
     /// Try to link to these: a name for people, and the addresses it stands for now.
     Connect(Vec<Target>),
+    /// The same, but for those that were forgotten since they were last connected by name.
+    ConnectUnlessForgotten(Vec<Target>),
     /// Stop trying these.
     Forget(Vec<String>),
     /// Bring an endpoint into a segment, or confirm that it is there.
@@ -75,6 +79,8 @@ pub enum Command {
     Detach(EndpointId),
     /// Use these secrets from now on; sessions under others end.
     SetKeyring(Keyring),
+    /// The underlay's MTU, and the largest packet that this host's containers take from now on, in bytes.
+    SetMtu(usize, u16),
     /// This host's own addresses, to be told to others.
     SetAddresses(Vec<IpAddr>),
     /// Have a name stand for addresses, beside those it stands for already.
@@ -82,7 +88,7 @@ pub enum Command {
     /// Have it no longer stand for these, or for any if none are given.
     RemoveName(String, Vec<IpAddr>),
     /// This host has a container network, which others may have, too.
-    SetNetwork(NetworkRecord),
+    SetNetwork(Box<NetworkRecord>),
     /// It has it no more.
     UnsetNetwork(NetworkUid),
     /// Nobody is to have it any more.
@@ -155,6 +161,8 @@ pub enum Output {
         /// The frame.
         frame: Vec<u8>,
     },
+    /// Containers of a segment on this host are to send packets of this many bytes at most from now on.
+    Mtu(SegmentId, u16),
     /// Something people may want to know.
     Event(Event),
     /// Call with [`Input::Timeout`] at this time, and why.
@@ -416,8 +424,10 @@ pub struct EndpointStatus {
     pub ips: Vec<String>,
     /// Names.
     pub names: Vec<String>,
-    /// Whether it may be answered for.
+    /// Whether it is healthy.
     pub healthy: bool,
+    /// How it is: healthy, starting or unhealthy.
+    pub health: Health,
 }
 
 /// One target in a report.
@@ -485,6 +495,10 @@ pub struct Status {
     pub endpoints: Vec<EndpointStatus>,
     /// Hosts to link to.
     pub targets: Vec<TargetStatus>,
+    /// Where this host may be reached: what it tells the others.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether datagrams of the urgent lane leave marked as such.
+    pub marks: bool,
     /// Rings of addresses.
     pub rings: Vec<RingReport>,
     /// Addresses that this host handed out and lost to others.

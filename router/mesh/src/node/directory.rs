@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use weft_crypto::HostLabel;
+use weft_crypto::{HostLabel, Time};
 
 use super::{Command, CommandError, Networks, Node, Output, Reply};
-use crate::records::{self, EntryRecord, Key, NetworkRecord, NetworkUid};
+use crate::records::{self, EntryRecord, Key, MAX_PARTS, NetworkHead, NetworkRecord, NetworkUid};
 
 const PERSISTED_ENTRY: &[u8] = b"entry/";
 const PERSISTED_REMOVED: &[u8] = b"removed/";
@@ -15,13 +15,20 @@ const MAX_REMOVED: usize = 256;
 
 impl Node {
     /// Takes a command about names or networks; `None` if it is about something else.
-    pub(super) fn command_directory(&mut self, command: &Command) -> Option<Result<Reply, CommandError>> {
+    pub(super) fn command_directory(&mut self, command: &Command, now: Time) -> Option<Result<Reply, CommandError>> {
         Some(match command {
-            Command::AddName(name, ips) => self.add_name(name, ips),
-            Command::RemoveName(name, ips) => self.remove_name(name, ips),
+            // What was said a moment ago counts.
+            Command::AddName(name, ips) => {
+                self.settle_records(now);
+                self.add_name(name, ips)
+            }
+            Command::RemoveName(name, ips) => {
+                self.settle_records(now);
+                self.remove_name(name, ips)
+            }
             Command::SetNetwork(record) => self.set_network(record),
             Command::UnsetNetwork(uid) => {
-                self.store.delete(&Key::Network(*uid).encode());
+                self.delete_network(*uid);
                 Ok(Reply::Done)
             }
             Command::RemoveNetwork(uid) => self.remove_network(*uid),
@@ -76,16 +83,63 @@ impl Node {
     }
 
     fn set_network(&mut self, record: &NetworkRecord) -> Result<Reply, CommandError> {
-        if !record.is_valid() {
-            return Err(CommandError::Invalid("the network's name or segment is no name, or it has too many subnets"));
+        let (head, parts) =
+            record.split().ok_or(CommandError::Invalid("the network's labels and options are too large"))?;
+        if NetworkRecord::join(&head, parts.iter().map(Vec::as_slice)).is_none() {
+            return Err(CommandError::Invalid(
+                "the network's name is none for other hosts, or it has too many subnets",
+            ));
         }
-        self.store.put(&record.key().encode(), records::encode(record))?;
+        let before = self.network_heads.get(&(self.own, record.uid)).map_or(0, |head| head.parts);
+        for (number, part) in (0u8..).zip(parts) {
+            self.store.put(&Key::NetworkPart(record.uid, number).encode(), part)?;
+        }
+        for number in head.parts..before {
+            self.store.delete(&Key::NetworkPart(record.uid, number).encode());
+        }
+        self.store.put(&Key::Network(record.uid).encode(), records::encode(&head))?;
         Ok(Reply::Done)
+    }
+
+    fn delete_network(&mut self, uid: NetworkUid) {
+        for number in 0..self.network_heads.get(&(self.own, uid)).map_or(0, |head| head.parts) {
+            self.store.delete(&Key::NetworkPart(uid, number).encode());
+        }
+        self.store.delete(&Key::Network(uid).encode());
+    }
+
+    /// A host has a network, or (with `None`) has it no more.
+    pub(super) fn on_network_head(&mut self, host: HostLabel, uid: NetworkUid, head: Option<NetworkHead>) {
+        match head.filter(|head| head.uid == uid) {
+            Some(head) => drop(self.network_heads.insert((host, uid), head)),
+            None => drop(self.network_heads.remove(&(host, uid))),
+        }
+        self.join_network(host, uid);
+    }
+
+    /// A part of the description of a host's network.
+    pub(super) fn on_network_part(&mut self, host: HostLabel, uid: NetworkUid, part: u8, value: Option<&[u8]>) {
+        match value.filter(|_| usize::from(part) < MAX_PARTS) {
+            Some(bytes) => drop(self.network_parts.insert((host, uid, part), bytes.to_vec())),
+            None => drop(self.network_parts.remove(&(host, uid, part))),
+        }
+        self.join_network(host, uid);
+    }
+
+    fn join_network(&mut self, host: HostLabel, uid: NetworkUid) {
+        let parts = self.network_parts.range((host, uid, 0)..=(host, uid, u8::MAX)).map(|(_, part)| part.as_slice());
+        let head = self.network_heads.get(&(host, uid));
+        match head.map(|head| NetworkRecord::join(head, parts)) {
+            Some(Some(record)) => drop(self.networks.insert((host, uid), record)),
+            // What was there before holds until the rest of a change has come.
+            Some(None) => {}
+            None => drop(self.networks.remove(&(host, uid))),
+        }
     }
 
     /// Has every host remove a network: whoever comes back with it later, too.
     fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
-        self.store.delete(&Key::Network(uid).encode());
+        self.delete_network(uid);
         if self.own_removed.values().any(|removed| *removed == uid) {
             return Ok(Reply::Done);
         }

@@ -13,9 +13,9 @@ use weft_crypto::{HostLabel, Time};
 use crate::frame::{GATEWAY_MAC, Mac};
 use crate::names::{HIGHEST, LOWEST, Names};
 use crate::neighbour::announcement;
-use crate::records::{EndpointId, EndpointRecord};
+use crate::records::{EndpointId, EndpointRecord, MAX_NAMES, MoreNames};
 use crate::snapshot::{Hashing, Learnt, Owner, Segment};
-use crate::wire::SegmentId;
+use crate::wire::{MIN_MTU, SegmentId};
 
 /// How long a learnt MAC stays without a frame from it.
 const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
@@ -29,12 +29,19 @@ const MAX_LEARNT: usize = 4096;
 /// Addresses remembered of which nobody has them any more, and announcements at once.
 const MAX_GONE: usize = 4096;
 const MAX_ANNOUNCEMENTS: usize = 1024;
+/// Containers of this host that are told one by one.
+const MAX_TOLD: usize = 256;
 
 /// All that is known of segments and endpoints.
 pub(super) struct Endpoints {
     own: HostLabel,
     hashing: Hashing,
-    presence: BTreeMap<SegmentId, BTreeMap<HostLabel, String>>,
+    /// Which hosts are in a segment, what they call it, and the largest packet that their containers take there.
+    presence: BTreeMap<SegmentId, BTreeMap<HostLabel, (String, u16)>>,
+    /// Names of endpoints that have more than their records take.
+    more_names: BTreeMap<(HostLabel, EndpointId), AllNames>,
+    /// Segments of this host whose MTU has changed.
+    new_mtus: BTreeMap<SegmentId, u16>,
     /// Who claims which MAC in a segment, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
     /// The MACs that addresses had which nobody has now: neighbours may still know them.
@@ -54,6 +61,21 @@ pub(super) struct Endpoints {
     pub(super) names_changed: bool,
 }
 
+/// All names of one endpoint.
+#[derive(Default)]
+struct AllNames {
+    /// Those in its record.
+    own: Box<[String]>,
+    /// Those in further ones.
+    parts: BTreeMap<u8, Box<[String]>>,
+}
+
+impl AllNames {
+    fn joined(&self) -> Box<[String]> {
+        self.own.iter().chain(self.parts.values().flatten()).take(MAX_NAMES).cloned().collect()
+    }
+}
+
 type Hosts = RangeInclusive<HostLabel>;
 const ALL: Hosts = LOWEST.0..=HIGHEST.0;
 
@@ -63,6 +85,8 @@ impl Endpoints {
             own,
             hashing,
             presence: BTreeMap::new(),
+            more_names: BTreeMap::new(),
+            new_mtus: BTreeMap::new(),
             macs: BTreeSet::new(),
             gone: BTreeMap::new(),
             former_life: now + FORMER_LIFE,
@@ -99,7 +123,7 @@ impl Endpoints {
     /// Another name with the same id, if some host uses one.
     pub(super) fn collision(&self, name: &str) -> Option<&str> {
         let hosts = self.presence.get(&SegmentId::of(name))?;
-        hosts.values().map(String::as_str).find(|other| *other != name)
+        hosts.values().map(|(other, _)| other.as_str()).find(|other| *other != name)
     }
 
     /// Somebody else who holds the address in the segment.
@@ -123,12 +147,13 @@ impl Endpoints {
     }
 
     /// A host is in a segment.
-    pub(super) fn set_presence(&mut self, host: HostLabel, segment: SegmentId, name: String) {
-        self.presence.entry(segment).or_default().insert(host, name);
+    pub(super) fn set_presence(&mut self, host: HostLabel, segment: SegmentId, name: String, mtu: u16) {
+        self.presence.entry(segment).or_default().insert(host, (name, mtu));
         if host == self.own && !self.segments.contains_key(&segment) {
             self.open(segment);
         }
         self.refresh_flood(segment);
+        self.refresh_mtu(segment);
     }
 
     /// A host left a segment.
@@ -145,6 +170,24 @@ impl Endpoints {
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
+        self.refresh_mtu(segment);
+    }
+
+    /// Packets of a segment are no larger than all of its hosts' containers take.
+    fn refresh_mtu(&mut self, segment: SegmentId) {
+        let smallest = self.presence.get(&segment).and_then(|hosts| hosts.values().map(|(_, mtu)| *mtu).min());
+        let (Some(switch), Some(mtu)) = (self.segments.get_mut(&segment), smallest) else { return };
+        let mtu = mtu.max(MIN_MTU as u16);
+        if switch.mtu != mtu {
+            switch.mtu = mtu;
+            self.new_mtus.insert(segment, mtu);
+            self.changed.insert(segment);
+        }
+    }
+
+    /// Segments of this host whose MTU has changed since the last call, with the new one in bytes.
+    pub(super) fn take_new_mtus(&mut self) -> BTreeMap<SegmentId, u16> {
+        std::mem::take(&mut self.new_mtus)
     }
 
     fn refresh_flood(&mut self, segment: SegmentId) {
@@ -188,8 +231,12 @@ impl Endpoints {
     }
 
     /// A host has an endpoint.
-    pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, record: EndpointRecord) {
+    pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, mut record: EndpointRecord) {
         self.unset(host, id);
+        if let Some(all) = self.more_names.get_mut(&(host, id)) {
+            all.own = std::mem::take(&mut record.names);
+            record.names = all.joined();
+        }
         let record = Arc::new(record);
         self.names.set(host, id, record.clone());
         self.names_changed = true;
@@ -197,6 +244,28 @@ impl Endpoints {
         self.macs.insert((segment, record.mac, host, id));
         self.refresh_mac(segment, record.mac);
         record.ips.iter().for_each(|(ip, _)| self.refresh_ip(segment, *ip));
+    }
+
+    /// An endpoint has further names, or (with `None`) no longer those of this part.
+    pub(super) fn set_more_names(&mut self, host: HostLabel, id: EndpointId, part: u8, more: Option<MoreNames>) {
+        let record = self.names.get(host, id).map(|record| (**record).clone());
+        let at = (host, id);
+        if more.is_some() && !self.more_names.contains_key(&at) {
+            let own = record.as_ref().map(|record| record.names.clone()).unwrap_or_default();
+            self.more_names.insert(at, AllNames { own, parts: BTreeMap::new() });
+        }
+        let Some(all) = self.more_names.get_mut(&at) else { return };
+        match more {
+            Some(more) => all.parts.insert(part, more.names),
+            None => all.parts.remove(&part),
+        };
+        let (own, is_done) = (all.own.clone(), all.parts.is_empty());
+        if is_done {
+            self.more_names.remove(&at);
+        }
+        if let Some(record) = record {
+            self.set(host, id, EndpointRecord { names: own, ..record });
+        }
     }
 
     /// A host no longer has an endpoint.
@@ -244,19 +313,19 @@ impl Endpoints {
             None => switch.ips.remove(&ip),
         };
         self.changed.insert(segment);
-        self.note_move((segment, ip), before.map(|owner| owner.mac), owner.map(|owner| owner.mac));
+        self.note_move((segment, ip), before.map(|owner| owner.mac), owner);
     }
 
     /// Neighbours that know an address go on sending to the MAC it had: their questions are answered from records, so they
     /// never hear whoever has it now ask one. They are told.
-    fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Mac>) {
+    fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Owner>) {
         let before = before.or_else(|| self.gone.remove(&at));
         match (before, after) {
             (before, Some(after))
-                if before.map_or(self.in_former_life, |before| before != after)
+                if before.map_or(self.in_former_life, |before| before != after.mac)
                     && self.announcements.len() < MAX_ANNOUNCEMENTS =>
             {
-                self.announcements.push((at.0, announcement(after, at.1)));
+                self.announce(at, after);
             }
             (Some(before), None) => {
                 if self.gone.len() >= MAX_GONE {
@@ -266,6 +335,19 @@ impl Endpoints {
             }
             _ => {}
         }
+    }
+
+    /// Has neighbours on this host told whose an address is. An IPv6 address of this host is not announced to its owner: it may be
+    /// looking whether another has it (RFC 4862, section 5.4), and would take this for one.
+    fn announce(&mut self, (segment, ip): (SegmentId, IpAddr), owner: Owner) {
+        let frame = announcement(owner.mac, ip);
+        if owner.host != self.own || ip.is_ipv4() {
+            return self.announcements.push((segment, frame));
+        }
+        let inside = (segment, [0; 6], *ALL.start(), LOWEST.1)..=(segment, [0xff; 6], *ALL.end(), HIGHEST.1);
+        let others = self.macs.range(inside).filter(|(_, mac, host, _)| *host == self.own && *mac != owner.mac);
+        let to = |(_, mac, ..): &(SegmentId, Mac, HostLabel, EndpointId)| (segment, [mac, &frame[6..]].concat());
+        self.announcements.extend(others.take(MAX_TOLD).map(to));
     }
 
     /// Frames for the containers of segments of this host.
@@ -352,7 +434,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, mac],
             ips,
             names: [].into(),
-            healthy: true,
+            health: Default::default(),
             services: [].into(),
         }
     }
@@ -360,7 +442,7 @@ mod tests {
     fn table() -> (Endpoints, SegmentId) {
         let segment = SegmentId::of("s");
         let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
-        table.set_presence(host(1), segment, "s".into());
+        table.set_presence(host(1), segment, "s".into(), 1450);
         (table, segment)
     }
 
@@ -404,6 +486,13 @@ mod tests {
         assert_eq!(told(&mut table), [(segment, announcement([2, 0, 0, 0, 0, 7], ip))]);
         table.set(host(5), [7; 16], record(6, [10, 0, 0, 9]));
         assert_eq!(told(&mut table), []);
+        // A container of this host that comes up would take it for another with its address.
+        let v6 = |mac: u8| EndpointRecord { ips: [("fd00::9".parse().unwrap(), 64)].into(), ..record(mac, [0; 4]) };
+        table.set(host(1), [9; 16], record(4, [10, 0, 0, 4]));
+        table.set(host(1), [8; 16], v6(2));
+        table.set(host(1), [8; 16], v6(3));
+        let expected = announcement([2, 0, 0, 0, 0, 3], "fd00::9".parse().unwrap());
+        assert_eq!(told(&mut table), [(segment, [&[2, 0, 0, 0, 0, 4], &expected[6..]].concat())]);
     }
 
     #[test]
@@ -421,13 +510,47 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_has_the_smallest_mtu_of_its_hosts() {
+        let (mut table, segment) = table();
+        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
+        table.set_presence(host(2), segment, "s".into(), 8950);
+        assert_eq!(table.take_new_mtus(), BTreeMap::new());
+        table.set_presence(host(3), segment, "s".into(), 1300);
+        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1300)]));
+        table.set_presence(host(3), segment, "s".into(), 7);
+        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1280)]), "no member makes it unusable");
+        table.unset_presence(host(3), segment);
+        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
+        assert_eq!(table.segments[&segment].mtu, 1450);
+    }
+
+    #[test]
+    fn further_names_come_and_go_in_any_order() {
+        let (mut table, _) = table();
+        let more = |name: &str| Some(MoreNames { names: [name.to_owned()].into() });
+        let names = |table: &Endpoints| table.get(host(3), &[3; 16]).map(|record| record.names.join(" "));
+        let named = || EndpointRecord { names: ["web".into()].into(), ..record(9, [10, 0, 0, 9]) };
+        table.set_more_names(host(3), [3; 16], 1, more("b"));
+        assert_eq!(names(&table), None);
+        table.set(host(3), [3; 16], named());
+        table.set_more_names(host(3), [3; 16], 0, more("a"));
+        assert_eq!(names(&table).as_deref(), Some("web a b"));
+        table.set(host(3), [3; 16], named());
+        assert_eq!(names(&table).as_deref(), Some("web a b"));
+        table.set_more_names(host(3), [3; 16], 1, None);
+        table.set_more_names(host(3), [3; 16], 0, None);
+        assert_eq!(names(&table).as_deref(), Some("web"));
+        assert!(table.more_names.is_empty());
+    }
+
+    #[test]
     fn a_segment_entered_late_has_all_that_was_known() {
         let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
         let segment = SegmentId::of("s");
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
-        table.set_presence(host(3), segment, "s".into());
+        table.set_presence(host(3), segment, "s".into(), 1450);
         assert!(table.segments.is_empty());
-        table.set_presence(host(1), segment, "s".into());
+        table.set_presence(host(1), segment, "s".into(), 1450);
         let switch = &table.segments[&segment];
         // The gateway's MAC is there, too.
         assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (2, 1, &[host(3)][..]));

@@ -242,7 +242,7 @@ impl Node {
 
     /// Whether this host should try to have a direct link with a peer.
     fn wants_link(&self, label: HostLabel, now: Time) -> bool {
-        let Some(peer) = self.peers.get(&label) else { return false };
+        let Some(peer) = self.peers.get(&label).filter(|_| !self.is_forgotten(label)) else { return false };
         let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(&label)) {
             return true;
@@ -359,6 +359,10 @@ impl Node {
         size: usize,
         now: Time,
     ) {
+        // One that the user wants no link with finds none.
+        if self.is_forgotten(label) {
+            return;
+        }
         let pong = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
         self.send_text_at(label, index, from, (lane, &pong.encode(0)), now);
         if self.is_straggler(label, now) {

@@ -42,11 +42,12 @@ use crate::datapath::Datapath;
 use crate::ingress::Punt;
 use crate::ipam::{Ipam, Setup};
 use crate::records::{
-    self, EndpointId, EndpointRecord, EntryRecord, HostRecord, Key, NetworkRecord, NetworkUid, SegmentRecord,
+    self, EndpointId, EndpointRecord, EntryRecord, HostRecord, Key, NetworkHead, NetworkRecord, NetworkUid,
+    SegmentRecord,
 };
 use crate::routes::{Graph, Route};
 use crate::snapshot::{Hashing, Snapshot};
-use crate::wire::SegmentId;
+use crate::wire::{Control, SegmentId};
 use addresses::Addresses;
 use endpoints::Endpoints;
 use handshakes::Handshakes;
@@ -64,6 +65,7 @@ const MAX_PEERS: usize = 8192;
 const CLONE_MEMORY: Duration = Duration::from_secs(60);
 const PERSISTED_INCARNATION: &[u8] = b"incarnation";
 const PERSISTED_TARGET: &[u8] = b"target/";
+const PERSISTED_FORGOTTEN: &[u8] = b"forgotten/";
 /// Where the endpoints of this host are kept, by id.
 pub const PERSISTED_ENDPOINT: &[u8] = b"endpoint/";
 const PERSISTED_PEER: &[u8] = b"peer/";
@@ -76,6 +78,7 @@ pub struct Node {
     keyring: Keyring,
     ciphers: Ciphers,
     underlay_mtu: usize,
+    container_mtu: u16,
     port: u16,
     discovery: bool,
     grace: Duration,
@@ -90,6 +93,8 @@ pub struct Node {
     by_index: BTreeMap<u32, HostLabel>,
     targets: BTreeMap<String, Vec<SocketAddr>>,
     target_addresses: BTreeMap<SocketAddr, TargetAddress>,
+    /// Peers that the user no longer wants to be linked with, by the names they had, with their keys where those were known.
+    forgotten: BTreeMap<String, Option<PeerId>>,
     own_addresses: Vec<SocketAddr>,
     /// Where each neighbour sees this host, what of it is told, and when that may change.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
@@ -120,6 +125,9 @@ pub struct Node {
     entries: BTreeMap<(HostLabel, Vec<u8>), EntryRecord>,
     /// Container networks, by the host that has them, and those that were removed, with who says so.
     networks: BTreeMap<(HostLabel, NetworkUid), NetworkRecord>,
+    /// The records they are put together from.
+    network_heads: BTreeMap<(HostLabel, NetworkUid), NetworkHead>,
+    network_parts: BTreeMap<(HostLabel, NetworkUid, u8), Vec<u8>>,
     removed_networks: BTreeSet<(NetworkUid, HostLabel)>,
     /// Those that this host speaks of, in the order of their removal.
     own_removed: BTreeMap<u64, NetworkUid>,
@@ -179,6 +187,7 @@ impl Node {
             keyring: config.keyring,
             ciphers: config.ciphers,
             underlay_mtu: config.underlay_mtu,
+            container_mtu: config.container_mtu,
             port: config.port,
             discovery: config.discovery,
             grace: config.grace,
@@ -189,6 +198,7 @@ impl Node {
             by_index: BTreeMap::new(),
             targets: BTreeMap::new(),
             target_addresses: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             own_addresses: Vec::new(),
             seen_by: BTreeMap::new(),
             seen_addresses: Vec::new(),
@@ -210,6 +220,8 @@ impl Node {
             addresses: Addresses::new(ipam),
             entries: BTreeMap::new(),
             networks: BTreeMap::new(),
+            network_heads: BTreeMap::new(),
+            network_parts: BTreeMap::new(),
             removed_networks: BTreeSet::new(),
             own_removed: BTreeMap::new(),
             hosts: BTreeMap::new(),
@@ -307,8 +319,15 @@ impl Node {
     /// Carries out a command; `None`: its answer comes later.
     fn handle_command(&mut self, id: CommandId, command: Command, now: Time) -> Option<Result<Reply, CommandError>> {
         match command {
-            Command::Connect(targets) => self.connect(targets, now),
-            Command::Forget(names) => return Some(self.forget_targets(&names)),
+            Command::Connect(targets) => {
+                targets.iter().for_each(|target| self.remember(&target.name));
+                self.connect(targets, now);
+            }
+            Command::ConnectUnlessForgotten(mut targets) => {
+                targets.retain(|target| !self.forgotten.contains_key(&target.name));
+                self.connect(targets, now);
+            }
+            Command::Forget(names) => return Some(self.forget_targets(&names, now)),
             Command::Attach(id, record) => return Some(self.attach(id, record, now)),
             Command::Detach(id) => return Some(self.detach(id, now)),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
@@ -316,12 +335,13 @@ impl Node {
                 self.own_addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
                 self.write_host_record();
             }
+            Command::SetMtu(underlay, containers) => return Some(self.set_mtu(underlay, containers)),
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.status(now))))),
             Command::Targets => return Some(Ok(Reply::Targets(self.targets.keys().cloned().collect()))),
             Command::SetGateways(segment, gateways) => self.endpoints.set_gateways(segment, gateways),
             Command::Leave => self.leave(now),
             command => {
-                let reply = self.command_directory(&command);
+                let reply = self.command_directory(&command, now);
                 return if reply.is_some() { reply } else { self.command_addresses(id, command, now) };
             }
         }
@@ -375,16 +395,25 @@ impl Node {
         }
         let named: Vec<SocketAddr> = self.targets.values().flatten().copied().collect();
         self.target_addresses.retain(|address, _| named.contains(address));
+        self.addresses.look_at_hosts();
         self.tend_targets(now);
     }
 
-    fn forget_targets(&mut self, names: &[String]) -> Result<Reply, CommandError> {
+    fn forget_targets(&mut self, names: &[String], now: Time) -> Result<Reply, CommandError> {
         if let Some(unknown) = names.iter().find(|name| !self.targets.contains_key(*name)) {
             return Err(CommandError::UnknownTarget(unknown.clone()));
         }
         for name in names {
-            self.targets.remove(name);
+            let addresses = self.targets.remove(name).unwrap_or_default();
+            let peer = addresses.iter().find_map(|address| self.target_addresses.get(address)?.peer);
+            if let Some(label) = peer {
+                self.send_control(label, &Control::Bye, now);
+                self.let_go(label, "it was forgotten", now);
+            }
+            let peer = peer.and_then(|label| self.peer_key(label));
             self.persist(&[PERSISTED_TARGET, name.as_bytes()].concat(), None);
+            self.persist(&[PERSISTED_FORGOTTEN, name.as_bytes()].concat(), Some(records::encode(&peer)));
+            self.forgotten.insert(name.clone(), peer);
         }
         let named: Vec<SocketAddr> = self.targets.values().flatten().copied().collect();
         self.target_addresses.retain(|address, _| named.contains(address));
@@ -394,6 +423,18 @@ impl Node {
             }
         }
         Ok(Reply::Done)
+    }
+
+    /// A peer is named again: it is no longer forgotten.
+    fn remember(&mut self, name: &str) {
+        if self.forgotten.remove(name).is_some() {
+            self.persist(&[PERSISTED_FORGOTTEN, name.as_bytes()].concat(), None);
+        }
+    }
+
+    /// Whether the user no longer wants to be linked with a host.
+    fn is_forgotten(&self, label: HostLabel) -> bool {
+        self.forgotten.values().flatten().any(|id| id.label() == label)
     }
 
     fn attach(&mut self, id: EndpointId, record: EndpointRecord, now: Time) -> Result<Reply, CommandError> {
@@ -410,7 +451,10 @@ impl Node {
                 return Err(CommandError::Invalid("the address is the segment's gateway's; choose another"));
             }
             if let Some((host, other)) = self.endpoints.owner_of_ip(segment, *ip, id) {
-                let owner = self.describe_endpoint(host, &other);
+                let mut owner = self.describe_endpoint(host, &other);
+                if host != self.own && !self.routes.contains_key(&host) {
+                    owner.push_str(" (out of reach; if that host is off for good: weft reclaim)");
+                }
                 return Err(CommandError::AddressInUse { ip: *ip, owner, segment: record.segment.into() });
             }
         }
@@ -418,17 +462,44 @@ impl Node {
             return Err(CommandError::MacInUse { owner: self.describe_endpoint(host, &other) });
         }
         self.write_endpoint(id, record)?;
+        // Whoever looks once this is answered finds it.
+        self.settle_records(now);
         Ok(Reply::Done)
     }
 
     /// Writes the records of an endpoint of this host, and keeps it across restarts.
     fn write_endpoint(&mut self, id: EndpointId, record: EndpointRecord) -> Result<(), CommandError> {
-        let value = records::encode(&record);
-        self.store.put(&Key::Endpoint(id).encode(), value.clone())?;
-        let name = record.segment.to_string();
-        self.store.put(&Key::Segment(SegmentId::of(&name)).encode(), records::encode(&SegmentRecord { name }))?;
-        self.persist(&[PERSISTED_ENDPOINT, &id].concat(), Some(value));
+        let (own, more) = record.split();
+        self.store.put(&Key::Endpoint(id).encode(), records::encode(&own))?;
+        for (part, names) in (0u8..).zip(&more) {
+            self.store.put(&Key::Names(id, part).encode(), records::encode(names))?;
+        }
+        self.delete_names(id, more.len());
+        let segment = SegmentRecord { name: record.segment.to_string(), mtu: self.container_mtu };
+        self.store.put(&Key::Segment(SegmentId::of(&segment.name)).encode(), records::encode(&segment))?;
+        self.persist(&[PERSISTED_ENDPOINT, &id].concat(), Some(records::encode(&record)));
         Ok(())
+    }
+
+    /// Deletes the records of an endpoint's further names, from a part on.
+    fn delete_names(&mut self, id: EndpointId, from: usize) {
+        let keys = (from..=usize::from(u8::MAX)).map(|part| Key::Names(id, part as u8).encode());
+        let there: Vec<Vec<u8>> = keys.take_while(|key| self.store.own(key).is_some()).collect();
+        there.iter().for_each(|key| self.store.delete(key));
+    }
+
+    fn set_mtu(&mut self, underlay: usize, containers: u16) -> Result<Reply, CommandError> {
+        self.underlay_mtu = underlay;
+        if std::mem::replace(&mut self.container_mtu, containers) != containers {
+            let segments: Vec<SegmentId> = self.endpoints.local_segments().collect();
+            for key in segments.into_iter().map(|segment| Key::Segment(segment).encode()) {
+                let record = self.store.own(&key).and_then(records::decode::<SegmentRecord>);
+                if let Some(record) = record {
+                    self.store.put(&key, records::encode(&SegmentRecord { mtu: containers, ..record }))?;
+                }
+            }
+        }
+        Ok(Reply::Done)
     }
 
     fn detach(&mut self, id: EndpointId, now: Time) -> Result<Reply, CommandError> {
@@ -437,6 +508,7 @@ impl Node {
             return Err(CommandError::UnknownEndpoint);
         };
         self.store.delete(&Key::Endpoint(id).encode());
+        self.delete_names(id, 0);
         self.persist(&[PERSISTED_ENDPOINT, &id].concat(), None);
         let is_last = !self
             .endpoints
@@ -463,6 +535,10 @@ impl Node {
                     self.target_addresses.entry(*address).or_default();
                 }
                 self.targets.insert(name, addresses);
+            } else if let Some(name) = key.strip_prefix(PERSISTED_FORGOTTEN) {
+                if let (Ok(name), Some(peer)) = (String::from_utf8(name.to_vec()), records::decode(value)) {
+                    self.forgotten.insert(name, peer);
+                }
             } else if let Some(id) = key.strip_prefix(PERSISTED_PEER).and_then(|id| <[u8; 32]>::try_from(id).ok())
                 && let Some(addresses) = records::decode::<Vec<SocketAddr>>(value)
                 && let Some(label) = self.meet(PeerId(id), now)
@@ -491,7 +567,8 @@ impl Node {
         }
     }
 
-    fn write_host_record(&mut self) {
+    /// Where this host may be reached: what it has, and what others see.
+    fn told_addresses(&self) -> Vec<SocketAddr> {
         let mut addresses = self.own_addresses.clone();
         for seen in &self.seen_addresses {
             if !addresses.contains(seen) {
@@ -499,6 +576,11 @@ impl Node {
             }
         }
         addresses.truncate(records::MAX_LIST);
+        addresses
+    }
+
+    fn write_host_record(&mut self) {
+        let addresses = self.told_addresses();
         let record = HostRecord { name: self.name.clone(), addresses, boot: self.boot };
         // A name and eight addresses are far below the limit.
         let _ = self.store.put(&Key::Host.encode(), records::encode(&record));

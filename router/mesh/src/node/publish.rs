@@ -159,6 +159,9 @@ impl Node {
         if std::mem::take(&mut self.snapshot_stale) {
             self.outputs.push_back(Output::Publish(Arc::new(self.snapshot.clone())));
         }
+        for (segment, mtu) in self.endpoints.take_new_mtus() {
+            self.outputs.push_back(Output::Mtu(segment, mtu));
+        }
         for (segment, frame) in self.endpoints.take_announcements() {
             self.outputs.push_back(Output::Tap { segment, frame });
         }

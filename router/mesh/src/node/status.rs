@@ -7,7 +7,7 @@ use weft_crypto::{HostLabel, Time};
 use super::peer::Peer;
 use super::{CLONE_MEMORY, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, RouteStatus, Status, TargetStatus};
 use crate::frame::colons;
-use crate::records::EndpointId;
+use crate::records::{EndpointId, Health};
 use crate::wire::OVERHEAD;
 
 impl Node {
@@ -33,6 +33,8 @@ impl Node {
             endpoints: self.endpoints.iter().map(|(host, id, _)| self.endpoint_status(host, id)).collect(),
             rings: self.ring_reports(),
             fenced: self.fenced(),
+            addresses: self.told_addresses(),
+            marks: self.marks,
             targets: (self.targets.iter())
                 .map(|(name, addresses)| TargetStatus {
                     name: name.clone(),
@@ -78,6 +80,7 @@ impl Node {
 
     fn endpoint_status(&self, host: HostLabel, id: EndpointId) -> EndpointStatus {
         let record = self.endpoints.get(host, &id);
+        let health = record.map_or(Health::Unhealthy, |record| record.health);
         EndpointStatus {
             id: hex::encode(id),
             segment: record.map(|record| record.segment.to_string()).unwrap_or_default(),
@@ -85,7 +88,8 @@ impl Node {
             mac: record.map(|record| colons(&record.mac)).unwrap_or_default(),
             ips: record.iter().flat_map(|record| &record.ips).map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
             names: record.map(|record| record.names.to_vec()).unwrap_or_default(),
-            healthy: record.is_some_and(|record| record.healthy),
+            healthy: health == Health::Healthy,
+            health,
         }
     }
 

@@ -14,7 +14,9 @@ use super::peer::Session;
 use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
 use crate::egress::Lane;
 use crate::ipam::Announcement;
-use crate::records::{self, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, NetworkRecord, SegmentRecord};
+use crate::records::{
+    self, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, MAX_OWN_NAMES, MoreNames, SegmentRecord,
+};
 use crate::snapshot::{Hop, Meter, Outbound};
 use crate::wire::{Control, MIN_DATAGRAM};
 
@@ -292,13 +294,13 @@ impl Node {
             Some(Key::Segment(segment)) => {
                 let record = value.and_then(records::decode::<SegmentRecord>);
                 match record.filter(|record| crate::wire::SegmentId::of(&record.name) == segment) {
-                    Some(record) => self.endpoints.set_presence(label, segment, record.name),
+                    Some(record) => self.endpoints.set_presence(label, segment, record.name, record.mtu),
                     None => self.endpoints.unset_presence(label, segment),
                 }
             }
             Some(Key::Endpoint(id)) => {
                 let record = value.and_then(records::decode::<EndpointRecord>);
-                match record.filter(|record| record.problem().is_none()) {
+                match record.filter(|record| record.problem().is_none() && record.names.len() <= MAX_OWN_NAMES) {
                     Some(record) => {
                         self.endpoints.set(label, id, record.clone());
                         self.warn_of_conflicts(&record);
@@ -306,14 +308,13 @@ impl Node {
                     None => self.endpoints.unset(label, id),
                 }
             }
-            Some(Key::Entry(_)) => self.on_entry_record(label, key, value),
-            Some(Key::Network(uid)) => {
-                let record = value.and_then(records::decode::<NetworkRecord>);
-                match record.filter(|record| record.is_valid() && record.uid == uid) {
-                    Some(record) => drop(self.networks.insert((label, uid), record)),
-                    None => drop(self.networks.remove(&(label, uid))),
-                }
+            Some(Key::Names(id, part)) => {
+                let more = value.and_then(records::decode::<MoreNames>).filter(MoreNames::is_valid);
+                self.endpoints.set_more_names(label, id, part, more);
             }
+            Some(Key::Entry(_)) => self.on_entry_record(label, key, value),
+            Some(Key::Network(uid)) => self.on_network_head(label, uid, value.and_then(records::decode)),
+            Some(Key::NetworkPart(uid, part)) => self.on_network_part(label, uid, part, value),
             Some(Key::Removed(uid)) => match value {
                 Some(_) => drop(self.removed_networks.insert((uid, label))),
                 None => drop(self.removed_networks.remove(&(uid, label))),
@@ -450,10 +451,7 @@ impl Node {
         for id in gone {
             let label = id.label();
             match self.store.incarnation_of(id) {
-                Some(incarnation) if speaks => {
-                    // A number is far below the limit.
-                    let _ = self.store.put(&Key::Forgotten(id).encode(), records::encode(&incarnation));
-                }
+                Some(_) if speaks => self.forget_records(id),
                 Some(_) => {}
                 None => {
                     let is_named = self.target_addresses.values().any(|target| target.peer == Some(label));
@@ -462,6 +460,14 @@ impl Node {
                     }
                 }
             }
+        }
+    }
+
+    /// Has all hosts that do not reach a host drop what it said.
+    pub(super) fn forget_records(&mut self, id: PeerId) {
+        if let Some(incarnation) = self.store.incarnation_of(id) {
+            // A number is far below the limit.
+            let _ = self.store.put(&Key::Forgotten(id).encode(), records::encode(&incarnation));
         }
     }
 
