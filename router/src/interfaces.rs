@@ -2,7 +2,7 @@
 //! bridge is to the host: the segment's gateway.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use weft_mesh::frame::GATEWAY_MAC;
@@ -10,9 +10,10 @@ use weft_mesh::wire::SegmentId;
 
 use crate::attachment::{Attachment, Place};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Net, Prefix, alone, in_namespace};
+use crate::netlink::{Net, Prefix, alone, in_namespace, network, overlaps};
+use crate::routing::TABLE;
 use crate::taps::bridge_name;
-use crate::target::Namespace;
+use crate::target::{self, Namespace};
 
 /// Makes an endpoint's interface and puts it into its segment's bridge.
 pub fn make(attachment: &mut Attachment, bridge: u32, mtu: u32, namespace: Option<Namespace>) -> Result<()> {
@@ -43,10 +44,10 @@ pub fn make(attachment: &mut Attachment, bridge: u32, mtu: u32, namespace: Optio
         }
         _ => make_own(attachment, bridge, mtu)?,
     }
-    route(attachment, bridge)
+    Ok(())
 }
 
-/// Puts an endpoint's interface into its bridge, where it may be already.
+/// Puts an endpoint's interface into its bridge, where it may be already; routes to it follow by [`route_all`].
 pub fn settle(attachment: &Attachment, bridge: u32, mtu: u32) -> Result<()> {
     if attachment.place == Place::Host {
         make_own(attachment, bridge, mtu)?;
@@ -57,18 +58,45 @@ pub fn settle(attachment: &Attachment, bridge: u32, mtu: u32) -> Result<()> {
             net.set_master(index, bridge).await
         })?;
     }
-    route(attachment, bridge)
+    Ok(())
+}
+
+/// Gives an endpoint's interface, and its other half in the bridge, an MTU in bytes. An interface that is on its way into its
+/// container has it already.
+pub fn set_mtu(attachment: &Attachment, mtu: u32) -> Result<()> {
+    let near = attachment.port();
+    let far = in_namespace(None, async move |net| {
+        let Some(link) = net.interface(&near).await? else { return Ok(None) };
+        net.set_mtu(link.index, mtu).await?;
+        Ok(link.peer)
+    })?;
+    let namespace = match &attachment.place {
+        Place::Host => None,
+        Place::Container { namespace, path, .. } => match target::find(*namespace, path) {
+            Some(namespace) => Some(namespace),
+            None => return Err(Failure::new("its network namespace is not found")),
+        },
+        Place::Docker { sandbox, .. } => match target::open(sandbox, String::new) {
+            Ok(namespace) => Some(namespace),
+            Err(_) => return Ok(()),
+        },
+    };
+    let namespace = namespace.map(|namespace| OwnedFd::from(namespace.file));
+    in_namespace(namespace, async move |net| match far {
+        Some(index) => net.set_mtu(index, mtu).await,
+        None => Ok(()),
+    })
 }
 
 /// Takes away what [`make`] made. What is gone already is fine.
 pub fn remove(attachment: &Attachment) -> Result<()> {
     let (port, bridge) = (attachment.port(), bridge_name(SegmentId::of(&attachment.segment)));
-    let routes = routes(attachment);
+    let routes = own_routes(attachment);
     in_namespace(None, async move |net| {
         net.delete(&port).await?;
         if let Some(link) = net.link(&bridge).await {
             for route in routes {
-                net.delete_route(link.header.index, route).await?;
+                net.delete_table_route(TABLE, link.header.index, route).await?;
             }
         }
         Ok(())
@@ -82,7 +110,7 @@ pub fn cut_off(attachment: &Attachment, address: IpAddr) -> Result<()> {
         let index = net.index(&port).await?;
         net.set_down(index, &port).await?;
         match net.link(&bridge).await {
-            Some(link) => net.delete_route(link.header.index, alone(address)).await,
+            Some(link) => net.delete_table_route(TABLE, link.header.index, alone(address)).await,
             None => Ok(()),
         }
     })
@@ -108,11 +136,15 @@ pub fn set_gateways(segment: SegmentId, bridge: u32, gateways: BTreeSet<IpAddr>)
     let name = bridge_name(segment);
     in_namespace(None, async move |net| {
         net.set_mac(bridge, GATEWAY_MAC).await?;
-        // The host has other addresses, in other segments, too: none of them is to be found on this bridge.
-        net.configure(&name, "ipv4", &[("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "2")])?;
+        // The host has other addresses, in other segments, too: none of them is to be found on this bridge. Where a packet came
+        // from is looked up with its mark, as the way to a container is.
+        let settings = [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "2"), ("src_valid_mark", "1")];
+        net.configure(&name, "ipv4", &settings)?;
         if gateways.iter().any(IpAddr::is_ipv6) {
             let quiet = [("accept_dad", "0"), ("accept_ra", "0"), ("addr_gen_mode", "1"), ("disable_ipv6", "0")];
             net.configure(&name, "ipv6", &quiet)?;
+            // Without an address of the link itself the kernel asks for no neighbour on behalf of others (RFC 4861, section 7.2.2).
+            net.add_address(bridge, (LINK_LOCAL.into(), 64)).await?;
         }
         for (ip, length) in net.addresses(bridge).await? {
             if !gateways.contains(&ip) {
@@ -126,20 +158,36 @@ pub fn set_gateways(segment: SegmentId, bridge: u32, gateways: BTreeSet<IpAddr>)
     })
 }
 
+/// The address of every segment's gateway on its link: [`GATEWAY_MAC`] as an interface identifier (RFC 4291, appendix A).
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0077, 0x65ff, 0xfe66, 0x7401);
+
 /// The host's own interface in a segment.
 fn make_own(attachment: &Attachment, bridge: u32, mtu: u32) -> Result<()> {
     let (near, mac, ips) = (attachment.port(), attachment.mac, attachment.ips.clone());
     let own = own_name(SegmentId::of(&attachment.segment));
     in_namespace(None, async move |net| {
-        if let (Some(port), Some(_)) = (net.link(&near).await, net.link(&own).await) {
-            return net.set_master(port.header.index, bridge).await;
+        if let (Some(port), Some(own)) = (net.link(&near).await, net.link(&own).await) {
+            net.set_master(port.header.index, bridge).await?;
+            return route_own(&net, own.header.index, &ips).await;
         }
         // One half is of no use without the other.
         net.delete(&near).await?;
         let index = pair(&net, &near, &own, bridge, mtu, mac).await?;
         net.configure(&own, "ipv4", &[("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "2")])?;
-        take_up(&net, index, &own, &ips).await
+        for ip in &ips {
+            net.add_address_alone(index, *ip).await?;
+        }
+        net.set_up(index, &own).await?;
+        route_own(&net, index, &ips).await
     })
+}
+
+/// The host finds the rest of a segment over its own interface there.
+async fn route_own(net: &Net, index: u32, ips: &[Prefix]) -> Result<()> {
+    for (ip, length) in ips {
+        net.add_table_route(TABLE, index, (network((*ip, *length)), *length), Some(*ip)).await?;
+    }
+    Ok(())
 }
 
 /// What the host's own interface in a segment is called.
@@ -168,18 +216,24 @@ async fn take_up(net: &Net, index: u32, name: &str, ips: &[Prefix]) -> Result<()
     net.set_up(index, name).await
 }
 
-/// The host finds its containers over their bridges, of which several may share one range.
-fn route(attachment: &Attachment, bridge: u32) -> Result<()> {
-    let routes = routes(attachment);
+/// Has the host find containers over their segment's bridge, of which several may share one range; those that are in a network
+/// that the host itself is in (`own`), over its own interface there, since they answer to no address of another.
+pub fn route_all<'a>(attachments: impl Iterator<Item = &'a Attachment>, bridge: u32, own: &[Prefix]) -> Result<()> {
+    let (by_own, by_bridge): (Vec<Prefix>, Vec<Prefix>) =
+        attachments.flat_map(own_routes).partition(|route| own.iter().any(|own| overlaps(*own, *route)));
     in_namespace(None, async move |net| {
-        for route in routes {
-            net.add_route(bridge, route, 0).await?;
+        for route in by_own {
+            net.delete_table_route(TABLE, bridge, route).await?;
+        }
+        for route in by_bridge {
+            net.add_table_route(TABLE, bridge, route, None).await?;
         }
         Ok(())
     })
 }
 
-fn routes(attachment: &Attachment) -> Vec<Prefix> {
+/// The addresses of a container that its host is a gateway of.
+fn own_routes(attachment: &Attachment) -> Vec<Prefix> {
     if attachment.place == Place::Host {
         return Vec::new();
     }

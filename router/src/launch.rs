@@ -1,6 +1,8 @@
 //! `weft launch`: puts the parts together and runs until told to stop.
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,25 +16,26 @@ use weft_crypto::Ciphers;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Node, Reply, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
-use weft_mesh::wire::container_mtu;
 
 use crate::attachment;
 use crate::attachments::Attachments;
 use crate::control::{self, Api};
 use crate::dns::Dns;
 use crate::docker::{self, Docker};
-use crate::engine::{Engine, Fenced, punt_queues};
+use crate::engine::{EndpointChange, Engine, punt_queues};
 use crate::error::{Doing, Failure, Result};
 use crate::install;
-use crate::netlink::in_namespace;
-use crate::options::{LaunchArgs, Options, TapMode, parse_peer};
+use crate::netlink::{self, in_namespace};
+use crate::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
 use crate::polling::Pauses;
-use crate::state::{self, Store};
+use crate::routing::{self, Policy, Routing};
+use crate::state::{self, Change, Store};
 use crate::taps::{self, Segments};
 use crate::udp::UdpPort;
+use crate::underlay;
 use crate::worker::{Clock, Counters, Worker};
 
-/// How often names of peers, own addresses and ended containers are looked after.
+/// How often names of peers and ended containers are looked after.
 const CHORES: Duration = Duration::from_secs(2);
 const CHORES_PER_RESOLVE: u32 = 15;
 /// How long a stopping router lets its goodbyes travel.
@@ -48,7 +51,7 @@ pub fn launch(args: LaunchArgs) -> Result<()> {
         std::process::abort();
     }));
     raise_file_limit();
-    start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json)?;
+    start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json, args.log_file.as_deref())?;
     let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -76,10 +79,12 @@ async fn run(options: Options) -> Result<()> {
     let listener = control::bind(&options.socket)?;
     let _socket = RemoveOnDrop(options.socket.clone());
     let identity = state::identity(&options.state_dir)?;
-    let underlay = underlay()?;
-    refuse_overlap(&options)?;
+    let changes_below = netlink::watch_interfaces()?;
+    let underlay = underlay::look(&named_addresses(&options))?;
 
     let kept = store.read()?;
+    let (noted, overlap) = check_range(&options, &kept)?;
+    store.write(noted.iter().map(|(key, value)| (key, value)))?;
     let restored = attachment::restore(&kept)?;
     store.write(restored.gone.iter().map(|key| (key, &None)))?;
     let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
@@ -94,12 +99,14 @@ async fn run(options: Options) -> Result<()> {
     let port = udp.port();
     let label = identity.peer_id().label();
     let peer_id = identity.peer_id();
+    let mtu = underlay.container_mtu(&options);
     let config = Config {
         identity,
         name: options.name.clone(),
         keyring,
         ciphers: Ciphers::native(options.aes && has_aes_hardware()),
         underlay_mtu: underlay.mtu,
+        container_mtu: mtu,
         port,
         discovery: options.discovery,
         grace: options.grace,
@@ -119,36 +126,42 @@ async fn run(options: Options) -> Result<()> {
             Worker::start(number, udp, pauses.clone(), snapshot.clone(), shared, clock)
         })
         .collect::<Result<_>>()?;
-    let mtu = options.mtu.unwrap_or_else(|| container_mtu(underlay.mtu));
     // Any of them has a queue of each segment.
     let worker = workers[0].handle();
-    let segments = Segments::new(options.tap, mtu, workers);
+    let segments = Segments::new(options.tap, mtu.into(), workers);
     let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
     let views = (snapshot, names.clone());
-    let (engine, handle, fences) = Engine::new(node, clock, udp, views, (inbox, worker), store.clone());
+    let (engine, handle, changes) = Engine::new(node, clock, udp, views, (inbox, worker), store.clone());
     start_engine(engine)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
     let attachments = Attachments::new(handle.clone(), store.clone(), segments, range, socket, restored).await?;
     let attachments = Arc::new(attachments);
 
-    handle.ask(Command::SetAddresses(underlay.addresses)).await?;
+    handle.ask(Command::SetAddresses(underlay.addresses.clone())).await?;
     if !options.peers.is_empty() {
         // Who is named counts from the start; looking them up may take its time.
         let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
-        handle.ask(Command::Connect(named.collect())).await?;
+        handle.ask(Command::ConnectUnlessForgotten(named.collect())).await?;
     }
-    let options = Arc::new(options);
+    let (options, routing) = (Arc::new(options), Arc::<Routing>::default());
     let stop = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
     let docker = match plugin {
         Some(plugin) => {
-            let parts = (handle.clone(), attachments.clone());
+            let parts = (handle.clone(), attachments.clone(), routing.clone());
             Some(Docker::start(plugin, &options, parts, store.clone(), &kept, &mut tasks).await?)
         }
-        None => None,
+        None => {
+            let ranges = [options.range.0].into();
+            routing.set(Policy { ranges, ..Policy::default() })?;
+            None
+        }
     };
     let dns = match options.dns {
-        true => Some(Dns::start(&options, names.clone(), attachments.clone(), docker.clone(), &mut tasks)?),
+        true => Some({
+            let parts = (docker.clone(), routing.clone());
+            Dns::start(&options, names.clone(), attachments.clone(), parts, &mut tasks)?
+        }),
         false => None,
     };
     let api = Api {
@@ -157,6 +170,9 @@ async fn run(options: Options) -> Result<()> {
         docker: docker.clone(),
         dns: dns.clone(),
         names,
+        counters,
+        store: store.clone(),
+        overlap,
         options: options.clone(),
         stop: stop.clone(),
     };
@@ -171,9 +187,11 @@ async fn run(options: Options) -> Result<()> {
         env!("CARGO_PKG_VERSION")
     );
     tasks.spawn(find_peers(api.clone()));
+    tasks.spawn(underlay::follow(api.clone(), changes_below, api.engine.links_changed(), underlay));
+    tasks.spawn(routing::keep(routing));
     tasks.spawn(control::serve(listener, api.clone()));
     tasks.spawn(chores(api.clone()));
-    tasks.spawn(fence_all(api.clone(), fences));
+    tasks.spawn(change_endpoints(api.clone(), changes));
     install::notify_ready();
     wait_for_end(&api).await?;
 
@@ -185,10 +203,13 @@ async fn run(options: Options) -> Result<()> {
     if let Some(dns) = dns {
         dns.stop();
     }
-    if let Some(docker) = docker {
-        docker.stop().await;
-    }
     Ok(())
+}
+
+/// The addresses of peers that are named by them.
+fn named_addresses(options: &Options) -> Vec<IpAddr> {
+    let hosts = options.peers.iter().filter_map(|peer| parse_peer(peer).ok());
+    hosts.filter_map(|(host, _)| host.parse().ok()).collect()
 }
 
 /// The engine has a thread of its own: what commands do to interfaces takes milliseconds that links have not.
@@ -220,16 +241,16 @@ async fn wait_for_end(api: &Api) -> Result<()> {
 /// Looks up the peers named at the start.
 async fn find_peers(api: Api) {
     match resolve_targets(&api.options.peers).await {
-        Ok(targets) if !targets.is_empty() => drop(api.engine.ask(Command::Connect(targets)).await),
+        Ok(targets) if !targets.is_empty() => drop(api.engine.ask(Command::ConnectUnlessForgotten(targets)).await),
         Ok(_) => {}
         Err(error) => warn!("{error}"),
     }
 }
 
-/// Cuts off endpoints whose addresses turned out to be others'.
-async fn fence_all(api: Api, mut fences: UnboundedReceiver<Fenced>) {
-    while let Some(fenced) = fences.recv().await {
-        api.attachments.fence(fenced).await;
+/// Carries out what the mesh comes to say about endpoints of this host.
+async fn change_endpoints(api: Api, mut changes: UnboundedReceiver<EndpointChange>) {
+    while let Some(change) = changes.recv().await {
+        api.attachments.apply(change).await;
     }
 }
 
@@ -241,9 +262,6 @@ async fn chores(api: Api) {
         api.attachments.sweep().await;
         round += 1;
         if round.is_multiple_of(CHORES_PER_RESOLVE) {
-            if let Ok(underlay) = underlay() {
-                let _ = api.engine.ask(Command::SetAddresses(underlay.addresses)).await;
-            }
             let _ = look_up_targets(&api).await;
         }
     }
@@ -256,7 +274,7 @@ async fn look_up_targets(api: &Api) -> Result<()> {
     let found = resolve_targets(&names).await?.into_iter().filter(|target| !target.addresses.is_empty());
     let found: Vec<Target> = found.collect();
     if !found.is_empty() {
-        api.engine.ask(Command::Connect(found)).await?;
+        api.engine.ask(Command::ConnectUnlessForgotten(found)).await?;
     }
     Ok(())
 }
@@ -285,51 +303,27 @@ pub async fn resolve_targets(names: &[String]) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// What this host's interfaces say about the network beneath.
-struct Underlay {
-    mtu: usize,
-    addresses: Vec<IpAddr>,
-}
-
-/// The smallest MTU and the addresses of interfaces that lead out of this host.
-fn underlay() -> Result<Underlay> {
-    let mut underlay = Underlay { mtu: 0, addresses: Vec::new() };
-    let interfaces = nix::ifaddrs::getifaddrs().doing(|| "cannot list this host's addresses".into())?;
-    let known = in_namespace(None, async |net| net.links().await)?;
-    let mut mtus = Vec::new();
-    for interface in interfaces {
-        let name = interface.interface_name;
-        let is_ours =
-            name.starts_with("weft") || name.starts_with("docker") || name.starts_with("veth") && name.len() > 8;
-        let Some(address) = interface.address else { continue };
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
-        let is_link_local = match ip {
-            IpAddr::V4(ip) => ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        if ip.is_loopback() || ip.is_unspecified() || is_link_local || is_ours {
-            continue;
-        }
-        underlay.addresses.push(ip);
-        mtus.extend(known.iter().filter(|link| link.name == name).map(|link| link.mtu));
-    }
-    underlay.mtu = mtus.into_iter().min().unwrap_or(1500).clamp(1280, 65_535);
-    underlay.addresses.truncate(weft_mesh::records::MAX_LIST);
-    Ok(underlay)
-}
-
-fn refuse_overlap(options: &Options) -> Result<()> {
+/// Hosts beside this one and containers may not have addresses of one range. That is refused where it can still be changed: before
+/// the first use of a range. Later all goes on, but for the addresses that an interface of this host has.
+fn check_range(options: &Options, kept: &[(Vec<u8>, Vec<u8>)]) -> Result<(Option<Change>, Option<String>)> {
     let range = options.range;
-    let found = in_namespace(None, async move |net| net.overlapping_route(range.0).await)?;
-    match found {
-        Some((to, length)) => Err(Failure::new(format!(
-            "the range {range} overlaps this host's route to {to}/{length}; choose another with --range"
+    let (key, value) = (b"range".to_vec(), range.to_string().into_bytes());
+    let is_known = kept.iter().any(|(k, v)| *k == key && *v == value);
+    match in_namespace(None, async move |net| net.on_link_overlap(range.0).await)? {
+        Some((network, interface)) if !is_known => Err(Failure::new(format!(
+            "the range {range} overlaps the network {} of interface {interface}; choose another with --range",
+            Cidr(network)
         ))),
-        None => Ok(()),
+        Some((network, interface)) => {
+            let problem = format!(
+                "the range {range} overlaps the network {} of interface {interface}: machines there are not reached from \
+                 containers, nor containers with such addresses from this host; give one of the two other addresses",
+                Cidr(network)
+            );
+            warn!("{problem}");
+            Ok((None, Some(problem)))
+        }
+        None => Ok(((!is_known).then_some((key, Some(value))), None)),
     }
 }
 
@@ -364,14 +358,19 @@ fn has_aes_hardware() -> bool {
     false
 }
 
-fn start_log(level: &str, json: bool) -> Result<()> {
+fn start_log(level: &str, json: bool, file: Option<&Path>) -> Result<()> {
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
     use tracing_subscriber::{EnvFilter, fmt};
     let level: tracing::level_filters::LevelFilter =
         level.parse().map_err(|_| Failure::Usage("--log-level takes error, warn, info, debug or trace".into()))?;
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let what = |path: &Path| format!("cannot write the log file {}", path.display());
+    let file =
+        file.map(|path| File::options().create(true).append(true).open(path).doing(|| what(path))).transpose()?;
+    let terminal = file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let writer = file.map_or_else(|| BoxMakeWriter::new(std::io::stderr), |file| BoxMakeWriter::new(Arc::new(file)));
     // What a library thinks of packets from strangers is not for the log.
     let filter = EnvFilter::new(format!("{level},hickory_proto=off"));
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
+    let log = fmt().with_env_filter(filter).with_writer(writer).with_ansi(terminal).with_target(false);
     if json {
         log.json().init()
     } else {

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
 use tokio::runtime::RuntimeFlavor;
 
 use crate::error::{Doing, Failure, Result};
@@ -27,6 +29,119 @@ pub struct Interface {
     pub mtu: usize,
     /// The index of the bridge that it is in.
     pub master: Option<u32>,
+    /// The index of its other half, of the interface that it is on top of, or the like; maybe in another namespace.
+    pub peer: Option<u32>,
+    /// What it is made by, as `ip -d link` says; none: hardware.
+    pub kind: Option<InfoKind>,
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Whether it is a loopback interface.
+    pub is_loopback: bool,
+}
+
+impl Interface {
+    fn of(link: LinkMessage) -> Interface {
+        let is = |flag| link.header.flags.contains(flag);
+        let mut interface = Interface {
+            index: link.header.index,
+            is_up: is(LinkFlags::Up),
+            is_loopback: is(LinkFlags::Loopback),
+            ..Interface::default()
+        };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => interface.name = name,
+                LinkAttribute::Mtu(mtu) => interface.mtu = mtu as usize,
+                LinkAttribute::Controller(master) => interface.master = Some(master),
+                LinkAttribute::Link(peer) => interface.peer = Some(peer),
+                LinkAttribute::LinkInfo(infos) => {
+                    interface.kind = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        interface
+    }
+}
+
+/// A route, as far as it matters here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Where to.
+    pub to: Prefix,
+    /// The index of the interface it leads over.
+    pub interface: Option<u32>,
+    /// Whether another machine is to pass packets on.
+    pub has_gateway: bool,
+}
+
+impl Route {
+    fn of(message: &RouteMessage) -> Route {
+        let length = message.header.destination_prefix_length;
+        let is_v6 = message.header.address_family == AddressFamily::Inet6;
+        let everywhere = if is_v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
+        let mut route = Route { to: (everywhere, length), interface: None, has_gateway: false };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.0 = IpAddr::V4(*ip),
+                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => route.to.0 = IpAddr::V6(*ip),
+                RouteAttribute::Oif(index) => route.interface = Some(*index),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.has_gateway = true,
+                // Of several ways the first stands for all.
+                RouteAttribute::MultiPath(hops) => {
+                    route.interface = hops.first().map(|hop| hop.interface_index);
+                    route.has_gateway = true;
+                }
+                _ => {}
+            }
+        }
+        route
+    }
+}
+
+/// Waits until interfaces, addresses or routes of this host have changed, and again after each call. Its thread ends with the
+/// receiver.
+pub fn watch_interfaces() -> Result<tokio::sync::mpsc::Receiver<()>> {
+    let (changed, changes) = tokio::sync::mpsc::channel(1);
+    let what = || "cannot follow changes of interfaces".to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().doing(what)?;
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, mut messages) = {
+        let _context = runtime.enter();
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).doing(what)?;
+        (connection, messages)
+    };
+    let follow = async move {
+        tokio::spawn(connection);
+        while messages.next().await.is_some() {
+            // One that was not looked at yet stands for all.
+            if let Err(tokio::sync::mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("interfaces".into()).spawn(move || runtime.block_on(follow)).doing(what)?;
+    Ok(changes)
+}
+
+/// Whether an interface is one that weft makes: a bridge, a TAP, or either end of a veth pair.
+pub fn is_own_interface(name: &str) -> bool {
+    let is_made = |prefix: &str, digits: usize| {
+        name.strip_prefix(prefix).is_some_and(|id| id.len() == digits && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    is_made("weft", 10)
+        || is_made("wefth", 9)
+        || is_made("wefti", 9)
+        || ["wt", "wp", "wd", "wv", "wq"].iter().any(|prefix| is_made(prefix, 10))
 }
 
 /// A connection to the kernel of one network namespace.
@@ -85,6 +200,11 @@ impl Net {
         self.handle.link().get().match_name(name).execute().try_next().await.ok().flatten()
     }
 
+    /// An interface, if it is there.
+    pub async fn interface(&self, name: &str) -> Result<Option<Interface>> {
+        Ok(self.link(name).await.map(Interface::of))
+    }
+
     /// An interface's index.
     pub async fn index(&self, name: &str) -> Result<u32> {
         self.link(name).await.map(|link| link.header.index).ok_or_else(|| Failure::new(format!("no interface {name}")))
@@ -100,16 +220,7 @@ impl Net {
         let mut links = self.handle.link().get().execute();
         let mut found = Vec::new();
         while let Some(link) = links.try_next().await.doing(|| "cannot list interfaces".into())? {
-            let mut interface = Interface { index: link.header.index, ..Interface::default() };
-            for attribute in link.attributes {
-                match attribute {
-                    LinkAttribute::IfName(name) => interface.name = name,
-                    LinkAttribute::Mtu(mtu) => interface.mtu = mtu as usize,
-                    LinkAttribute::Controller(master) => interface.master = Some(master),
-                    _ => {}
-                }
-            }
-            found.push(interface);
+            found.push(Interface::of(link));
         }
         Ok(found)
     }
@@ -194,19 +305,18 @@ impl Net {
         request.await.doing(|| format!("cannot set address {ip}/{prefix}"))
     }
 
+    /// Gives an interface an address without a route to its prefix.
+    pub async fn add_address_alone(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+        let mut request = self.handle.address().add(index, ip, prefix).replace();
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+        request.execute().await.doing(|| format!("cannot set address {ip}/{prefix}"))
+    }
+
     /// The addresses of an interface, but for those the kernel gave it.
     pub async fn addresses(&self, index: u32) -> Result<Vec<Prefix>> {
         let request = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = request.try_collect().await.doing(|| "cannot list addresses".into())?;
-        let address = |message: rtnetlink::packet_route::address::AddressMessage| {
-            let ip = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(ip) => Some(*ip),
-                _ => None,
-            });
-            ip.map(|ip| (ip, message.header.prefix_len))
-        };
-        let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        Ok(messages.into_iter().filter_map(address).filter(|(ip, _)| !is_link_local(ip)).collect())
+        Ok(messages.iter().filter_map(address_of).filter(|(ip, _)| !is_link_local(ip)).collect())
     }
 
     /// Takes an address from an interface; one that is gone is fine.
@@ -227,10 +337,28 @@ impl Net {
         request.await.doing(|| format!("cannot set the route to {ip}/{prefix}"))
     }
 
-    /// Takes back a route over an interface; one that is gone is fine.
-    pub async fn delete_route(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+    /// Routes a prefix over an interface in a table of its own, maybe with the address that the host's own packets come from.
+    pub async fn add_table_route(
+        &self,
+        table: u32,
+        index: u32,
+        (ip, prefix): Prefix,
+        source: Option<IpAddr>,
+    ) -> Result<()> {
+        let what = || format!("cannot set the route to {ip}/{prefix}");
         let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
-        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.build();
+        let mut message = message.doing(what)?.table_id(table).scope(RouteScope::Link);
+        if let Some(source) = source {
+            message = message.pref_source(source).doing(what)?;
+        }
+        self.handle.route().add(message.build()).replace().execute().await.doing(what)
+    }
+
+    /// Takes back a route of a table over an interface; one that is gone is fine.
+    pub async fn delete_table_route(&self, table: u32, index: u32, (ip, prefix): Prefix) -> Result<()> {
+        let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
+        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?;
+        let message = message.table_id(table).scope(RouteScope::Link).build();
         match self.handle.route().del(message).execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ESRCH => Ok(()),
             result => result.doing(|| format!("cannot remove the route to {ip}/{prefix}")),
@@ -249,37 +377,88 @@ impl Net {
         request.await.doing(|| format!("cannot set the default route by {gateway}"))
     }
 
-    /// A route of this host that overlaps a prefix, over another interface than weft's own, if there is one.
-    pub async fn overlapping_route(&self, (ip, prefix): Prefix) -> Result<Option<Prefix>> {
-        let links = self.links().await?.into_iter().filter(|link| link.name.starts_with("weft"));
-        let own: Vec<u32> = links.map(|link| link.index).collect();
-        let message = match ip {
-            IpAddr::V4(_) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            IpAddr::V6(_) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        };
-        let mut routes = self.handle.route().get(message).execute();
-        while let Some(route) = routes.try_next().await.doing(|| "cannot list routes".into())? {
-            let length = route.header.destination_prefix_length;
-            let is_ours =
-                route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if own.contains(index)));
-            // A default route overlaps everything and is meant to; local addresses are in tables of their own.
-            if length == 0 || is_ours || route.header.table != 254 || route.header.kind != RouteType::Unicast {
-                continue;
+    /// All addresses of this host's interfaces, with the interfaces' indices.
+    pub async fn all_addresses(&self) -> Result<Vec<(u32, Prefix)>> {
+        let messages: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.doing(|| "cannot list addresses".into())?;
+        Ok(messages.iter().filter_map(|message| Some((message.header.index, address_of(message)?))).collect())
+    }
+
+    /// The routes of the main table.
+    pub async fn routes(&self) -> Result<Vec<Route>> {
+        let mut found = Vec::new();
+        let families = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ];
+        for message in families {
+            let mut routes = self.handle.route().get(message).execute();
+            while let Some(route) = routes.try_next().await.doing(|| "cannot list routes".into())? {
+                if route.header.table == RouteHeader::RT_TABLE_MAIN && route.header.kind == RouteType::Unicast {
+                    found.push(Route::of(&route));
+                }
             }
-            let destination = route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-                _ => None,
-            });
-            if let Some(destination) = destination.filter(|to| overlaps((*to, length), (ip, prefix))) {
-                return Ok(Some((destination, length)));
+        }
+        Ok(found)
+    }
+
+    /// The network of an interface that is not weft's that shares addresses with a prefix, and the interface, if there is one:
+    /// hosts in it would be taken for containers, or the other way round.
+    pub async fn on_link_overlap(&self, prefix: Prefix) -> Result<Option<(Prefix, String)>> {
+        let links = self.links().await?;
+        for (index, address) in self.all_addresses().await? {
+            let Some(link) = links.iter().find(|link| link.index == index) else { continue };
+            if !is_own_interface(&link.name) && !link.is_loopback && overlaps(address, prefix) {
+                return Ok(Some(((network(address), address.1), link.name.clone())));
             }
         }
         Ok(None)
     }
 
+    /// The rules by which a routing table is chosen, of a family.
+    pub async fn rules(&self, family: IpVersion) -> Result<Vec<RuleMessage>> {
+        let rules = self.handle.rule().get(family).execute();
+        rules.try_collect().await.doing(|| "cannot list routing rules".into())
+    }
+
+    /// Adds a rule by which a routing table is chosen.
+    pub async fn add_rule(&self, rule: RuleMessage) -> Result<()> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule;
+        request.execute().await.doing(|| "cannot add a routing rule".into())
+    }
+
+    /// Removes one; one that is gone is fine.
+    pub async fn delete_rule(&self, rule: RuleMessage) -> Result<()> {
+        match self.handle.rule().del(rule).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENOENT => Ok(()),
+            result => result.doing(|| "cannot remove a routing rule".into()),
+        }
+    }
+
     async fn change(&self, message: LinkMessage, what: impl FnOnce() -> String) -> Result<()> {
         self.handle.link().set(message).execute().await.doing(what)
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<Prefix> {
+    let find = |is_local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) if is_local => Some(*ip),
+            AddressAttribute::Address(ip) if !is_local => Some(*ip),
+            _ => None,
+        })
+    };
+    // Of a point-to-point interface the other one is the peer's.
+    let ip = find(true).or_else(|| find(false))?;
+    Some((ip, message.header.prefix_len))
+}
+
+/// Whether an address means something on one link only.
+pub fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 
@@ -291,7 +470,6 @@ pub fn alone(ip: IpAddr) -> Prefix {
 /// Whether two prefixes share addresses.
 pub fn overlaps((a, a_length): Prefix, (b, b_length): Prefix) -> bool {
     let shorter = a_length.min(b_length);
-    let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.segments()[0] & 0xffc0 == 0xfe80);
     a.is_ipv4() == b.is_ipv4() && !is_link_local(&a) && network((a, shorter)) == network((b, shorter))
 }
 

@@ -13,7 +13,10 @@ use crate::worker::Worker;
 /// The segments of this host and the workers that serve them.
 pub struct Segments {
     mode: TapMode,
-    mtu: usize,
+    /// What containers' MTU is in a segment that no other host has a smaller one in, in bytes.
+    mtu: u32,
+    /// The MTU of segments that the mesh has spoken of.
+    mtus: BTreeMap<SegmentId, u32>,
     workers: Vec<Worker>,
     open: BTreeMap<SegmentId, u32>,
 }
@@ -80,13 +83,29 @@ fn is_bridge_name(name: &str) -> bool {
 
 impl Segments {
     /// No segment yet.
-    pub fn new(mode: TapMode, mtu: usize, workers: Vec<Worker>) -> Self {
-        Segments { mode, mtu, workers, open: BTreeMap::new() }
+    pub fn new(mode: TapMode, mtu: u32, workers: Vec<Worker>) -> Self {
+        Segments { mode, mtu, mtus: BTreeMap::new(), workers, open: BTreeMap::new() }
     }
 
-    /// The containers' MTU.
-    pub fn mtu(&self) -> usize {
-        self.mtu
+    /// The MTU of a segment's containers, in bytes: the smallest of all hosts that are in it.
+    pub fn mtu(&self, segment: SegmentId) -> u32 {
+        self.mtus.get(&segment).copied().unwrap_or(self.mtu)
+    }
+
+    /// Gives a segment's interfaces another MTU; whether it is another.
+    pub fn set_mtu(&mut self, segment: SegmentId, mtu: u32) -> Result<bool> {
+        let before = self.mtu(segment);
+        self.mtus.insert(segment, mtu);
+        if before == mtu || !self.open.contains_key(&segment) {
+            return Ok(false);
+        }
+        let names = [tap_name(segment), bridge_name(segment)];
+        in_namespace(None, async move |net| {
+            for name in names {
+                net.set_mtu(net.index(&name).await?, mtu).await?;
+            }
+            Ok(true)
+        })
     }
 
     /// Whether a segment is there.
@@ -100,10 +119,10 @@ impl Segments {
             return Ok(*bridge);
         }
         let (bridge, tap) = (bridge_name(segment), tap_name(segment));
-        let (mtu, port) = (self.mtu as u32, format!("wp{}", short(segment)));
+        let (mtu, port) = (self.mtu(segment), format!("wp{}", short(segment)));
         let name = bridge.clone();
         let index = in_namespace(None, async move |net| net.bridge(&name, mtu).await)?;
-        let opened = self.open_port(&tap, &port).and_then(|queues| {
+        let opened = self.open_port(&tap, &port, mtu).and_then(|queues| {
             in_namespace(None, async move |net| {
                 let link = net.index(&tap).await?;
                 net.set_mtu(link, mtu).await?;
@@ -146,6 +165,7 @@ impl Segments {
         if self.open.remove(&segment).is_none() {
             return Ok(());
         }
+        self.mtus.remove(&segment);
         self.workers.iter().for_each(|worker| worker.remove(segment));
         let (bridge, port) = (bridge_name(segment), format!("wp{}", short(segment)));
         in_namespace(None, async move |net| {
@@ -154,7 +174,7 @@ impl Segments {
         })
     }
 
-    fn open_port(&self, tap: &str, port: &str) -> Result<Vec<Box<dyn TapIo>>> {
+    fn open_port(&self, tap: &str, port: &str, mtu: u32) -> Result<Vec<Box<dyn TapIo>>> {
         fn boxed(tap: impl TapIo + 'static) -> Box<dyn TapIo> {
             Box::new(tap)
         }
@@ -162,7 +182,7 @@ impl Segments {
             TapMode::Fast => FastTap::open(tap, self.workers.len()).map(|taps| taps.into_iter().map(boxed).collect()),
             TapMode::Basic => BasicTap::open(tap).map(|tap| vec![boxed(tap)]),
             TapMode::Packet => {
-                let (near, far, mtu) = (tap.to_owned(), port.to_owned(), self.mtu as u32);
+                let (near, far) = (tap.to_owned(), port.to_owned());
                 in_namespace(None, async move |net| {
                     net.delete(&near).await?;
                     net.veth(&near, &far).await?;

@@ -58,7 +58,8 @@ impl UdpPort {
             _ => Failure::new(format!("cannot listen on UDP {address}: {error}; choose another with --listen")),
         };
         // The first socket is bound alone: sharing is only among our own.
-        let probe = Self::socket(address, false).map_err(in_use)?;
+        let (address, probe) =
+            with_a_family_there_is(address, |address| Self::socket(address, false)).map_err(in_use)?;
         let address = probe.local_addr().ok().and_then(|bound| bound.as_socket()).unwrap_or(address);
         drop(probe);
         let count = count.max(1);
@@ -246,6 +247,21 @@ fn steer(first: &std::net::UdpSocket, count: usize) -> io::Result<()> {
     Ok(setsockopt(first, sockopt::AttachReusePortCbpf, &program)?)
 }
 
+/// Binds to an address, or, where the kernel has no IPv6 (`ipv6.disable=1`) and the address is all of it, to all of IPv4.
+fn with_a_family_there_is<T>(
+    address: SocketAddr,
+    mut bind: impl FnMut(SocketAddr) -> io::Result<T>,
+) -> io::Result<(SocketAddr, T)> {
+    match bind(address) {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            tracing::info!("this kernel has no IPv6: hosts are reached by IPv4 only");
+            bind(v4).map(|bound| (v4, bound))
+        }
+        bound => bound.map(|bound| (address, bound)),
+    }
+}
+
 /// Waits until a socket takes more, if not for long.
 fn await_room(socket: &std::net::UdpSocket) {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
@@ -333,8 +349,10 @@ mod tests {
     /// The type of service that an arriving datagram has.
     fn arrives_with(ports: &[UdpPort], to: SocketAddr, lane: Lane, count: usize) -> u8 {
         let receiver = std::net::UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap();
-        setsockopt(&receiver, sockopt::Ipv4RecvTos, &true).unwrap();
-        setsockopt(&receiver, sockopt::Ipv6RecvTClass, &true).unwrap_or_default();
+        match to {
+            SocketAddr::V4(_) => setsockopt(&receiver, sockopt::IpRecvTos, &true).unwrap(),
+            SocketAddr::V6(_) => setsockopt(&receiver, sockopt::Ipv6RecvTClass, &true).unwrap(),
+        }
         receiver.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
         ports[0].send(lane, receiver.local_addr().unwrap(), &vec![1; 100 * count], 100).unwrap();
         let (mut bytes, mut space) = ([0; 1000], nix::cmsg_space!([i32; 4]));
@@ -366,6 +384,18 @@ mod tests {
             ports[0].try_clone().unwrap().stop_marking();
             assert_eq!((marks(Lane::Urgent, 1), marks(Lane::Urgent, 3)), (0, 0), "{to}");
         }
+    }
+
+    #[test]
+    fn without_ipv6_all_of_ipv4_is_listened_on() {
+        let no_v6 = |address: SocketAddr| match address.is_ipv6() {
+            true => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+            false => Ok(()),
+        };
+        let bound = |text: &str| with_a_family_there_is(text.parse().unwrap(), no_v6).map(|(address, ())| address);
+        assert_eq!(bound("[::]:7").unwrap(), "0.0.0.0:7".parse().unwrap());
+        assert_eq!(bound("192.0.2.1:7").unwrap(), "192.0.2.1:7".parse().unwrap());
+        assert!(bound("[fd00::1]:7").is_err(), "an address that was named is not replaced");
     }
 
     #[test]
