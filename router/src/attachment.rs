@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weft_mesh::node::PERSISTED_ENDPOINT;
-use weft_mesh::records::{EndpointId, EndpointRecord, Service};
+use weft_mesh::records::{EndpointId, EndpointRecord, Health, Service};
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::Lease;
@@ -26,6 +27,8 @@ pub enum Place {
         host_interface: String,
         /// The interface.
         interface: String,
+        /// Where the namespace was found; another may be there by now.
+        path: PathBuf,
     },
     /// The host itself.
     Host,
@@ -35,6 +38,8 @@ pub enum Place {
         host_interface: String,
         /// What the interface is called while the engine does not have it.
         source: String,
+        /// The container's network namespace, which may not be there yet.
+        sandbox: PathBuf,
     },
 }
 
@@ -59,9 +64,9 @@ pub struct Attachment {
     /// The addresses that the segment's gateway has for it.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
-    /// Whether its names are answered.
-    #[serde(default = "yes")]
-    pub healthy: bool,
+    /// How it is.
+    #[serde(default)]
+    pub health: Health,
     /// What it serves.
     #[serde(default)]
     pub services: Vec<Service>,
@@ -71,10 +76,6 @@ pub struct Attachment {
     /// Whether its segment's gateway leads nowhere.
     #[serde(default)]
     pub is_internal: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl Attachment {
@@ -99,9 +100,9 @@ impl Attachment {
 
     /// What other hosts hear of it.
     pub fn record(&self) -> EndpointRecord {
-        let Attachment { segment, mac, ips, names, healthy, services, .. } = self.clone();
+        let Attachment { segment, mac, ips, names, health, services, .. } = self.clone();
         let (ips, names, services) = (ips.into(), names.into(), services.into());
-        EndpointRecord { segment: segment.into(), mac, ips, names, healthy, services }
+        EndpointRecord { segment: segment.into(), mac, ips, names, health, services }
     }
 
     /// Its addresses, for people.
@@ -117,8 +118,8 @@ pub struct Description {
     pub names: Vec<String>,
     /// What it serves.
     pub services: Vec<Service>,
-    /// Whether its names are answered.
-    pub healthy: bool,
+    /// How it is.
+    pub health: Health,
 }
 
 /// The endpoints that were there when the router last ran and still have their interfaces; the others' keys,

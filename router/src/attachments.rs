@@ -1,7 +1,7 @@
 //! Endpoints of this host: the interfaces that `attach`, `expose` and the engine's networks make, kept across restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use tracing::{info, warn};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::Command;
-use weft_mesh::records::{EndpointId, MAX_LIST};
+use weft_mesh::records::{EndpointId, Health, MAX_LIST};
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::{self, Lease, range_of};
 use crate::attachment::{Attachment, Description, Place, Restored};
-use crate::engine::{EngineHandle, Fenced};
+use crate::engine::{EndpointChange, EngineHandle};
 use crate::error::{Doing, Failure, Result};
 use crate::interfaces;
 use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
@@ -120,7 +120,7 @@ impl Attachments {
     async fn reconcile_range(&self, range: Range, known: &[Lease]) -> Result<()> {
         let held = addresses::leases(&self.engine, range).await?;
         for lost in known.iter().filter(|lease| lease.range == range && !held.contains(lease)) {
-            self.fence((lost.id, lost.address)).await;
+            self.fence(lost.id, lost.address).await;
         }
         let is_ours = |lease: &Lease| lease.id[0] & ATTACHED != 0 && !known.contains(lease);
         let leaked: Vec<Lease> = held.into_iter().filter(is_ours).collect();
@@ -160,6 +160,12 @@ impl Attachments {
         if let Some(printed) = self.swept().await.find_same(namespace.as_ref(), &segment, &ips)? {
             return Ok(printed);
         }
+        if let Some(there) = self.joined(namespace.as_ref(), &segment).await {
+            return Err(Failure::new(format!(
+                "the container is in segment {segment} already by an engine's network, with {}; there is nothing to attach",
+                there.printed().join(", ")
+            )));
+        }
         let mut id: EndpointId = random()?;
         id[0] |= ATTACHED;
         let mac = [0x02, id[0], id[1], id[2], id[3], id[4]];
@@ -168,11 +174,14 @@ impl Attachments {
                 namespace: namespace.id,
                 host_interface: format!("wv{}", hex::encode(&id[..5])),
                 interface: String::new(),
+                path: namespace.path.clone(),
             },
             None => Place::Host,
         };
         let gateways = grounds.iter().filter_map(|ground| ground.gateway).collect();
-        let (names, leases, services) = (request.names, Vec::new(), Vec::new());
+        let own_name = namespace.as_ref().and_then(|namespace| namespace.name.clone());
+        let names = if request.names.is_empty() { own_name.into_iter().collect() } else { request.names };
+        let (leases, services) = (Vec::new(), Vec::new());
         let ips_given = ips.clone();
         let mut attachment = Attachment {
             id,
@@ -183,7 +192,7 @@ impl Attachments {
             place,
             leases,
             gateways,
-            healthy: true,
+            health: Health::Healthy,
             services,
             mtu: None,
             is_internal: false,
@@ -191,6 +200,9 @@ impl Attachments {
         if let Some(problem) = attachment.record().problem() {
             return Err(Failure::Usage(problem.into()));
         }
+        // Addresses of a range were checked when that was made.
+        let outside = |ip: &&Prefix| !grounds.iter().any(|ground| overlaps(ground.prefix, **ip));
+        refuse_overlap(&attachment.ips.iter().filter(outside).copied().collect::<Vec<_>>())?;
         // Nobody waits for anybody's address but for his own.
         self.allocate(&mut attachment, &grounds).await?;
         let leases = attachment.leases.clone();
@@ -207,6 +219,19 @@ impl Attachments {
             addresses::release(&self.engine, &leases).await;
         }
         attached
+    }
+
+    /// The endpoint by which an engine put a container into a segment.
+    async fn joined(&self, namespace: Option<&Namespace>, segment: &str) -> Option<Attachment> {
+        let namespace = namespace?;
+        let is_it = |attachment: &Attachment| match &attachment.place {
+            Place::Docker { sandbox, .. } => {
+                target::open(sandbox, String::new).is_ok_and(|sandbox| sandbox.id == namespace.id)
+            }
+            _ => false,
+        };
+        let all = self.all().await;
+        all.into_iter().find(|attachment| attachment.segment == segment && is_it(attachment))
     }
 
     /// Claims those of the addresses wished for that are a ring's, or takes one from it if none was wished for.
@@ -257,7 +282,8 @@ impl Attachments {
         let mut inside = self.inside.lock().await;
         match inside.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
             Some(id) => inside.remove(id).await,
-            None => Err(Failure::new(format!("it is not in segment {segment}"))),
+            // What is not there needs no taking away.
+            None => Ok(()),
         }
     }
 
@@ -279,11 +305,11 @@ impl Attachments {
     pub async fn describe(&self, id: EndpointId, description: Description) -> Result<bool> {
         let mut inside = self.inside.lock().await;
         let Some(mut attachment) = inside.all.get(&id).cloned() else { return Ok(false) };
-        let Description { names, services, healthy } = description;
-        if (&attachment.names, &attachment.services, attachment.healthy) == (&names, &services, healthy) {
+        let Description { names, services, health } = description;
+        if (&attachment.names, &attachment.services, attachment.health) == (&names, &services, health) {
             return Ok(true);
         }
-        (attachment.names, attachment.services, attachment.healthy) = (names, services, healthy);
+        (attachment.names, attachment.services, attachment.health) = (names, services, health);
         self.engine.ask(Command::Attach(id, attachment.record())).await?;
         inside.keep(&attachment)?;
         inside.all.insert(id, attachment);
@@ -300,8 +326,16 @@ impl Attachments {
         self.changed.clone()
     }
 
+    /// Carries out what the mesh has come to say about endpoints of this host.
+    pub async fn apply(&self, change: EndpointChange) {
+        match change {
+            EndpointChange::Fenced(id, address) => self.fence(id, address).await,
+            EndpointChange::Mtu(segment, mtu) => self.inside.lock().await.set_mtu(segment, mtu.into()),
+        }
+    }
+
     /// Cuts off the endpoint whose address turned out to be another's.
-    pub async fn fence(&self, (id, address): Fenced) {
+    pub async fn fence(&self, id: AllocationId, address: Ipv4Addr) {
         let mut inside = self.inside.lock().await;
         let is_docker = |attachment: &Attachment| matches!(attachment.place, Place::Docker { .. });
         // The engine's containers have their addresses from its pools.
@@ -345,7 +379,6 @@ pub const ATTACHED: u8 = 0x80;
 impl Inside {
     /// Claims the endpoint, makes the interface, keeps both; undoes all of it if one part fails.
     async fn bring_in(&mut self, mut attachment: Attachment, namespace: Option<Namespace>) -> Result<Vec<String>> {
-        self.refuse_overlap(&attachment.ips)?;
         let segment = SegmentId::of(&attachment.segment);
         let made = self.make(&mut attachment, namespace).await;
         if let Err(error) = made.and_then(|()| self.keep(&attachment)) {
@@ -365,9 +398,50 @@ impl Inside {
         let segment = SegmentId::of(&attachment.segment);
         let bridge = self.open_with(segment, &attachment.gateways).await?;
         self.engine.ask(Command::Attach(attachment.id, attachment.record())).await?;
-        let mtu = self.segments.mtu() as u32;
-        let mtu = attachment.mtu.map_or(mtu, |own| own.min(mtu));
-        interfaces::make(attachment, bridge, mtu, namespace)
+        let mtu = self.mtu_of(attachment);
+        interfaces::make(attachment, bridge, mtu, namespace)?;
+        match attachment.place {
+            // The others of the segment are found by another way now.
+            Place::Host => self.route_segment(segment, bridge, &[attachment]),
+            _ => interfaces::route_all([&*attachment].into_iter(), bridge, &self.own_ips(segment)),
+        }
+    }
+
+    /// Routes to all containers of a segment, with further endpoints of the host itself.
+    fn route_segment(&self, segment: SegmentId, bridge: u32, more: &[&Attachment]) -> Result<()> {
+        let mut own = self.own_ips(segment);
+        own.extend(more.iter().flat_map(|attachment| &attachment.ips));
+        interfaces::route_all(self.in_segment(segment), bridge, &own)
+    }
+
+    /// The host's own addresses in a segment.
+    fn own_ips(&self, segment: SegmentId) -> Vec<Prefix> {
+        let own = self.in_segment(segment).filter(|attachment| attachment.place == Place::Host);
+        own.flat_map(|attachment| attachment.ips.iter().copied()).collect()
+    }
+
+    /// The MTU of an endpoint's interface, in bytes.
+    fn mtu_of(&self, attachment: &Attachment) -> u32 {
+        let mtu = self.segments.mtu(SegmentId::of(&attachment.segment));
+        attachment.mtu.map_or(mtu, |own| own.min(mtu))
+    }
+
+    /// All hosts in a segment have agreed on another MTU.
+    fn set_mtu(&mut self, segment: SegmentId, mtu: u32) {
+        match self.segments.set_mtu(segment, mtu) {
+            Ok(true) => info!(?segment, mtu, "containers of this segment send packets of this size now"),
+            Ok(false) => return,
+            Err(error) => warn!(?segment, "the interfaces of a segment keep their MTU: {error}"),
+        }
+        for attachment in self.in_segment(segment) {
+            if let Err(error) = interfaces::set_mtu(attachment, self.mtu_of(attachment)) {
+                warn!(
+                    names = attachment.names.join(","),
+                    segment = attachment.segment,
+                    "a container keeps its MTU and may lose large packets; restart it: {error}"
+                );
+            }
+        }
     }
 
     fn keep(&self, attachment: &Attachment) -> Result<()> {
@@ -387,6 +461,9 @@ impl Inside {
         if !is_known {
             gateways.extend(more);
             interfaces::set_gateways(segment, bridge, gateways.clone())?;
+            if gateways.iter().any(IpAddr::is_ipv6) {
+                gateways.insert(interfaces::LINK_LOCAL.into());
+            }
             self.engine.ask(Command::SetGateways(segment, gateways)).await?;
         }
         Ok(bridge)
@@ -412,9 +489,14 @@ impl Inside {
         if let Err(error) = interfaces::remove(&attachment) {
             warn!("{error}");
         }
+        let segment = SegmentId::of(&attachment.segment);
+        if attachment.place == Place::Host && self.segments.is_open(segment) {
+            let routed = self.segments.open(segment).and_then(|bridge| self.route_segment(segment, bridge, &[]));
+            routed.unwrap_or_else(|error| warn!(?segment, "the host may not reach its containers: {error}"));
+        }
         let detached = self.engine.ask(Command::Detach(id)).await;
         addresses::release(&self.engine, &attachment.leases).await;
-        self.close_if_unused(SegmentId::of(&attachment.segment)).await;
+        self.close_if_unused(segment).await;
         self.changed.notify_one();
         info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
         detached.map(drop)
@@ -426,6 +508,17 @@ impl Inside {
         for id in gone {
             if let Err(error) = self.remove(id).await {
                 warn!("cannot let go of an endpoint whose container ended: {error}");
+            }
+        }
+        let lacks_own = |attachment: &&Attachment| {
+            let own = interfaces::own_name(SegmentId::of(&attachment.segment));
+            attachment.place == Place::Host && !(names.contains(&own) && names.contains(&attachment.port()))
+        };
+        let lost: Vec<SegmentId> = self.all.values().filter(lacks_own).map(|a| SegmentId::of(&a.segment)).collect();
+        for segment in lost {
+            if let Ok(bridge) = self.open(segment).await {
+                self.settle(segment, bridge);
+                warn!(?segment, "the host's own interface in this segment was gone; it was made anew");
             }
         }
         let broken = |segment: &SegmentId| !self.segments.is_whole(*segment, &names);
@@ -445,9 +538,12 @@ impl Inside {
     /// Puts the endpoints of a segment into its bridge, where they may be already.
     fn settle(&self, segment: SegmentId, bridge: u32) {
         for attachment in self.in_segment(segment) {
-            if let Err(error) = interfaces::settle(attachment, bridge, self.segments.mtu() as u32) {
+            if let Err(error) = interfaces::settle(attachment, bridge, self.mtu_of(attachment)) {
                 warn!(segment = attachment.segment, "an endpoint cannot be put back into its segment: {error}");
             }
+        }
+        if let Err(error) = self.route_segment(segment, bridge, &[]) {
+            warn!(?segment, "the host may not reach its containers: {error}");
         }
     }
 
@@ -481,21 +577,23 @@ impl Inside {
             warn!(?segment, "cannot take a segment down: {error}");
         }
     }
+}
 
-    fn refuse_overlap(&self, ips: &[Prefix]) -> Result<()> {
-        let ips = ips.to_vec();
-        in_namespace(None, async move |net| {
-            for ip in ips {
-                if let Some((to, length)) = net.overlapping_route(ip).await? {
-                    let (ip, own) = (network(ip), ip.1);
-                    return Err(Failure::new(format!(
-                        "{ip}/{own} overlaps this host's route to {to}/{length}; choose other addresses"
-                    )));
-                }
+/// Refuses addresses that machines on a network of this host have, or may have.
+fn refuse_overlap(ips: &[Prefix]) -> Result<()> {
+    let ips = ips.to_vec();
+    in_namespace(None, async move |net| {
+        for ip in ips {
+            if let Some((other, interface)) = net.on_link_overlap(ip).await? {
+                return Err(Failure::new(format!(
+                    "{} overlaps the network {} of this host's interface {interface}; choose other addresses",
+                    Cidr((network(ip), ip.1)),
+                    Cidr(other)
+                )));
             }
-            Ok(())
-        })
-    }
+        }
+        Ok(())
+    })
 }
 
 /// `ADDR/LEN`, or `ADDR` with the length of the segment's range that it is in, or what is usual.

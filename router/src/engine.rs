@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::mpsc as blocking;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{error, info, warn};
 use weft_mesh::ingress::Punt;
 use weft_mesh::ipam::AllocationId;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Event, Input, Node, Output, Reply};
 use weft_mesh::snapshot::Snapshot;
+use weft_mesh::wire::SegmentId;
 
 use crate::error::{Failure, Result};
 use crate::state::{Change, Store};
@@ -36,9 +37,15 @@ struct Request {
 #[derive(Clone)]
 pub struct EngineHandle {
     requests: mpsc::Sender<Request>,
+    links_changed: Arc<Notify>,
 }
 
 impl EngineHandle {
+    /// Told when links to other hosts came up or moved.
+    pub fn links_changed(&self) -> Arc<Notify> {
+        self.links_changed.clone()
+    }
+
     /// Has the node do something. The answer comes once what it wants kept is on disk.
     pub async fn ask(&self, command: Command) -> Result<Reply> {
         let (reply, answer) = oneshot::channel();
@@ -78,7 +85,8 @@ pub struct Engine {
     requests: mpsc::Receiver<Request>,
     saver: blocking::Sender<Save>,
     saved: mpsc::UnboundedReceiver<Saved>,
-    fenced: mpsc::UnboundedSender<Fenced>,
+    changes: mpsc::UnboundedSender<EndpointChange>,
+    links_changed: Arc<Notify>,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
@@ -98,8 +106,14 @@ struct Saved {
     is_kept: bool,
 }
 
-/// An address that must not be used any more, and what it was allocated for.
-pub type Fenced = (AllocationId, Ipv4Addr);
+/// What the mesh has come to say about endpoints of this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndpointChange {
+    /// An address must not be used any more; with it comes what it was allocated for.
+    Fenced(AllocationId, Ipv4Addr),
+    /// Containers of a segment are to send packets of this many bytes at most.
+    Mtu(SegmentId, u16),
+}
 
 impl Engine {
     /// An engine around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
@@ -110,13 +124,13 @@ impl Engine {
         (snapshot, names): (Arc<ArcSwap<Snapshot>>, Arc<ArcSwap<Names>>),
         (punts, worker): (Punts, WorkerHandle),
         store: Arc<Store>,
-    ) -> (Engine, EngineHandle, mpsc::UnboundedReceiver<Fenced>) {
+    ) -> (Engine, EngineHandle, mpsc::UnboundedReceiver<EndpointChange>) {
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
-        let (fenced, fences) = mpsc::unbounded_channel();
+        let (changes, changed) = mpsc::unbounded_channel();
         std::thread::spawn(move || save(&store, &saves, &says_saved));
-        let waiting = BTreeMap::new();
+        let (waiting, links_changed) = (BTreeMap::new(), Arc::<Notify>::default());
         let engine = Engine {
             node,
             clock,
@@ -128,11 +142,12 @@ impl Engine {
             requests: inbox,
             saver,
             saved,
-            fenced,
+            changes,
+            links_changed: links_changed.clone(),
             waiting,
             next_id: 0,
         };
-        (engine, EngineHandle { requests }, fences)
+        (engine, EngineHandle { requests, links_changed }, changed)
     }
 
     /// Runs until every handle is gone.
@@ -191,12 +206,14 @@ impl Engine {
                 Output::Persist { key, value } => changes.push((key, value)),
                 Output::Durable(wanted) => mark = Some(wanted),
                 Output::Tap { segment, frame } => self.worker.write(segment, frame),
+                Output::Mtu(segment, mtu) => drop(self.changes.send(EndpointChange::Mtu(segment, mtu))),
                 Output::Event(event) => {
                     log(&event);
                     match event {
                         // Once the router stops there is no receiver any more.
-                        Event::Fenced { id, address } => drop(self.fenced.send((id, address))),
+                        Event::Fenced { id, address } => drop(self.changes.send(EndpointChange::Fenced(id, address))),
                         Event::MarksLost { .. } => self.udp.stop_marking(),
+                        Event::LinkUp { .. } | Event::LinkMoved { .. } => self.links_changed.notify_one(),
                         _ => {}
                     }
                 }

@@ -6,10 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::errors::Error;
-use bollard::models::{ContainerInspectResponse, EventMessage, HealthStatusEnum, Network, NetworkCreateRequest};
+use bollard::models::{
+    ContainerInspectResponse, EventMessage, HealthStatusEnum, Network, NetworkCreateRequest, NetworkInspect,
+};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
 use futures_util::Stream;
-use weft_mesh::records::{MAX_NAMES, MAX_NAMES_BYTES, Service, is_name};
+use tracing::warn;
+use weft_mesh::records::{Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_SERVICES, Service, is_endpoint_name, is_name};
 
 use crate::attachment::Description;
 use crate::error::{Failure, Result};
@@ -28,6 +31,16 @@ const MAX_SERVICE_BYTES: usize = 150;
 pub struct EngineApi {
     socket: PathBuf,
     client: Mutex<Option<bollard::Docker>>,
+}
+
+/// What tells one engine from another.
+pub struct EngineIdentity {
+    /// Its version.
+    pub version: String,
+    /// Its id, which it keeps as long as its data.
+    pub id: String,
+    /// Whether it has plugins at all: podman answers at such sockets, too.
+    pub has_plugins: bool,
 }
 
 /// One of a container's endpoints, and what its records are to say.
@@ -76,21 +89,28 @@ impl EngineApi {
         }
     }
 
-    /// The engine's version.
-    pub async fn version(&self) -> Result<String> {
+    /// Which engine it is.
+    pub async fn identity(&self) -> Result<EngineIdentity> {
         let client = self.client().await?;
         let version = self.bounded("version", client.version()).await?;
-        Ok(version.version.unwrap_or_default())
+        let info = self.bounded("info", client.info()).await?;
+        let mut components = version.components.iter().flatten();
+        Ok(EngineIdentity {
+            version: version.version.unwrap_or_default(),
+            id: info.id.unwrap_or_default(),
+            has_plugins: !components.any(|component| component.name.to_ascii_lowercase().contains("podman")),
+        })
     }
 
-    /// The name of a network, and those of the containers in it, by the engine's ids of their endpoints. May be asked while
-    /// the engine waits for an answer to `Join`.
-    pub async fn network(&self, id: &str) -> Result<(String, BTreeMap<String, String>)> {
+    /// A network, and the names of the containers in it, by the engine's ids of their endpoints. May be asked while the engine
+    /// waits for an answer to `Join`.
+    pub async fn network(&self, id: &str) -> Result<(Network, BTreeMap<String, String>)> {
         let client = self.client().await?;
-        let network = self.bounded("network", client.inspect_network(id, None)).await?;
-        let names = network.containers.into_iter().flatten();
-        let names = names.filter_map(|(_, container)| Some((container.endpoint_id?, container.name?)));
-        Ok((network.name.unwrap_or_default(), names.collect()))
+        let inspected = self.bounded("network", client.inspect_network(id, None)).await?;
+        let names = inspected.containers.into_iter().flatten();
+        let names = names.filter_map(|(_, container)| Some((container.endpoint_id?, container.name?))).collect();
+        let NetworkInspect { name, labels, attachable, .. } = inspected;
+        Ok((Network { name, labels, attachable, ..Network::default() }, names))
     }
 
     /// All networks.
@@ -136,13 +156,13 @@ impl EngineApi {
         }
     }
 
-    /// Makes a network.
-    pub async fn create_network(&self, request: NetworkCreateRequest) -> Result<()> {
+    /// Makes a network; returns its id.
+    pub async fn create_network(&self, request: NetworkCreateRequest) -> Result<String> {
         let client = self.client().await?;
         // It makes several calls to this plugin, each of which may take its time.
         let created = tokio::time::timeout(LONG_PATIENCE, client.create_network(request)).await;
         match created {
-            Ok(result) => self.bounded("create network", async { result }).await.map(drop),
+            Ok(result) => self.bounded("create network", async { result }).await.map(|created| created.id),
             Err(_) => Err(Failure::new("the engine does not get a network made")),
         }
     }
@@ -168,12 +188,18 @@ fn described(container: &ContainerInspectResponse) -> Vec<Described> {
     let state = container.state.as_ref();
     let is = |flag: Option<bool>| flag == Some(true);
     let health = state.and_then(|state| state.health.as_ref()?.status);
-    let is_well =
-        matches!(health, None | Some(HealthStatusEnum::EMPTY | HealthStatusEnum::NONE | HealthStatusEnum::HEALTHY));
-    let healthy = is_well && state.is_some_and(|state| is(state.running) && !is(state.paused));
+    let health = match health {
+        _ if !state.is_some_and(|state| is(state.running) && !is(state.paused)) => Health::Unhealthy,
+        None | Some(HealthStatusEnum::EMPTY | HealthStatusEnum::NONE | HealthStatusEnum::HEALTHY) => Health::Healthy,
+        Some(HealthStatusEnum::STARTING) => Health::Starting,
+        Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
+    };
     let config = container.config.as_ref();
     let own = container.name.as_deref().unwrap_or_default().trim_start_matches('/');
     let hostname = config.and_then(|config| config.hostname.as_deref()).unwrap_or_default();
+    // Engines part a host name at its first dot.
+    let domain = config.and_then(|config| config.domainname.as_deref()).unwrap_or_default();
+    let full_hostname = if domain.is_empty() { String::new() } else { format!("{hostname}.{domain}") };
     let short_id: String = container.id.as_deref().unwrap_or_default().chars().take(12).collect();
     let labels = config.and_then(|config| config.labels.clone()).unwrap_or_default();
     let exposed = config.and_then(|config| config.exposed_ports.clone()).unwrap_or_default();
@@ -183,22 +209,32 @@ fn described(container: &ContainerInspectResponse) -> Vec<Described> {
         .filter_map(|(_, endpoint)| {
             let id = endpoint.endpoint_id.clone().filter(|id| !id.is_empty())?;
             let aliases = endpoint.aliases.iter().flatten().map(String::as_str);
-            let names = names([own].into_iter().chain(aliases).chain([hostname, &short_id]));
-            Some(Described { endpoint: id, description: Description { names, services: services.clone(), healthy } })
+            let names = names([own].into_iter().chain(aliases).chain([hostname, &full_hostname, &short_id]));
+            Some(Described { endpoint: id, description: Description { names, services: services.clone(), health } })
         })
         .collect()
 }
 
-/// Those names that are names, each once, as many as a record takes; the first ones matter most.
-pub fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<String> {
+/// Those names that are names, each once, as many as records take; the first ones matter most.
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    let mut bytes = 0;
-    for name in all.filter(|name| is_name(name)) {
-        let is_known = names.iter().any(|known| known.eq_ignore_ascii_case(name));
-        if !is_known && names.len() < MAX_NAMES && bytes + name.len() <= MAX_NAMES_BYTES {
+    let (mut bytes, mut left_out) = (0, 0);
+    for name in all.filter(|name| is_endpoint_name(name)) {
+        if names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            continue;
+        }
+        if names.len() < MAX_NAMES && bytes + name.len() <= MAX_NAMES_BYTES {
             bytes += name.len();
             names.push(name.to_owned());
+        } else {
+            left_out += 1;
         }
+    }
+    if left_out > 0 {
+        warn!(
+            container = names.first(),
+            "{left_out} of its names are answered on this host only: other hosts hear of {MAX_NAMES} and {MAX_NAMES_BYTES} bytes"
+        );
     }
     names
 }
@@ -224,7 +260,7 @@ fn services(exposed: &[String], labels: &HashMap<String, String>) -> Vec<Service
     let mut numbered: Vec<Service> = by_number.collect();
     numbered.sort_unstable();
     named.extend(numbered);
-    named.truncate(MAX_NAMES);
+    named.truncate(MAX_SERVICES);
     // A record has room for so many bytes, of which names have their share.
     let mut room = MAX_SERVICE_BYTES;
     named.retain(|service| {
@@ -244,7 +280,7 @@ mod tests {
     fn hostile_names_and_labels_are_left_out() {
         let long = "x".repeat(64);
         assert_eq!(names(["web", "a b", "", &long, "WEB", "..", "ok"].into_iter()), ["web", "ok"]);
-        let many: Vec<String> = (0..100).map(|n| format!("name-{n}")).collect();
+        let many: Vec<String> = (0..1000).map(|n| format!("name-{n}")).collect();
         assert_eq!(names(many.iter().map(String::as_str)).len(), MAX_NAMES);
         let labels = HashMap::from([
             ("weft.service.http".to_owned(), "80".to_owned()),

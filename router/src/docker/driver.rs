@@ -1,35 +1,52 @@
 //! The network driver: a network is a segment, an endpoint is an attachment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{debug, warn};
 use weft_mesh::frame::colons;
 use weft_mesh::node::{Command, Reply};
-use weft_mesh::records::{EndpointId, NetworkRecord, NetworkUid, Subnet, is_name};
-use weft_mesh::wire::MIN_MTU;
+use weft_mesh::records::{EndpointId, Health, NetworkRecord, NetworkUid, Subnet, is_endpoint_name, is_name};
+use weft_mesh::wire::{MIN_MTU, SegmentId};
 
 use super::Kit;
+use super::firewall::Firewall;
 use super::plugin::NAME;
 use super::pools::Pools;
+use super::ports::{Port, Ports, Publishing, TCP};
 use super::protocol::{
     CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, PORTMAP,
-    PortBinding, StaticRoute,
+    PortBinding, Program, StaticRoute,
 };
-use super::publish::Publisher;
 use crate::attachment::{Attachment, Place};
 use crate::attachments::Ground;
+use crate::conntrack::{self, Flow};
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::{Prefix, network as network_of, overlaps};
 use crate::options::Cidr;
-use crate::state::Table;
+use crate::state::{Table, random};
+use crate::taps::bridge_name;
 
 /// The option that names a network's segment.
 const SEGMENT_OPTION: &str = "weft.segment";
-/// The option that a network has which this host made because another has it.
-pub const UID_OPTION: &str = "weft.uid";
+/// The option that says who has a network: every host of the mesh, or this one alone.
+const SCOPE_OPTION: &str = "weft.scope";
+/// The host's address that ports without one are published on.
+const HOST_BINDING: &str = "com.docker.network.host_ipv4";
+/// See there; what bridge networks call it.
+const BRIDGE_HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+/// Options of bridge networks that limit what containers can do or who reaches them, and the one value that changes nothing:
+/// they are refused rather than passed over.
+const LIMITS: [(&str, &str); 6] = [
+    ("com.docker.network.bridge.enable_icc", "true"),
+    ("com.docker.network.bridge.enable_ip_masquerade", "true"),
+    ("com.docker.network.bridge.inhibit_ipv4", "false"),
+    ("com.docker.network.bridge.gateway_mode_ipv4", "nat"),
+    ("com.docker.network.bridge.gateway_mode_ipv6", "nat"),
+    ("com.docker.network.bridge.trusted_host_interfaces", ""),
+];
 
 /// A network of the engine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -40,16 +57,32 @@ pub struct Network {
     pub set_aside: Vec<(String, IpAddr)>,
     /// Whether its containers have no way out.
     pub internal: bool,
+    /// Whether its containers have IPv4.
+    #[serde(default = "yes")]
+    pub ipv4: bool,
     /// Whether its containers have IPv6.
     pub ipv6: bool,
     /// Its containers' MTU, if it has its own.
     pub mtu: Option<u32>,
     /// Its segment, if it is not its name.
     pub segment: Option<String>,
-    /// Its name, once that is known: the engine does not tell.
+    /// What it was made with, in order.
+    #[serde(default)]
+    pub options: Vec<(String, String)>,
+    /// Its labels, in order, and whether it is attachable, once that is known: the engine does not tell.
+    #[serde(default)]
+    pub labels: Vec<(String, String)>,
+    /// See there.
+    #[serde(default)]
+    pub attachable: bool,
+    /// Its name, once that is known.
     pub name: Option<String>,
     /// What the mesh knows it by.
     pub uid: NetworkUid,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A container's place in a network.
@@ -61,8 +94,12 @@ pub struct Endpoint {
     pub ips: Vec<Prefix>,
     /// Its MAC.
     pub mac: [u8; 6],
-    /// Its published ports.
+    /// The ports that it publishes while it gives its container the way out, with the numbers that were found for them.
+    #[serde(default)]
     pub ports: Vec<PortBinding>,
+    /// Whether it publishes them now.
+    #[serde(default)]
+    pub is_published: bool,
     /// The container's network namespace, while it is joined.
     pub sandbox: Option<String>,
 }
@@ -72,7 +109,11 @@ pub struct Driver {
     kit: Kit,
     pools: Arc<Pools>,
     /// Published ports.
-    pub publisher: Publisher,
+    pub ports: Ports,
+    /// The rules that lead to them, and keep networks apart.
+    pub firewall: Firewall,
+    /// Uids of networks that weft is having the engine make, by their names: the engine does not hand them through.
+    making: Mutex<BTreeMap<String, NetworkUid>>,
     /// Networks, by the engine's ids.
     pub networks: Table<Network>,
     /// Endpoints, by the engine's ids.
@@ -84,6 +125,21 @@ impl Network {
     pub fn segment(&self) -> Option<&str> {
         self.segment.as_deref().or(self.name.as_deref())
     }
+
+    /// Whether other hosts are to have it, too.
+    pub fn is_of_mesh(&self) -> bool {
+        self.option(SCOPE_OPTION) != Some("host")
+    }
+
+    fn option(&self, key: &str) -> Option<&str> {
+        self.options.iter().find(|(own, _)| own == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The host's address that ports without one are published on, if not all.
+    fn host_binding(&self) -> Option<Ipv4Addr> {
+        let given = self.option(BRIDGE_HOST_BINDING).or_else(|| self.option(HOST_BINDING));
+        given.and_then(|text| text.parse().ok())
+    }
 }
 
 impl Driver {
@@ -91,13 +147,31 @@ impl Driver {
     pub fn new(kit: Kit, pools: Arc<Pools>, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
         let networks = Table::new(kit.store.clone(), "docker/network/", kept);
         let endpoints = Table::new(kit.store.clone(), "docker/endpoint/", kept);
-        Driver { kit, pools, publisher: Publisher::default(), networks, endpoints }
+        let (ports, firewall, making) = (Ports::default(), Firewall::default(), Mutex::default());
+        Driver { kit, pools, ports, firewall, making, networks, endpoints }
     }
 
     /// `CreateNetwork`.
     pub fn create_network(&self, request: &CreateNetwork) -> Result<()> {
-        if let Some(unknown) = request.own_options().find(|key| ![SEGMENT_OPTION, UID_OPTION].contains(key)) {
-            return Err(Failure::new(format!("weft has no option {unknown}; it has {SEGMENT_OPTION}")));
+        for (key, value) in request.given_options() {
+            let key = key.as_str();
+            if key.starts_with("weft.") && ![SEGMENT_OPTION, SCOPE_OPTION].contains(&key) {
+                return Err(Failure::new(format!(
+                    "weft has no option {key}; it has {SEGMENT_OPTION} and {SCOPE_OPTION}"
+                )));
+            }
+            if key == SCOPE_OPTION && !["mesh", "host"].contains(&value.as_str()) {
+                return Err(Failure::new(format!("-o {SCOPE_OPTION} takes mesh or host")));
+            }
+            if [HOST_BINDING, BRIDGE_HOST_BINDING].contains(&key) && value.parse::<Ipv4Addr>().is_err() {
+                return Err(Failure::new(format!("-o {key} takes an IPv4 address of this host")));
+            }
+            if LIMITS.iter().any(|(limit, harmless)| *limit == key && !value.eq_ignore_ascii_case(harmless)) {
+                return Err(Failure::new(format!(
+                    "weft's networks do not have the limit {key}={value}; leave it out, or use --internal, networks of their own, \
+                     or a bridge network"
+                )));
+            }
         }
         self.take_up(request)
     }
@@ -132,16 +206,27 @@ impl Driver {
             None => None,
             Some(text) => match text.parse::<u32>() {
                 Ok(mtu) if (MIN_MTU as u32..=65_000).contains(&mtu) => Some(mtu),
-                _ => return Err(Failure::new(format!("the MTU {text} is none: it takes 1280 to 65000"))),
+                _ => return Err(Failure::new(format!("invalid MTU {text}: use 1280 to 65000"))),
             },
         };
-        let given = request.option(UID_OPTION).and_then(short_id);
-        let uid = given.or_else(|| short_id(id)).ok_or_else(|| Failure::new("no network id of an engine"))?;
-        let (internal, ipv6) = (request.is_set(INTERNAL), request.is_set(ENABLE_IPV6));
+        let uid = short_id(id).ok_or_else(|| Failure::new("no network id of an engine"))?;
         let prefixes: Vec<Prefix> = subnets.iter().map(|(prefix, _)| *prefix).collect();
-        let name = None;
+        let network = Network {
+            internal: request.is_set(INTERNAL),
+            ipv4: prefixes.iter().any(|(ip, _)| ip.is_ipv4()),
+            ipv6: request.is_set(ENABLE_IPV6),
+            subnets,
+            set_aside,
+            mtu,
+            segment,
+            options: request.given_options(),
+            labels: Vec::new(),
+            attachable: false,
+            name: None,
+            uid,
+        };
         // A pool whose network is not there would be taken for abandoned.
-        self.networks.set(id, Network { subnets, set_aside, internal, ipv6, mtu, segment, name, uid })?;
+        self.networks.set(id, network)?;
         for prefix in prefixes {
             self.pools.settle(prefix, id)?;
         }
@@ -210,15 +295,61 @@ impl Driver {
             Some(mac) => parse_mac(mac).ok_or_else(|| Failure::new(format!("{mac} is no MAC")))?,
             None => [0x02, id[0], id[1], id[2], id[3], id[4]],
         };
-        let ports = match request.options.get(PORTMAP) {
+        let (network, ports) = (request.network_id.clone(), Vec::new());
+        let endpoint = Endpoint { network, ips, mac, ports, is_published: false, sandbox: None };
+        self.endpoints.set(&request.endpoint_id, endpoint)?;
+        Ok(given.is_none().then(|| colons(&mac)))
+    }
+
+    /// `ProgramExternalConnectivity`: the endpoint's container is reached at the ports it publishes once this returns.
+    pub async fn program(&self, request: &Program) -> Result<()> {
+        let id = &request.endpoint_id;
+        let Some(endpoint) = self.endpoints.find(id) else { return Ok(()) };
+        let bindings = match request.options.get(PORTMAP) {
             Some(ports) => serde_json::from_value::<Option<Vec<PortBinding>>>(ports.clone())
                 .doing(|| "cannot read the published ports".into())?
                 .unwrap_or_default(),
             None => Vec::new(),
         };
-        let network = request.network_id.clone();
-        self.endpoints.set(&request.endpoint_id, Endpoint { network, ips, mac, ports, sandbox: None })?;
-        Ok(given.is_none().then(|| colons(&mac)))
+        let is_open = self.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
+        if bindings.is_empty() || !is_open {
+            return Ok(());
+        }
+        let found = self.publish(id, &endpoint, &bindings)?;
+        let note = |endpoint: &mut Endpoint| (endpoint.ports, endpoint.is_published) = (found.clone(), true);
+        if let Err(error) = self.endpoints.update(id, note) {
+            self.ports.unpublish(id);
+            return Err(error);
+        }
+        self.firewall.settle().await;
+        end_flows_to(self.ports.all());
+        Ok(())
+    }
+
+    /// `RevokeExternalConnectivity`: another endpoint of the container may publish its ports from now on.
+    pub async fn revoke(&self, id: &str) -> Result<()> {
+        if self.endpoints.find(id).is_some_and(|endpoint| endpoint.is_published) {
+            self.endpoints.update(id, |endpoint| endpoint.is_published = false)?;
+        }
+        let ended = self.ports.unpublish(id);
+        if !ended.is_empty() {
+            self.firewall.settle().await;
+            end_flows_to(ended);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, id: &str, endpoint: &Endpoint, bindings: &[PortBinding]) -> Result<Vec<PortBinding>> {
+        let network = self.known_network(&endpoint.network)?;
+        let segment = network.segment().map(SegmentId::of).ok_or_else(|| Failure::new("a network without a name"))?;
+        let publishing = Publishing {
+            id,
+            sandbox: endpoint.sandbox.as_deref().unwrap_or(id),
+            ips: endpoint.ips.iter().map(|(ip, _)| *ip).collect(),
+            bridge: bridge_name(segment),
+            host: network.host_binding(),
+        };
+        self.ports.publish(&publishing, bindings)
     }
 
     /// `DeleteEndpoint`.
@@ -246,20 +377,21 @@ impl Driver {
             )));
         }
         self.refuse_overlap(request, &endpoint)?;
-        if !network.internal {
-            self.publisher.publish(&request.sandbox_key, &request.endpoint_id, &endpoint)?;
-        }
         let source = format!("wq{}", hex::encode(&id[..5]));
         let attachment = Attachment {
             id,
             segment,
             ips: endpoint.ips.clone(),
-            names: name.into_iter().filter(|name| is_name(name)).collect(),
+            names: name.into_iter().filter(|name| is_endpoint_name(name)).collect(),
             mac: endpoint.mac,
-            place: Place::Docker { host_interface: format!("wd{}", hex::encode(&id[..5])), source: source.clone() },
+            place: Place::Docker {
+                host_interface: format!("wd{}", hex::encode(&id[..5])),
+                source: source.clone(),
+                sandbox: request.sandbox_key.clone().into(),
+            },
             leases: Vec::new(),
             gateways: network.subnets.iter().filter_map(|(_, gateway)| *gateway).collect(),
-            healthy: true,
+            health: Health::Healthy,
             services: Vec::new(),
             mtu: network.mtu,
             is_internal: network.internal,
@@ -278,7 +410,11 @@ impl Driver {
         joined?;
         let is_only_one = !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key);
         self.kit.sandboxes.notify_one();
-        self.publisher.wanted.notify_one();
+        // A network without a way out has none from the first packet on.
+        match network.internal {
+            true => self.firewall.settle().await,
+            false => self.firewall.wanted.notify_one(),
+        }
         let gateway = |v4: bool| {
             let mut gateways = network.subnets.iter().filter_map(|(_, gateway)| *gateway);
             let found = gateways.find(|gateway| gateway.is_ipv4() == v4).filter(|_| !network.internal);
@@ -327,31 +463,39 @@ impl Driver {
     }
 
     async fn go(&self, id: &str) -> Result<()> {
-        if self.publisher.unpublish(id) {
-            self.publish_all(Some(id));
-        }
+        // Engines that were restarted beside a running container do not revoke.
+        self.revoke(id).await?;
         let left = self.kit.attachments.leave(attachment_id(id)?).await;
-        self.publisher.wanted.notify_one();
+        self.firewall.wanted.notify_one();
         left
     }
 
-    /// Has every container that has a way out publish its ports, by another endpoint than `but`.
-    pub fn publish_all(&self, but: Option<&str>) {
-        for (id, endpoint) in self.endpoints.all() {
-            let is_open = self.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
-            if let Some(sandbox) = endpoint.sandbox.as_deref().filter(|_| is_open && but != Some(&id))
-                && let Err(error) = self.publisher.publish(sandbox, &id, &endpoint)
-            {
+    /// Publishes again what was published when the router last ran.
+    pub fn publish_all(&self) {
+        for (id, endpoint) in self.endpoints.all().into_iter().filter(|(_, endpoint)| endpoint.is_published) {
+            if let Err(error) = self.publish(&id, &endpoint, &endpoint.ports) {
                 warn!("a port of a running container is no longer published: {error}");
             }
         }
     }
 
+    /// The published ports of an endpoint, as `docker ps` writes them.
+    pub fn ports_of(&self, id: EndpointId) -> Vec<String> {
+        let of_it = |endpoint: &String| attachment_id(endpoint).is_ok_and(|own| own == id);
+        let endpoint =
+            self.endpoints.all().into_iter().find(|(endpoint, _)| of_it(endpoint)).map(|(_, endpoint)| endpoint);
+        endpoint.filter(|endpoint| endpoint.is_published).map(|endpoint| written(&endpoint.ports)).unwrap_or_default()
+    }
+
     /// The engine tells what a network and its containers are called only when asked, and only now.
     async fn learn_names(&self, request: &Join, network: Network) -> Result<(Network, Option<String>)> {
+        // An engine that is starting starts containers before it answers: it says later what they are called.
+        if network.name.is_some() && !self.kit.is_answering() {
+            return Ok((network, None));
+        }
         match self.kit.api.network(&request.network_id).await {
-            Ok((name, containers)) => {
-                let network = self.name_network(&request.network_id, &name).await?.unwrap_or(network);
+            Ok((described, containers)) => {
+                let network = self.name_network(&request.network_id, &described).await?.unwrap_or(network);
                 Ok((network, containers.get(&request.endpoint_id).cloned()))
             }
             Err(error) => {
@@ -361,11 +505,23 @@ impl Driver {
         }
     }
 
-    /// A network's name is known: other hosts hear of it. Returns the network, if it is there.
-    pub async fn name_network(&self, id: &str, name: &str) -> Result<Option<Network>> {
-        let Some(mut network) = self.networks.find(id) else { return Ok(None) };
-        if network.name.as_deref() != Some(name) {
-            network.name = Some(name.to_owned());
+    /// What the engine says of a network is known: other hosts hear of it. Returns the network, if it is there.
+    pub async fn name_network(&self, id: &str, described: &bollard::models::Network) -> Result<Option<Network>> {
+        let (Some(known), Some(name)) = (self.networks.find(id), described.name.as_deref()) else { return Ok(None) };
+        let mut labels: Vec<(String, String)> =
+            described.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        labels.sort();
+        let attachable = described.attachable == Some(true);
+        let uid = match self.making().get(name) {
+            Some(uid) if known.name.is_none() => *uid,
+            _ if name == NAME => super::spread::STANDING,
+            _ => known.uid,
+        };
+        let network = Network { name: Some(name.to_owned()), labels, attachable, uid, ..known.clone() };
+        if network != known {
+            if known.uid != uid {
+                self.kit.engine.ask(Command::UnsetNetwork(known.uid)).await?;
+            }
             self.networks.set(id, network.clone())?;
             self.report_subnets();
             self.tell(&network).await;
@@ -373,32 +529,47 @@ impl Driver {
         Ok(Some(network))
     }
 
+    /// Uids of networks that weft is having the engine make, by their names.
+    pub fn making(&self) -> MutexGuard<'_, BTreeMap<String, NetworkUid>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a network another uid: it stays, though the one it had was removed elsewhere.
+    pub async fn keep_network(&self, id: &str) -> Result<()> {
+        let Some(network) = self.networks.find(id) else { return Ok(()) };
+        let kept = Network { uid: random()?, ..network.clone() };
+        self.networks.set(id, kept.clone())?;
+        self.kit.engine.ask(Command::UnsetNetwork(network.uid)).await?;
+        self.tell(&kept).await;
+        Ok(())
+    }
+
     /// Tells other hosts of a network.
     pub async fn tell(&self, network: &Network) {
         let Some(record) = self.record(network) else { return };
-        if let Err(error) = self.kit.engine.ask(Command::SetNetwork(record)).await {
+        if let Err(error) = self.kit.engine.ask(Command::SetNetwork(Box::new(record))).await {
             warn!("other hosts do not hear of network {}: {error}", network.name.as_deref().unwrap_or_default());
         }
     }
 
     fn record(&self, network: &Network) -> Option<NetworkRecord> {
-        let name = network.name.clone().filter(|name| is_name(name))?;
+        let name = network.name.clone().filter(|name| is_name(name) && network.is_of_mesh())?;
         // Subnets that nobody chose are the same everywhere.
-        let subnet = |(prefix, gateway): &(Prefix, Option<IpAddr>)| {
+        let subnet = |(prefix, _): &(Prefix, Option<IpAddr>)| {
             let pool = self.pools.chosen(*prefix)?;
             let within = |(_, ip): &&(String, IpAddr)| overlaps((*ip, prefix.1), *prefix);
             let set_aside = network.set_aside.iter().filter(within).cloned().collect();
-            Some(Subnet { prefix: *prefix, part: pool.part, gateway: *gateway, set_aside })
+            Some(Subnet { prefix: *prefix, part: pool.part, gateway: pool.gateway, set_aside })
         };
-        Some(NetworkRecord {
-            name,
-            uid: network.uid,
-            segment: network.segment.clone(),
-            subnets: network.subnets.iter().filter_map(subnet).collect(),
-            ipv6: network.ipv6,
-            internal: network.internal,
-            mtu: network.mtu.and_then(|mtu| u16::try_from(mtu).ok()),
-        })
+        let Network { uid, ipv4, ipv6, internal, attachable, options, labels, .. } = network.clone();
+        let subnets = network.subnets.iter().filter_map(subnet).collect();
+        Some(NetworkRecord { name, uid, subnets, ipv4, ipv6, internal, attachable, options, labels })
+    }
+
+    /// Whether a network here and one elsewhere have addresses that do not belong together.
+    pub fn has_other_subnets(&self, network: &Network, elsewhere: &NetworkRecord) -> bool {
+        let chosen = network.subnets.iter().map(|(prefix, _)| *prefix).filter(|prefix| !self.pools.is_own(*prefix));
+        chosen.collect::<BTreeSet<Prefix>>() != elsewhere.subnets.iter().map(|subnet| subnet.prefix).collect()
     }
 
     fn known_network(&self, id: &str) -> Result<Network> {
@@ -410,6 +581,45 @@ impl Driver {
     pub fn used(&self) -> BTreeSet<IpAddr> {
         self.endpoints.all().into_iter().flat_map(|(_, endpoint)| endpoint.ips).map(|(ip, _)| ip).collect()
     }
+}
+
+/// Published ports as `docker ps` writes them, those that follow each other together.
+fn written(ports: &[PortBinding]) -> Vec<String> {
+    let mut runs: Vec<(&PortBinding, u16)> = Vec::new();
+    for port in ports {
+        match runs.last_mut() {
+            Some((first, more))
+                if (first.proto, &first.host_ip) == (port.proto, &port.host_ip)
+                    && u32::from(first.host_port) + u32::from(*more) + 1 == u32::from(port.host_port)
+                    && u32::from(first.port) + u32::from(*more) + 1 == u32::from(port.port) =>
+            {
+                *more += 1;
+            }
+            _ => runs.push((port, 0)),
+        }
+    }
+    let range = |first: u16, more: u16| if more == 0 { first.to_string() } else { format!("{first}-{}", first + more) };
+    let write = |(port, more): (&PortBinding, u16)| {
+        let host = match port.host_ip.as_str() {
+            "" => "*".to_owned(),
+            v6 if v6.contains(':') => format!("[{v6}]"),
+            v4 => v4.to_owned(),
+        };
+        let protocol = if port.proto == TCP { "tcp" } else { "udp" };
+        format!("{host}:{}->{}/{protocol}", range(port.host_port, more), range(port.port, more))
+    };
+    runs.into_iter().map(write).collect()
+}
+
+/// Ends tracked connections to ports: what was led elsewhere before, or nowhere, is led anew by the rules there are now.
+fn end_flows_to(ports: impl IntoIterator<Item = Port>) {
+    let ended: BTreeSet<(u8, u16)> = ports.into_iter().map(|port| (port.protocol, port.host_port)).collect();
+    tokio::task::spawn_blocking(move || {
+        let is_ended = move |flow: &Flow| ended.contains(&(flow.protocol, flow.to.port()));
+        if let Err(error) = conntrack::end_flows(is_ended) {
+            debug!("connections to a port that changed go on as they were: {error}");
+        }
+    });
 }
 
 /// The attachment's id for the engine's id of an endpoint.

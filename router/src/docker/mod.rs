@@ -2,19 +2,23 @@
 //!
 //! A call's way: `plugin` reads it off the socket, `pools` (addresses) or `driver` (networks, endpoints) does it,
 //! the attachments make interfaces and records. Names do not come with calls: `watch` asks the engine for them by
-//! `api`. `spread` makes here what other hosts have, `publish` keeps the firewall's rules.
+//! `api`. `spread` makes here what other hosts have. `ports` holds published ports, `firewall` the rules that lead to them.
 
 mod adopt;
 mod api;
 mod driver;
+pub mod firewall;
+mod hostfw;
 mod plugin;
 mod pools;
+mod ports;
 mod protocol;
-mod publish;
+mod proxy;
 mod spread;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,9 +26,10 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::UnixListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tracing::warn;
+use weft_mesh::records::EndpointId;
 use weft_mesh::wire::SegmentId;
 
 use crate::addresses::range_of;
@@ -33,18 +38,21 @@ use crate::attachments::Attachments;
 use crate::engine::EngineHandle;
 use crate::error::{Failure, Result};
 use crate::options::Options;
-use crate::state::Store;
+use crate::routing::{Policy, Routing};
+use crate::state::{Store, Table};
 use crate::taps::bridge_name;
 use api::EngineApi;
 use driver::Driver;
+use firewall::Plan;
 use pools::Pools;
-use publish::Plan;
 use spread::Removing;
 
 pub use plugin::NAME;
 
 /// How often the firewall's rules are looked at.
 const LOOK_AT_RULES: Duration = Duration::from_secs(5);
+/// How often the rules are looked at because another program changed any, at most.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// What the driver's parts share.
 #[derive(Clone)]
@@ -52,10 +60,20 @@ struct Kit {
     engine: EngineHandle,
     store: Arc<Store>,
     attachments: Arc<Attachments>,
+    routing: Arc<Routing>,
     api: Arc<EngineApi>,
     removing: Arc<Removing>,
     /// Told when containers came or went.
     sandboxes: Arc<Notify>,
+    /// The engine's version, while it is there.
+    engine_version: Arc<ArcSwapOption<String>>,
+}
+
+impl Kit {
+    /// Whether the engine answers what it is asked: it is there, and not starting.
+    fn is_answering(&self) -> bool {
+        self.engine_version.load().is_some()
+    }
 }
 
 /// The driver.
@@ -63,25 +81,33 @@ pub struct Docker {
     kit: Kit,
     pools: Arc<Pools>,
     driver: Driver,
-    /// The engine's version, while it is there.
-    pub engine_version: ArcSwapOption<String>,
+    /// The id of the engine whose networks these are.
+    engine_id: Table<String>,
+    /// What is wrong between weft and the engine, for people.
+    problems: Mutex<BTreeMap<&'static str, String>>,
     /// Told when networks may have come or gone.
     look_again: Notify,
     /// Containers being looked at, and whether they are to be looked at again.
     busy: Mutex<BTreeMap<String, bool>>,
     compared: AtomicBool,
     makes_standing: AtomicBool,
+    /// The host is about to do without weft: no networks are made any more.
+    is_leaving: AtomicBool,
     /// Bridges of the engine's own networks.
     foreign: ArcSwap<BTreeSet<String>>,
 }
 
-/// A container on weft networks: where it is, and in which segments.
+/// A container on weft networks: where it is, in which segments and at which addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sandbox {
     /// The path of its network namespace.
     pub path: String,
     /// Its segments.
     pub segments: BTreeSet<SegmentId>,
+    /// Its addresses there.
+    pub ips: BTreeSet<IpAddr>,
+    /// Whether none of its networks of weft's has a way out.
+    pub is_internal: bool,
 }
 
 /// The plugin socket, bound before the engine may need it.
@@ -102,33 +128,47 @@ impl Docker {
     pub async fn start(
         bound: Bound,
         options: &Options,
-        (engine, attachments): (EngineHandle, Arc<Attachments>),
+        (engine, attachments, routing): (EngineHandle, Arc<Attachments>, Arc<Routing>),
         store: Arc<Store>,
         kept: &[(Vec<u8>, Vec<u8>)],
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Docker>> {
         let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
         let range = range_of(options.range.0).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
-        let pools = Arc::new(Pools::new(engine.clone(), store.clone(), kept, range, &options.dns_domain));
+        let engine_version = Arc::<ArcSwapOption<String>>::default();
+        let domain = &options.dns_domain;
+        let pools = Pools::new(engine.clone(), store.clone(), kept, range, domain, engine_version.clone());
+        let pools = Arc::new(pools);
         pools.restore().await?;
         let sandboxes = Arc::new(Notify::new());
-        let kit = Kit { engine, store, attachments, api, removing: Arc::default(), sandboxes };
+        let kit = Kit {
+            engine,
+            store: store.clone(),
+            attachments,
+            routing,
+            api,
+            removing: Arc::default(),
+            sandboxes,
+            engine_version,
+        };
         let docker = Arc::new(Docker {
             driver: Driver::new(kit.clone(), pools.clone(), kept),
             kit,
             pools,
-            engine_version: ArcSwapOption::empty(),
+            engine_id: Table::new(store, "docker/engine/", kept),
+            problems: Mutex::default(),
             look_again: Notify::new(),
             busy: Mutex::default(),
             compared: AtomicBool::new(false),
             makes_standing: AtomicBool::new(true),
+            is_leaving: AtomicBool::new(false),
             foreign: ArcSwap::default(),
         });
         docker.restore().await?;
         tasks.spawn(plugin::serve(bound.listener, docker.clone()));
         tasks.spawn(watch::watch(docker.clone()));
         tasks.spawn(spread::spread(docker.clone(), options.spread));
-        tasks.spawn(keep_rules(docker.clone()));
+        tasks.spawn(keep_rules(docker.clone(), firewall::watch_rules()?));
         Ok(docker)
     }
 
@@ -139,10 +179,15 @@ impl Docker {
             self.driver.tell(&network).await;
         }
         for lost in self.pools.lost(&self.driver.used()).await? {
-            self.kit.attachments.fence(([0; 16], lost)).await;
+            self.kit.attachments.fence([0; 16], lost).await;
         }
-        self.driver.publish_all(None);
-        Ok(())
+        self.driver.publish_all();
+        self.route(&self.plan().await)
+    }
+
+    /// Has the kernel know where containers are and may be.
+    fn route(&self, plan: &Plan) -> Result<()> {
+        self.kit.routing.set(Policy { ranges: self.pools.prefixes(), internal: plan.internal.clone() })
     }
 
     /// The network that stands ready is made once: whoever removes it wants it gone until the next start.
@@ -153,17 +198,83 @@ impl Docker {
         self.compared.load(Ordering::Relaxed) && self.makes_standing.load(Ordering::Relaxed)
     }
 
+    fn leave_networks_alone(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+    }
+
+    fn leaves_networks_alone(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    /// Removes weft's networks on this host alone; returns the names of those that have containers, and stay.
+    pub async fn remove_networks(&self) -> Result<Vec<String>> {
+        spread::remove_all(self).await
+    }
+
     /// The containers that are on weft's networks.
     pub async fn sandboxes(&self) -> Vec<Sandbox> {
-        let mut all: BTreeMap<String, BTreeSet<SegmentId>> = BTreeMap::new();
+        let mut all: BTreeMap<String, Sandbox> = BTreeMap::new();
         for (_, endpoint) in self.driver.endpoints.all() {
-            let segment = self.driver.networks.find(&endpoint.network);
-            let segment = segment.as_ref().and_then(|network| network.segment()).map(SegmentId::of);
-            if let (Some(path), Some(segment)) = (endpoint.sandbox, segment) {
-                all.entry(path).or_default().insert(segment);
-            }
+            let Some(network) = self.driver.networks.find(&endpoint.network) else { continue };
+            let (Some(path), Some(segment)) = (endpoint.sandbox, network.segment().map(SegmentId::of)) else {
+                continue;
+            };
+            let sandbox = all.entry(path.clone()).or_insert_with(|| Sandbox {
+                path,
+                segments: BTreeSet::new(),
+                ips: BTreeSet::new(),
+                is_internal: true,
+            });
+            sandbox.segments.insert(segment);
+            sandbox.ips.extend(endpoint.ips.iter().map(|(ip, _)| *ip));
+            sandbox.is_internal &= network.internal;
         }
-        all.into_iter().map(|(path, segments)| Sandbox { path, segments }).collect()
+        all.into_values().collect()
+    }
+
+    /// The engine's version, while it is there.
+    pub fn engine_version(&self) -> Option<Arc<String>> {
+        self.kit.engine_version.load_full()
+    }
+
+    /// Whether the engine can make networks without IPv4.
+    fn has_ipv6_only_networks(&self) -> bool {
+        const FIRST: u32 = 28;
+        let version = self.engine_version().unwrap_or_default();
+        version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= FIRST)
+    }
+
+    /// The published ports of an endpoint, as `docker ps` writes them.
+    pub fn ports_of(&self, id: EndpointId) -> Vec<String> {
+        self.driver.ports_of(id)
+    }
+
+    /// What keeps containers from something, and what to do about it, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let firewalls = self.driver.firewall.obstacles().into_iter().filter_map(|obstacle| obstacle.advice());
+        firewalls.chain(self.lock_problems().values().cloned()).collect()
+    }
+
+    /// Firewalls of the host that drop what they do not know.
+    pub fn obstacles(&self) -> Vec<hostfw::Obstacle> {
+        self.driver.firewall.obstacles()
+    }
+
+    /// Notes what is wrong in some respect, or (with `None`) that it is right again.
+    fn note_problem(&self, about: &'static str, problem: Option<String>) {
+        let mut problems = self.lock_problems();
+        match problem {
+            Some(problem) if problems.get(about) != Some(&problem) => {
+                warn!("{problem}");
+                problems.insert(about, problem);
+            }
+            Some(_) => {}
+            None => drop(problems.remove(about)),
+        }
+    }
+
+    fn lock_problems(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// What weft's networks are called.
@@ -174,13 +285,6 @@ impl Docker {
     /// Told when containers came or went.
     pub fn sandboxes_changed(&self) -> Arc<Notify> {
         self.kit.sandboxes.clone()
-    }
-
-    /// Leaves the host without rules; containers keep what they have.
-    pub async fn stop(&self) {
-        if let Err(error) = self.driver.publisher.remove().await {
-            warn!("{error}");
-        }
     }
 
     async fn plan(&self) -> Plan {
@@ -196,6 +300,10 @@ impl Docker {
                 _ => &mut plan.attached,
             };
             bridges.insert(bridge);
+            plan.resolvers.extend(&attachment.gateways);
+            if attachment.place == Place::Host {
+                plan.resolvers.extend(attachment.ips.iter().map(|(ip, _)| *ip));
+            }
         }
         // One segment may be two networks of the engine: the stricter one counts.
         plan.open.retain(|bridge| !plan.internal.contains(bridge));
@@ -204,23 +312,29 @@ impl Docker {
 }
 
 /// Keeps the firewall's rules for as long as the router runs.
-async fn keep_rules(docker: Arc<Docker>) {
-    let mut said = String::new();
+async fn keep_rules(docker: Arc<Docker>, mut changes: mpsc::Receiver<()>) {
+    let mut last = tokio::time::Instant::now() - BETWEEN_LOOKS;
     loop {
+        let asked = docker.driver.firewall.asked();
         let plan = docker.plan().await;
-        match docker.driver.publisher.apply(&plan).await {
-            Ok(()) => said.clear(),
-            Err(error) => {
-                let text = error.to_string();
-                if text != said {
-                    warn!(
-                        "ports are not published and containers do not reach the outside (is nftables installed?): {text}"
-                    );
-                    said = text;
-                }
+        let applied = match docker.route(&plan) {
+            Ok(()) => docker.driver.firewall.apply(&plan, &docker.driver.ports.all()).await,
+            Err(error) => Err(error),
+        };
+        let problem = applied.err().map(|error| {
+            format!("ports are not published and containers do not reach the outside (is nftables installed?): {error}")
+        });
+        docker.note_problem("firewall", problem);
+        docker.driver.firewall.note_applied(asked);
+        // The rules are to change, somebody changed them, or it is time to look whether they are still there.
+        tokio::select! {
+            () = docker.driver.firewall.wanted.notified() => {}
+            Some(()) = changes.recv() => {
+                // Another program that changes its own rules all the time costs a look a second.
+                tokio::time::sleep_until(last + BETWEEN_LOOKS).await;
+                last = tokio::time::Instant::now();
             }
+            () = tokio::time::sleep(LOOK_AT_RULES) => {}
         }
-        // Either the rules are to change, or it is time to look whether they are still there.
-        let _ = tokio::time::timeout(LOOK_AT_RULES, docker.driver.publisher.wanted.notified()).await;
     }
 }

@@ -17,15 +17,15 @@ use tracing::{debug, warn};
 
 use super::Docker;
 use super::protocol::{
-    Address, CreateEndpoint, CreateNetwork, Join, OfEndpoint, OfNetwork, Pool, ReleaseAddress, ReleasePool,
+    Address, CreateEndpoint, CreateNetwork, Join, OfEndpoint, OfNetwork, Pool, Program, ReleaseAddress, ReleasePool,
     RequestAddress, RequestPool,
 };
 use crate::control::bind_private;
 use crate::error::{Doing, Failure, Result};
 use crate::options::Cidr;
 
-/// The largest call that is read.
-const MAX_BODY: usize = 1 << 20;
+/// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.
+const MAX_BODY: usize = 32 << 20;
 /// When a call that is not done is answered.
 const PATIENCE: Duration = Duration::from_millis(4700);
 /// What the plugin, its address space and its driver are called.
@@ -149,9 +149,14 @@ pub(super) async fn answer(docker: &Docker, method: &str, body: &[u8]) -> Result
             let _: OfEndpoint = parse(body)?;
             json!({ "Value": {} })
         }
-        "NetworkDriver.ProgramExternalConnectivity" | "NetworkDriver.RevokeExternalConnectivity" => {
-            // Ports are published while the container is joined.
-            let _: OfEndpoint = parse(body)?;
+        "NetworkDriver.ProgramExternalConnectivity" => {
+            let request: Program = parse(body)?;
+            driver.program(&request).await?;
+            json!({})
+        }
+        "NetworkDriver.RevokeExternalConnectivity" => {
+            let request: OfEndpoint = parse(body)?;
+            driver.revoke(&request.endpoint_id).await?;
             json!({})
         }
         "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => json!({}),

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
@@ -28,6 +29,8 @@ const TABLE: &str = "docker/pool/";
 const DEFAULT: &str = "default/";
 /// How long the engine may take from asking for an address to using it.
 const FRESH: Duration = Duration::from_secs(60);
+/// Times an engine may ask for the mesh's own range before it asks for an address of it. Networks are made by many at once.
+const MAX_IN_A_ROW: usize = 128;
 
 /// A subnet that somebody chose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,7 +39,7 @@ pub struct ChosenPool {
     pub prefix: Prefix,
     /// The part of it that addresses are handed out of.
     pub part: Option<Prefix>,
-    /// Its gateway.
+    /// Its gateway, if somebody chose it.
     pub gateway: Option<IpAddr>,
     /// Addresses that are used for something else.
     pub set_aside: BTreeSet<IpAddr>,
@@ -52,6 +55,10 @@ pub struct Pools {
     chosen: Table<ChosenPool>,
     /// Addresses just handed out: the engine will say for which container.
     fresh: Mutex<BTreeMap<IpAddr, Instant>>,
+    /// When the mesh's own range was asked for, since anything came of it.
+    asked_in_a_row: Mutex<Vec<Instant>>,
+    /// The engine's version, while it answers.
+    engine_version: Arc<ArcSwapOption<String>>,
     /// What is being asked for: the ring may have it before whoever asked does.
     asked: Mutex<BTreeSet<AllocationId>>,
 }
@@ -70,6 +77,7 @@ impl Pools {
         kept: &[(Vec<u8>, Vec<u8>)],
         range: Range,
         domain: &str,
+        engine_version: Arc<ArcSwapOption<String>>,
     ) -> Self {
         let chosen = Table::new(store, TABLE, kept);
         Pools {
@@ -78,6 +86,8 @@ impl Pools {
             ula: (derived_ula(range, domain), 64),
             chosen,
             fresh: Mutex::default(),
+            asked_in_a_row: Mutex::default(),
+            engine_version,
             asked: Mutex::default(),
         }
     }
@@ -99,8 +109,21 @@ impl Pools {
             if !request.sub_pool.is_empty() {
                 return Err(Failure::new("--ip-range needs --subnet"));
             }
-            let v4 = (IpAddr::V4(self.range.base), self.range.length);
-            let prefix = if request.v6 { (IpAddr::V6(self.ula.0), self.ula.1) } else { v4 };
+            let [v4, v6] = self.own();
+            let prefix = if request.v6 { v6 } else { v4 };
+            // An engine asks for ever for another pool than one that it finds to overlap a route or a resolver of the host.
+            let mut asked = lock(&self.asked_in_a_row);
+            asked.retain(|since| since.elapsed() < FRESH);
+            if asked.len() >= MAX_IN_A_ROW {
+                asked.clear();
+                return Err(Failure::new(format!(
+                    "the engine finds the mesh's range {} to overlap a route or a resolver of this host (ip route; \
+                     /etc/resolv.conf); say that it is meant with --subnet {}, or choose another --subnet",
+                    Cidr(prefix),
+                    Cidr(prefix)
+                )));
+            }
+            asked.push(Instant::now());
             return Ok((format!("{DEFAULT}{}", Cidr(prefix)), prefix));
         }
         let prefix = parse_network(&request.pool)?;
@@ -108,10 +131,17 @@ impl Pools {
             "" => None,
             part => Some(parse_network(part)?),
         };
+        if part.is_none() && self.is_own(prefix) {
+            return Ok((format!("{DEFAULT}{}", Cidr(prefix)), prefix));
+        }
+        // An engine that starts asks again for what its networks have.
+        let id = id_of(prefix, part);
+        if !self.is_answering() && self.chosen.find(&id).is_some() {
+            return Ok((id, prefix));
+        }
         if part.is_some_and(|part| part.1 < prefix.1 || !overlaps(part, prefix)) {
             return Err(Failure::new("--ip-range is no part of --subnet; choose one that is"));
         }
-        let id = id_of(prefix, part);
         self.refuse_unusable(prefix, part)?;
         self.refuse_overlap(prefix).await?;
         // What another attempt left that came to nothing.
@@ -130,7 +160,6 @@ impl Pools {
         self.refuse_unusable(pool.prefix, pool.part)?;
         let id = id_of(pool.prefix, pool.part);
         if self.chosen.find(&id).is_none() {
-            self.refuse_overlap(pool.prefix).await?;
             self.chosen.set(&id, pool.clone())?;
         }
         self.set_aside(&pool).await
@@ -139,6 +168,16 @@ impl Pools {
     /// Whether a subnet is what networks get of which nobody chose one.
     pub fn is_own(&self, prefix: Prefix) -> bool {
         self.own().contains(&prefix)
+    }
+
+    /// What a network gets of which nobody chose a subnet.
+    pub fn own_prefixes(&self, ipv4: bool, ipv6: bool) -> Vec<Prefix> {
+        let [v4, v6] = self.own();
+        [ipv4.then_some(v4), ipv6.then_some(v6)].into_iter().flatten().collect()
+    }
+
+    fn is_answering(&self) -> bool {
+        self.engine_version.load().is_some()
     }
 
     fn own(&self) -> [Prefix; 2] {
@@ -177,9 +216,10 @@ impl Pools {
                 }
             }
         }
-        let route = in_namespace(None, async move |net| net.overlapping_route(prefix).await)?;
-        match route {
-            Some(route) => refused(format!("this host's route to {}", Cidr(route))),
+        match in_namespace(None, async move |net| net.on_link_overlap(prefix).await)? {
+            Some((network, interface)) => {
+                refused(format!("the network {} of this host's interface {interface}", Cidr(network)))
+            }
             None => Ok(()),
         }
     }
@@ -194,6 +234,7 @@ impl Pools {
 
     /// `RequestAddress`: returns the address with its prefix length.
     pub async fn request_address(&self, request: &RequestAddress) -> Result<Prefix> {
+        lock(&self.asked_in_a_row).clear();
         let wanted = match request.address.as_str() {
             "" => None,
             text => Some(parse_address(text)?),
@@ -207,7 +248,7 @@ impl Pools {
                     return Err(Failure::new(format!("{address} is outside of {}", Cidr(pool.prefix))));
                 }
                 if request.is_gateway() {
-                    pool.gateway = Some(address);
+                    pool.gateway = wanted;
                 }
                 pool.set_aside.insert(address);
                 self.chosen.set(&request.pool_id, pool.clone())?;
@@ -265,6 +306,11 @@ impl Pools {
         addresses::release(&self.engine, &leases).await;
         // It may have been another host's since two parts of the mesh met.
         self.engine.ask(Command::Unfence(address)).await.map(drop)
+    }
+
+    /// Where this host's containers have their addresses from.
+    pub fn prefixes(&self) -> BTreeSet<Prefix> {
+        self.chosen.all().into_iter().map(|(_, pool)| pool.prefix).chain(self.own()).collect()
     }
 
     fn ranges(&self) -> BTreeSet<Range> {

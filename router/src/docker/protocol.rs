@@ -13,7 +13,7 @@ use serde_json::Value;
 pub const GATEWAY: &str = "com.docker.network.gateway";
 /// The key under which options of `docker network create -o` come.
 pub const GENERIC: &str = "com.docker.network.generic";
-/// Whether a network is internal, and whether it has IPv6.
+/// Whether a network is internal.
 pub const INTERNAL: &str = "com.docker.network.internal";
 /// Whether a network has IPv6.
 pub const ENABLE_IPV6: &str = "com.docker.network.enable_ipv6";
@@ -132,10 +132,12 @@ impl CreateNetwork {
         self.options.get(option).is_some_and(|value| *value == Value::Bool(true))
     }
 
-    /// The options of `-o` that are weft's by their names.
-    pub fn own_options(&self) -> impl Iterator<Item = &str> {
+    /// The options of `-o`, in order.
+    pub fn given_options(&self) -> Vec<(String, String)> {
         let all = self.options.get(GENERIC).and_then(Value::as_object).into_iter().flatten();
-        all.map(|(key, _)| key.as_str()).filter(|key| key.starts_with("weft."))
+        let mut all: Vec<_> = all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+        all.sort();
+        all
     }
 
     /// An option of `-o`.
@@ -183,9 +185,6 @@ pub struct CreateEndpoint {
     /// Its addresses.
     #[serde(default)]
     pub interface: Option<Interface>,
-    /// Options.
-    #[serde(default, deserialize_with = "or_default")]
-    pub options: BTreeMap<String, Value>,
 }
 
 /// An endpoint's addresses.
@@ -220,6 +219,18 @@ pub struct PortBinding {
     /// The host's last port.
     #[serde(default)]
     pub host_port_end: u16,
+}
+
+/// `NetworkDriver.ProgramExternalConnectivity`: the endpoint gives its container the way out, and has its ports.
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "PascalCase")]
+pub struct Program {
+    /// Which.
+    #[serde(rename = "EndpointID")]
+    pub endpoint_id: String,
+    /// Options, the container's port map among them.
+    #[serde(default, deserialize_with = "or_default")]
+    pub options: BTreeMap<String, Value>,
 }
 
 /// A call about an endpoint: `Leave`, `DeleteEndpoint`, `EndpointOperInfo` and others.

@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use weft_mesh::node::{Command, Networks, Reply};
 use weft_mesh::records::{NetworkRecord, NetworkUid, Subnet};
 
 use super::Docker;
-use super::driver::UID_OPTION;
 use super::plugin::NAME;
-use super::protocol::MTU;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::options::Cidr;
 
 /// How often it is looked what others have.
 const LOOK: Duration = Duration::from_millis(500);
 /// How soon what could not be done is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// Lines remembered, so that each is said once.
+const MAX_SAID: usize = 1024;
 /// The network that stands ready on every host: it is every host's own.
 pub const STANDING: NetworkUid = *b"weft stands here";
 
@@ -47,9 +47,10 @@ impl Removing {
 /// Keeps this host's networks in step with the others' for as long as the router runs.
 pub async fn spread(docker: Arc<Docker>, follows_others: bool) {
     let mut patience: BTreeMap<NetworkUid, Instant> = BTreeMap::new();
+    let mut said: BTreeSet<(NetworkUid, String)> = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        if docker.engine_version.load().is_none() {
+        if !docker.kit.is_answering() || docker.leaves_networks_alone() {
             continue;
         }
         let now = Instant::now();
@@ -61,20 +62,24 @@ pub async fn spread(docker: Arc<Docker>, follows_others: bool) {
                 continue;
             }
         };
-        for record in
-            wanted.missing.into_iter().filter(|record| !patience.contains_key(&record.uid)).collect::<Vec<_>>()
-        {
+        for record in wanted.missing {
+            if patience.contains_key(&record.uid) {
+                continue;
+            }
             if let Err(error) = make(&docker, &record).await {
-                warn!(network = record.name, "a network cannot be made here: {error}");
+                let line = (record.uid, error.to_string());
+                if said.len() < MAX_SAID && said.insert(line) {
+                    warn!(network = record.name, "a network cannot be made here; weft goes on trying: {error}");
+                }
             }
             patience.insert(record.uid, now + TRY_AGAIN);
         }
-        for (id, uid) in wanted.removed {
+        for Removal { id, uid, name, cause } in wanted.removed {
             if patience.contains_key(&uid) {
                 continue;
             }
-            if let Err(error) = remove(&docker, &id).await {
-                warn!("a network that was removed elsewhere cannot be removed here: {error}");
+            if let Err(error) = remove(&docker, &id, &name, cause, &mut said).await {
+                warn!(network = name, "a network cannot be removed here: {error}");
             }
             patience.insert(uid, now + TRY_AGAIN);
         }
@@ -84,14 +89,30 @@ pub async fn spread(docker: Arc<Docker>, follows_others: bool) {
 #[derive(Default)]
 struct Wanted {
     missing: Vec<NetworkRecord>,
-    removed: Vec<(String, NetworkUid)>,
+    removed: Vec<Removal>,
+}
+
+/// A network that is to go.
+struct Removal {
+    id: String,
+    uid: NetworkUid,
+    name: String,
+    cause: Cause,
+}
+
+/// Why a network is to go.
+enum Cause {
+    /// It was removed on another host.
+    Removed,
+    /// A host has another network of this name, which every host is to have: its subnets, and the host.
+    Replaced(String, String),
 }
 
 async fn wanted(docker: &Docker, follows_others: bool) -> Result<Wanted> {
     let here = docker.driver.networks.all();
-    let has = |name: &str| here.iter().any(|(_, network)| network.name.as_deref() == Some(name));
+    let named = |name: &str| here.iter().find(|(_, network)| network.name.as_deref() == Some(name));
     let mut wanted = Wanted::default();
-    if docker.makes_standing(has(NAME)) {
+    if docker.makes_standing(named(NAME).is_some()) {
         wanted.missing.push(standing());
     }
     if !follows_others {
@@ -99,66 +120,155 @@ async fn wanted(docker: &Docker, follows_others: bool) -> Result<Wanted> {
     }
     let Reply::Networks(networks) = docker.kit.engine.ask(Command::Networks).await? else { return Ok(wanted) };
     let Networks { elsewhere, removed } = *networks;
-    let missing = elsewhere.into_iter().map(|(_, record)| record);
-    let missing =
-        missing.filter(|record| record.uid != STANDING && !removed.contains(&record.uid) && !has(&record.name));
-    // Two hosts may each have made one of that name: one of them is enough.
-    let by_name: BTreeMap<String, NetworkRecord> = missing.map(|record| (record.name.clone(), record)).collect();
-    wanted.missing.extend(by_name.into_values());
-    let gone = here.into_iter().filter(|(_, network)| network.uid != STANDING && removed.contains(&network.uid));
-    wanted.removed = gone.map(|(id, network)| (id, network.uid)).collect();
+    let elsewhere =
+        elsewhere.into_iter().filter(|(_, record)| record.uid != STANDING && !removed.contains(&record.uid));
+    // Several hosts may each have made one of that name: the same one of them wins on every host.
+    let mut by_name: BTreeMap<String, (String, NetworkRecord)> = BTreeMap::new();
+    for (host, record) in elsewhere {
+        match by_name.get(&record.name) {
+            Some((_, known)) if known.uid <= record.uid => {}
+            _ => drop(by_name.insert(record.name.clone(), (host, record))),
+        }
+    }
+    for (name, (host, record)) in by_name {
+        let Some((id, network)) = named(&name) else {
+            wanted.missing.push(record);
+            continue;
+        };
+        let is_other = docker.driver.has_other_subnets(network, &record);
+        if is_other && record.uid < network.uid && network.uid != STANDING && network.is_of_mesh() {
+            let subnets = record.subnets.iter().map(|subnet| Cidr(subnet.prefix).to_string());
+            let subnets = subnets.collect::<Vec<_>>().join(", ");
+            let cause = Cause::Replaced(if subnets.is_empty() { "the mesh's own range".into() } else { subnets }, host);
+            wanted.removed.push(Removal { id: id.clone(), uid: network.uid, name, cause });
+        }
+    }
+    let gone = here.iter().filter(|(_, network)| network.uid != STANDING && removed.contains(&network.uid));
+    wanted.removed.extend(gone.map(|(id, network)| Removal {
+        id: id.clone(),
+        uid: network.uid,
+        name: network.name.clone().unwrap_or_default(),
+        cause: Cause::Removed,
+    }));
     Ok(wanted)
 }
 
 fn standing() -> NetworkRecord {
-    NetworkRecord {
-        name: NAME.into(),
-        uid: STANDING,
-        segment: None,
-        subnets: Vec::new(),
-        ipv6: false,
-        internal: false,
-        mtu: None,
-    }
+    NetworkRecord { name: NAME.into(), uid: STANDING, ipv4: true, ..NetworkRecord::default() }
 }
 
 async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
-    // Engines make a second network of one name without a word.
-    if docker.kit.api.networks().await?.iter().any(|network| network.name.as_deref() == Some(&record.name)) {
+    // Older engines make a second network of one name without a word.
+    if count(docker, &record.name).await? > 0 {
         docker.look_again.notify_one();
         return Ok(());
     }
-    let uid = hex::encode(record.uid);
-    let mut options = HashMap::from([(UID_OPTION.to_owned(), uid)]);
-    options.extend(record.segment.clone().map(|segment| ("weft.segment".to_owned(), segment)));
-    options.extend(record.mtu.map(|mtu| (MTU.to_owned(), mtu.to_string())));
+    if !record.ipv4 && !docker.has_ipv6_only_networks() {
+        return Err(Failure::new("it has no IPv4, and this engine makes no such networks (Docker 28 does)"));
+    }
+    // Subnets of the mesh's own range are named, too: engines look for overlaps where none is.
+    let own = docker.pools.own_prefixes(record.ipv4, record.ipv6).into_iter();
+    let own = own.filter(|own| !record.subnets.iter().any(|subnet| subnet.prefix.0.is_ipv4() == own.0.is_ipv4()));
+    let own = own.map(|prefix| IpamConfig { subnet: Some(Cidr(prefix).to_string()), ..IpamConfig::default() });
     let config = |subnet: &Subnet| IpamConfig {
         subnet: Some(Cidr(subnet.prefix).to_string()),
         ip_range: subnet.part.map(|part| Cidr(part).to_string()),
         gateway: subnet.gateway.as_ref().map(IpAddr::to_string),
         auxiliary_addresses: Some(subnet.set_aside.iter().map(|(name, ip)| (name.clone(), ip.to_string())).collect()),
     };
-    let config = record.subnets.iter().map(config).collect();
+    let config = record.subnets.iter().map(config).chain(own).collect();
+    let pairs = |pairs: &[(String, String)]| pairs.iter().cloned().collect::<HashMap<String, String>>();
     let request = NetworkCreateRequest {
         name: record.name.clone(),
         driver: Some(NAME.into()),
         internal: Some(record.internal),
+        attachable: Some(record.attachable),
+        // Engines that do not know it take it for nothing.
+        enable_ipv4: (!record.ipv4).then_some(false),
         enable_ipv6: Some(record.ipv6),
-        ipam: Some(Ipam { driver: Some(NAME.into()), config: Some(config), options: None }),
-        options: Some(options),
+        ipam: Some(Ipam { driver: Some(NAME.into()), config: Some(config), options: Some(HashMap::new()) }),
+        options: Some(pairs(&record.options)),
+        labels: Some(pairs(&record.labels)),
         ..NetworkCreateRequest::default()
     };
-    docker.kit.api.create_network(request).await?;
-    info!(network = record.name, "made a network that every host has");
+    docker.driver.making().insert(record.name.clone(), record.uid);
+    let made = docker.kit.api.create_network(request).await;
+    if let Ok(id) = &made {
+        let named = docker.kit.api.network(id).await?.0;
+        docker.driver.name_network(id, &named).await?;
+    }
+    docker.driver.making().remove(&record.name);
+    let id = made?;
+    if count(docker, &record.name).await? > 1 {
+        // A user made one at the same moment: that one stays.
+        return take_away(docker, &id).await;
+    }
+    match record.uid {
+        STANDING => info!(network = record.name, "made the network that stands ready on every host"),
+        _ => info!(
+            network = record.name,
+            "made a network that other hosts have, too; containers on all of them share it"
+        ),
+    }
     docker.look_again.notify_one();
     Ok(())
 }
 
-async fn remove(docker: &Docker, id: &str) -> Result<()> {
-    if docker.kit.api.is_used(id).await? {
-        debug!(network = id, "a network that was removed elsewhere is in use here");
-        return Ok(());
+/// How many networks of a name the engine has.
+async fn count(docker: &Docker, name: &str) -> Result<usize> {
+    let all = docker.kit.api.networks().await?;
+    Ok(all.iter().filter(|network| network.name.as_deref() == Some(name)).count())
+}
+
+async fn remove(
+    docker: &Docker,
+    id: &str,
+    name: &str,
+    cause: Cause,
+    said: &mut BTreeSet<(NetworkUid, String)>,
+) -> Result<()> {
+    if !docker.kit.api.is_used(id).await? {
+        return take_away(docker, id).await;
     }
+    match cause {
+        Cause::Removed => {
+            // Every host that has containers in it says so by having it: it comes back elsewhere.
+            docker.driver.keep_network(id).await?;
+            info!(network = name, "a network that was removed on another host has containers here, and stays");
+        }
+        Cause::Replaced(subnets, host) => {
+            let line = (STANDING, format!("{name} {subnets}"));
+            if said.len() < MAX_SAID && said.insert(line) {
+                warn!(
+                    network = name,
+                    "this network and the one of its name on {host} ({subnets}) have other subnets: containers here do not reach \
+                     those there. Stop and remove the containers of one of the two; that host then gets the other's network"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes weft's networks on this host alone, for good as long as this router runs; other hosts keep theirs. Returns the names
+/// of those that have containers, and stay.
+pub async fn remove_all(docker: &Docker) -> Result<Vec<String>> {
+    docker.leave_networks_alone();
+    let mut used = Vec::new();
+    for (id, network) in docker.driver.networks.all() {
+        let name = network.name.unwrap_or_else(|| id.clone());
+        match docker.kit.api.is_used(&id).await? {
+            true => used.push(name),
+            false => {
+                take_away(docker, &id).await?;
+                info!(network = name, "removed a network on this host");
+            }
+        }
+    }
+    Ok(used)
+}
+
+async fn take_away(docker: &Docker, id: &str) -> Result<()> {
     docker.kit.removing.begin(id);
     let removed = docker.kit.api.remove_network(id).await;
     docker.kit.removing.end(id);

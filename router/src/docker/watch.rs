@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::Docker;
 use super::adopt::adopt_all;
+use super::api::EngineIdentity;
 use super::driver::attachment_id;
 use crate::attachment::Place;
 use crate::error::{Failure, Result};
@@ -34,7 +35,7 @@ pub async fn watch(docker: Arc<Docker>) {
             Ok(()) => Failure::new("the engine ended"),
             Err(error) => error,
         };
-        let version = docker.engine_version.swap(None);
+        let version = docker.kit.engine_version.swap(None);
         if version.is_some() || was_there {
             info!("the engine is not there, waiting for it: {error}");
         }
@@ -45,9 +46,10 @@ pub async fn watch(docker: Arc<Docker>) {
 
 /// Follows one life of the engine.
 async fn follow(docker: &Arc<Docker>) -> Result<()> {
-    let version = docker.kit.api.version().await?;
+    let engine = docker.kit.api.identity().await?;
+    docker.know_engine(&engine).await?;
     let mut events = Box::pin(docker.kit.api.events().await?);
-    docker.engine_version.store(Some(Arc::new(version)));
+    docker.kit.engine_version.store(Some(Arc::new(engine.version)));
     let mut suspects = Suspects::default();
     let mut next = tokio::time::Instant::now();
     loop {
@@ -67,6 +69,33 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
                 suspects = found;
             }
         }
+    }
+}
+
+impl Docker {
+    /// Makes sure that the engine is the one whose networks and containers weft has: what another one does not know of is none
+    /// the less there.
+    async fn know_engine(&self, engine: &EngineIdentity) -> Result<()> {
+        const KNOWN: &str = "id";
+        if !engine.has_plugins {
+            let problem = "what answers at the engine's socket has no plugins (podman?): weft's networks stay as they are until \
+                           their own engine is back; see --docker-socket";
+            self.note_problem("engine", Some(problem.into()));
+            return Err(Failure::new(problem));
+        }
+        let known = self.engine_id.find(KNOWN);
+        let has_containers = self.kit.attachments.all().await.iter().any(|a| matches!(a.place, Place::Docker { .. }));
+        if known.as_ref().is_some_and(|known| *known != engine.id) && has_containers {
+            let problem = "another engine answers at the engine's socket than the one whose containers weft carries: they stay as \
+                           they are until it is back; see --docker-socket";
+            self.note_problem("engine", Some(problem.into()));
+            return Err(Failure::new(problem));
+        }
+        self.note_problem("engine", None);
+        if known.as_ref() != Some(&engine.id) {
+            self.engine_id.set(KNOWN, engine.id.clone())?;
+        }
+        Ok(())
     }
 }
 
@@ -180,12 +209,12 @@ async fn name_networks(docker: &Docker, networks: Vec<Network>) -> Result<BTreeS
     let foreign: BTreeSet<String> = networks.iter().filter_map(bridge_of).collect();
     if **docker.foreign.load() != foreign {
         docker.foreign.store(Arc::new(foreign));
-        docker.driver.publisher.wanted.notify_one();
+        docker.driver.firewall.wanted.notify_one();
     }
     for network in networks {
-        let (Some(id), Some(name)) = (network.id, network.name) else { continue };
-        if docker.driver.name_network(&id, &name).await?.is_some() {
-            ours.insert(id);
+        let Some(id) = &network.id else { continue };
+        if docker.driver.name_network(id, &network).await?.is_some() {
+            ours.insert(id.clone());
         }
     }
     Ok(ours)
