@@ -29,6 +29,7 @@ use crate::attachments::Attachments;
 use crate::docker::{Docker, Sandbox};
 use crate::error::{Doing, Result};
 use crate::options::Options;
+use crate::routing::Routing;
 use crate::taps::bridge_name;
 use udp::{Listener, UdpServer};
 use upstream::Upstream;
@@ -52,25 +53,36 @@ pub struct Shared {
 pub enum Audience {
     /// Containers of these segments.
     Segments(Vec<SegmentId>),
+    /// One container: its segments, and its addresses there.
+    Container(Vec<SegmentId>, Vec<IpAddr>),
     /// Whoever reaches this host, about one segment or about all; containers about their own segments only.
     Host(Option<SegmentId>),
 }
 
-/// What somebody may hear of.
+/// What an asker may hear of.
 enum Heard<'a> {
     All,
-    Of(Cow<'a, [SegmentId]>),
+    /// What is said in these segments, to a container with these addresses.
+    Of(Cow<'a, [SegmentId]>, Asker<'a>),
+}
+
+/// The addresses of an asker: where it asks from, or all that it has.
+enum Asker<'a> {
+    From([IpAddr; 1]),
+    Has(&'a [IpAddr]),
 }
 
 impl Audience {
     /// What an asker at an address may hear of.
     fn scope(&self, names: &Names, from: IpAddr) -> Heard<'_> {
+        let asker = Asker::From([from.to_canonical()]);
         match self {
-            Audience::Segments(segments) => Heard::Of(segments.into()),
+            Audience::Segments(segments) => Heard::Of(segments.into(), asker),
+            Audience::Container(segments, ips) => Heard::Of(segments.into(), Asker::Has(ips)),
             Audience::Host(about) => match (names.segments_of(from.to_canonical()), about) {
-                (own, _) if !own.is_empty() => Heard::Of(own.into()),
+                (own, _) if !own.is_empty() => Heard::Of(own.into(), asker),
                 (_, None) => Heard::All,
-                (_, Some(_)) => Heard::Of(Cow::Borrowed(&[])),
+                (_, Some(_)) => Heard::Of(Cow::Borrowed(&[]), asker),
             },
         }
     }
@@ -80,7 +92,8 @@ impl Heard<'_> {
     fn as_scope(&self) -> Scope<'_> {
         match self {
             Heard::All => Scope::All,
-            Heard::Of(segments) => Scope::Segments(segments),
+            Heard::Of(segments, Asker::From(ip)) => Scope::Container(segments, ip),
+            Heard::Of(segments, Asker::Has(ips)) => Scope::Container(segments, ips),
         }
     }
 }
@@ -114,7 +127,7 @@ struct Serving {
 
 /// A container whose questions come here.
 struct Resident {
-    segments: BTreeSet<SegmentId>,
+    sandbox: Sandbox,
     /// None: it did not work.
     serving: Option<(Serving, JoinHandle<()>, File)>,
     since: Instant,
@@ -138,10 +151,9 @@ pub fn lookup(names: &Names, name: &str, domain: &str) -> Vec<IpAddr> {
 }
 
 impl Resident {
-    /// Where it is, in which segments, and whether it is to be tried again.
-    fn place((path, resident): (&String, &Resident)) -> (String, BTreeSet<SegmentId>, bool) {
-        let is_hopeless = resident.serving.is_none() && resident.since.elapsed() > TRY_AGAIN;
-        (path.clone(), resident.segments.clone(), is_hopeless)
+    /// What it is, and whether it is to be tried again.
+    fn place(&self) -> (Sandbox, bool) {
+        (self.sandbox.clone(), self.serving.is_none() && self.since.elapsed() > TRY_AGAIN)
     }
 }
 
@@ -151,7 +163,7 @@ impl Dns {
         options: &Options,
         names: Arc<ArcSwap<Names>>,
         attachments: Arc<Attachments>,
-        docker: Option<Arc<Docker>>,
+        (docker, routing): (Option<Arc<Docker>>, Arc<Routing>),
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Dns>> {
         let shared = Arc::new(Shared { zone: Zone::new(&options.dns_domain)?, names });
@@ -170,7 +182,7 @@ impl Dns {
             dns.state().places.insert(place, serving);
             dns.note_own();
         }
-        tasks.spawn(keep_places(dns.clone(), attachments, options.dns_listen));
+        tasks.spawn(keep_places(dns.clone(), attachments, routing, options.dns_listen));
         if let Some(docker) = docker {
             tasks.spawn(keep_sandboxes(dns.clone(), docker));
         }
@@ -239,12 +251,13 @@ impl Dns {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
-    async fn admit(&self, Sandbox { path, segments }: &Sandbox) {
-        let audience = Audience::Segments(segments.iter().copied().collect());
+    async fn admit(&self, sandbox: &Sandbox) {
+        let Sandbox { path, segments, ips, is_internal } = sandbox;
+        let audience = Audience::Container(segments.iter().copied().collect(), ips.iter().copied().collect());
         let Some(namespace) = sandbox::open(path).await else { return debug!(path, "a container did not come") };
         let admitted = sandbox::enter(namespace).and_then(|inside| {
             let (upstream, listen) =
-                Upstream::engine(inside.upstream, inside.namespace.try_clone().doing(String::new)?)?;
+                Upstream::engine(inside.upstream, inside.namespace.try_clone().doing(String::new)?, *is_internal)?;
             let serving = self.serve(inside.udp, inside.tcp, audience, &upstream)?;
             Ok((serving, tokio::spawn(listen), inside.namespace))
         });
@@ -255,7 +268,7 @@ impl Dns {
                 None
             }
         };
-        let resident = Resident { segments: segments.clone(), serving, since: Instant::now() };
+        let resident = Resident { sandbox: sandbox.clone(), serving, since: Instant::now() };
         self.state().sandboxes.insert(path.clone(), resident);
     }
 
@@ -271,10 +284,16 @@ impl Dns {
 }
 
 /// Listens where segments have their gateways and where the host itself is in one, for as long as the router runs.
-async fn keep_places(dns: Arc<Dns>, attachments: Arc<Attachments>, operator: Option<SocketAddr>) {
+async fn keep_places(
+    dns: Arc<Dns>,
+    attachments: Arc<Attachments>,
+    routing: Arc<Routing>,
+    operator: Option<SocketAddr>,
+) {
     let mut refused: BTreeSet<Spot> = BTreeSet::new();
     let changed = attachments.changed();
     loop {
+        dns.shared.zone.set_ranges(routing.wanted().ranges);
         let mut wanted: BTreeSet<Spot> =
             operator.map(|address| (address, None, Audience::Host(None), true)).into_iter().collect();
         let all = attachments.all().await;
@@ -323,12 +342,11 @@ async fn keep_sandboxes(dns: Arc<Dns>, docker: Arc<Docker>) {
     loop {
         let wanted: BTreeMap<String, Sandbox> =
             docker.sandboxes().await.into_iter().map(|sandbox| (sandbox.path.clone(), sandbox)).collect();
-        let there: Vec<(String, BTreeSet<SegmentId>, bool)> =
-            dns.state().sandboxes.iter().map(Resident::place).collect();
-        for (path, segments, is_hopeless) in &there {
+        let there: Vec<(Sandbox, bool)> = dns.state().sandboxes.values().map(Resident::place).collect();
+        for (known, is_hopeless) in &there {
             // One that came into another network hears of that, too.
-            if *is_hopeless || wanted.get(path).is_none_or(|sandbox| sandbox.segments != *segments) {
-                dns.evict(path);
+            if *is_hopeless || wanted.get(&known.path).is_none_or(|sandbox| sandbox != known) {
+                dns.evict(&known.path);
             }
         }
         for (path, sandbox) in wanted {

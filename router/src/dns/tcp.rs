@@ -15,9 +15,9 @@ use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
 
 /// Connections to one listener at once.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 /// Connections of one asker.
-const MAX_OF_ONE: usize = 16;
+const MAX_OF_ONE: usize = 64;
 /// How long a connection may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,7 @@
 //! Who knows what weft does not: the host's resolvers, or, in a container, the engine's resolver.
 //!
-//! Their answers are passed on as they are, but for the id. What is under way is bounded; a question that comes back to
-//! whom it was asked from is noticed by how often it is under way.
+//! Their answers are passed on as they are, but for the id. What is under way is bounded; equal questions share one answer, so
+//! that one which comes back to where it was asked from waits for itself until its time is up.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,14 +24,16 @@ use weft_mesh::records::digest_of;
 use super::tcp;
 use super::zone::Transport;
 use crate::error::{Doing, Result};
+use crate::netlink::on_thread_in;
 
-/// Questions under way to one upstream, and those of one asker.
-const MAX_UNDER_WAY: usize = 512;
-const MAX_OF_ONE: usize = 128;
-/// The same question under way this often goes in circles.
-const MAX_SAME: usize = 128;
+/// Questions under way to one upstream, and those of one asker, equal ones included: what engines' own resolvers hold.
+const MAX_UNDER_WAY: usize = 1024;
+const MAX_OF_ONE: usize = 1024;
 /// How long an answer is waited for, from all resolvers together: askers ask again after five seconds (resolv.conf(5)).
 const PATIENCE: Duration = Duration::from_millis(4500);
+/// How long the engine is waited for that cannot ask others itself, and how often it is looked whether it can.
+const INTERNAL_PATIENCE: Duration = Duration::from_millis(300);
+const LOOK_FOR_ROUTE: Duration = Duration::from_secs(2);
 /// Times a resolver is asked by UDP: a datagram may be lost.
 const TRIES: u32 = 2;
 /// How often it is looked whether the host's resolvers changed.
@@ -47,7 +49,7 @@ pub const OWN_LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 12);
 pub struct Upstream {
     kind: Kind,
     room: Semaphore,
-    questions: Tally<[u8; 16]>,
+    shared: Sharing,
     askers: Tally<IpAddr>,
 }
 
@@ -57,7 +59,76 @@ enum Kind {
     /// The host's resolvers.
     Host(Resolvers),
     /// The engine's resolver, in a container's network namespace.
-    Engine { socket: Arc<UdpSocket>, waiting: Arc<Waiting>, namespace: File },
+    Engine { socket: Arc<UdpSocket>, waiting: Arc<Waiting>, namespace: File, way_out: Option<WayOut> },
+}
+
+/// Whether a container whose networks of weft's are internal has another way out: looked up now and then.
+#[derive(Default)]
+struct WayOut(Mutex<Option<(Instant, bool)>>);
+
+impl WayOut {
+    fn is_there(&self, namespace: &File) -> bool {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, is_there)) = known.filter(|(since, _)| since.elapsed() < LOOK_FOR_ROUTE) {
+            return is_there;
+        }
+        let look = || {
+            // The default route is all zeros (proc(5), /proc/net/route).
+            let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+            let routes6 = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+            let v4 = routes.lines().any(|line| line.split_whitespace().nth(1) == Some("00000000"));
+            let v6 = |line: &str| line.starts_with(&"0".repeat(32)) && line.contains(" 00 ") && !line.ends_with(" lo");
+            Ok(v4 || routes6.lines().any(v6))
+        };
+        let fd = namespace.try_clone().map(OwnedFd::from).ok();
+        let is_there = fd.is_some_and(|fd| on_thread_in(Some(fd), look).unwrap_or(true));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), is_there));
+        is_there
+    }
+}
+
+/// Who waits for the answer to a question that another one asked first.
+type Waiters = Vec<oneshot::Sender<Option<Vec<u8>>>>;
+
+/// Equal questions under way.
+#[derive(Default)]
+struct Sharing(Mutex<BTreeMap<[u8; 16], Waiters>>);
+
+/// The first of equal questions. Dropped, it gives its answer to those who wait, if it has one.
+struct First<'a> {
+    sharing: &'a Sharing,
+    key: [u8; 16],
+    answer: Option<Vec<u8>>,
+}
+
+impl Sharing {
+    /// The first one asks, the others wait.
+    fn enter(&self, key: [u8; 16]) -> Result<First<'_>, oneshot::Receiver<Option<Vec<u8>>>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(&key) {
+            Some(waiting) => {
+                let (sender, answer) = oneshot::channel();
+                waiting.push(sender);
+                Err(answer)
+            }
+            None => {
+                all.insert(key, Vec::new());
+                Ok(First { sharing: self, key, answer: None })
+            }
+        }
+    }
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        let mut all = self.sharing.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = all.remove(&self.key).unwrap_or_default();
+        drop(all);
+        for waiting in waiting {
+            // Whoever no longer waits needs no answer.
+            let _ = waiting.send(self.answer.clone());
+        }
+    }
 }
 
 type Waiting = Mutex<BTreeMap<u16, oneshot::Sender<Vec<u8>>>>;
@@ -65,7 +136,7 @@ type Waiting = Mutex<BTreeMap<u16, oneshot::Sender<Vec<u8>>>>;
 impl Upstream {
     fn new(kind: Kind) -> Arc<Upstream> {
         let room = Semaphore::new(MAX_UNDER_WAY);
-        Arc::new(Upstream { kind, room, questions: Tally::default(), askers: Tally::default() })
+        Arc::new(Upstream { kind, room, shared: Sharing::default(), askers: Tally::default() })
     }
 
     /// Nobody: there is no way out.
@@ -78,29 +149,58 @@ impl Upstream {
         Upstream::new(Kind::Host(Resolvers { path, own, known: Mutex::default(), good: 0.into() }))
     }
 
-    /// The engine's resolver, asked from a socket in the container's network namespace. Returns the task that listens to it.
-    pub fn engine(socket: std::net::UdpSocket, namespace: File) -> Result<(Arc<Upstream>, impl Future<Output = ()>)> {
+    /// The engine's resolver, asked from a socket in the container's network namespace, which may have no way out. Returns the
+    /// task that listens to it.
+    pub fn engine(
+        socket: std::net::UdpSocket,
+        namespace: File,
+        is_internal: bool,
+    ) -> Result<(Arc<Upstream>, impl Future<Output = ()>)> {
         let socket = Arc::new(UdpSocket::from_std(socket).doing(|| "cannot use a container's socket".into())?);
         let waiting = Arc::<Waiting>::default();
         let listener = listen(socket.clone(), waiting.clone());
-        Ok((Upstream::new(Kind::Engine { socket, waiting, namespace }), listener))
+        let way_out = is_internal.then(WayOut::default);
+        Ok((Upstream::new(Kind::Engine { socket, waiting, namespace, way_out }), listener))
     }
 
-    /// Asks for somebody; none if nobody knows in time.
+    /// Asks on behalf of an asker; none if no answer comes in time.
     pub async fn ask(&self, from: IpAddr, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let _permit = self.room.try_acquire().ok()?;
         let _asker = self.askers.count(from, MAX_OF_ONE)?;
-        let _question = self.questions.count(digest_of(&question(packet)?.to_ascii_lowercase()), MAX_SAME)?;
-        let mut answer = match &self.kind {
-            Kind::Nobody => return None,
-            Kind::Host(resolvers) => resolvers.ask(packet, transport).await?,
-            Kind::Engine { socket, waiting, namespace } => match transport {
-                Transport::Udp => ask_engine(socket, waiting, packet).await?,
-                Transport::Tcp => ask_engine_by_tcp(namespace, packet).await?,
-            },
+        question(packet)?;
+        // Equal but for the id, down to the case of letters: the answer repeats the question.
+        let key = digest_of(&[packet.get(2..)?, &[(transport == Transport::Tcp).into()]].concat());
+        let mut answer = match self.shared.enter(key) {
+            Ok(mut first) => {
+                first.answer = self.ask_once(packet, transport).await;
+                first.answer.clone()?
+            }
+            Err(answer) => tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()??,
         };
         answer.get_mut(..2)?.copy_from_slice(&packet[..2]);
         Some(answer)
+    }
+
+    async fn ask_once(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let _permit = self.room.try_acquire().ok()?;
+        match &self.kind {
+            Kind::Nobody => None,
+            Kind::Host(resolvers) => resolvers.ask(packet, transport).await,
+            Kind::Engine { socket, waiting, namespace, way_out } => {
+                let has_none = way_out.as_ref().is_some_and(|way_out| !way_out.is_there(namespace));
+                let patience = if has_none { INTERNAL_PATIENCE } else { PATIENCE };
+                let asked = async {
+                    match transport {
+                        Transport::Udp => ask_engine(socket, waiting, packet).await,
+                        Transport::Tcp => ask_engine_by_tcp(namespace, packet).await,
+                    }
+                };
+                match tokio::time::timeout(patience, asked).await {
+                    Ok(answer) => answer,
+                    // There is nobody else who could know.
+                    Err(_) => has_none.then(|| denial(packet)),
+                }
+            }
+        }
     }
 }
 
@@ -343,10 +443,19 @@ fn connect_inside(namespace: &OwnedFd) -> Result<std::net::TcpStream> {
     Ok(socket.into())
 }
 
-/// What is answered when nobody knew in time.
+/// The answer where no resolver answered in time.
 pub fn failure(packet: &[u8]) -> Vec<u8> {
+    refusal(packet, ResponseCode::ServFail)
+}
+
+/// The answer that there is no such name.
+fn denial(packet: &[u8]) -> Vec<u8> {
+    refusal(packet, ResponseCode::NXDomain)
+}
+
+fn refusal(packet: &[u8], code: ResponseCode) -> Vec<u8> {
     let id = packet.get(..2).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
-    let mut message = Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
+    let mut message = Message::error_msg(id, OpCode::Query, code);
     if let Ok(question) = Message::from_vec(packet) {
         message.metadata.recursion_desired = question.metadata.recursion_desired;
         message.add_queries(question.queries);
@@ -383,11 +492,59 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_goes_in_circles_is_stopped() {
+    fn what_one_asker_has_under_way_is_bounded() {
         let all = Tally::default();
-        let counted: Vec<_> = (0..MAX_SAME).map(|_| all.count(1, MAX_SAME).unwrap()).collect();
-        assert!(all.count(1, MAX_SAME).is_none() && all.count(2, MAX_SAME).is_some());
+        let counted: Vec<_> = (0..MAX_OF_ONE).map(|_| all.count(1, MAX_OF_ONE).unwrap()).collect();
+        assert!(all.count(1, MAX_OF_ONE).is_none() && all.count(2, MAX_OF_ONE).is_some());
         drop(counted);
-        assert!(all.count(1, MAX_SAME).is_some());
+        assert!(all.count(1, MAX_OF_ONE).is_some());
+    }
+
+    /// A resolver that answers slowly, and counts what it is asked.
+    async fn resolver(file: &std::path::Path) -> (Arc<Upstream>, Arc<AtomicUsize>) {
+        let socket = UdpSocket::bind("127.0.0.53:53").await.expect("port 53 of this address is free, and this is root");
+        std::fs::write(file, "nameserver 127.0.0.53\n").unwrap();
+        let asked = Arc::<AtomicUsize>::default();
+        let count = asked.clone();
+        tokio::spawn(async move {
+            let (socket, mut buffer) = (Arc::new(socket), [0; 512]);
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let mut answer = buffer[..length].to_vec();
+                answer[2] |= 0x80;
+                let socket = socket.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    let _ = socket.send_to(&answer, from).await;
+                });
+            }
+        });
+        (Upstream::host(file.to_owned(), Arc::default()), asked)
+    }
+
+    #[tokio::test]
+    async fn a_thousand_questions_are_under_way_and_equal_ones_share_an_answer() {
+        let file = std::env::temp_dir().join(format!("weft-resolv-{}", std::process::id()));
+        let (upstream, asked) = resolver(&file).await;
+        let ask = |number: usize, id: u16| {
+            let upstream = upstream.clone();
+            let name = format!("n{number:04}");
+            let packet =
+                [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 5], name.as_bytes(), &[0, 0, 1, 0, 1]].concat();
+            tokio::spawn(async move {
+                let from = IpAddr::from([10, 0, (id >> 8) as u8, 1]);
+                upstream.ask(from, &packet, Transport::Udp).await.is_some_and(|answer| answer[..2] == packet[..2])
+            })
+        };
+        let all: Vec<_> = (0..1000).map(|number| ask(number, number as u16)).collect();
+        let again: Vec<_> = (0..500).map(|id| ask(7, 2000 + id)).collect();
+        let mut answered = 0;
+        for question in all.into_iter().chain(again) {
+            answered += usize::from(question.await.unwrap());
+        }
+        assert_eq!(answered, 1500);
+        let asked = asked.load(Ordering::Relaxed);
+        assert!(asked < 1400, "{asked} questions for a thousand");
+        std::fs::remove_file(file).unwrap();
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! Messages are RFC 1035's; negative answers RFC 2308's, with a SOA; EDNS is RFC 6891's.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -11,8 +14,10 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use weft_mesh::names::{Holder, Names, Scope};
+use weft_mesh::records::Health;
 
 use crate::error::{Doing, Result};
+use crate::netlink::{Prefix, alone, overlaps};
 
 /// How long an answer may be kept, in seconds: containers come and go.
 const TTL: u32 = 1;
@@ -48,6 +53,8 @@ pub enum Verdict {
 pub struct Zone {
     domain: Name,
     soa: Record,
+    /// The ranges of containers' addresses: nobody else knows the names of what is in them.
+    ranges: Arc<ArcSwap<BTreeSet<Prefix>>>,
 }
 
 /// What a question is answered with.
@@ -65,7 +72,12 @@ impl Zone {
         // Nobody transfers the zone; what matters is how long a denial may be kept.
         let soa = SOA::new(domain.clone(), rname, 1, 3600, 600, 86_400, TTL);
         let soa = Record::from_rdata(domain.clone(), TTL, RData::SOA(soa));
-        Ok(Zone { domain, soa })
+        Ok(Zone { domain, soa, ranges: Arc::default() })
+    }
+
+    /// Sets the ranges of containers' addresses.
+    pub fn set_ranges(&self, ranges: BTreeSet<Prefix>) {
+        self.ranges.store(Arc::new(ranges));
     }
 
     /// What is to be done with a packet from somebody who may hear of `scope`.
@@ -123,6 +135,10 @@ impl Zone {
             return if is_own { nothing(ResponseCode::NXDomain) } else { None };
         };
         let mut found = names.lookup(scope, &text);
+        if is_own && !found.is_known {
+            // A container may be called by a whole name in the domain.
+            found = joined(name.iter()).map(|whole| names.lookup(scope, &whole)).unwrap_or_default();
+        }
         if !found.holders.is_empty() {
             in_order(&mut found.holders, random);
             let records = self.records(query, &found.holders);
@@ -157,7 +173,11 @@ impl Zone {
                 let segment = holder.segment.iter().map(|segment| format!("network={segment}"));
                 let own = holder.names.first().map(|name| format!("name={name}"));
                 let about = own.into_iter().chain([format!("host={}", holder.host)]).chain(segment);
-                record(RData::TXT(TXT::new(about.chain(["healthy=yes".to_owned()]).collect())))
+                let health = match holder.health {
+                    Health::Healthy => "healthy=yes".to_owned(),
+                    other => format!("healthy={}", other.word()),
+                };
+                record(RData::TXT(TXT::new(about.chain([health]).collect())))
             };
             return holders.iter().map(text).collect();
         }
@@ -224,7 +244,9 @@ impl Zone {
         }
         let found = names.holder_of(scope, address.addr());
         let Some(holder) = found.holders.first() else {
-            return found.is_known.then_some(Found { records: Vec::new(), code: ResponseCode::NXDomain });
+            let is_own = || self.ranges.load().iter().any(|range| overlaps(*range, alone(address.addr())));
+            let denied = Found { records: Vec::new(), code: ResponseCode::NXDomain };
+            return (found.is_known || is_own()).then_some(denied);
         };
         let target = self.full_name(holder.names.first()?, holder)?;
         let record = Record::from_rdata(query.name.clone(), TTL, RData::PTR(PTR(target)));
@@ -322,7 +344,7 @@ mod tests {
             mac: [2; 6],
             ips: ips.iter().map(|ip| (ip.parse().unwrap(), 8)).collect(),
             names: [name.into(), "alias".into(), format!("id-{}", ips[0].replace(['.', ':'], "-"))].into(),
-            healthy: true,
+            health: Health::Healthy,
             services: [Service { name: "http".into(), protocol: "tcp".into(), port: 80 }].into(),
         }
     }
@@ -374,6 +396,19 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_is_called_by_a_whole_name_is_found_by_it() {
+        let mut names = names();
+        names.set(
+            OWN,
+            [9; 16],
+            EndpointRecord { names: ["shop.weft.internal".into()].into(), ..endpoint("x", "app", &["10.0.0.9"]) },
+        );
+        let packet = question("shop.weft.internal.", RecordType::A).to_vec().unwrap();
+        let Verdict::Answer(bytes) = ask(&names, &packet, Transport::Udp) else { panic!("no answer") };
+        assert_eq!(data(&Message::from_vec(&bytes).unwrap()), ["10.0.0.9"]);
+    }
+
+    #[test]
     fn what_is_not_there_is_denied_with_a_soa() {
         let nothing = answer("web.", RecordType::MX);
         assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0));
@@ -401,6 +436,19 @@ mod tests {
             assert!(data(&message)[0].ends_with("80 id-10-0-0-1.app.weft.internal."), "{:?}", data(&message));
         }
         assert!(data(&answer("web.", RecordType::TXT))[0].contains("host=here"));
+    }
+
+    #[test]
+    fn addresses_of_containers_that_are_not_there_are_denied_at_once() {
+        let zone = Zone::new("weft.internal").unwrap();
+        zone.set_ranges([("10.32.0.0".parse().unwrap(), 12)].into());
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut asked = |name: &str| {
+            let packet = question(name, RecordType::PTR).to_vec().unwrap();
+            zone.answer(&names(), Scope::All, &packet, Transport::Udp, &mut random)
+        };
+        assert!(matches!(asked("9.9.40.10.in-addr.arpa."), Verdict::Answer(_)));
+        assert_eq!(asked("9.9.50.10.in-addr.arpa."), Verdict::Forward);
     }
 
     #[test]
