@@ -18,12 +18,15 @@ use crate::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
 use crate::status::{self, Topic};
 use crate::{client, demo, state};
 
+/// The version, with the commit it was built from where that is known.
+const VERSION: &str = env!("WEFT_VERSION");
+
 /// An encrypted mesh network for containers.
 #[derive(Parser, Debug)]
-#[command(name = "weft", version, propagate_version = false)]
+#[command(name = "weft", version = VERSION, propagate_version = false)]
 pub struct Cli {
     /// Control socket
-    #[arg(help = "Control socket; default /run/weft/weft.sock", value_name = "FILE")]
+    #[arg(help = "Control socket [default: /run/weft/weft.sock]", value_name = "FILE")]
     #[arg(long, global = true, env = "WEFT_SOCKET")]
     socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -65,10 +68,10 @@ enum Command {
     Attach {
         /// Container name or id, PID, or network namespace path
         target: String,
-        /// The segment; default: weft
+        /// The segment [default: weft]
         #[arg(long)]
         segment: Option<String>,
-        /// An address; none: one of the mesh's range
+        /// An address [default: one of the mesh's range]
         #[arg(long = "ip", value_name = "ADDR[/LEN]")]
         ips: Vec<String>,
         /// A name
@@ -79,22 +82,22 @@ enum Command {
     Detach {
         /// Container name or id, PID, or network namespace path
         target: String,
-        /// The segment; default: weft
+        /// The segment [default: weft]
         #[arg(long)]
         segment: Option<String>,
     },
     /// Give the host itself an address in a segment; prints it
     Expose {
-        /// The segment; default: weft
+        /// The segment [default: weft]
         #[arg(long)]
         segment: Option<String>,
-        /// An address; none: one of the mesh's range
+        /// An address [default: one of the mesh's range]
         #[arg(long = "ip", value_name = "ADDR[/LEN]")]
         ips: Vec<String>,
     },
     /// Take the host's address in a segment away
     Hide {
-        /// The segment; default: weft
+        /// The segment [default: weft]
         #[arg(long)]
         segment: Option<String>,
     },
@@ -176,7 +179,7 @@ impl Cli {
             Command::Install(args) => print(&install(&args)?),
             Command::Demo(args) => demo::run(&args),
             Command::DemoStage(args) => demo::stage(&args),
-            Command::Version => print(concat!("weft ", env!("CARGO_PKG_VERSION"), "\n")),
+            Command::Version => print(&format!("weft {VERSION}\n")),
             Command::Secret(SecretCommand::New) => print(&format!("{}\n", state::new_secret()?)),
             command => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -243,6 +246,10 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value> {
 /// Asks the router to stop, and waits until it has: whoever starts the next one finds everything free.
 async fn stop(socket: &std::path::Path) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
+    // What does not run needs no stopping.
+    if !client::is_served(socket).await {
+        return Ok(());
+    }
     let pid: u32 = client::ask(socket, Method::POST, "/stop", &Value::Null).await?;
     let end = tokio::time::Instant::now() + PATIENCE;
     while is_running(pid) {

@@ -27,6 +27,12 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str,
     })
 }
 
+/// Whether a router is there.
+pub async fn is_served(socket: &Path) -> bool {
+    let refused = [std::io::ErrorKind::NotFound, std::io::ErrorKind::ConnectionRefused];
+    UnixStream::connect(socket).await.map_or_else(|error| !refused.contains(&error.kind()), |_| true)
+}
+
 async fn converse<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
     let what = || format!("cannot talk to the router on {}", socket.display());
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {

@@ -25,6 +25,8 @@ use crate::engine::EngineHandle;
 use crate::error::{Doing, Failure, Result};
 use crate::launch::resolve_targets;
 use crate::options::Options;
+use crate::state::Store;
+use crate::worker::Counters;
 use crate::{state, status};
 
 /// The largest request that is read.
@@ -43,6 +45,12 @@ pub struct Api {
     pub dns: Option<Arc<Dns>>,
     /// What it answers from.
     pub names: Arc<ArcSwap<Names>>,
+    /// What the packet workers counted.
+    pub counters: Arc<Counters>,
+    /// What is kept.
+    pub store: Arc<Store>,
+    /// What is wrong with the range, if anything.
+    pub overlap: Option<String>,
     /// How the router runs.
     pub options: Arc<Options>,
     /// Told when the router is to stop.
@@ -116,6 +124,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/dns/remove", post(remove_name))
         .route("/dns/lookup", post(look_up_name))
         .route("/secret/reload", post(reload))
+        .route("/docker/leave", post(leave_docker))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api);
@@ -200,6 +209,14 @@ async fn reload(State(api): State<Api>) -> Result<Json<Value>> {
     let keyring = api.options.secrets.read()?;
     api.engine.ask(Command::SetKeyring(keyring)).await?;
     Ok(Json(Value::Null))
+}
+
+/// Removes weft's networks on this host; answers with those that have containers.
+async fn leave_docker(State(api): State<Api>) -> Result<Json<Vec<String>>> {
+    match &api.docker {
+        Some(docker) => docker.remove_networks().await.map(Json),
+        None => Ok(Json(Vec::new())),
+    }
 }
 
 /// Answers with the process id, so that the caller can wait for the end.

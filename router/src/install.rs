@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Doing, Failure, Result};
 use crate::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, parse_peer};
-use crate::{client, docker, state};
+use crate::{client, docker, routing, state};
 
 const BINARY: &str = "/usr/local/bin/weft";
 const CONFIG: &str = "/etc/weft/config.toml";
@@ -53,14 +53,18 @@ pub fn install(args: &InstallArgs) -> Result<String> {
     let has_systemd = args.root.is_none() && Path::new("/run/systemd/system").exists();
     if args.uninstall {
         let mut said = String::new();
-        if args.root.is_none() && !networks().is_empty() {
-            said.push_str("its networks work no more; remove them: docker network ls --filter driver=weft\n");
+        if args.root.is_none() {
+            remove_networks()?;
         }
         if has_systemd && at(UNIT).exists() {
             systemctl(&["disable", "--now", "weft.service"])?;
         } else if args.root.is_none() {
             // Whoever else started it.
             let _ = ask_router(Method::POST, "/stop");
+        }
+        if args.root.is_none() {
+            eprintln!("removing firewall rules and routing rules ...");
+            remove_rules()?;
         }
         for path in [UNIT, WANTED, BINARY] {
             remove(&at(path))?;
@@ -97,6 +101,34 @@ pub fn install(args: &InstallArgs) -> Result<String> {
         said.push_str(&format!("installed; no systemd runs here, so start it with: {}\n", start(&args.peers)));
     }
     Ok(said)
+}
+
+/// Removes weft's networks from the engine of this host, as long as there is a router that serves them.
+fn remove_networks() -> Result<()> {
+    let names = networks();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+    eprintln!("removing networks {} on this host ...", names.join(", "));
+    let used: Vec<String> = serde_json::from_value(ask_router(Method::POST, "/docker/leave")?).unwrap_or_default();
+    match used.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "networks {} have containers: remove those first (docker ps -a --filter network=...), then uninstall again",
+            used.join(", ")
+        ))),
+    }
+}
+
+/// Takes away what keeps containers apart while no router runs.
+fn remove_rules() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "cannot start an event loop".into())?;
+    runtime.block_on(docker::firewall::remove())?;
+    routing::remove()
 }
 
 /// Where an engine runs, its network `weft` is there a moment after the router.

@@ -46,6 +46,12 @@ impl Ns {
         Ok(ns)
     }
 
+    /// That of a process.
+    pub fn of_process(pid: u32) -> Result<Ns> {
+        let file = File::open(format!("/proc/{pid}/ns/net")).doing(|| format!("there is no process {pid}"))?;
+        Ok(Ns { fd: file.into() })
+    }
+
     /// Another handle of the same one.
     pub fn try_clone(&self) -> Result<Ns> {
         Ok(Ns { fd: self.fd.try_clone().doing(|| "cannot hold a network namespace".into())? })

@@ -64,7 +64,7 @@ pub struct LaunchArgs {
     /// Control socket, a flag of every command.
     #[arg(skip)]
     pub socket: Option<PathBuf>,
-    /// Nickname; default: the host name
+    /// Nickname [default: the host name]
     #[arg(long, env = "WEFT_NAME")]
     pub name: Option<String>,
     /// The network's secret(s), one a line, the first used first
@@ -72,71 +72,74 @@ pub struct LaunchArgs {
     pub secret_file: Option<PathBuf>,
     /// UDP address to listen on.
     #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR:PORT")]
-    #[arg(help = "UDP address to listen on; default [::]:6783, both families")]
+    #[arg(help = "UDP address to listen on [default: [::]:6783, both families]")]
     pub listen: Option<SocketAddr>,
-    /// Identity key and store; default /var/lib/weft
+    /// Identity key and store [default: /var/lib/weft]
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// IPv4 addresses for containers; default 10.32.0.0/12
-    #[arg(long, env = "WEFT_RANGE", value_name = "CIDR")]
+    /// IPv4 addresses for containers [default: 10.32.0.0/12]
+    #[arg(long, env = "WEFT_RANGE", value_name = "CIDR", help_heading = "Addresses")]
     pub range: Option<Cidr>,
-    /// Containers' MTU; default: found from the underlay
-    #[arg(long, env = "WEFT_MTU")]
+    /// Containers' MTU in bytes [default: the underlay's, less 50]
+    #[arg(long, env = "WEFT_MTU", value_name = "BYTES", help_heading = "Tuning")]
     pub mtu: Option<usize>,
     /// Link only to the peers named
-    #[arg(long, env = "WEFT_NO_DISCOVERY", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "WEFT_NO_DISCOVERY", value_parser = FalseyValueParser::new(), help_heading = "Tuning")]
     pub no_discovery: bool,
-    /// How frames get in and out of the kernel; default fast
-    #[arg(long, env = "WEFT_TAP")]
+    /// How frames get in and out of the kernel [default: fast]
+    #[arg(long, env = "WEFT_TAP", value_name = "MODE", help_heading = "Tuning")]
     pub tap: Option<TapMode>,
     /// Found a new address ring although peers are named
-    #[arg(long, env = "WEFT_FOUND", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "WEFT_FOUND", value_parser = FalseyValueParser::new(), help_heading = "Addresses")]
     pub found: bool,
     /// How long a host may be gone before its records and its free addresses go to others
-    #[arg(long, env = "WEFT_GRACE", value_name = "SECONDS")]
-    #[arg(help = "Seconds a host may be gone before its records and free addresses go to others; default 3600")]
+    #[arg(long, env = "WEFT_GRACE", value_name = "SECONDS", help_heading = "Addresses")]
+    #[arg(help = "Seconds a host may be gone before its records and free addresses go to others [default: 3600]")]
     pub grace: Option<u64>,
     /// Answer no names
-    #[arg(long, env = "WEFT_NO_DNS", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "WEFT_NO_DNS", value_parser = FalseyValueParser::new(), help_heading = "Names")]
     pub no_dns: bool,
     /// One more place to answer names
-    #[arg(long, env = "WEFT_DNS_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(long, env = "WEFT_DNS_LISTEN", value_name = "ADDR:PORT", help_heading = "Names")]
     pub dns_listen: Option<SocketAddr>,
-    /// Be no network driver for a Docker engine
-    #[arg(long, env = "WEFT_NO_DOCKER", value_parser = FalseyValueParser::new())]
+    /// Disable the Docker network and IPAM driver
+    #[arg(long, env = "WEFT_NO_DOCKER", value_parser = FalseyValueParser::new(), help_heading = "Docker")]
     pub no_docker: bool,
-    /// Make no networks here that were made on other hosts
-    #[arg(long, env = "WEFT_NO_SPREAD", value_parser = FalseyValueParser::new())]
+    /// Do not create networks here that exist on other hosts
+    #[arg(long, env = "WEFT_NO_SPREAD", value_parser = FalseyValueParser::new(), help_heading = "Docker")]
     pub no_spread: bool,
-    /// Where the engine looks for plugins; default /run/docker/plugins
-    #[arg(long, env = "WEFT_PLUGIN_DIR", value_name = "DIR")]
+    /// Where the engine looks for plugins [default: /run/docker/plugins]
+    #[arg(long, env = "WEFT_PLUGIN_DIR", value_name = "DIR", help_heading = "Docker")]
     pub plugin_dir: Option<PathBuf>,
-    /// Domain of container names; default weft.internal
-    #[arg(long, env = "WEFT_DNS_DOMAIN", value_name = "NAME")]
+    /// Domain of container names [default: weft.internal]
+    #[arg(long, env = "WEFT_DNS_DOMAIN", value_name = "NAME", help_heading = "Names")]
     pub dns_domain: Option<String>,
     /// Join without a secret: anyone may
     #[arg(long, env = "WEFT_INSECURE", value_parser = FalseyValueParser::new())]
     pub insecure: bool,
-    /// The engine that knows containers by name; default /var/run/docker.sock
-    #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE")]
+    /// The engine's API socket [default: /var/run/docker.sock]
+    #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE", help_heading = "Docker")]
     pub docker_socket: Option<PathBuf>,
     /// Seal with ChaCha20-Poly1305 even where there is hardware for AES
-    #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new(), help_heading = "Tuning")]
     pub no_aes: bool,
-    /// Packet workers; default: one per core
-    #[arg(long, env = "WEFT_WORKERS")]
+    /// Packet workers [default: one per core]
+    #[arg(long, env = "WEFT_WORKERS", value_name = "N", help_heading = "Tuning")]
     pub workers: Option<usize>,
     /// Microseconds a packet worker stays awake for the next packet before it sleeps, instead of as long as that pays.
-    #[arg(long, env = "WEFT_BUSY_POLL", value_name = "MICROSECONDS")]
+    #[arg(long, env = "WEFT_BUSY_POLL", value_name = "MICROSECONDS", help_heading = "Tuning")]
     #[arg(
-        help = "Microseconds a packet worker stays awake for the next packet, 0 for never; default: 50 where that pays"
+        help = "Microseconds a packet worker stays awake for the next packet, 0 for never [default: 50 where that pays]"
     )]
     pub busy_poll: Option<u64>,
-    /// The least that is logged: error, warn, info, debug or trace
-    #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "LEVEL")]
+    /// The least that is logged: error, warn, info, debug or trace [default: info]
+    #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging")]
     pub log_level: Option<String>,
+    /// Append the log to this file instead of writing it to standard error
+    #[arg(long, env = "WEFT_LOG_FILE", value_name = "FILE", help_heading = "Logging")]
+    pub log_file: Option<PathBuf>,
     /// Log in JSON, an object a line
-    #[arg(long, env = "WEFT_LOG_JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "WEFT_LOG_JSON", value_parser = FalseyValueParser::new(), help_heading = "Logging")]
     pub log_json: bool,
 }
 
@@ -251,6 +254,7 @@ impl LaunchArgs {
         self.no_aes |= file.no_aes;
         self.workers = self.workers.or(file.workers);
         self.busy_poll = self.busy_poll.or(file.busy_poll);
+        self.log_file = self.log_file.or(file.log_file);
         self.log_level = self.log_level.or(file.log_level);
         self.log_json |= file.log_json;
         Ok(self)

@@ -13,6 +13,7 @@ use rand::rngs::SysRng;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 use weft_crypto::{Identity, Keyring, Secret};
 
 use crate::error::{Doing, Failure, Result};
@@ -164,41 +165,53 @@ pub fn new_secret() -> Result<String> {
     Ok(Secret::generate(&entropy()?))
 }
 
-/// The crash-safe store.
+/// The crash-safe store. A disk that is full, or fails once, costs what it was asked to take meanwhile, and no more: the store is
+/// opened anew for the next write.
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    /// None: it failed, and could not be opened again yet.
+    database: Mutex<Option<Database>>,
+    /// What keeps it from being written, for people.
+    problem: Mutex<Option<String>>,
 }
 
 /// A change to the store: a key, and its value or none.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
 impl Store {
-    /// Opens or makes the store in a state directory.
+    /// Opens or makes the store in a state directory. On a full disk one that is there can be read.
     pub fn open(dir: &Path) -> Result<Store> {
         let path = dir.join("store.redb");
-        let result = once_let_go(
-            || redb::Builder::new().set_cache_size(STORE_CACHE).create(&path),
-            |error| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen),
-        );
-        let database = result.map_err(|error| match error {
+        let is_there = path.exists();
+        let database = open_database(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 Failure::new(format!("another router uses {}; stop it, or choose another --state-dir", dir.display()))
             }
             error => Failure::new(format!(
-                "the store {} cannot be opened: {error}; move it away to start without what was remembered",
+                "the store {} cannot be opened: {error}; make room on the disk, or move the store away to start without what \
+                 was remembered",
                 path.display()
             )),
         })?;
-        let store = Store { database };
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
-        store.write([])?;
+        let store = Store { path, database: Mutex::new(Some(database)), problem: Mutex::default() };
+        fs::set_permissions(&store.path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
+        match store.write([]) {
+            Err(error) if is_there => warn!("{error}; going on with what is there"),
+            written => written?,
+        }
         Ok(store)
     }
 
     /// All that is kept.
     pub fn read(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let what = || "cannot read the store; move it away to start without what was remembered".to_owned();
-        let table = self.database.begin_read().doing(what)?.open_table(TABLE).doing(what)?;
+        let mut database = self.lock();
+        let database = self.opened(&mut database)?;
+        let table = match database.begin_read().doing(what)?.open_table(TABLE) {
+            // Nothing was ever written.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table.doing(what)?,
+        };
         let mut all = Vec::new();
         for entry in table.iter().doing(what)? {
             let (key, value) = entry.doing(what)?;
@@ -207,21 +220,62 @@ impl Store {
         Ok(all)
     }
 
-    /// Makes changes, all or none; they survive a crash once this returns.
+    /// Makes changes, all or none; they survive a crash once this returns. After an `Err` nothing of them was made.
     pub fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>) -> Result<()> {
-        let what = || "cannot write the store; is the disk full?".to_owned();
-        let transaction = self.database.begin_write().doing(what)?;
-        {
-            let mut table = transaction.open_table(TABLE).doing(what)?;
-            for (key, value) in changes {
-                match value {
-                    Some(value) => drop(table.insert(key.as_slice(), value.as_slice()).doing(what)?),
-                    None => drop(table.remove(key.as_slice()).doing(what)?),
-                }
+        let mut database = self.lock();
+        let written = self.opened(&mut database).and_then(|database| write_to(database, changes));
+        if written.is_err() {
+            // A database that met an error of the disk takes nothing more until it is opened again.
+            *database = None;
+        }
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = written.as_ref().err().map(Failure::to_string);
+        written
+    }
+
+    /// What keeps it from being written, in a line.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Database>> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened<'d>(&self, database: &'d mut Option<Database>) -> Result<&'d Database> {
+        let opened = match database.take() {
+            Some(database) => database,
+            None => open_database(&self.path).doing(cannot_write)?,
+        };
+        Ok(database.insert(opened))
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
+    once_let_go(
+        || redb::Builder::new().set_cache_size(STORE_CACHE).create(path),
+        |error| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen),
+    )
+}
+
+fn cannot_write() -> String {
+    "cannot write the store; is the disk full?".to_owned()
+}
+
+fn write_to<'a>(
+    database: &Database,
+    changes: impl IntoIterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+) -> Result<()> {
+    let transaction = database.begin_write().doing(cannot_write)?;
+    {
+        let mut table = transaction.open_table(TABLE).doing(cannot_write)?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(table.insert(key.as_slice(), value.as_slice()).doing(cannot_write)?),
+                None => drop(table.remove(key.as_slice()).doing(cannot_write)?),
             }
         }
-        transaction.commit().doing(what)
     }
+    transaction.commit().doing(cannot_write)
 }
 
 /// A table of things by name, all of it in memory and all changes on disk before they count.

@@ -1,10 +1,14 @@
 //! `weft status`: one JSON object, and the same for people.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use weft_mesh::node::Status;
+use serde_json::{Map, Value, json};
+use weft_mesh::egress::DropReason;
+use weft_mesh::node::{EndpointStatus, Status, TargetState};
+use weft_mesh::records::EndpointId;
 
 use crate::control::Api;
 use crate::docker;
@@ -13,25 +17,93 @@ use crate::error::{Failure, Result};
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
 pub fn report(status: &Status, api: &Api) -> Value {
     let options = &api.options;
-    let engine = api.docker.as_ref().and_then(|docker| docker.engine_version.load_full());
+    let engine = api.docker.as_ref().and_then(|docker| docker.engine_version());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "name": status.name,
         "peer_id": status.peer_id,
         "cloned": status.cloned,
+        "addresses": status.addresses,
+        "problems": problems(status, api),
         "peers": status.peers,
         "links": status.links,
         "routes": status.routes,
-        "endpoints": status.endpoints,
+        "endpoints": endpoints(status, api),
         "targets": status.targets,
         "ipam": ipam(status, &options.range.to_string()),
         "dns": dns(api),
+        "drops": drops(api),
         "docker": {
             "plugin": api.docker.as_ref().map(|_| docker::NAME),
             "engine": engine.as_deref(),
             "networks": api.docker.as_ref().map(|docker| docker.network_names()).unwrap_or_default(),
+            "firewalls": api.docker.as_ref().map(|docker| docker.obstacles()).unwrap_or_default(),
         },
     })
+}
+
+/// What is wrong and what to do about it, a line each.
+fn problems(status: &Status, api: &Api) -> Vec<String> {
+    let mut problems = Vec::new();
+    if status.cloned {
+        problems.push(
+            "another host lives with this host's key (a cloned machine?): on the copy, stop weft and remove identity and \
+             store.redb from its state directory"
+                .to_owned(),
+        );
+    }
+    for target in &status.targets {
+        let silent = || target.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
+        match target.state {
+            TargetState::Silent => problems.push(format!(
+                "{} does not answer at {}: is weft up there, does UDP get through, and has it the same secret?",
+                target.name,
+                silent()
+            )),
+            TargetState::Trying if target.addresses.is_empty() => {
+                problems.push(format!(
+                    "the name of peer {} cannot be looked up: check it, or this host's DNS",
+                    target.name
+                ));
+            }
+            _ => {}
+        }
+    }
+    if !status.marks {
+        problems.push(
+            "a network here drops packets marked AF21: this router marks none, and small packets may wait behind large transfers"
+                .to_owned(),
+        );
+    }
+    problems.extend(api.overlap.clone());
+    problems.extend(api.store.problem());
+    problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));
+    problems
+}
+
+/// Endpoints as the node reports them, those of an engine with their published ports.
+fn endpoints(status: &Status, api: &Api) -> Value {
+    let with_ports = |endpoint: &EndpointStatus| {
+        let mut value = json!(endpoint);
+        let id: Option<EndpointId> = hex::decode(&endpoint.id).ok().and_then(|id| id.try_into().ok());
+        let ports = id.zip(api.docker.as_ref()).map(|(id, docker)| docker.ports_of(id)).unwrap_or_default();
+        value["ports"] = json!(ports);
+        value
+    };
+    status.endpoints.iter().map(with_ports).collect()
+}
+
+/// What the packet workers dropped, by reason, and what else was lost.
+fn drops(api: &Api) -> Value {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let by_reason =
+        DropReason::ALL.iter().map(|reason| (reason.name(), count(&api.counters.dropped[*reason as usize])));
+    let others = [
+        ("tap_full", count(&api.counters.tap_full)),
+        ("send_failed", count(&api.counters.send_failed)),
+        ("punts_lost", count(&api.counters.punts_lost)),
+    ];
+    by_reason.chain(others).map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<String, Value>>().into()
 }
 
 fn dns(api: &Api) -> Value {
@@ -40,6 +112,7 @@ fn dns(api: &Api) -> Value {
         "domain": api.options.dns_domain,
         "listen": listen,
         "entries": api.names.load().len(),
+        "added": api.names.load().added(),
         "containers": { "redirected": served, "by_gateway": unserved },
     })
 }
@@ -77,6 +150,8 @@ pub enum Topic {
     Ipam,
     /// Hosts to link to.
     Targets,
+    /// Packets that went no further, by reason.
+    Drops,
 }
 
 /// The report for people.
@@ -86,37 +161,83 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
         Ok::<_, Failure>(table(list, columns))
     };
     match topic {
-        None => {
-            let mut text = format!(
-                "weft {} on {} ({})\n",
-                plain(&report["version"]),
-                plain(&report["name"]),
-                cell("peer_id", &report["peer_id"])
-            );
-            if report["cloned"] == true {
-                text.push_str("another host lived with this host's key within the last minute: see the log\n");
-            }
-            let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
-            let connected =
-                report["peers"].as_array().into_iter().flatten().filter(|p| p["state"] == "connected").count();
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "peers: {connected} of {} connected", count("peers"));
-            let _ = writeln!(text, "endpoints: {}", count("endpoints"));
-            let _ = writeln!(text, "range: {}", plain(&report["ipam"]["range"]));
-            if count("peers") > 0 {
-                text.push('\n');
-                text.push_str(&rows("peers", PEERS)?);
-            }
-            Ok(text)
-        }
+        None => summary(report),
         Some(Topic::Peers) => rows("peers", PEERS),
         Some(Topic::Links) => rows("links", &["from", "to", "cost"]),
         Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "max_datagram"]),
-        Some(Topic::Endpoints) => rows("endpoints", &["segment", "host", "ips", "names", "mac", "id"]),
+        Some(Topic::Endpoints) => {
+            rows("endpoints", &["segment", "host", "ips", "names", "health", "ports", "mac", "id"])
+        }
         Some(Topic::Targets) => rows("targets", &["name", "addresses", "peer", "state"]),
         Some(Topic::Ipam) => print_ipam(&report["ipam"]),
-        Some(Topic::Dns) => Ok(object(&report["dns"])),
+        Some(Topic::Dns) => print_dns(report),
+        Some(Topic::Drops) => Ok(object(&report["drops"])),
     }
+}
+
+/// How it stands, what is wrong first.
+fn summary(report: &Value) -> Result<String> {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    for problem in report["problems"].as_array().into_iter().flatten() {
+        let _ = writeln!(text, "PROBLEM: {}", plain(problem));
+    }
+    let _ = writeln!(
+        text,
+        "weft {} on {} ({})",
+        plain(&report["version"]),
+        plain(&report["name"]),
+        cell("peer_id", &report["peer_id"])
+    );
+    let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
+    let peers = report["peers"].as_array().into_iter().flatten();
+    let connected = peers.filter(|peer| peer["state"] == "connected").count();
+    let (ipam, docker) = (&report["ipam"], &report["docker"]);
+    let engine = if docker["plugin"].is_null() { "off".to_owned() } else { plain(&docker["engine"]) };
+    for (name, value) in [
+        ("addresses", plain(&report["addresses"])),
+        ("peers", format!("{connected} of {} connected", count("peers"))),
+        ("endpoints", count("endpoints").to_string()),
+        (
+            "range",
+            format!("{} ({} of {} used here)", plain(&ipam["range"]), plain(&ipam["used"]), plain(&ipam["owned"])),
+        ),
+        ("domain", plain(&report["dns"]["domain"])),
+        ("docker", format!("engine {engine}, networks {}", plain(&docker["networks"]))),
+    ] {
+        let _ = writeln!(text, "{name}: {value}");
+    }
+    if count("peers") > 0 {
+        text.push('\n');
+        text.push_str(&table(report["peers"].as_array().map_or(&[][..], Vec::as_slice), PEERS));
+    }
+    Ok(text)
+}
+
+/// Where names are answered, and which there are.
+fn print_dns(report: &Value) -> Result<String> {
+    let dns = &report["dns"];
+    let containers = &dns["containers"];
+    let mut text = format!(
+        "domain: {}\nlisten: {}\ncontainers: {} by their own resolver, {} by their gateway only\n\n",
+        plain(&dns["domain"]),
+        plain(&dns["listen"]),
+        plain(&containers["redirected"]),
+        plain(&containers["by_gateway"])
+    );
+    let mut rows = Vec::new();
+    for endpoint in report["endpoints"].as_array().into_iter().flatten() {
+        for name in endpoint["names"].as_array().into_iter().flatten() {
+            rows.push(json!({
+                "name": name, "network": endpoint["segment"], "ips": endpoint["ips"], "host": endpoint["host"],
+                "health": endpoint["health"],
+            }));
+        }
+    }
+    rows.extend(dns["added"].as_array().into_iter().flatten().cloned());
+    rows.sort_by_key(|row| plain(&row["name"]));
+    text.push_str(&table(&rows, &["name", "network", "ips", "host", "health"]));
+    Ok(text)
 }
 
 fn print_ipam(ipam: &Value) -> Result<String> {
@@ -140,13 +261,23 @@ fn print_ipam(ipam: &Value) -> Result<String> {
 const PEERS: &[&str] =
     &["name", "peer_id", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];
 
+/// The heading of a column.
+fn heading(column: &str) -> String {
+    match column {
+        "rtt_us" => "RTT".into(),
+        "rx_bytes" => "RECEIVED".into(),
+        "tx_bytes" => "SENT".into(),
+        other => other.to_uppercase(),
+    }
+}
+
 fn object(value: &Value) -> String {
     let Some(object) = value.as_object() else { return String::new() };
     object.iter().map(|(key, value)| format!("{key}: {}\n", plain(value))).collect()
 }
 
 fn table(rows: &[Value], columns: &[&str]) -> String {
-    let mut cells = vec![columns.iter().map(|column| column.to_uppercase()).collect::<Vec<String>>()];
+    let mut cells = vec![columns.iter().map(|column| heading(column)).collect::<Vec<String>>()];
     cells.extend(rows.iter().map(|row| columns.iter().map(|column| cell(column, &row[*column])).collect()));
     let widths: Vec<usize> =
         (0..columns.len()).map(|i| cells.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
@@ -159,10 +290,14 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
     text
 }
 
-/// Keys by their first digits, the rest as it is.
+/// Keys by their first digits, times in milliseconds, amounts in megabytes, the rest as it is.
 fn cell(column: &str, value: &Value) -> String {
-    let text = plain(value);
-    if column == "peer_id" { text.chars().take(8).collect() } else { text }
+    match (column, value.as_f64()) {
+        ("peer_id", _) => plain(value).chars().take(8).collect(),
+        ("rtt_us", Some(micros)) => format!("{:.2} ms", micros / 1e3),
+        ("rx_bytes" | "tx_bytes", Some(bytes)) => format!("{:.1} MB", bytes / 1e6),
+        _ => plain(value),
+    }
 }
 
 fn plain(value: &Value) -> String {

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use weft_mesh::records::is_endpoint_name;
 
 use crate::error::{Failure, Result};
 
@@ -12,6 +14,10 @@ pub struct Namespace {
     pub file: File,
     /// Device and inode: two handles are of one namespace if these are equal.
     pub id: (u64, u64),
+    /// Where it was found.
+    pub path: PathBuf,
+    /// What the container in it is called, if it was asked for by name or id.
+    pub name: Option<String>,
 }
 
 /// Finds the network namespace that `target` means: a path, a process id, or a container's name or id.
@@ -22,8 +28,9 @@ pub async fn resolve(target: &str, docker_socket: &Path) -> Result<Namespace> {
     if let Ok(pid) = target.parse::<u32>() {
         return open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("there is no process {pid}"));
     }
-    let pid = container_pid(target, docker_socket).await?;
-    open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("container {target} has just ended"))
+    let (pid, name) = container(target, docker_socket).await?;
+    let found = open(Path::new(&format!("/proc/{pid}/ns/net")), || format!("container {target} has just ended"))?;
+    Ok(Namespace { name: name.filter(|name| is_endpoint_name(name)), ..found })
 }
 
 /// The network namespace of this host.
@@ -46,10 +53,21 @@ pub fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> 
     }
     let metadata =
         file.metadata().map_err(|error| Failure::new(format!("cannot look at {}: {error}", path.display())))?;
-    Ok(Namespace { id: (metadata.dev(), metadata.ino()), file })
+    Ok(Namespace { id: (metadata.dev(), metadata.ino()), file, path: path.to_owned(), name: None })
 }
 
-async fn container_pid(name: &str, socket: &Path) -> Result<i64> {
+/// Finds a network namespace again by its device and inode: at a path where it was, or that of a process that is in it.
+pub fn find(id: (u64, u64), path: &Path) -> Option<Namespace> {
+    let at = |path: &Path| open(path, String::new).ok().filter(|namespace| namespace.id == id);
+    let of_processes = || {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes.map(|process| process.path().join("ns/net")).find_map(|path| at(&path))
+    };
+    at(path).or_else(of_processes)
+}
+
+/// The process of a running container, and its name.
+async fn container(name: &str, socket: &Path) -> Result<(i64, Option<String>)> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Failure::new(format!(
             "cannot ask Docker about container {name} at {}: {error}; give a PID or a namespace path instead",
@@ -67,7 +85,7 @@ async fn container_pid(name: &str, socket: &Path) -> Result<i64> {
         error => unreachable(&error),
     })?;
     match container.state.and_then(|state| state.pid) {
-        Some(pid) if pid > 0 => Ok(pid),
+        Some(pid) if pid > 0 => Ok((pid, container.name.map(|name| name.trim_start_matches('/').to_owned()))),
         _ => Err(Failure::new(format!("container {name} does not run; start it first"))),
     }
 }
