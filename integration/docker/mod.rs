@@ -125,20 +125,51 @@ impl Drop for Lan {
     }
 }
 
+/// Holds a mount namespace: that of this machine, or (with a fourth argument) the root file system of another with what this
+/// one shares: its processes, devices, cgroups and temporary files, and the directory of the binary under test.
+const HOLD: &str = r#"
+if [ -n "${4:-}" ]; then
+  root=$1/root
+  mkdir -p "$root"
+  mount --bind "$4" "$root"
+  mount -t sysfs sysfs "$root/sys"
+  mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
+  mount --rbind /proc "$root/proc"
+  mount --rbind /dev "$root/dev"
+  mount -t tmpfs tmpfs "$root/run"
+  mkdir -p "$root/run/lock" "$root/run/old" "$root/run/docker" "$root/run/containerd" "$root/etc/docker" "$root$3"
+  touch "$root/etc/resolv.conf"
+  mount --bind /tmp "$root/tmp"
+  mount --bind "$3" "$root$3"
+  cd "$root"
+  pivot_root . run/old
+  umount -l /run/old
+fi
+touch "$2"
+exec sleep infinity
+"#;
+
+/// The root file system of the engine of a host: `WEFT_ENGINE_ROOTS` lists them with colons between them, for one host after
+/// the other and round again; an empty one is this machine's.
+fn engine_root(number: usize) -> Option<String> {
+    let all = std::env::var("WEFT_ENGINE_ROOTS").ok()?;
+    let all: Vec<&str> = all.split(':').collect();
+    Some(all[number % all.len()].to_owned()).filter(|root| !root.is_empty())
+}
+
 impl EngineHost {
     fn new(number: usize, dir: &Path, lan: &Ns, arguments: Vec<String>) -> EngineHost {
         let name = format!("e{number}");
         let ip: IpAddr = IpAddr::from([10, 98, 0, number as u8 + 1]);
         let dir = dir.join(&name);
         let ns = Ns::new().expect("a namespace");
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let ready = dir.join("ready");
         let mut holder = Command::new("unshare");
-        holder.args(["--mount", "--propagation", "private", "--", "sleep", "infinity"]).stdin(Stdio::null());
+        holder.args(["--mount", "--propagation", "private", "--", "sh", "-ec", HOLD, "hold"]).stdin(Stdio::null());
+        holder.args([&dir, &ready]).arg(weft().parent().expect("a directory")).args(engine_root(number));
         let holder = ns.spawn(holder).expect("a mount namespace");
-        let own_mounts = format!("/proc/{}/ns/mnt", holder.id());
-        await_true("the mount namespace is not there", || {
-            Ok(std::fs::read_link(&own_mounts).ok() != std::fs::read_link("/proc/self/ns/mnt").ok())
-        })
-        .expect("a mount namespace of its own");
+        await_true("the mount namespace is not there", || Ok(ready.exists())).expect("a mount namespace of its own");
         let host = EngineHost {
             name,
             ip,
@@ -210,6 +241,12 @@ impl EngineHost {
 
     fn router(&self) -> MutexGuard<'_, Option<Child>> {
         self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` in a container's network namespace.
+    pub fn inside_container<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        let pid = self.docker(&["inspect", "-f", "{{.State.Pid}}", name]).parse().expect("a process");
+        Ns::of_process(pid).and_then(|ns| ns.run(work)).expect("the container runs")
     }
 
     /// Runs `work` in the host's network namespace.
@@ -469,7 +506,8 @@ fn make_image(dir: &Path) -> String {
     let bin = dir.join("image/bin");
     std::fs::create_dir_all(&bin).expect("a directory");
     std::fs::copy(busybox, bin.join("busybox")).expect("a copy of busybox");
-    for applet in ["sh", "sleep", "ping", "nslookup", "ip", "wget", "httpd", "cat", "touch", "rm", "test", "nc"] {
+    for applet in ["sh", "sleep", "ping", "nslookup", "ip", "wget", "httpd", "cat", "touch", "rm", "test", "nc", "true"]
+    {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link");
     }
     let tar = dir.join("image.tar").to_string_lossy().into_owned();

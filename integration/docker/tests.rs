@@ -124,6 +124,20 @@ fn containers_of_three_engines_find_each_other_by_name() {
     }
 }
 
+/// Whether a web server answers at an address.
+fn answers(address: &str) -> bool {
+    use std::io::{Read, Write};
+    let mut answer = [0; 8];
+    std::net::TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(1)).is_ok_and(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+            && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
+            && stream.read_exact(&mut answer).is_ok()
+            && answer.starts_with(b"HTTP/1.")
+    })
+}
+
+const SERVER: [&str; 7] = [IMAGE, "httpd", "-f", "-p", "80", "-h", "/bin"];
+
 fn create<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["network", "create", "-d", "weft", "--ipam-driver", "weft"], more].concat()
 }
@@ -135,7 +149,10 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     let lan = Lan::start_with("networks", &[&[], &["--iptables=false"]]);
     let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
     refused(&a.try_docker(&["network", "create", "-d", "weft", "x"]), "--ipam-driver weft NAME");
-    refused(&a.try_docker(&create(&["--subnet", "10.98.0.0/16", "x"])), "overlaps this host's route");
+    refused(
+        &a.try_docker(&create(&["--subnet", "10.98.0.0/16", "x"])),
+        "overlaps the network 10.98.0.0/24 of this host's interface eth0",
+    );
     refused(&a.try_docker(&create(&["--subnet", "10.40.0.0/16", "x"])), "the mesh's own range");
     refused(&a.try_docker(&create(&["--subnet", "10.50.0.0/31", "x"])), "/8 to /30");
     refused(&a.try_docker(&create(&["-o", "com.docker.network.driver.mtu=100", "x"])), "1280 to 65000");
@@ -188,18 +205,6 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
         "-h",
         "/bin",
     ]);
-    let answers = |address: &str| {
-        std::net::TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(1)).is_ok_and(
-            |mut stream| {
-                use std::io::{Read, Write};
-                let mut answer = [0; 8];
-                stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
-                    && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
-                    && stream.read_exact(&mut answer).is_ok()
-                    && answer.starts_with(b"HTTP/1.")
-            },
-        )
-    };
     let from_outside = || lan.outside.run(|| answers("10.98.0.1:8080")).unwrap();
     await_true("a published port is not reached from outside", || Ok(from_outside())).unwrap();
     for own in ["10.98.0.1:8080", "127.0.0.1:8080"] {
@@ -227,10 +232,9 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
 
     // Rules that somebody flushed come back.
     assert!(a.run(&["nft", "flush", "ruleset"]).status.success());
-    await_true("a published port does not come back after a flush", || Ok(from_outside())).unwrap();
-
     // Containers reach the outside through their host, unless their network is internal.
-    assert!(a.pings("one", "10.98.0.254"));
+    await_true("the way out does not come back after a flush", || Ok(a.pings("one", "10.98.0.254"))).unwrap();
+    await_true("a published port does not come back after a flush", || Ok(from_outside())).unwrap();
     a.docker(&create(&["--internal", "inner"]));
     await_true("the network does not spread", || Ok(b.network_exists("inner"))).unwrap();
     a.sleeper("in-a", "inner", &[]);
@@ -450,4 +454,156 @@ fn a_name_is_known_everywhere_within_a_second_and_gone_as_soon() {
         appeared[ROUNDS - 1]
     );
     eprintln!("gone after the command returned: p50 {:?}, max {:?}", left[ROUNDS / 2], left[ROUNDS - 1]);
+}
+
+#[test]
+fn ports_lead_where_they_should_in_every_state() {
+    let _alone = alone();
+    let mut lan = Lan::start("ports", 2);
+    let a = &lan.hosts[0];
+    // The host is in a segment: neither it nor its engine takes that for a foreign network.
+    assert!(a.weft(&["expose"]).status.success());
+    let started = Instant::now();
+    a.docker(&create(&["app"]));
+    assert!(started.elapsed() < Duration::from_secs(5), "a network took {:?}", started.elapsed());
+    a.docker(&create(&["--ipv6", "--subnet", "10.70.0.0/24", "--subnet", "fd70::/64", "dual"]));
+    let run = |more: &[&str]| a.docker(&[&["run", "-d"], more, &SERVER].concat());
+    run(&["--name", "web", "--network", "app", "-p", "8081:80"]);
+    run(&["--name", "both", "--network", "dual", "-p", "8082:80", "-p", "80"]);
+    let outside = |address: &str| lan.outside.run(|| answers(address)).unwrap();
+    await_true("a port is not reached from outside", || Ok(outside("10.98.0.1:8081") && outside("10.98.0.1:8082")))
+        .unwrap();
+    for (port, name) in [(8081, "web"), (8082, "both")] {
+        for own in [format!("127.0.0.1:{port}"), format!("[::1]:{port}"), format!("10.98.0.1:{port}")] {
+            assert!(a.inside(|| answers(&own)), "{own} does not answer on the host");
+        }
+        // By whatever way the kernel treats bridges: its own port, and that of another network.
+        for other in [name, if name == "web" { "both" } else { "web" }] {
+            let address = format!("10.98.0.1:{port}");
+            assert!(a.inside_container(other, || answers(&address)), "{other} does not reach {address}");
+        }
+    }
+    // The engine says of no port which it is: weft does, and it is the same after a restart.
+    let random = |host: &weft_integration::docker::EngineHost| {
+        let endpoints = host.status()["endpoints"].clone();
+        let both = endpoints.as_array().unwrap().iter().find(|e| e["names"][0] == "both").cloned().unwrap();
+        let ports: Vec<String> = serde_json::from_value(both["ports"].clone()).unwrap();
+        let port = ports.iter().find(|port| !port.contains("8082")).unwrap_or_else(|| panic!("{ports:?}")).clone();
+        port.split([':', '-']).nth(1).unwrap().to_owned()
+    };
+    let port = random(a);
+    assert!(outside(&format!("10.98.0.1:{port}")));
+    a.kill_router();
+    // Without a router nothing that was kept apart is open, and what was published still is.
+    let direct: Vec<String> = ["web", "both"]
+        .map(|name| {
+            format!(
+                "{}:80",
+                a.docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name])
+            )
+        })
+        .into();
+    let via = |prefix: &str| {
+        let words = ["ip", "route", "replace", prefix, "via", "10.98.0.1"].map(str::to_owned);
+        lan.outside.run(move || std::process::Command::new(&words[0]).args(&words[1..]).status()).unwrap().unwrap()
+    };
+    assert!(via("10.32.0.0/12").success() && via("10.70.0.0/24").success());
+    let is_closed = |when: &str| {
+        for address in &direct {
+            assert!(!outside(address), "{when}: an unpublished port of {address} is open");
+        }
+        assert!(!a.inside_container("web", || answers(&direct[1])), "{when}: networks reach each other");
+    };
+    is_closed("killed");
+    assert!(outside("10.98.0.1:8081"));
+    a.start_router();
+    await_true("the random port is another", || Ok(outside(&format!("10.98.0.1:{port}")))).unwrap();
+    assert_eq!(random(a), port);
+    is_closed("running");
+    assert!(a.run(&["nft", "flush", "ruleset"]).status.success());
+    is_closed("flushed");
+    await_true("a port does not come back after a flush", || Ok(outside("10.98.0.1:8081"))).unwrap();
+    a.stop_router();
+    is_closed("stopped");
+    a.start_router();
+    // A firewall that drops all it does not know is told, and it is said.
+    let rules = "table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established accept; \
+                 iifname lo accept; udp dport 6783 accept; tcp dport 8081 accept; }; chain forward { type filter hook forward \
+                 priority 0; policy drop; }; }";
+    assert!(a.run(&["nft", rules]).status.success(), "{rules}");
+    await_true("a firewall keeps a port closed", || Ok(outside("10.98.0.1:8081"))).unwrap();
+    let firewalls = || a.status()["docker"]["firewalls"].to_string();
+    await_true("the firewall is not told of", || Ok(firewalls().contains("inet filter forward"))).unwrap();
+    let (name, ip) = OUTSIDE_NAME;
+    await_true("names are not answered at the gateway", || {
+        let output = a.try_docker(&["exec", "web", "nslookup", name, "10.32.0.1"]);
+        Ok(String::from_utf8_lossy(&output.stdout).contains(&ip.to_string()))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", firewalls()));
+    a.docker(&["rm", "-f", "web", "both"]);
+    lan.hosts[0].end_engine(Signal::SIGTERM);
+}
+
+#[test]
+fn spread_networks_are_like_the_first_and_stay_where_they_are_used() {
+    let _alone = alone();
+    let lan = Lan::start("spread", 2);
+    let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
+    let label = format!("com.example.long={}", "x".repeat(900));
+    a.docker(&create(&[
+        "--label",
+        "com.docker.compose.network=default",
+        "--label",
+        "com.docker.compose.project=shop",
+        "--label",
+        &label,
+        "--attachable",
+        "-o",
+        "com.docker.network.driver.mtu=1400",
+        "--subnet",
+        "10.71.0.0/24",
+        "--aux-address",
+        "printer=10.71.0.9",
+        "shop",
+    ]));
+    a.docker(&create(&["-o", "weft.scope=host", "own"]));
+    await_true("the network does not spread", || Ok(b.network_exists("shop"))).unwrap();
+    let described = |host: &weft_integration::docker::EngineHost| {
+        let format = "{{json .Labels}} {{json .Options}} {{json .Internal}} {{json .Attachable}} {{json .EnableIPv6}} {{json .IPAM}}";
+        host.docker(&["network", "inspect", "-f", format, "shop"])
+    };
+    assert_eq!(described(a), described(b));
+    assert!(!b.network_exists("own"), "it is one host's alone");
+    // Services that look themselves and each other up before they are well come up.
+    let check = |name: &str| format!("nslookup {name}");
+    for (host, name, other) in [(a, "one", "two"), (b, "two", "one")] {
+        let (own, theirs) = (check(name), check(other));
+        let health =
+            ["--health-cmd", &format!("{own} && {theirs}"), "--health-interval", "1s", "--health-retries", "30"];
+        host.sleeper(name, "shop", &health);
+    }
+    for (host, name) in [(a, "one"), (b, "two")] {
+        let health = || host.docker(&["inspect", "-f", "{{.State.Health.Status}}", name]);
+        await_true(&format!("{name} does not get well"), || Ok(health() == "healthy")).unwrap();
+    }
+    // More names than a record takes, on every host.
+    let aliases: Vec<String> = (0..60).map(|number| format!("service-{number}.shop.example")).collect();
+    let flags: Vec<&str> = aliases.iter().flat_map(|alias| ["--network-alias", alias]).collect();
+    a.sleeper("many", "shop", &[&flags[..], &["--hostname", "many.host.example"]].concat());
+    let ip = a.ip("many", "shop");
+    for name in [&aliases[0], &aliases[59], &"many.host.example".to_owned()] {
+        b.await_resolved("two", name, &[ip], KNOWN);
+    }
+    // Whoever removes a network does not take it from containers elsewhere, running or not.
+    a.docker(&["rm", "-f", "one", "many"]);
+    b.docker(&["stop", "-t", "0", "two"]);
+    a.docker(&["network", "rm", "shop"]);
+    await_true("the network does not come back", || Ok(a.network_exists("shop"))).unwrap();
+    assert!(b.network_exists("shop"));
+    b.docker(&["start", "two"]);
+    b.docker(&["rm", "-f", "two"]);
+    // Two engines that make and remove at once may need a moment to agree.
+    b.docker(&["network", "rm", "shop"]);
+    await_true("the network is not removed everywhere", || Ok(!a.network_exists("shop") && !b.network_exists("shop")))
+        .unwrap();
 }

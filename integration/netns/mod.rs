@@ -20,6 +20,7 @@ pub struct Mesh {
     /// Pairs of hosts with a wire between them.
     pub wires: Vec<(usize, usize)>,
     taps: Vec<TapMode>,
+    more: Vec<Vec<String>>,
     secret: PathBuf,
     dir: PathBuf,
 }
@@ -51,6 +52,11 @@ pub fn weft() -> PathBuf {
 impl Mesh {
     /// Starts a host for each entry of `taps`, joined by `wires`, each naming its neighbours.
     pub fn start(name: &str, taps: &[TapMode], wires: &[(usize, usize)]) -> Mesh {
+        Mesh::start_with(name, taps, wires, &[])
+    }
+
+    /// The same, with further arguments of `launch` for each host.
+    pub fn start_with(name: &str, taps: &[TapMode], wires: &[(usize, usize)], more: &[&[&str]]) -> Mesh {
         assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
         let dir = std::env::temp_dir().join(format!("weft-netns-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -65,7 +71,11 @@ impl Mesh {
             wire(&hosts[*a].ns, &hosts[*b].ns, (&names.0, &names.1), (&end(1), &end(2))).expect("a wire");
         }
         let (taps, wires) = (taps.to_vec(), wires.to_vec());
-        let mut mesh = Mesh { hosts, containers: Vec::new(), wires, taps, secret, dir };
+        let words = |number: usize| -> Vec<String> {
+            more.get(number).copied().unwrap_or_default().iter().map(|word| (*word).to_owned()).collect()
+        };
+        let more = (0..hosts.len()).map(words).collect();
+        let mut mesh = Mesh { hosts, containers: Vec::new(), wires, taps, more, secret, dir };
         (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
         mesh
     }
@@ -82,6 +92,7 @@ impl Mesh {
         if number % 3 == 1 {
             arguments.extend(["--busy-poll".into(), "50".into()]);
         }
+        arguments.extend(self.more[number].iter().cloned());
         let tap = self.taps[number];
         self.hosts[number].start(&weft(), tap, &arguments).expect("the router starts");
     }

@@ -414,7 +414,9 @@ fn mistakes_get_one_clear_line_and_leave_nothing_behind() {
     weft(1, "no network namespace", &["attach", "/etc/hostname", "--ip", "10.32.9.9/24"]);
     weft(1, "container", &["attach", "no-such-container", "--ip", "10.32.9.9/24"]);
     weft(1, "weft expose", &["attach", &mesh.hosts[0].pid().unwrap().to_string(), "--ip", "10.32.9.9/24"]);
-    weft(1, "not in segment", &["detach", &target]);
+    // What is not there needs no taking away.
+    assert!(run_weft(ns, &["--socket", &socket, "detach", &target]).status.success());
+    assert!(run_weft(ns, &["--socket", &socket, "hide"]).status.success());
     weft(1, "no peer", &["forget", "10.1.2.3"]);
     weft(2, "no peer", &["connect", "a:b:c"]);
     weft(2, "unexpected argument", &["status", "--nonsense"]);

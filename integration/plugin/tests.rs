@@ -25,9 +25,12 @@ struct Plugin {
     engine: Arc<Mutex<Engine>>,
 }
 
-/// What the engine says of networks.
+/// What the engine says of itself and of networks.
 #[derive(Default)]
 struct Engine {
+    /// Its id, and what it calls itself.
+    id: String,
+    kind: String,
     /// Names of networks by their ids, and names of containers by their endpoints' ids.
     networks: BTreeMap<String, (String, BTreeMap<String, String>)>,
     /// How it was told to make networks, by their ids.
@@ -196,7 +199,10 @@ fn serve(mut stream: UnixStream, engine: &Mutex<Engine>) {
     }
     let tail = path.rsplit('/').next().unwrap_or_default();
     let body = match tail {
-        "version" => json!({ "Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12" }),
+        "version" => json!({
+            "Version": "20.10.24", "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": engine.kind, "Version": "" }],
+        }),
+        "info" => json!({ "ID": engine.id }),
         "networks" => {
             let described = |(id, (name, _)): (&String, &(String, _))| {
                 let mut network = engine.made.get(id).cloned().unwrap_or_else(|| json!({}));
@@ -511,4 +517,136 @@ fn an_engine_that_does_not_answer_holds_nothing_up() {
     let address = plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(2), "db");
     plugin.endpoints(2);
     plugin.end(NETWORK, DEFAULT_POOL, &endpoint_id(2), &address);
+}
+
+/// `ProgramExternalConnectivity` with ports: protocol, container's, host's first and last.
+fn program(network: &str, endpoint: &str, ports: &[(u8, u16, u16, u16)]) -> Value {
+    let ports = ports.iter().map(|(protocol, port, first, last)| {
+        json!({ "Proto": protocol, "IP": "", "Port": port, "HostIP": "127.0.0.1", "HostPort": first, "HostPortEnd": last })
+    });
+    let options = json!({ "com.docker.network.portmap": ports.collect::<Vec<Value>>() });
+    json!({ "NetworkID": network, "EndpointID": endpoint, "Options": options })
+}
+
+impl Plugin {
+    /// The published ports of an endpoint.
+    fn ports(&self, endpoint: &str) -> Vec<String> {
+        let all = self.status()["endpoints"].as_array().cloned().unwrap_or_default();
+        let found = all.iter().find(|known| known["id"] == endpoint[..32]).map(|known| known["ports"].clone());
+        serde_json::from_value(found.unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+#[test]
+fn ports_are_those_of_the_endpoint_that_was_programmed_last() {
+    const TCP: u8 = 6;
+    let mut plugin = Plugin::start("ports");
+    plugin.create_plain(NETWORK, "app");
+    let (first, second) = (endpoint_id(1), endpoint_id(2));
+    plugin.run(NETWORK, DEFAULT_POOL, &first, "web");
+    assert_eq!(plugin.ports(&first), Vec::<String>::new(), "nothing is published by joining");
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", program(NETWORK, &first, &[(TCP, 80, 0, 0)]));
+    let ports = plugin.ports(&first);
+    let host_port: u16 = ports[0].split([':', '-']).nth(1).unwrap().parse().unwrap();
+    assert_eq!(ports, [format!("127.0.0.1:{host_port}->80/tcp")]);
+    // Another container's is refused, with the reason.
+    plugin.run(NETWORK, DEFAULT_POOL, &second, "db");
+    let taken = program(NETWORK, &second, &[(TCP, 80, host_port, host_port)]);
+    plugin.refused("NetworkDriver.ProgramExternalConnectivity", taken.clone(), "publish another");
+    // The number is kept over a restart of the router, which the engine knows nothing of.
+    plugin.kill();
+    plugin.launch();
+    assert_eq!(plugin.ports(&first), ports);
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", program(NETWORK, &first, &[(TCP, 80, 0, 0)]));
+    assert_eq!(plugin.ports(&first), ports, "the engine says it twice");
+    plugin.call("NetworkDriver.RevokeExternalConnectivity", of(NETWORK, &first));
+    assert_eq!(plugin.ports(&first), Vec::<String>::new());
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", taken);
+    assert_eq!(plugin.ports(&second), ports);
+    // A range of the host for one port, and ranges for ranges.
+    let range: Vec<_> = (0..2000).map(|n| (17, 10_000 + n, 10_000 + n, 10_000 + n)).collect();
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", program(NETWORK, &first, &range));
+    assert_eq!(plugin.ports(&first), ["127.0.0.1:10000-11999->10000-11999/udp"]);
+    // A container that leaves without a word lets go of them.
+    plugin.call("NetworkDriver.Leave", of(NETWORK, &second));
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(3), "other");
+    let again = program(NETWORK, &endpoint_id(3), &[(TCP, 80, host_port, host_port)]);
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", again);
+}
+
+#[test]
+fn limits_of_bridge_networks_are_kept_or_refused() {
+    let plugin = Plugin::start("limits");
+    let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
+    for (option, value) in [
+        ("com.docker.network.bridge.enable_icc", "false"),
+        ("com.docker.network.bridge.enable_ip_masquerade", "false"),
+        ("com.docker.network.bridge.gateway_mode_ipv4", "routed"),
+        ("com.docker.network.bridge.host_binding_ipv4", "nonsense"),
+        ("weft.scope", "galaxy"),
+    ] {
+        let request = create(NETWORK, json!({ option: value }), data.clone(), json!([]));
+        plugin.refused("NetworkDriver.CreateNetwork", request, option.rsplit('.').next().unwrap());
+    }
+    let harmless = json!({ "com.docker.network.bridge.enable_icc": "true", "weft.scope": "host" });
+    plugin.call("NetworkDriver.CreateNetwork", create(NETWORK, harmless, data, json!([])));
+}
+
+#[test]
+fn an_engine_that_wants_another_range_for_ever_is_told_what_to_do() {
+    let plugin = Plugin::start("forever");
+    // It finds that the range overlaps a route of its host, and asks for another, which there is not.
+    let refused = (0..1000).map(|_| plugin.raw("IpamDriver.RequestPool", pool("", "").to_string().as_bytes()));
+    let (_, answer) = refused.into_iter().find(|(status, _)| *status != 200).expect("it has to end");
+    assert!(answer["Err"].as_str().unwrap().contains("--subnet 10.32.0.0/12"), "{answer}");
+    // That is what it may say then, and after a restart.
+    let chosen = plugin.call("IpamDriver.RequestPool", pool("10.32.0.0/12", ""));
+    assert_eq!(chosen["PoolID"], DEFAULT_POOL);
+}
+
+#[test]
+fn what_another_engine_does_not_know_stays() {
+    let mut plugin = Plugin::start("another");
+    plugin.create_plain(NETWORK, "app");
+    plugin.run(NETWORK, DEFAULT_POOL, &endpoint_id(1), "web");
+    let problems = |plugin: &Plugin| plugin.status()["problems"].to_string();
+    let know = |plugin: &Plugin| plugin.status()["docker"]["engine"] != Value::Null;
+    await_true("the engine is not met", || Ok(know(&plugin))).unwrap();
+    plugin.kill();
+    let known = std::mem::take(&mut plugin.engine().networks);
+    for (kind, id, hint) in [("Engine", "another", "another engine"), ("Podman Engine", "", "podman")] {
+        (plugin.engine().kind, plugin.engine().id) = (kind.into(), id.into());
+        plugin.launch();
+        await_true("nothing is said", || Ok(problems(&plugin).contains(hint))).unwrap();
+        // Longer than what an engine does not have is kept.
+        std::thread::sleep(Duration::from_secs(6));
+        plugin.endpoints(1);
+        plugin.kill();
+    }
+    (plugin.engine().kind, plugin.engine().id) = ("Engine".into(), String::new());
+    plugin.engine().networks = known;
+    plugin.launch();
+    await_true("its own engine is not met", || Ok(know(&plugin) && problems(&plugin) == "[]")).unwrap();
+    plugin.endpoints(1);
+}
+
+#[test]
+fn a_small_network_gives_all_its_addresses_again_and_again() {
+    let plugin = Plugin::start("small");
+    let v4 = plugin.call("IpamDriver.RequestPool", pool("10.50.0.0/29", ""));
+    plugin.call("IpamDriver.RequestAddress", gateway(&v4, "10.50.0.1"));
+    let data = json!([{ "AddressSpace": "weft", "Gateway": "10.50.0.1/29", "Pool": "10.50.0.0/29" }]);
+    plugin.call("NetworkDriver.CreateNetwork", create(NETWORK, json!({}), data, json!([])));
+    plugin.name_network(NETWORK, "small");
+    let pool_id = v4["PoolID"].as_str().unwrap().to_owned();
+    let mut running: Vec<(u8, String)> =
+        (1..=5).map(|number| (number, plugin.run(NETWORK, &pool_id, &endpoint_id(number), "c"))).collect();
+    let wanted = json!({ "PoolID": pool_id, "Address": "", "Options": null });
+    plugin.refused("IpamDriver.RequestAddress", wanted, "10.50.0.0/29");
+    // A container that is started again gets an address at once, and so does the next one.
+    for number in 6..20 {
+        let (old, address) = running.remove(0);
+        plugin.end(NETWORK, &pool_id, &endpoint_id(old), &address);
+        running.push((number, plugin.run(NETWORK, &pool_id, &endpoint_id(number), "c")));
+    }
 }
