@@ -1,11 +1,12 @@
 //! Containers of real engines on several hosts.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use weft_integration::docker::{IMAGE, Lan, OUTSIDE_NAME};
+use weft_integration::docker::{EngineHost, IMAGE, Lan, OUTSIDE_NAME};
 use weft_router::lab::await_true;
 
 /// How long a name may take to be known everywhere, with what a shared machine adds.
@@ -454,6 +455,79 @@ fn a_name_is_known_everywhere_within_a_second_and_gone_as_soon() {
         appeared[ROUNDS - 1]
     );
     eprintln!("gone after the command returned: p50 {:?}, max {:?}", left[ROUNDS / 2], left[ROUNDS - 1]);
+}
+
+/// `WEFT_CHURN` says how many containers; a thousand take some ten minutes.
+#[test]
+fn short_lived_containers_leave_nothing_behind() {
+    let _alone = alone();
+    const LANES: usize = 4;
+    let count: usize = std::env::var("WEFT_CHURN").map_or(80, |text| text.parse().expect("WEFT_CHURN is a number"));
+    let lan = Lan::start("churn", 2);
+    lan.hosts[0].docker(&create(&["--subnet", "10.66.0.0/24", "app"]));
+    await_true("the network does not spread", || Ok(lan.hosts[1].network_exists("app"))).unwrap();
+    // What is made with the first container of a router and stays is there before anything is counted.
+    for host in &lan.hosts {
+        host.docker(&["run", "--rm", "--network", "app", "-p", "8080:80", IMAGE, "true"]);
+    }
+    lan.await_connected();
+    let footprints = || lan.hosts.iter().map(EngineHost::footprint).collect::<Vec<_>>();
+    let mut before = footprints();
+    await_true("the start does not settle", || {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = footprints();
+        Ok(std::mem::replace(&mut before, now.clone()) == now)
+    })
+    .unwrap();
+
+    let (started, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let lane = |lane: usize| {
+        let host = &lan.hosts[lane % lan.hosts.len()];
+        for round in 0..count / LANES {
+            let name = format!("c{lane}-{round}");
+            let port = format!("{}:80", 9000 + lane);
+            let run = ["run", "--rm", "--name", &name, "--network", "app", "-p", &port];
+            // Every fifth is killed instead of ending by itself.
+            let is_started = if round % 5 == 0 {
+                let output = host.try_docker(&[&run[..], &["-d", IMAGE, "sleep", "1000"]].concat());
+                let _ = host.try_docker(&["kill", &name]);
+                output.status.success()
+            } else {
+                host.try_docker(&[&run[..], &[IMAGE, "true"]].concat()).status.success()
+            };
+            started.fetch_add(usize::from(is_started), Ordering::Relaxed);
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES)
+            .map(|number| {
+                scope.spawn({
+                    let lane = &lane;
+                    move || lane(number)
+                })
+            })
+            .collect();
+        // Each router is killed once, in the middle of its calls.
+        for (number, host) in lan.hosts.iter().enumerate() {
+            let due = count * (number + 1) / 3;
+            while done.load(Ordering::Relaxed) < due && !lanes.iter().all(|lane| lane.is_finished()) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            host.kill_router();
+            host.start_router();
+        }
+    });
+    let started = started.into_inner();
+    assert!(started * 20 >= count * 19, "only {started} of {count} containers started");
+    lan.await_connected();
+    let mut after = Vec::new();
+    await_true("something is left", || {
+        after = footprints();
+        Ok(after.iter().zip(&before).all(|(after, before)| after.iter().all(|(what, count)| count <= &before[what])))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {after:?}, at the start {before:?}"));
+    eprintln!("{started} of {count} containers started; {after:?}, at the start {before:?}");
 }
 
 #[test]
