@@ -188,8 +188,8 @@ impl Store {
                 Failure::new(format!("another router uses {}; stop it, or choose another --state-dir", dir.display()))
             }
             error => Failure::new(format!(
-                "the store {} cannot be opened: {error}; make room on the disk, or move the store away to start without what \
-                 was remembered",
+                "the store {} cannot be opened: {error}; make room on the disk, or move it away to start without what was \
+                 remembered",
                 path.display()
             )),
         })?;
