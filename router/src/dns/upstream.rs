@@ -467,6 +467,8 @@ fn refusal(packet: &[u8], code: ResponseCode) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
 
     #[test]
@@ -500,22 +502,23 @@ mod tests {
         assert!(all.count(1, MAX_OF_ONE).is_some());
     }
 
-    /// A resolver that answers slowly, and counts what it is asked.
-    async fn resolver(file: &std::path::Path) -> (Arc<Upstream>, Arc<AtomicUsize>) {
+    /// A resolver that answers once it was asked `all` questions, and counts them.
+    async fn resolver(file: &std::path::Path, all: usize) -> (Arc<Upstream>, watch::Receiver<usize>) {
         let socket = UdpSocket::bind("127.0.0.53:53").await.expect("port 53 of this address is free, and this is root");
         std::fs::write(file, "nameserver 127.0.0.53\n").unwrap();
-        let asked = Arc::<AtomicUsize>::default();
-        let count = asked.clone();
+        let (count, asked) = watch::channel(0);
         tokio::spawn(async move {
             let (socket, mut buffer) = (Arc::new(socket), [0; 512]);
             while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                count.fetch_add(1, Ordering::Relaxed);
+                let mut heard = count.subscribe();
+                count.send_modify(|count| *count += 1);
                 let mut answer = buffer[..length].to_vec();
                 answer[2] |= 0x80;
                 let socket = socket.clone();
                 tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    let _ = socket.send_to(&answer, from).await;
+                    if heard.wait_for(|count| *count >= all).await.is_ok() {
+                        let _ = socket.send_to(&answer, from).await;
+                    }
                 });
             }
         });
@@ -525,7 +528,7 @@ mod tests {
     #[tokio::test]
     async fn a_thousand_questions_are_under_way_and_equal_ones_share_an_answer() {
         let file = std::env::temp_dir().join(format!("weft-resolv-{}", std::process::id()));
-        let (upstream, asked) = resolver(&file).await;
+        let (upstream, mut asked) = resolver(&file, 1000).await;
         let ask = |number: usize, id: u16| {
             let upstream = upstream.clone();
             let name = format!("n{number:04}");
@@ -536,14 +539,20 @@ mod tests {
                 upstream.ask(from, &packet, Transport::Udp).await.is_some_and(|answer| answer[..2] == packet[..2])
             })
         };
-        let all: Vec<_> = (0..1000).map(|number| ask(number, number as u16)).collect();
-        let again: Vec<_> = (0..500).map(|id| ask(7, 2000 + id)).collect();
+        let mut all: Vec<_> = (0..500).map(|id| ask(7, 2000 + id)).collect();
+        // No more at once than the resolver's socket has room for; none is answered before all are asked.
+        for number in 0..1000 {
+            all.push(ask(number, number as u16));
+            if number % 100 == 99 {
+                asked.wait_for(|count| *count > number).await.unwrap();
+            }
+        }
         let mut answered = 0;
-        for question in all.into_iter().chain(again) {
+        for question in all {
             answered += usize::from(question.await.unwrap());
         }
         assert_eq!(answered, 1500);
-        let asked = asked.load(Ordering::Relaxed);
+        let asked = *asked.borrow();
         assert!(asked < 1400, "{asked} questions for a thousand");
         std::fs::remove_file(file).unwrap();
     }
