@@ -68,7 +68,16 @@ pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
 }
 
 /// The ethertype behind VLAN tags, and where what it names begins.
+#[inline]
 fn network(frame: &[u8]) -> Option<(u16, usize)> {
+    match u16_at(frame, 12)? {
+        ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => network_behind_tags(frame),
+        ethertype => Some((ethertype, ETHERNET_LEN)),
+    }
+}
+
+#[cold]
+fn network_behind_tags(frame: &[u8]) -> Option<(u16, usize)> {
     let mut at = ETHERNET_LEN;
     for _ in 0..MAX_TAGS {
         match u16_at(frame, at - 2)? {
@@ -81,7 +90,16 @@ fn network(frame: &[u8]) -> Option<(u16, usize)> {
 
 /// How many bytes of tags of no VLAN (IEEE 802.1Q, VID 0) are in front of a frame's ethertype: receivers take such a frame
 /// as one without them.
+#[inline]
 pub(crate) fn priority_tags(frame: &[u8]) -> usize {
+    match u16_at(frame, 12) {
+        Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) => count_priority_tags(frame),
+        _ => 0,
+    }
+}
+
+#[cold]
+fn count_priority_tags(frame: &[u8]) -> usize {
     let is_priority = |at: usize| {
         matches!(u16_at(frame, at), Some(ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN))
             && u16_at(frame, at + 2).is_some_and(|tag| tag & 0x0fff == 0)

@@ -160,11 +160,17 @@ fn hides_bare_claim(frame: &[u8]) -> bool {
 }
 
 /// Has `look` see a frame as receivers do that take a tag of no VLAN (IEEE 802.1Q, VID 0) for none.
-fn without_priority_tags<T>(frame: &[u8], look: impl FnOnce(&[u8]) -> T) -> T {
-    let tags = priority_tags(frame);
-    if tags == 0 {
-        return look(frame);
+#[inline]
+fn without_priority_tags<T>(frame: &[u8], look: impl Fn(&[u8]) -> T) -> T {
+    match priority_tags(frame) {
+        0 => look(frame),
+        tags => look_behind_tags(frame, tags, look),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn look_behind_tags<T>(frame: &[u8], tags: usize, look: impl Fn(&[u8]) -> T) -> T {
     let mut bare = [0; BARE_LEN];
     let rest = &frame[12 + tags..];
     let len = 12 + rest.len().min(BARE_LEN - 12);
