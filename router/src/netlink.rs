@@ -346,8 +346,7 @@ impl Net {
         source: Option<IpAddr>,
     ) -> Result<()> {
         let what = || format!("cannot set the route to {ip}/{prefix}");
-        let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
-        let mut message = message.doing(what)?.table_id(table).scope(RouteScope::Link);
+        let mut message = table_route(table, index, (ip, prefix))?;
         if let Some(source) = source {
             message = message.pref_source(source).doing(what)?;
         }
@@ -356,9 +355,7 @@ impl Net {
 
     /// Takes back a route of a table over an interface; one that is gone is fine.
     pub async fn delete_table_route(&self, table: u32, index: u32, (ip, prefix): Prefix) -> Result<()> {
-        let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
-        let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?;
-        let message = message.table_id(table).scope(RouteScope::Link).build();
+        let message = table_route(table, index, (ip, prefix))?.build();
         match self.handle.route().del(message).execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ESRCH => Ok(()),
             result => result.doing(|| format!("cannot remove the route to {ip}/{prefix}")),
@@ -441,6 +438,12 @@ impl Net {
     }
 }
 
+fn table_route(table: u32, index: u32, (ip, prefix): Prefix) -> Result<RouteMessageBuilder<IpAddr>> {
+    let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
+    let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?;
+    Ok(message.table_id(table).scope(RouteScope::Link))
+}
+
 fn address_of(message: &AddressMessage) -> Option<Prefix> {
     let find = |is_local: bool| {
         message.attributes.iter().find_map(|attribute| match attribute {
@@ -460,6 +463,11 @@ pub fn is_link_local(ip: &IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
+}
+
+/// Whether this kernel has IPv6.
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 /// The prefix that is one address.

@@ -24,11 +24,10 @@ use rtnetlink::IpVersion;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteHeader;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::error::Result;
-use crate::netlink::{Prefix, in_namespace};
+use crate::netlink::{Prefix, has_ipv6, in_namespace};
 
 /// The table of routes to containers: weft's port number.
 pub const TABLE: u32 = 6783;
@@ -56,7 +55,6 @@ pub struct Policy {
 #[derive(Default)]
 pub struct Routing {
     wanted: Mutex<Policy>,
-    changed: Notify,
 }
 
 /// One rule.
@@ -103,7 +101,7 @@ impl Routing {
 pub async fn keep(routing: Arc<Routing>) {
     let mut said = String::new();
     loop {
-        let _ = tokio::time::timeout(LOOK, routing.changed.notified()).await;
+        tokio::time::sleep(LOOK).await;
         match apply(&routing.wanted()) {
             Ok(()) => said.clear(),
             Err(error) if error.to_string() != said => {
@@ -152,14 +150,14 @@ pub fn remove() -> Result<()> {
 }
 
 fn families() -> impl Iterator<Item = (IpVersion, bool)> {
-    let has_v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    let has_v6 = has_ipv6();
     [(IpVersion::V4, false), (IpVersion::V6, true)].into_iter().filter(move |(_, is_v6)| has_v6 || !is_v6)
 }
 
 fn rules(policy: &Policy) -> BTreeSet<Rule> {
     let mut rules = BTreeSet::new();
     for is_v6 in [false, true] {
-        let blank = Rule { priority: 0, is_v6, from: None, to: None, mark: None, action: Action::Unreachable };
+        let blank = Rule::blank(0, is_v6);
         let table = Action::Lookup(TABLE, None);
         rules.extend(policy.internal.iter().map(|bridge| Rule {
             priority: FROM_INTERNAL,
@@ -190,20 +188,18 @@ fn is_own(message: &RuleMessage) -> bool {
 }
 
 impl Rule {
+    /// A rule for all packets of a family, which leads nowhere.
+    fn blank(priority: u32, is_v6: bool) -> Rule {
+        Rule { priority, is_v6, from: None, to: None, mark: None, action: Action::Unreachable }
+    }
+
     /// Reads a rule of weft's; none for one of another program.
     fn of(message: &RuleMessage) -> Option<Rule> {
         if !is_own(message) {
             return None;
         }
         let is_v6 = message.header.family == AddressFamily::Inet6;
-        let mut rule = Rule {
-            priority: priority_of(message),
-            is_v6,
-            from: None,
-            to: None,
-            mark: None,
-            action: Action::Unreachable,
-        };
+        let mut rule = Rule::blank(priority_of(message), is_v6);
         let (mut table, mut longer_than) = (u32::from(message.header.table), None);
         let (mut mark, mut mask) = (None, u32::MAX);
         for attribute in &message.attributes {

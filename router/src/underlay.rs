@@ -18,7 +18,7 @@ use weft_mesh::wire::container_mtu;
 
 use crate::control::Api;
 use crate::error::Result;
-use crate::netlink::{Interface, Prefix, Route, in_namespace, is_link_local, is_own_interface, overlaps};
+use crate::netlink::{Interface, Prefix, Route, alone, in_namespace, is_link_local, is_own_interface, overlaps};
 use crate::options::Options;
 
 /// How long changes that come together are awaited.
@@ -123,7 +123,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
     };
     let mut chosen: Vec<(u8, &Interface)> = links.iter().filter_map(|link| Some((rank(link)?, *link))).collect();
     if chosen.is_empty() {
-        // A host on its own: whatever it has is better than nothing.
+        // A host on its own: any address is better than none.
         chosen = links.iter().filter(|link| Kind::of(link) != Kind::Tunnel).map(|link| (3, *link)).collect();
     }
     chosen.sort_by_key(|(rank, link)| (*rank, link.index));
@@ -146,8 +146,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
 
 /// The interface that packets to an address leave by.
 fn route_to(routes: &[Route], ip: IpAddr) -> Option<u32> {
-    let length = if ip.is_ipv4() { 32 } else { 128 };
-    let matching = routes.iter().filter(|route| overlaps(route.to, (ip, length)));
+    let matching = routes.iter().filter(|route| overlaps(route.to, alone(ip)));
     matching.max_by_key(|route| route.to.1)?.interface
 }
 

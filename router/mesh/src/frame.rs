@@ -12,8 +12,8 @@ pub const ETHERNET_LEN: usize = 14;
 pub const MAX_FRAME: usize = ETHERNET_LEN + 65_535;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+pub(crate) const ETHERTYPE_VLAN: u16 = 0x8100;
+pub(crate) const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 /// Bytes of a VLAN tag, and how many of them headers are looked for behind (IEEE 802.1ad).
 const TAG_LEN: usize = 4;
 const MAX_TAGS: usize = 2;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::frame::{ETHERTYPE_IPV6, Mac, complete_checksum, fold, priority_tags, put_u16, source, sum, u16_at};
+use crate::frame::{
+    ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Mac, complete_checksum, fold, priority_tags, put_u16,
+    source, sum, u16_at,
+};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 /// Bytes of a priority-tagged frame that are looked at: what is further back counts as hidden.
 const BARE_LEN: usize = 256;
 const PROTOCOL_ICMPV6: u8 = 58;

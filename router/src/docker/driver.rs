@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
+use tracing::warn;
 use weft_mesh::frame::colons;
 use weft_mesh::node::{Command, Reply};
 use weft_mesh::records::{EndpointId, Health, NetworkRecord, NetworkUid, Subnet, is_endpoint_name, is_name};
@@ -15,14 +15,13 @@ use super::Kit;
 use super::firewall::Firewall;
 use super::plugin::NAME;
 use super::pools::Pools;
-use super::ports::{Port, Ports, Publishing, TCP};
+use super::ports::{Ports, Publishing, end_flows_to, written};
 use super::protocol::{
     CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, PORTMAP,
     PortBinding, Program, StaticRoute,
 };
 use crate::attachment::{Attachment, Place};
 use crate::attachments::Ground;
-use crate::conntrack::{self, Flow};
 use crate::error::{Doing, Failure, Result};
 use crate::netlink::{Prefix, network as network_of, overlaps};
 use crate::options::Cidr;
@@ -479,12 +478,10 @@ impl Driver {
         }
     }
 
-    /// The published ports of an endpoint, as `docker ps` writes them.
-    pub fn ports_of(&self, id: EndpointId) -> Vec<String> {
-        let of_it = |endpoint: &String| attachment_id(endpoint).is_ok_and(|own| own == id);
-        let endpoint =
-            self.endpoints.all().into_iter().find(|(endpoint, _)| of_it(endpoint)).map(|(_, endpoint)| endpoint);
-        endpoint.filter(|endpoint| endpoint.is_published).map(|endpoint| written(&endpoint.ports)).unwrap_or_default()
+    /// The published ports of the endpoints that publish any, as `docker ps` writes them.
+    pub fn published(&self) -> BTreeMap<EndpointId, Vec<String>> {
+        let publishing = self.endpoints.all().into_iter().filter(|(_, endpoint)| endpoint.is_published);
+        publishing.filter_map(|(id, endpoint)| Some((attachment_id(&id).ok()?, written(&endpoint.ports)))).collect()
     }
 
     /// The engine tells what a network and its containers are called only when asked, and only now.
@@ -581,45 +578,6 @@ impl Driver {
     pub fn used(&self) -> BTreeSet<IpAddr> {
         self.endpoints.all().into_iter().flat_map(|(_, endpoint)| endpoint.ips).map(|(ip, _)| ip).collect()
     }
-}
-
-/// Published ports as `docker ps` writes them, those that follow each other together.
-fn written(ports: &[PortBinding]) -> Vec<String> {
-    let mut runs: Vec<(&PortBinding, u16)> = Vec::new();
-    for port in ports {
-        match runs.last_mut() {
-            Some((first, more))
-                if (first.proto, &first.host_ip) == (port.proto, &port.host_ip)
-                    && u32::from(first.host_port) + u32::from(*more) + 1 == u32::from(port.host_port)
-                    && u32::from(first.port) + u32::from(*more) + 1 == u32::from(port.port) =>
-            {
-                *more += 1;
-            }
-            _ => runs.push((port, 0)),
-        }
-    }
-    let range = |first: u16, more: u16| if more == 0 { first.to_string() } else { format!("{first}-{}", first + more) };
-    let write = |(port, more): (&PortBinding, u16)| {
-        let host = match port.host_ip.as_str() {
-            "" => "*".to_owned(),
-            v6 if v6.contains(':') => format!("[{v6}]"),
-            v4 => v4.to_owned(),
-        };
-        let protocol = if port.proto == TCP { "tcp" } else { "udp" };
-        format!("{host}:{}->{}/{protocol}", range(port.host_port, more), range(port.port, more))
-    };
-    runs.into_iter().map(write).collect()
-}
-
-/// Ends tracked connections to ports: what was led elsewhere before, or nowhere, is led anew by the rules there are now.
-fn end_flows_to(ports: impl IntoIterator<Item = Port>) {
-    let ended: BTreeSet<(u8, u16)> = ports.into_iter().map(|port| (port.protocol, port.host_port)).collect();
-    tokio::task::spawn_blocking(move || {
-        let is_ended = move |flow: &Flow| ended.contains(&(flow.protocol, flow.to.port()));
-        if let Err(error) = conntrack::end_flows(is_ended) {
-            debug!("connections to a port that changed go on as they were: {error}");
-        }
-    });
 }
 
 /// The attachment's id for the engine's id of an endpoint.

@@ -170,34 +170,33 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn is_in(rule: &Value, chain: &Value) -> bool {
-    rule["family"] == chain["family"] && rule["table"] == chain["table"] && rule["chain"] == chain["name"]
+fn is_in(rule: &Value, (family, table, chain): (&str, &str, &str)) -> bool {
+    rule["family"] == family && rule["table"] == table && rule["chain"] == chain
 }
 
 /// The chains that drop what they do not know: by their policy, or by a last rule without a condition.
 fn dropping(ruleset: &Value) -> Vec<Chain> {
     let mut found = Vec::new();
     for chain in objects(ruleset, "chain").filter(|chain| chain["type"] == "filter") {
-        let (family, table) = (text(&chain["family"]), text(&chain["table"]));
+        let (family, table, name) = (text(&chain["family"]), text(&chain["table"]), text(&chain["name"]));
         let hook = match text(&chain["hook"]) {
             "input" => "input",
             "forward" => "forward",
             _ => continue,
         };
-        let is_iptables =
-            matches!((family, table), ("ip" | "ip6", "filter")) && text(&chain["name"]).to_uppercase() == chain["name"];
+        let is_iptables = matches!((family, table), ("ip" | "ip6", "filter")) && name.to_uppercase() == name;
         let is_known = matches!(family, "ip" | "ip6" | "inet");
         if !is_known || is_iptables || (family, table) == ("inet", "weft") {
             continue;
         }
-        let last = objects(ruleset, "rule").filter(|rule| is_in(rule, chain)).last();
+        let last = objects(ruleset, "rule").filter(|rule| is_in(rule, (family, table, name))).last();
         let ends_in_drop = last.and_then(|rule| rule["expr"].as_array()).is_some_and(|parts| {
             let matters = |part: &&Value| part.get("counter").is_none() && part.get("log").is_none();
             let mut parts = parts.iter().filter(matters);
             parts.next().is_some_and(|part| part.get("drop").is_some() || part.get("reject").is_some())
         });
         if chain["policy"] == "drop" || ends_in_drop {
-            let (family, table, chain) = (family.to_owned(), table.to_owned(), text(&chain["name"]).to_owned());
+            let (family, table, chain) = (family.to_owned(), table.to_owned(), name.to_owned());
             found.push(Chain { family, table, chain, hook });
         }
     }
@@ -207,9 +206,7 @@ fn dropping(ruleset: &Value) -> Vec<Chain> {
 /// Has a chain let containers through; whether it does.
 async fn pass_nft(chain: &Chain, ruleset: &Value) -> bool {
     let Chain { family, table, chain: name, hook } = chain;
-    let is_own = |rule: &&Value| {
-        rule["comment"] == COMMENT && rule["family"] == **family && rule["table"] == **table && rule["chain"] == **name
-    };
+    let is_own = |rule: &&Value| rule["comment"] == COMMENT && is_in(rule, (family, table, name));
     let wanted: Vec<String> = match *hook {
         "forward" => ["iifname", "oifname"].map(|end| format!("{end} \"{BRIDGES}\" accept")).into(),
         _ => {

@@ -244,9 +244,9 @@ impl Docker {
         version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= FIRST)
     }
 
-    /// The published ports of an endpoint, as `docker ps` writes them.
-    pub fn ports_of(&self, id: EndpointId) -> Vec<String> {
-        self.driver.ports_of(id)
+    /// The published ports of the endpoints that publish any, as `docker ps` writes them.
+    pub fn published(&self) -> BTreeMap<EndpointId, Vec<String>> {
+        self.driver.published()
     }
 
     /// What keeps containers from something, and what to do about it, a line each.
@@ -326,7 +326,7 @@ async fn keep_rules(docker: Arc<Docker>, mut changes: mpsc::Receiver<()>) {
         });
         docker.note_problem("firewall", problem);
         docker.driver.firewall.note_applied(asked);
-        // The rules are to change, somebody changed them, or it is time to look whether they are still there.
+        // The rules are to change, another program changed them, or it is time to look whether they are still there.
         tokio::select! {
             () = docker.driver.firewall.wanted.notified() => {}
             Some(()) = changes.recv() => {

@@ -10,11 +10,13 @@ use std::sync::{Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::AbortHandle;
+use tracing::debug;
 
 use super::protocol::PortBinding;
 use super::proxy;
+use crate::conntrack::{self, Flow};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{in_namespace, is_link_local, is_own_interface};
+use crate::netlink::{has_ipv6, in_namespace, is_link_local, is_own_interface};
 
 /// TCP and UDP as IP says them (IANA protocol numbers).
 pub const TCP: u8 = 6;
@@ -91,8 +93,9 @@ impl Ports {
         for binding in bindings {
             let (hosts, host_port, sockets) = reserve(binding, endpoint.host)?;
             found.push(PortBinding { host_port, host_port_end: host_port, ..binding.clone() });
+            let to = |host| target(&endpoint.ips, host).map(|ip| SocketAddr::new(ip, binding.port));
             for (host, socket) in sockets {
-                let to = SocketAddr::new(target(&endpoint.ips, host)?, binding.port);
+                let to = to(host)?;
                 let serving = match binding.proto {
                     TCP => proxy::tcp(socket.into(), to),
                     _ => proxy::udp(socket.into(), to),
@@ -100,8 +103,7 @@ impl Ports {
                 reserved.push(Reservation(serving.doing(|| "cannot serve a published port".into())?));
             }
             for host in hosts {
-                let to = SocketAddr::new(target(&endpoint.ips, host)?, binding.port);
-                let bridge = endpoint.bridge.clone();
+                let (to, bridge) = (to(host)?, endpoint.bridge.clone());
                 ports.push(Port { protocol: binding.proto, host, host_port, to, bridge });
             }
         }
@@ -125,6 +127,45 @@ impl Ports {
     }
 }
 
+/// Published ports as `docker ps` writes them, those that follow each other together.
+pub fn written(ports: &[PortBinding]) -> Vec<String> {
+    let mut runs: Vec<(&PortBinding, u16)> = Vec::new();
+    for port in ports {
+        match runs.last_mut() {
+            Some((first, more))
+                if (first.proto, &first.host_ip) == (port.proto, &port.host_ip)
+                    && u32::from(first.host_port) + u32::from(*more) + 1 == u32::from(port.host_port)
+                    && u32::from(first.port) + u32::from(*more) + 1 == u32::from(port.port) =>
+            {
+                *more += 1;
+            }
+            _ => runs.push((port, 0)),
+        }
+    }
+    let range = |first: u16, more: u16| if more == 0 { first.to_string() } else { format!("{first}-{}", first + more) };
+    let write = |(port, more): (&PortBinding, u16)| {
+        let host = match port.host_ip.as_str() {
+            "" => "*".to_owned(),
+            v6 if v6.contains(':') => format!("[{v6}]"),
+            v4 => v4.to_owned(),
+        };
+        let protocol = if port.proto == TCP { "tcp" } else { "udp" };
+        format!("{host}:{}->{}/{protocol}", range(port.host_port, more), range(port.port, more))
+    };
+    runs.into_iter().map(write).collect()
+}
+
+/// Ends tracked connections to ports: what was led elsewhere before, or nowhere, is led anew by the rules there are now.
+pub fn end_flows_to(ports: impl IntoIterator<Item = Port>) {
+    let ended: BTreeSet<(u8, u16)> = ports.into_iter().map(|port| (port.protocol, port.host_port)).collect();
+    tokio::task::spawn_blocking(move || {
+        let is_ended = move |flow: &Flow| ended.contains(&(flow.protocol, flow.to.port()));
+        if let Err(error) = conntrack::end_flows(is_ended) {
+            debug!("connections to a port that changed go on as they were: {error}");
+        }
+    });
+}
+
 /// Whether what is published is what is asked for: a port that was open may have been chosen since.
 fn is_same(published: &[PortBinding], wanted: &[PortBinding]) -> bool {
     let fits = |(known, wanted): (&PortBinding, &PortBinding)| {
@@ -141,10 +182,10 @@ fn target(ips: &[IpAddr], host: IpAddr) -> Result<IpAddr> {
     same.or_else(|| ips.first()).copied().ok_or_else(|| Failure::new("a container without addresses publishes nothing"))
 }
 
-/// Takes a port of this host for a binding, so that no other program does. Returns the host's addresses that it means, the
-/// port's number, and the sockets with the address that each is bound to.
+/// The host's addresses that a binding means, the port's number, and the sockets with the address that each is bound to.
 type Reserved = (Vec<IpAddr>, u16, Vec<(IpAddr, Socket)>);
 
+/// Takes a port of this host for a binding, so that no other program does.
 fn reserve(binding: &PortBinding, default: Option<Ipv4Addr>) -> Result<Reserved> {
     if ![TCP, UDP].contains(&binding.proto) {
         let message = format!("cannot publish ports of protocol {}, only TCP and UDP", binding.proto);
@@ -220,10 +261,6 @@ fn own_addresses(family: IpAddr) -> Result<Vec<IpAddr>> {
         let all = net.all_addresses().await?.into_iter().filter(|(index, _)| is_outside(*index)).map(|(_, (ip, _))| ip);
         Ok(all.filter(|ip| ip.is_ipv4() == is_v4 && !is_link_local(ip)).collect())
     })
-}
-
-fn has_ipv6() -> bool {
-    std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 #[cfg(test)]
