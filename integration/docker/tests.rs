@@ -551,7 +551,7 @@ fn ports_lead_where_they_should_in_every_state() {
         for own in [format!("127.0.0.1:{port}"), format!("[::1]:{port}"), format!("10.98.0.1:{port}")] {
             assert!(a.inside(|| answers(&own)), "{own} does not answer on the host");
         }
-        // By whatever way the kernel treats bridges: its own port, and that of another network.
+        // However the kernel filters bridged frames: its own port, and that of another network.
         for other in [name, if name == "web" { "both" } else { "web" }] {
             let address = format!("10.98.0.1:{port}");
             assert!(a.inside_container(other, || answers(&address)), "{other} does not reach {address}");
@@ -668,7 +668,7 @@ fn spread_networks_are_like_the_first_and_stay_where_they_are_used() {
     for name in [&aliases[0], &aliases[59], &"many.host.example".to_owned()] {
         b.await_resolved("two", name, &[ip], KNOWN);
     }
-    // Whoever removes a network does not take it from containers elsewhere, running or not.
+    // Removing a network does not take it from containers elsewhere, running or not.
     a.docker(&["rm", "-f", "one", "many"]);
     b.docker(&["stop", "-t", "0", "two"]);
     a.docker(&["network", "rm", "shop"]);

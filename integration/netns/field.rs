@@ -101,7 +101,7 @@ fn an_exposed_host_reaches_containers_beside_it() {
     for address in ["10.2.2.34", "10.2.2.35"] {
         assert!(reaches(&mesh.hosts[0].ns, address.parse().unwrap(), 56), "{address} is not reached");
     }
-    // It is kept, and comes back if somebody takes its interface away.
+    // It is kept, and comes back if its interface is deleted.
     mesh.hosts[0].kill();
     mesh.launch(0);
     assert!(reaches(&mesh.hosts[0].ns, "10.2.2.35".parse().unwrap(), 56), "not after a restart");
@@ -155,7 +155,7 @@ fn a_segment_has_one_mtu_and_packets_of_it_arrive() {
             }
         }
     }
-    // A router that starts again knows its containers, by whatever way they were named.
+    // A router that starts again knows its containers by name, process or path.
     mesh.hosts[0].kill();
     mesh.launch(0);
     mesh.await_connected();

@@ -63,7 +63,7 @@ pub enum Scope<'a> {
     All,
 }
 
-/// Somebody who has a name and can be reached.
+/// An endpoint, or an entry that a user added, that has a name and can be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Holder<'a> {
     /// How far away, in classes: 0 is this host, each further one about twice as far.

@@ -166,7 +166,7 @@ pub struct EndpointRecord {
 }
 
 /// How a container is, by its own health check. A name is answered by those of the best kind that there are; one that is
-/// unhealthy is answered to nobody but itself.
+/// unhealthy is answered to itself only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -270,7 +270,7 @@ pub struct Subnet {
     pub prefix: (IpAddr, u8),
     /// The part of it that addresses are handed out of.
     pub part: Option<(IpAddr, u8)>,
-    /// Its gateway, if somebody chose it.
+    /// Its gateway, if a user chose it.
     pub gateway: Option<IpAddr>,
     /// Addresses that are not handed out.
     pub set_aside: Vec<(String, IpAddr)>,

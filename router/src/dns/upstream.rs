@@ -125,7 +125,7 @@ impl Drop for First<'_> {
         let waiting = all.remove(&self.key).unwrap_or_default();
         drop(all);
         for waiting in waiting {
-            // Whoever no longer waits needs no answer.
+            // An asker that gave up needs no answer.
             let _ = waiting.send(self.answer.clone());
         }
     }
@@ -196,7 +196,7 @@ impl Upstream {
                 };
                 match tokio::time::timeout(patience, asked).await {
                     Ok(answer) => answer,
-                    // There is nobody else who could know.
+                    // No other resolver can be asked.
                     Err(_) => has_none.then(|| denial(packet)),
                 }
             }

@@ -53,7 +53,7 @@ pub enum Verdict {
 pub struct Zone {
     domain: Name,
     soa: Record,
-    /// The ranges of containers' addresses: nobody else knows the names of what is in them.
+    /// The ranges of containers' addresses: no resolver outside knows names for them.
     ranges: Arc<ArcSwap<BTreeSet<Prefix>>>,
 }
 

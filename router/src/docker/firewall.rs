@@ -240,7 +240,7 @@ fn rules(plan: &Plan, ports: &BTreeSet<Port>) -> String {
     text
 }
 
-/// Questions to weft's own resolvers stay theirs, whoever publishes port 53.
+/// Questions to weft's own resolvers stay theirs, even if a container publishes port 53.
 fn own_resolvers(plan: &Plan) -> String {
     let mut text = String::new();
     for (family, is_v4) in [("ip", true), ("ip6", false)] {

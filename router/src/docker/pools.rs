@@ -39,7 +39,7 @@ pub struct ChosenPool {
     pub prefix: Prefix,
     /// The part of it that addresses are handed out of.
     pub part: Option<Prefix>,
-    /// Its gateway, if somebody chose it.
+    /// Its gateway, if a user chose it.
     pub gateway: Option<IpAddr>,
     /// Addresses that are used for something else.
     pub set_aside: BTreeSet<IpAddr>,
@@ -170,7 +170,7 @@ impl Pools {
         self.own().contains(&prefix)
     }
 
-    /// What a network gets of which nobody chose a subnet.
+    /// The subnets of a network for which the user chose none.
     pub fn own_prefixes(&self, ipv4: bool, ipv6: bool) -> Vec<Prefix> {
         let [v4, v6] = self.own();
         [ipv4.then_some(v4), ipv6.then_some(v6)].into_iter().flatten().collect()

@@ -282,7 +282,7 @@ impl Local {
                     ring.loans.contains_key(&want) || ring.holder_of(want).is_some_and(|held| !held.retired);
                 is_usable.then_some(Ok(want))
             }
-            // Whoever has it lent may not use it any more: it is asked.
+            // The borrower may not use it any more: it is asked.
             Some(want) => match ring.loans.get(&want) {
                 Some(borrower) if *borrower != own && pending.refused.contains(borrower) => {
                     Some(Err(Error::InUse { address: want }))

@@ -82,7 +82,7 @@ pub struct Ipam {
     founds_alone: bool,
     named: Vec<Named>,
     reachable: BTreeSet<HostLabel>,
-    /// Hosts that somebody said are off for good: they are not waited for until they are reached again.
+    /// Hosts that a user said are off for good: they are not waited for until they are reached again.
     given_up: BTreeSet<HostLabel>,
     /// When those that can no longer be reached were last reached.
     last_seen: BTreeMap<HostLabel, Time>,

@@ -462,7 +462,7 @@ impl Node {
             return Err(CommandError::MacInUse { owner: self.describe_endpoint(host, &other) });
         }
         self.write_endpoint(id, record)?;
-        // Whoever looks once this is answered finds it.
+        // A look-up after this answer finds it.
         self.settle_records(now);
         Ok(Reply::Done)
     }
