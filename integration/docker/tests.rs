@@ -154,7 +154,8 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
         &a.try_docker(&create(&["--subnet", "10.98.0.0/16", "x"])),
         "overlaps the network 10.98.0.0/24 of this host's interface eth0",
     );
-    refused(&a.try_docker(&create(&["--subnet", "10.40.0.0/16", "x"])), "the mesh's own range");
+    refused(&a.try_docker(&create(&["--subnet", "10.32.0.0/16", "x"])), "the mesh's own range");
+    refused(&a.try_docker(&create(&["--subnet", "10.0.0.0/8", "x"])), "the mesh's own range");
     refused(&a.try_docker(&create(&["--subnet", "10.50.0.0/31", "x"])), "/8 to /30");
     refused(&a.try_docker(&create(&["-o", "com.docker.network.driver.mtu=100", "x"])), "1280 to 65000");
     a.docker(&create(&[

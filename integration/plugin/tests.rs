@@ -385,6 +385,40 @@ fn a_network_has_what_its_creator_chose() {
 }
 
 #[test]
+fn a_part_of_the_meshs_own_range_can_be_a_networks() {
+    let mut plugin = Plugin::start("part");
+    let wanted = |pool: &str, address: &str| json!({ "PoolID": pool, "Address": address, "Options": null });
+    plugin.call("IpamDriver.RequestAddress", wanted(DEFAULT_POOL, ""));
+    let part = plugin.call("IpamDriver.RequestPool", pool("10.40.0.0/16", ""));
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", gateway(&part, ""))["Address"], "10.40.0.1/16");
+    let data = json!([{ "AddressSpace": "weft", "Gateway": "10.40.0.1/16", "Pool": "10.40.0.0/16" }]);
+    plugin.call("NetworkDriver.CreateNetwork", create(NETWORK, json!({}), data, json!([])));
+    plugin.name_network(NETWORK, "part");
+    plugin.refused("IpamDriver.RequestPool", pool("10.40.8.0/24", ""), "overlaps");
+    let id = part["PoolID"].as_str().unwrap();
+    assert_eq!(plugin.call("IpamDriver.RequestAddress", wanted(id, "10.40.0.9"))["Address"], "10.40.0.9/16");
+    let foreign = "is of the network with the subnet 10.40.0.0/16";
+    plugin.refused("IpamDriver.RequestAddress", wanted(DEFAULT_POOL, "10.40.0.10"), foreign);
+    // Also after a restart; and with the network the part is the mesh's again.
+    plugin.kill();
+    plugin.launch();
+    plugin.refused("IpamDriver.RequestAddress", wanted(DEFAULT_POOL, "10.40.0.10"), foreign);
+    plugin.call("IpamDriver.ReleaseAddress", wanted(id, "10.40.0.9"));
+    plugin.call("NetworkDriver.DeleteNetwork", json!({ "NetworkID": NETWORK }));
+    plugin.call("IpamDriver.ReleasePool", json!({ "PoolID": id }));
+    assert_eq!(
+        plugin.call("IpamDriver.RequestAddress", wanted(DEFAULT_POOL, "10.40.0.10"))["Address"],
+        "10.40.0.10/12"
+    );
+    // Which hands out of it now.
+    plugin.refused(
+        "IpamDriver.RequestPool",
+        pool("10.40.0.0/16", ""),
+        "in use in the mesh's own range 10.32.0.0/12, by",
+    );
+}
+
+#[test]
 fn internal_networks_have_no_way_out_and_foreign_addresses_are_refused() {
     let plugin = Plugin::start("internal");
     let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
@@ -418,7 +452,8 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         }
     }
     assert!(plugin.raw("NetworkDriver.Join", &vec![b' '; 3 << 20]).0 >= 400);
-    plugin.refused("IpamDriver.RequestPool", pool("10.32.9.0/24", ""), "the mesh's own range");
+    plugin.refused("IpamDriver.RequestPool", pool("10.32.0.0/24", ""), "the mesh's own range");
+    plugin.refused("IpamDriver.RequestPool", pool("10.0.0.0/8", ""), "the mesh's own range");
     plugin.refused("IpamDriver.RequestPool", pool("", "10.32.9.0/24"), "--subnet");
     plugin.refused("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.60.0.0/24"), "no part");
     plugin.refused("IpamDriver.RequestPool", pool("nonsense", ""), "no subnet");

@@ -38,6 +38,9 @@ struct Host {
     old_disk: Option<Disk>,
     /// Given up by an operator while it was off.
     given_up: bool,
+    /// Parts of the range that its networks ask for, and those it was told that they have.
+    wanted_parts: BTreeSet<Range>,
+    parts: BTreeSet<Range>,
 }
 
 /// A container's address, as the model sees it.
@@ -52,6 +55,8 @@ struct Asked {
     id: AllocationId,
     since: Time,
     life: u64,
+    /// The parts asked for, if it was parts.
+    parts: Option<BTreeSet<Range>>,
 }
 
 enum What {
@@ -126,6 +131,8 @@ impl World {
             life: 0,
             old_disk: None,
             given_up: false,
+            wanted_parts: BTreeSet::new(),
+            parts: BTreeSet::new(),
         };
         World {
             now: Time::ZERO + Duration::from_secs(1000),
@@ -183,6 +190,7 @@ impl World {
         host.ipam = Some(Ipam::new(setup, &host.disk));
         self.next_gossip = self.now;
         self.drain(number);
+        self.set_parts(number, self.hosts[number].wanted_parts.clone());
     }
 
     fn stop(&mut self, number: usize) {
@@ -190,6 +198,7 @@ impl World {
         host.ipam = None;
         host.life += 1;
         host.announced.clear();
+        host.parts.clear();
         // Whoever asked went with it.
         self.tickets.retain(|_, asked| asked.host != number);
     }
@@ -338,7 +347,7 @@ impl World {
             Output::Fence(id, _) => {
                 self.grants.remove(&id);
             }
-            Output::GivenUp(ticket, _) => drop(self.tickets.remove(&ticket)),
+            Output::Done(ticket, result) => self.on_done(ticket, result),
             Output::Persist(..) => {}
         }
     }
@@ -358,7 +367,18 @@ impl World {
         }
     }
 
-    /// No address of one ring in two places, and no answer overdue.
+    fn on_done(&mut self, ticket: Ticket, result: Result<(), Error>) {
+        let Some(asked) = self.tickets.remove(&ticket) else { return };
+        let Some(parts) = asked.parts else { return };
+        let Host { wanted_parts, parts: had, .. } = &mut self.hosts[asked.host];
+        match result {
+            Ok(()) => *had = parts.intersection(wanted_parts).copied().collect(),
+            // A network that cannot be made is not; those that are there stay.
+            Err(_) => wanted_parts.retain(|part| had.contains(part) || !parts.contains(part)),
+        }
+    }
+
+    /// No address of one ring in two places or in a part that a network has, and no answer overdue.
     fn check(&self) {
         for asked in self.tickets.values() {
             let waited = self.now.since(asked.since);
@@ -374,7 +394,18 @@ impl World {
         for (id, grant) in &self.grants {
             let Some(ipam) = &self.hosts[grant.host].ipam else { continue };
             let Some(ring) = ipam.ring(self.range).filter(|ring| ring.superseded_by.is_none()) else { continue };
+            let is_in_part = |host: &Host| {
+                let ring_of = host.ipam.as_ref().and_then(|ipam| ipam.ring(self.range));
+                let is_same = ring_of.is_some_and(|other| other.id == ring.id && other.superseded_by.is_none());
+                let has = |part: &&Range| ring_of.is_some_and(|ring| ring.has_part(host.label, **part));
+                is_same && host.parts.iter().filter(has).any(|part| part.contains(grant.address))
+            };
             let is_sure = ipam.allocations(self.range).any(|(_, other, is_claim)| other == *id && !is_claim);
+            if is_sure && let Some(other) = self.hosts.iter().position(is_in_part) {
+                let story = self.story.join("\n");
+                let (now, address, host) = (self.now, grant.address, grant.host);
+                panic!("{now:?}: {address} is h{host}'s, and in a subnet that h{other}'s network has\n{story}");
+            }
             if is_sure && let Some(other) = seen.insert((ring.id.0, grant.address), grant.host) {
                 let story = self.story.join("\n");
                 panic!("{:?}: {} is handed out by h{other} and h{}\n{story}", self.now, grant.address, grant.host);
@@ -386,11 +417,39 @@ impl World {
         let (ticket, now, range) = (self.next_ticket, self.now, self.range);
         self.next_ticket += 1;
         let life = self.hosts[host].life;
-        self.tickets.insert(ticket, Asked { host, id, since: now, life });
+        self.tickets.insert(ticket, Asked { host, id, since: now, life, parts: None });
         if let Some(ipam) = &mut self.hosts[host].ipam {
             ipam.allocate(ticket, Request { range, id, want, within: None }, now);
         }
         self.drain(host);
+    }
+
+    /// The networks of a host have these subnets from now on, if that can be.
+    fn set_parts(&mut self, host: usize, parts: BTreeSet<Range>) {
+        let (ticket, now, range) = (self.next_ticket, self.now, self.range);
+        self.next_ticket += 1;
+        let Host { ipam: Some(ipam), wanted_parts, parts: had, life, .. } = &mut self.hosts[host] else { return };
+        had.retain(|part| parts.contains(part));
+        wanted_parts.clone_from(&parts);
+        ipam.set_parts(ticket, range, parts.clone(), now);
+        let asked = Asked { host, id: [0; 16], since: now, life: *life, parts: Some(parts) };
+        self.tickets.insert(ticket, asked);
+        self.drain(host);
+    }
+
+    /// A network with a subnet in the range comes, here or here too, or goes.
+    fn change_parts(&mut self, host: usize) -> String {
+        let eighth = self.range.size() / 8;
+        let base = self.range.base.to_bits() + eighth * self.rng.random_range(0..8);
+        let part = Range::new(Ipv4Addr::from_bits(base), self.range.length + 3).expect("an eighth of a range");
+        let mut parts = self.hosts[host].wanted_parts.clone();
+        let comes = parts.len() < 2 && parts.insert(part);
+        if !comes {
+            parts.pop_first();
+        }
+        let story = format!("h{host}'s networks are to have {parts:?}");
+        self.set_parts(host, parts);
+        story
     }
 
     fn random_id(&mut self) -> AllocationId {
@@ -402,7 +461,7 @@ impl World {
     fn fault(&mut self) {
         let host = self.rng.random_range(0..self.hosts.len());
         let is_up = self.hosts[host].ipam.is_some();
-        let what = match self.rng.random_range(0..15) {
+        let what = match self.rng.random_range(0..17) {
             0..=3 if is_up => {
                 let count = self.rng.random_range(1..8);
                 for _ in 0..count {
@@ -451,6 +510,7 @@ impl World {
             }
             13 if self.hosts[host].old_disk.is_some() && !self.is_lonely_voter(host) => self.restore_disk(host),
             14 => self.give_up_one(),
+            15 | 16 if is_up => self.change_parts(host),
             _ if !is_up => {
                 self.reboot(host);
                 format!("h{host} comes back")
@@ -513,11 +573,12 @@ impl World {
         let by = (0..self.hosts.len()).find(|host| self.hosts[*host].ipam.is_some());
         let (Some(off), Some(by)) = (off, by) else { return "nobody is off".into() };
         self.hosts[off].given_up = true;
+        self.hosts[off].wanted_parts.clear();
         self.grants.retain(|_, grant| grant.host != off);
         let (ticket, now, label) = (self.next_ticket, self.now, self.hosts[off].label);
         self.next_ticket += 1;
         let life = self.hosts[by].life;
-        self.tickets.insert(ticket, Asked { host: by, id: [0; 16], since: now, life });
+        self.tickets.insert(ticket, Asked { host: by, id: [0; 16], since: now, life, parts: None });
         if let Some(ipam) = &mut self.hosts[by].ipam {
             ipam.give_up(ticket, label, now);
         }
@@ -535,6 +596,9 @@ impl World {
             if self.hosts[host].ipam.is_none() {
                 self.reboot(host);
             }
+        }
+        for host in 0..self.hosts.len() {
+            self.set_parts(host, BTreeSet::new());
         }
         let start = self.now;
         loop {

@@ -75,6 +75,15 @@ fn problems(status: &Status, api: &Api) -> Vec<String> {
                 .to_owned(),
         );
     }
+    for ring in &status.rings {
+        problems.extend(ring.contested.iter().map(|subnet| {
+            format!(
+                "addresses of the network {subnet} here are handed out in the mesh's own range {}, too, since two parts of the mesh \
+                 met: create that network again with another subnet",
+                ring.range
+            )
+        }));
+    }
     problems.extend(api.overlap.clone());
     problems.extend(api.store.problem());
     problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));

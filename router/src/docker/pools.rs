@@ -59,6 +59,8 @@ pub struct Pools {
     asked_in_a_row: Mutex<Vec<Instant>>,
     /// The engine's version, while it answers.
     engine_version: Arc<ArcSwapOption<String>>,
+    /// Held while the parts of the mesh's own range that pools have are changed.
+    parts: tokio::sync::Mutex<()>,
     /// What is being asked for: the ring may have it before whoever asked does.
     asked: Mutex<BTreeSet<AllocationId>>,
 }
@@ -88,6 +90,7 @@ impl Pools {
             fresh: Mutex::default(),
             asked_in_a_row: Mutex::default(),
             engine_version,
+            parts: tokio::sync::Mutex::default(),
             asked: Mutex::default(),
         }
     }
@@ -97,6 +100,8 @@ impl Pools {
         for (_, pool) in self.chosen.all() {
             self.set_aside(&pool).await?;
         }
+        // The ring has them, unless it is another one now: then it takes them as it can, and its status names what it cannot.
+        let _ = self.set_parts(None).await;
         Ok(())
     }
 
@@ -151,7 +156,7 @@ impl Pools {
             }
         }
         let pool = ChosenPool { prefix, part, gateway: None, set_aside: BTreeSet::new(), network: None };
-        self.chosen.set(&id, pool)?;
+        self.keep(&id, pool).await?;
         Ok((id, prefix))
     }
 
@@ -160,7 +165,7 @@ impl Pools {
         self.refuse_unusable(pool.prefix, pool.part)?;
         let id = id_of(pool.prefix, pool.part);
         if self.chosen.find(&id).is_none() {
-            self.chosen.set(&id, pool.clone())?;
+            self.keep(&id, pool.clone()).await?;
         }
         self.set_aside(&pool).await
     }
@@ -184,6 +189,32 @@ impl Pools {
         [(IpAddr::V4(self.range.base), self.range.length), (IpAddr::V6(self.ula.0), self.ula.1)]
     }
 
+    /// Whether a subnet is a part of the mesh's own range, which the ring of that has to leave to it.
+    fn is_part(&self, prefix: Prefix) -> bool {
+        let own = self.own()[0];
+        prefix.1 > own.1 && overlaps(own, prefix)
+    }
+
+    /// Keeps a new pool, once the mesh's own ring leaves its addresses to it.
+    async fn keep(&self, id: &str, pool: ChosenPool) -> Result<()> {
+        let _one_at_a_time = self.parts.lock().await;
+        if self.is_part(pool.prefix) {
+            self.set_parts(Some(pool.prefix)).await?;
+        }
+        let kept = self.chosen.set(id, pool);
+        if kept.is_err() {
+            let _ = self.set_parts(None).await;
+        }
+        kept
+    }
+
+    /// Has the mesh's own ring leave out the subnets of chosen pools, and one more.
+    async fn set_parts(&self, more: Option<Prefix>) -> Result<()> {
+        let chosen = self.chosen.all().into_iter().map(|(_, pool)| pool.prefix);
+        let parts = chosen.chain(more).filter(|prefix| self.is_part(*prefix)).filter_map(range_of);
+        self.engine.ask(Command::SetParts(self.range, parts.collect())).await.map(drop)
+    }
+
     fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
         match prefix.0 {
             IpAddr::V4(_) if range_of(prefix).is_none() || part.is_some_and(|part| range_of(part).is_none()) => {
@@ -200,7 +231,7 @@ impl Pools {
     async fn refuse_overlap(&self, prefix: Prefix) -> Result<()> {
         let refused =
             |what: String| Err(Failure::new(format!("the subnet {} overlaps {what}; choose another", Cidr(prefix))));
-        if let Some(own) = self.own().into_iter().find(|own| overlaps(*own, prefix)) {
+        if let Some(own) = self.own().into_iter().find(|own| overlaps(*own, prefix) && !self.is_part(prefix)) {
             return refused(format!("the mesh's own range {} (leave --subnet out to use that)", Cidr(own)));
         }
         let here = self.chosen.all().into_iter().map(|(_, pool)| pool).filter(|pool| pool.network.is_some());
@@ -226,10 +257,16 @@ impl Pools {
 
     /// `ReleasePool`.
     pub async fn release(&self, id: &str) -> Result<()> {
-        let Some(range) = self.chosen.remove(id)?.and_then(|pool| range_of(pool.prefix)) else { return Ok(()) };
+        let Some(prefix) = self.chosen.remove(id)?.map(|pool| pool.prefix) else { return Ok(()) };
+        let Some(range) = range_of(prefix) else { return Ok(()) };
         // Nobody can give its addresses back once it is gone.
         addresses::release(&self.engine, &self.leases(range).await?).await;
-        self.engine.ask(Command::SetAside(range, BTreeSet::new())).await.map(drop)
+        self.engine.ask(Command::SetAside(range, BTreeSet::new())).await?;
+        if self.is_part(prefix) {
+            let _one_at_a_time = self.parts.lock().await;
+            self.set_parts(None).await?;
+        }
+        Ok(())
     }
 
     /// `RequestAddress`: returns the address with its prefix length.

@@ -25,7 +25,7 @@ impl Ipam {
     pub(super) fn advance_once(&mut self, range: Range, now: Time) {
         let Some(local) = self.locals.get(&range) else { return };
         if local.ring.is_none() {
-            if !local.pending.is_empty() || local.wanted_until > now {
+            if !local.pending.is_empty() || !local.taking.is_empty() || local.wanted_until > now {
                 self.seek_ring(range, now);
             }
             return;
@@ -103,6 +103,10 @@ impl Ipam {
         if let Some((address, (to, _))) = lent {
             return Some(Change::Lend { address: *address, from: own, to: *to });
         }
+        let takes = |part: &&Range| !ring.has_part(own, **part) && ring.has_room_for(**part);
+        if let Some(part) = local.parts.iter().flatten().find(takes) {
+            return Some(Change::TakePart { part: *part, host: own });
+        }
         let free = ring.free_window(self.first_window(ring));
         for pending in &local.pending {
             let window = match pending.want {
@@ -110,7 +114,7 @@ impl Ipam {
                     Some(within) => ring.free_windows().find(|window| range.window(*window).overlaps(&within)),
                     None => free,
                 },
-                Some(want) => Some(range.window_of(want)).filter(|window| !ring.windows.contains_key(window)),
+                Some(want) => Some(range.window_of(want)).filter(|window| ring.is_free(*window)),
             };
             if let Some(window) = window {
                 return Some(Change::Open { window, host: own, start });
@@ -132,6 +136,7 @@ impl Ipam {
         let ring = local.ring.as_ref()?;
         let closing = local.leaving.iter().find_map(|leaving| match leaving {
             Leaving::Window(window) => Some(Change::Close { window: *window, host: own }),
+            Leaving::Part(part) => Some(Change::LeavePart { part: *part, host: own }),
             Leaving::Address(_) => None,
         });
         if closing.is_some() {
@@ -157,13 +162,15 @@ impl Ipam {
         }
     }
 
-    /// Where this host begins to look for a free window: elsewhere than others, so that several can open one at once.
+    /// Where this host begins to look for a free window: elsewhere than others, so that several can open one at once, and at the
+    /// beginning of a large range, so that networks can have parts of the rest.
     pub(super) fn first_window(&self, ring: &Ring) -> u32 {
         use std::hash::Hasher;
         let mut hasher = siphasher::sip::SipHasher13::new();
         hasher.write(&self.own.0);
         hasher.write_u64(ring.n);
-        (hasher.finish() % u64::from(ring.range.windows())) as u32
+        let windows = ring.range.windows();
+        (hasher.finish() % u64::from((windows / 8).max(64).min(windows))) as u32
     }
 
     /// Asks holders for what no window can be opened for.
@@ -274,6 +281,9 @@ impl Local {
             };
         }
         match pending.want {
+            Some(want) if ring.part_of(want).is_some_and(|_| !ring.is_entitled(own, want)) => {
+                ring.part_of(want).map(|part| Err(Error::OfNetwork { address: want, part }))
+            }
             Some(want) if self.held.contains_key(&want) => Some(Err(Error::InUse { address: want })),
             // Asked for by name it need not rest.
             Some(want) if self.is_leaving(ring, want) => None,

@@ -21,6 +21,24 @@ pub enum Error {
     /// Network, broadcast and gateway addresses are nobody's.
     #[error("{0} is reserved or outside of the range")]
     Reserved(Ipv4Addr),
+    /// A network has that part of the range for itself.
+    #[error("{address} is of the network with the subnet {part}; choose another address")]
+    OfNetwork {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's subnet.
+        part: Range,
+    },
+    /// A network cannot have a part of a range for itself: others hand out of it, or other parts overlap it.
+    #[error("{part} is in use in {range}; choose another subnet")]
+    PartInUse {
+        /// The part.
+        part: Range,
+        /// The range it is of.
+        range: Range,
+        /// Who hands out of it.
+        by: Vec<HostLabel>,
+    },
     /// Everything is handed out.
     #[error("all addresses of {0} are in use")]
     Full(Range),
@@ -68,8 +86,8 @@ pub enum Output {
     Persist(Vec<u8>, Option<Vec<u8>>),
     /// The answer to a request.
     Reply(Ticket, Result<Ipv4Addr, Error>),
-    /// The answer to [`super::Ipam::give_up`].
-    GivenUp(Ticket, Result<(), Error>),
+    /// The answer to [`super::Ipam::give_up`] and [`super::Ipam::set_parts`].
+    Done(Ticket, Result<(), Error>),
     /// Tell all hosts how far the ring of a range has come.
     Announce(Range, Announcement),
     /// An address that this host handed out belongs to another since two rings became one or this host was given up: it must
@@ -126,6 +144,9 @@ pub struct RingStatus {
     pub unreachable: u32,
     /// Who decides.
     pub voters: Vec<HostLabel>,
+    /// Parts of the range that this host's networks have for themselves although addresses of them are handed out to others:
+    /// so it is after two rings met.
+    pub contested: Vec<Range>,
 }
 
 /// What an instance needs to start.

@@ -8,7 +8,7 @@ use rand::RngExt;
 use weft_crypto::{HostLabel, Time};
 
 use super::{
-    Acceptor, Announcement, Ballot, Body, Change, Ipam, Kept, Leaving, Local, MAX_PENDING, MAX_TOGETHER, Output,
+    Acceptor, Announcement, Ballot, Body, Change, Error, Ipam, Kept, Leaving, Local, MAX_PENDING, MAX_TOGETHER, Output,
     PATIENCE, PERSISTED_LENDING, PERSISTED_RING, PERSISTED_STARTS, Pending, Proposal, Range, Ring, Running, Step,
     Ticket, WISH_AGAIN, WISH_PATIENCE, address_key, encode,
 };
@@ -17,7 +17,7 @@ impl Ipam {
     pub(super) fn persist_ring(&mut self, range: Range) {
         let Some(local) = self.locals.get(&range) else { return };
         let (ring, acceptor, leaving) = (local.ring.clone(), local.acceptor.clone(), local.leaving.clone());
-        let kept = Kept { ring, acceptor, leaving };
+        let kept = Kept { ring, acceptor, leaving, is_confirmed: local.is_confirmed };
         self.persist([PERSISTED_RING, &range.to_bytes()].concat(), Some(encode(&kept)));
     }
 
@@ -219,6 +219,7 @@ impl Ipam {
         local.leaving.retain(|leaving| match leaving {
             Leaving::Address(address) => ring.loans.get(address) == Some(&own),
             Leaving::Window(window) => ring.windows.get(window).is_some_and(|held| held.holder == own),
+            Leaving::Part(part) => ring.has_part(own, *part),
         });
         local.ring = Some(ring);
         if let Some(known) = known.filter(|known| is_known && known.number > self.start.number) {
@@ -227,6 +228,7 @@ impl Ipam {
         }
         self.persist_ring(range);
         self.answer_given_up(range);
+        self.look_at_parts(range);
         self.drop_dead_loans(range);
         self.check_rights(range);
         self.announce(range);
@@ -248,9 +250,43 @@ impl Ipam {
                 local.give_up.remove(&ticket);
             }
             if !self.locals.values().any(|local| local.give_up.contains_key(&ticket)) {
-                self.outputs.push_back(Output::GivenUp(ticket, Ok(())));
+                self.outputs.push_back(Output::Done(ticket, Ok(())));
             }
         }
+    }
+
+    /// Parts that are no network's any more are left, and who waits for others hears whether they are had.
+    pub(super) fn look_at_parts(&mut self, range: Range) {
+        let own = self.own;
+        let Some(local) = self.locals.get_mut(&range) else { return };
+        let Some(parts) = &mut local.parts else { return };
+        let ring = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none());
+        let mut answers = Vec::new();
+        local.taking.retain(|ticket, (taken, _)| {
+            let refused = taken.iter().find(|part| ring.is_some_and(|ring| !ring.has_room_for(**part)));
+            let has = |part: &Range| {
+                !local.leaving.contains(&Leaving::Part(*part)) && ring.is_some_and(|ring| ring.has_part(own, *part))
+            };
+            let answer = match (refused, ring) {
+                (Some(part), Some(ring)) => {
+                    let by = ring.users_of(*part).into_iter().collect();
+                    Err(Error::PartInUse { part: *part, range, by })
+                }
+                _ if taken.iter().all(has) => Ok(()),
+                _ => return true,
+            };
+            if answer.is_err() {
+                parts.retain(|part| !taken.contains(part));
+            }
+            answers.push((*ticket, answer));
+            false
+        });
+        let unwanted = |part: &&Range| ring.is_some_and(|ring| ring.has_part(own, **part)) && !parts.contains(part);
+        let left: Vec<Range> = ring.iter().flat_map(|ring| ring.parts.keys().filter(unwanted)).copied().collect();
+        for part in left {
+            self.leave(range, Leaving::Part(part));
+        }
+        self.outputs.extend(answers.into_iter().map(|(ticket, answer)| Output::Done(ticket, answer)));
     }
 
     /// An address promised to another is free again once the state it was promised in has passed without it.
@@ -281,7 +317,10 @@ impl Ipam {
         for (address, id) in &local.held {
             if ring.is_entitled(own, *address) {
                 local.claims.remove(address);
-            } else if ring.loans.contains_key(address) || ring.holder_of(*address).is_some_and(|held| held.retired) {
+            } else if ring.part_of(*address).is_some()
+                || ring.loans.contains_key(address)
+                || ring.holder_of(*address).is_some_and(|held| held.retired)
+            {
                 lost.push((*id, *address));
             } else if local.claims.insert(*address) {
                 let refused = BTreeSet::new();

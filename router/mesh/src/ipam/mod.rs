@@ -130,6 +130,10 @@ struct Local {
     /// Others want a ring until then.
     wanted_until: Time,
     give_up: BTreeMap<Ticket, (HostLabel, Time)>,
+    /// Parts of the range that this host's networks are to have for themselves, once it was told; and which of them are
+    /// waited for, until when.
+    parts: Option<BTreeSet<Range>>,
+    taking: BTreeMap<Ticket, (BTreeSet<Range>, Time)>,
     heard: BTreeMap<HostLabel, Announcement>,
     announced: Option<Announcement>,
     download: Option<Download>,
@@ -160,11 +164,12 @@ struct Download {
     parts: Vec<Option<Vec<u8>>>,
 }
 
-/// What a host gives back: a lent address, or a window.
+/// What a host gives back: a lent address, a window, or a part of the range that a network had.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 enum Leaving {
     Address(Ipv4Addr),
     Window(u32),
+    Part(Range),
 }
 
 /// A ring as it is kept.
@@ -173,6 +178,7 @@ struct Kept {
     ring: Option<Ring>,
     acceptor: Acceptor,
     leaving: BTreeSet<Leaving>,
+    is_confirmed: bool,
 }
 
 impl Ipam {
@@ -205,10 +211,11 @@ impl Ipam {
     fn restore(&mut self, kept: &BTreeMap<Vec<u8>, Vec<u8>>, continues: bool) {
         for (key, value) in kept {
             if let Some(range) = key.strip_prefix(PERSISTED_RING).and_then(range_of) {
-                if let Some(Kept { ring, acceptor, leaving }) = decode(value) {
+                if let Some(Kept { ring, acceptor, leaving, is_confirmed }) = decode(value) {
                     let local = self.locals.entry(range).or_default();
                     (local.ring, local.acceptor, local.leaving) = (ring, acceptor, leaving);
-                    local.is_confirmed = continues;
+                    // A start that was not known to the ring yet is not known by going on, either.
+                    local.is_confirmed = continues && is_confirmed;
                 }
             } else if let Some((range, address)) = key.strip_prefix(PERSISTED_ADDRESS).and_then(address_of) {
                 if let Some(id) = decode::<AllocationId>(value) {
@@ -224,6 +231,7 @@ impl Ipam {
         }
         let ranges: Vec<Range> = self.locals.keys().copied().collect();
         for range in ranges {
+            self.persist_ring(range);
             self.check_rights(range);
             self.announce(range);
         }
@@ -254,6 +262,19 @@ impl Ipam {
         }
     }
 
+    /// The parts of a range that networks of this host have for themselves: nothing of them is handed out of the range's own
+    /// ring. The first call says which ones this host had before it started. An [`Output::Done`] follows within [`PATIENCE`]; on an
+    /// error those that the host had stay its.
+    pub fn set_parts(&mut self, ticket: Ticket, range: Range, parts: BTreeSet<Range>, now: Time) {
+        let Some(local) = self.local(range) else {
+            return self.outputs.push_back(Output::Done(ticket, Err(Error::Busy)));
+        };
+        let before = local.parts.replace(parts.clone()).unwrap_or_else(|| parts.clone());
+        local.taking.insert(ticket, (parts.difference(&before).copied().collect(), now + PATIENCE));
+        self.look_at_parts(range);
+        self.advance(range, now);
+    }
+
     /// Lets go of what was allocated for an id; it rests a while.
     pub fn release(&mut self, range: Range, id: AllocationId, now: Time) {
         let Some(local) = self.locals.get_mut(&range) else { return };
@@ -279,7 +300,7 @@ impl Ipam {
         local.flat_map(|local| local.held.iter().map(|(address, id)| (*address, *id, local.claims.contains(address))))
     }
 
-    /// Takes back what a host had that is off for good; an [`Output::GivenUp`] follows within [`PATIENCE`].
+    /// Takes back what a host had that is off for good; an [`Output::Done`] follows within [`PATIENCE`].
     pub fn give_up(&mut self, ticket: Ticket, host: HostLabel, now: Time) {
         self.given_up.insert(host);
         let concerned: Vec<Range> = (self.locals.iter())
@@ -287,7 +308,7 @@ impl Ipam {
             .map(|(range, _)| *range)
             .collect();
         if concerned.is_empty() {
-            return self.outputs.push_back(Output::GivenUp(ticket, Ok(())));
+            return self.outputs.push_back(Output::Done(ticket, Ok(())));
         }
         for range in concerned {
             if let Some(local) = self.locals.get_mut(&range) {
@@ -398,7 +419,8 @@ impl Ipam {
         let of_local = |local: &Local| {
             let proposal = local.running.as_ref().map(|running| running.started + RETRY);
             let over = local.pending.iter().map(|pending| pending.until);
-            let over = over.chain(local.give_up.values().map(|(_, until)| *until)).min();
+            let over = over.chain(local.give_up.values().map(|(_, until)| *until));
+            let over = over.chain(local.taking.values().map(|(_, until)| *until)).min();
             let retry = local.is_waiting().then(|| local.retry_after.max(local.looked + LOOK_AGAIN));
             [proposal, over, retry].into_iter().flatten().min()
         };
@@ -422,7 +444,7 @@ impl Ipam {
                     ring.windows.values().filter(|held| is_counted(held.holder)).count() as u32 * size
                 })
             };
-            let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty();
+            let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty() || !local.taking.is_empty();
             let waiting_for = if is_waiting { self.waiting_for(local) } else { Vec::new() };
             RingStatus {
                 range: *range,
@@ -432,6 +454,7 @@ impl Ipam {
                 used: local.held.len() as u32,
                 unreachable: count(&|host| host != self.own && !self.reachable.contains(&host)),
                 voters: ring.map(|ring| ring.voters.clone()).unwrap_or_default(),
+                contested: ring.map(|ring| local.contested(ring).collect()).unwrap_or_default(),
             }
         };
         self.locals.iter().map(of_local).collect()
@@ -479,8 +502,14 @@ impl Local {
             || !self.wishes.is_empty()
             || !self.pending.is_empty()
             || !self.give_up.is_empty()
+            || !self.taking.is_empty()
             || !self.lending.is_empty()
             || !self.leaving.is_empty()
+    }
+
+    /// Parts that are to be a network's and cannot be.
+    fn contested<'a>(&'a self, ring: &'a Ring) -> impl Iterator<Item = Range> + 'a {
+        self.parts.iter().flatten().filter(|part| !ring.has_room_for(**part)).copied()
     }
 
     /// Whether a state of another host is one to go on from.

@@ -4,7 +4,7 @@
 //! The ring changes one decided [`Change`] at a time: state `n` and the change give state `n + 1` on every host,
 //! and the voters of state `n` decide the change ([`super::paxos`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ pub const MAX_VOTERS: usize = 5;
 
 /// An IPv4 range.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "(Ipv4Addr, u8)")]
 pub struct Range {
     /// Its first address.
     pub base: Ipv4Addr,
@@ -99,6 +100,14 @@ impl Range {
     }
 }
 
+impl TryFrom<(Ipv4Addr, u8)> for Range {
+    type Error = &'static str;
+
+    fn try_from((base, length): (Ipv4Addr, u8)) -> Result<Range, Self::Error> {
+        Range::new(base, length).ok_or("not a range of addresses")
+    }
+}
+
 impl std::fmt::Display for Range {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.base, self.length)
@@ -151,6 +160,9 @@ pub struct Ring {
     pub windows: BTreeMap<u32, Window>,
     /// Single addresses that a holder let others have, out of its window.
     pub loans: BTreeMap<Ipv4Addr, HostLabel>,
+    /// Parts of the range that networks have for themselves, each a ring of its own, and the hosts that have those networks.
+    /// No window that overlaps one is opened.
+    pub parts: BTreeMap<Range, BTreeSet<HostLabel>>,
     /// Rings that this one goes on from, on somebody's word that most of their voters are off for good, last one first:
     /// whoever is still in one of them has missed that.
     pub succeeds: Vec<RingId>,
@@ -212,6 +224,20 @@ pub enum Change {
         /// Who had it.
         host: HostLabel,
     },
+    /// A host has a network whose subnet is a part of the range.
+    TakePart {
+        /// The subnet.
+        part: Range,
+        /// Who.
+        host: HostLabel,
+    },
+    /// A host has that network no more; the last one leaves the part to the ring.
+    LeavePart {
+        /// The subnet.
+        part: Range,
+        /// Who.
+        host: HostLabel,
+    },
     /// Others decide from now on.
     Voters(Vec<HostLabel>),
     /// Somebody who knows says that these hosts are off for good: what they had is free again.
@@ -226,6 +252,8 @@ pub enum Change {
 
 /// Rings remembered as gone on from.
 const MAX_SUCCEEDS: usize = 8;
+/// Parts of one ring that networks may have for themselves.
+const MAX_PARTS: usize = 64;
 /// Changes in one [`Change::All`].
 pub const MAX_TOGETHER: usize = 16;
 
@@ -241,6 +269,7 @@ impl Ring {
             members: BTreeMap::from([(*founder, *start)]),
             windows: BTreeMap::new(),
             loans: BTreeMap::new(),
+            parts: BTreeMap::new(),
             succeeds: Vec::new(),
             superseded_by: None,
         })
@@ -267,7 +296,7 @@ impl Ring {
             Change::Found { .. } => return None,
             Change::Supersede(other) => ring.superseded_by = Some(*other).filter(|other| *other != self.id),
             Change::Open { window, host, start } => {
-                let is_free = *window < self.range.windows() && !self.windows.contains_key(window);
+                let is_free = *window < self.range.windows() && self.is_free(*window);
                 if !is_free || !start.may_follow(self.members.get(host).copied()) {
                     return None;
                 }
@@ -308,6 +337,16 @@ impl Ring {
                     return None;
                 }
             }
+            Change::TakePart { part, host } => {
+                if !self.has_room_for(*part) || !ring.parts.entry(*part).or_default().insert(*host) {
+                    return None;
+                }
+            }
+            Change::LeavePart { part, host } => {
+                let hosts = ring.parts.get_mut(part).filter(|hosts| hosts.contains(host))?;
+                hosts.remove(host);
+                ring.parts.retain(|_, hosts| !hosts.is_empty());
+            }
             Change::Voters(voters) => {
                 if !is_electorate(voters) || !voters.iter().all(|voter| self.members.contains_key(voter)) {
                     return None;
@@ -328,6 +367,8 @@ impl Ring {
                 ring.windows.retain(|_, held| !hosts.contains(&held.holder));
                 // What others were lent out of those windows stays theirs.
                 ring.loans.retain(|_, host| !hosts.contains(host));
+                ring.parts.values_mut().for_each(|having| having.retain(|host| !hosts.contains(host)));
+                ring.parts.retain(|_, having| !having.is_empty());
                 ring.members.retain(|host, _| !hosts.contains(host));
                 ring.voters.retain(|host| !hosts.contains(host));
                 if ring.voters.is_empty() {
@@ -360,6 +401,8 @@ impl Ring {
             | Change::Close { host: who, .. }
             | Change::Register { host: who, .. }
             | Change::Return { host: who, .. }
+            | Change::TakePart { host: who, .. }
+            | Change::LeavePart { host: who, .. }
             | Change::Lend { from: who, .. } => *who == host,
             Change::GiveUp(_) => true,
             Change::Found { .. } | Change::Voters(_) | Change::Supersede(_) | Change::Revive | Change::All(_) => false,
@@ -380,6 +423,32 @@ impl Ring {
             || self.voters.contains(&host)
             || self.windows.values().any(|held| held.holder == host)
             || self.loans.values().any(|borrower| *borrower == host)
+            || self.parts.values().any(|hosts| hosts.contains(&host))
+    }
+
+    /// Whether a host may hand out of a part of the range as of a ring of its own.
+    pub fn has_part(&self, host: HostLabel, part: Range) -> bool {
+        self.parts.get(&part).is_some_and(|hosts| hosts.contains(&host))
+    }
+
+    /// Whether a part of the range can be a network's: it is one already, or nothing of it is anybody's.
+    pub fn has_room_for(&self, part: Range) -> bool {
+        let is_inside =
+            part.length > self.range.length && part.overlaps(&self.range) && !part.contains(self.range.gateway());
+        let is_apart = self.parts.keys().all(|other| !other.overlaps(&part)) && self.parts.len() < MAX_PARTS;
+        self.parts.contains_key(&part) || (is_inside && is_apart && self.users_of(part).is_empty())
+    }
+
+    /// The hosts that hand out of windows in a part of the range, or were lent addresses of it.
+    pub fn users_of(&self, part: Range) -> BTreeSet<HostLabel> {
+        let holders = self.windows.iter().filter(|(window, _)| self.range.window(**window).overlaps(&part));
+        let borrowers = self.loans.iter().filter(|(address, _)| part.contains(**address));
+        holders.map(|(_, held)| held.holder).chain(borrowers.map(|(_, host)| *host)).collect()
+    }
+
+    /// The part that an address is in, if a network has it.
+    pub fn part_of(&self, address: Ipv4Addr) -> Option<Range> {
+        self.parts.keys().find(|part| part.contains(address)).copied()
     }
 
     /// The windows that a host may hand out of.
@@ -396,12 +465,18 @@ impl Ring {
     /// The first free window from `start` on, around.
     pub fn free_window(&self, start: u32) -> Option<u32> {
         let count = self.range.windows();
-        (0..count).map(|step| (start + step) % count).find(|window| !self.windows.contains_key(window))
+        (0..count).map(|step| (start + step) % count).find(|window| self.is_free(*window))
     }
 
     /// All free windows.
     pub fn free_windows(&self) -> impl Iterator<Item = u32> {
-        (0..self.range.windows()).filter(|window| !self.windows.contains_key(window))
+        (0..self.range.windows()).filter(|window| self.is_free(*window))
+    }
+
+    /// Whether a window can be opened.
+    pub fn is_free(&self, window: u32) -> bool {
+        let is_apart = |part: &Range| !part.overlaps(&self.range.window(window));
+        !self.windows.contains_key(&window) && self.parts.keys().all(is_apart)
     }
 
     /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on somebody's word: what they may have
@@ -475,6 +550,32 @@ mod tests {
         assert_eq!(ring.after(&Change::Close { window: 3, host: host(2) }), None);
         let closed = ring.after(&Change::Close { window: 3, host: host(1) }).unwrap();
         assert!(closed.windows.is_empty() && closed.n == 3);
+    }
+
+    #[test]
+    fn nothing_is_handed_out_of_a_part_that_networks_have_until_the_last_one_is_gone() {
+        let part = range("10.32.0.64/26");
+        let take = |part, n| Change::TakePart { part, host: host(n) };
+        let leave = |n| Change::LeavePart { part, host: host(n) };
+        let open = |window| Change::Open { window, host: host(1), start: start(1) };
+        let ring = ring().after(&take(part, 1)).unwrap().after(&take(part, 2)).unwrap();
+        assert_eq!(ring.after(&take(part, 2)), None, "it has it already");
+        // Windows of four addresses: 16 to 31 are the part.
+        assert!((16..32).all(|window| ring.after(&open(window)).is_none()));
+        assert_eq!(ring.free_windows().count(), 48);
+        assert_eq!(ring.part_of(Ipv4Addr::new(10, 32, 0, 70)), Some(part));
+        assert_eq!(ring.after(&leave(3)), None, "only who has it leaves it");
+        let left = ring.after(&leave(1)).unwrap();
+        assert!(left.after(&open(20)).is_none());
+        let free = left.after(&leave(2)).unwrap().after(&open(20)).unwrap();
+        assert_eq!(free.after(&take(part, 1)), None, "it is handed out of");
+        assert_eq!(free.users_of(part), [host(1)].into());
+        for refused in ["10.32.0.0/24", "10.32.0.0/26", "10.33.0.0/26", "10.0.0.0/8"] {
+            assert_eq!(free.after(&take(range(refused), 1)), None, "{refused}");
+        }
+        assert_eq!(ring.after(&take(range("10.32.0.64/27"), 1)), None, "it overlaps another network's");
+        let without = ring.after(&Change::GiveUp(vec![host(2)])).unwrap();
+        assert!(without.has_part(host(1), part) && !without.mentions(host(2)));
     }
 
     #[test]

@@ -23,19 +23,25 @@ impl Ipam {
             .collect();
         let given_up: Vec<Ticket> =
             local.give_up.iter().filter(|(_, (_, until))| *until <= now).map(|(ticket, _)| *ticket).collect();
-        if over.is_empty() && given_up.is_empty() {
+        let is_taking_over = local.taking.values().any(|(_, until)| *until <= now);
+        if over.is_empty() && given_up.is_empty() && !is_taking_over {
             return;
         }
         let waiting_for = self.waiting_for(local);
         let Some(local) = self.locals.get_mut(&range) else { return };
         local.pending.retain(|pending| pending.until > now);
         local.give_up.retain(|_, (_, until)| *until > now);
+        let mut taking = Vec::new();
+        for (ticket, (taken, _)) in local.taking.extract_if(.., |_, (_, until)| *until <= now) {
+            local.parts.iter_mut().for_each(|parts| parts.retain(|part| !taken.contains(part)));
+            taking.push(ticket);
+        }
         for (ticket, error) in over {
             self.reply(ticket, Err(error));
         }
-        for ticket in given_up {
+        for ticket in given_up.into_iter().chain(taking) {
             let error = Error::Waiting { range, waiting_for: waiting_for.clone() };
-            self.outputs.push_back(Output::GivenUp(ticket, Err(error)));
+            self.outputs.push_back(Output::Done(ticket, Err(error)));
         }
     }
 

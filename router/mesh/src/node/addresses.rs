@@ -81,6 +81,10 @@ impl Node {
             }
             Command::Unfence(address) => self.addresses.fenced.retain(|_, fenced| *fenced != address),
             Command::SetAside(range, addresses) => ipam.set_aside(range, addresses),
+            Command::SetParts(range, parts) => {
+                ipam.set_parts(id, range, parts, now);
+                return None;
+            }
             Command::Allocations(range) => {
                 let all = ipam.allocations(range).map(|(address, id, _)| (address, id)).collect();
                 return Some(Ok(Reply::Allocations(all)));
@@ -159,7 +163,7 @@ impl Node {
         }
         for (needs, said) in std::mem::take(&mut self.addresses.held_back) {
             match said {
-                Said::Reply(ticket, _) | Said::GivenUp(ticket, _) if needs <= mark => {
+                Said::Reply(ticket, _) | Said::Done(ticket, _) if needs <= mark => {
                     self.outputs.push_back(Output::Reply(ticket, Err(CommandError::NotKept)));
                 }
                 said => self.addresses.held_back.push_back((needs, said)),
@@ -177,7 +181,7 @@ impl Node {
                     let result = result.map(Reply::Address).map_err(|error| self.explain(error));
                     self.outputs.push_back(Output::Reply(ticket, result));
                 }
-                Said::GivenUp(ticket, result) => {
+                Said::Done(ticket, result) => {
                     let host = self.addresses.reclaiming.remove(&ticket).filter(|_| result.is_ok());
                     if let Some(id) = host.and_then(|host| self.peer_key(host)) {
                         self.forget_records(id);
@@ -231,6 +235,10 @@ impl Node {
             Error::Waiting { range, waiting_for } => {
                 CommandError::NoAddress { range, waiting_for: self.name_awaited(&waiting_for) }
             }
+            Error::PartInUse { part, range, by } => {
+                let by = by.iter().map(|host| self.unmistakable(*host)).collect();
+                CommandError::SubnetInUse { part, range, by }
+            }
             error => CommandError::Address(error),
         }
     }
@@ -253,6 +261,7 @@ impl Node {
             used: ring.used,
             unreachable: ring.unreachable,
             voters: ring.voters.iter().map(|voter| self.unmistakable(*voter)).collect(),
+            contested: ring.contested.iter().map(ToString::to_string).collect(),
         };
         self.addresses.ipam.status().into_iter().map(report).collect()
     }

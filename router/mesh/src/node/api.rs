@@ -105,6 +105,8 @@ pub enum Command {
     Unfence(Ipv4Addr),
     /// These addresses of a range are used for something else.
     SetAside(Range, BTreeSet<Ipv4Addr>),
+    /// These parts of a range are the subnets of this host's networks: nothing of them is handed out of the range.
+    SetParts(Range, BTreeSet<Range>),
     /// What this host has handed out of a range.
     Allocations(Range),
     /// Take back the addresses of a host that is off for good: its nickname, or its key in hex.
@@ -237,6 +239,16 @@ pub enum CommandError {
         /// Who would have to agree.
         waiting_for: Vec<String>,
     },
+    /// A network cannot have a part of a range for itself.
+    #[error("the subnet {part} is in use in the mesh's own range {range}{}; choose another", explain_users(by))]
+    SubnetInUse {
+        /// The part.
+        part: Range,
+        /// The range it is of.
+        range: Range,
+        /// Who hands out of it.
+        by: Vec<String>,
+    },
     /// The disk did not take what had to be written down first.
     #[error("cannot write the store; is the disk full?")]
     NotKept,
@@ -258,6 +270,10 @@ pub enum CommandError {
     /// The records are full.
     #[error("{0}")]
     Record(#[from] weft_gossip::PutError),
+}
+
+fn explain_users(by: &[String]) -> String {
+    if by.is_empty() { String::new() } else { format!(", by {}", by.join(", ")) }
 }
 
 fn explain_waiting(waiting_for: &[String]) -> String {
@@ -474,6 +490,8 @@ pub struct RingReport {
     pub unreachable: u32,
     /// Who decides.
     pub voters: Vec<String>,
+    /// Subnets of this host's networks of which addresses are handed out in this range, too.
+    pub contested: Vec<String>,
 }
 
 /// What a node knows.
