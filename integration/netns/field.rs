@@ -235,6 +235,50 @@ fn a_disk_that_was_full_is_used_again_and_a_router_starts_on_a_full_one() {
 }
 
 #[test]
+fn containers_that_run_are_taken_up_by_a_router_that_lost_its_store() {
+    let _alone = alone();
+    // Alone, and where another host knows what this one had handed out.
+    for count in [1, 2] {
+        let links: &[(usize, usize)] = if count == 1 { &[] } else { &[(0, 1)] };
+        let mut mesh = Mesh::start("lost", &vec![Fast; count], links);
+        if count == 2 {
+            mesh.await_connected();
+        }
+        let containers = [Ns::new().unwrap(), Ns::new().unwrap()];
+        let attach = |mesh: &Mesh, host: usize, ns: &Ns, name: &str| -> IpAddr {
+            let printed = mesh.hosts[host].attach(ns, "red", &[], name).unwrap();
+            let text = printed[0].as_str().unwrap();
+            text.split('/').next().unwrap().parse().unwrap()
+        };
+        let a = attach(&mesh, 0, &containers[0], "a");
+        let b = attach(&mesh, count - 1, &containers[1], "b");
+        mesh.hosts[0].kill();
+        std::fs::remove_file(mesh.hosts[0].log().with_file_name("store.redb")).unwrap();
+        mesh.launch(0);
+        assert!(reaches(&containers[0], b, 56) && reaches(&containers[1], a, 56), "{count}: they are cut off");
+        let lookup = String::from_utf8_lossy(&cli(&mesh, count - 1, &["dns", "lookup", "a"]).stdout).into_owned();
+        assert_eq!(lookup.trim(), a.to_string());
+        // Its address is its own; and what is attached now, in whatever segment, has another.
+        assert_eq!(attach(&mesh, 0, &containers[0], "a"), a);
+        let late = Ns::new().unwrap();
+        let third = mesh.hosts[0].attach(&late, "blue", &[], "late");
+        if count == 1 {
+            let third = third.unwrap();
+            assert_ne!(third[0].as_str().unwrap().split('/').next().unwrap(), a.to_string());
+            assert_eq!(mesh.hosts[0].status().unwrap()["problems"], json!([]));
+            assert_eq!(mesh.hosts[0].status().unwrap()["ipam"]["used"], json!(3));
+        }
+        // Nothing of that is lost by another restart.
+        mesh.hosts[0].stop().unwrap();
+        mesh.launch(0);
+        assert!(reaches(&containers[0], b, 56) && reaches(&containers[1], a, 56), "{count}: they are cut off later");
+        assert!(cli(&mesh, 0, &["detach", &containers[0].path(), "--segment", "red"]).status.success());
+        let is_gone = || Ok(!mesh.hosts[0].status()?["endpoints"].to_string().contains("\"a\""));
+        await_true("it stays", is_gone).unwrap();
+    }
+}
+
+#[test]
 fn a_forgotten_host_stays_forgotten_until_it_is_named() {
     let _alone = alone();
     let mut mesh = Mesh::start("forget", &[Fast; 2], &[(0, 1)]);

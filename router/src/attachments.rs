@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard, Notify};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::Command;
@@ -22,6 +22,7 @@ use crate::error::{Doing, Failure, Result};
 use crate::interfaces;
 use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
 use crate::options::Cidr;
+use crate::running::RunningCopies;
 use crate::state::{Store, random};
 use crate::taps::{Segments, remove_unused};
 use crate::target::{self, Namespace};
@@ -70,8 +71,12 @@ pub struct Attachments {
 struct Inside {
     engine: EngineHandle,
     store: Arc<Store>,
+    running: RunningCopies,
     segments: Segments,
     all: BTreeMap<EndpointId, Attachment>,
+    /// Those of which the mesh has not heard since the store was lost; and what they have from rings that has to be won back.
+    lost: BTreeMap<EndpointId, Attachment>,
+    unproven: Vec<(EndpointId, Lease)>,
     changed: Arc<Notify>,
 }
 
@@ -83,12 +88,13 @@ impl Attachments {
         segments: Segments,
         range: Cidr,
         docker_socket: PathBuf,
-        restored: Restored,
+        (restored, running): (Restored, RunningCopies),
     ) -> Result<Self> {
         let changed = Arc::new(Notify::new());
+        let Restored { alive: all, lost, unproven, .. } = restored;
         let mut inside =
-            Inside { engine: engine.clone(), store, segments, all: restored.alive, changed: changed.clone() };
-        interfaces::remove_strays(inside.all.values().map(Attachment::port).collect())?;
+            Inside { engine: engine.clone(), store, running, segments, all, lost, unproven, changed: changed.clone() };
+        interfaces::remove_strays(inside.all.values().chain(inside.lost.values()).map(Attachment::port).collect())?;
         let used = inside.used_segments();
         remove_unused(&used)?;
         for segment in used {
@@ -105,6 +111,43 @@ impl Attachments {
         };
         attachments.reconcile().await?;
         Ok(attachments)
+    }
+
+    /// Takes up the containers that run on although the store was lost, and wins their addresses back from the rings, so that
+    /// nothing else is given them. What has no ring's consent yet is asked for again by the next call.
+    pub async fn take_up_lost(&self) {
+        for attachment in self.inside.lock().await.take_up_lost().await {
+            info!(
+                names = attachment.names.join(","),
+                ips = attachment.printed().join(", "),
+                segment = attachment.segment,
+                "taken up again: this container ran on while the store was lost"
+            );
+        }
+        let unproven = self.inside.lock().await.unproven.clone();
+        let ask = |(endpoint, lease): (EndpointId, Lease)| {
+            let Lease { range, id, address } = lease;
+            let request = Request { range, id, want: Some(address), within: None };
+            async move { (endpoint, lease, addresses::allocate(&self.engine, request).await) }
+        };
+        for (endpoint, lease, answer) in futures_util::future::join_all(unproven.into_iter().map(ask)).await {
+            let proven = match answer {
+                Ok(_) => self.inside.lock().await.prove(endpoint, lease),
+                Err(error) => Err(error),
+            };
+            match proven {
+                Ok(true) => {}
+                Ok(false) => addresses::release(&self.engine, &[lease]).await,
+                Err(error) => {
+                    debug!(address = %lease.address, "a running container's address is not won back yet: {error}");
+                }
+            }
+        }
+    }
+
+    /// Addresses of running containers that no ring has given to this host since the store was lost.
+    pub async fn unproven(&self) -> Vec<Ipv4Addr> {
+        self.inside.lock().await.unproven.iter().map(|(_, lease)| lease.address).collect()
     }
 
     /// The ring and the endpoints agree on who has which address: what a crash or an older disk left is put right.
@@ -444,7 +487,51 @@ impl Inside {
         }
     }
 
+    /// Has the mesh hear of the containers that the store has lost; those whose addresses or names are others' by now are cut off.
+    async fn take_up_lost(&mut self) -> Vec<Attachment> {
+        let mut taken = Vec::new();
+        for (_, attachment) in std::mem::take(&mut self.lost) {
+            match self.take_up(attachment.clone()).await {
+                Ok(()) => taken.push(attachment),
+                Err(error) => {
+                    let names = attachment.names.join(",");
+                    warn!(names, segment = attachment.segment, "a container is cut off; attach it anew: {error}");
+                    let removed = interfaces::remove(&attachment).and_then(|()| self.running.forget(attachment.id));
+                    removed.unwrap_or_else(|error| warn!("{error}"));
+                    self.close_if_unused(SegmentId::of(&attachment.segment)).await;
+                }
+            }
+        }
+        taken
+    }
+
+    async fn take_up(&mut self, attachment: Attachment) -> Result<()> {
+        let segment = SegmentId::of(&attachment.segment);
+        let bridge = self.open_with(segment, &attachment.gateways).await?;
+        self.engine.ask(Command::Attach(attachment.id, attachment.record())).await?;
+        self.unproven.extend(attachment.leases.iter().map(|lease| (attachment.id, *lease)));
+        let attachment = Attachment { leases: Vec::new(), ..attachment };
+        self.keep(&attachment)?;
+        self.all.insert(attachment.id, attachment);
+        self.settle(segment, bridge);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// A ring has given an address back that a container has; whether the container is still there.
+    fn prove(&mut self, id: EndpointId, lease: Lease) -> Result<bool> {
+        self.unproven.retain(|other| *other != (id, lease));
+        let Some(mut attachment) = self.all.get(&id).cloned() else { return Ok(false) };
+        attachment.leases.push(lease);
+        self.keep(&attachment)?;
+        self.all.insert(id, attachment);
+        Ok(true)
+    }
+
     fn keep(&self, attachment: &Attachment) -> Result<()> {
+        let unproven = self.unproven.iter().filter(|(id, _)| *id == attachment.id).map(|(_, lease)| *lease);
+        let leases = attachment.leases.iter().copied().chain(unproven).collect();
+        self.running.keep(&Attachment { leases, ..attachment.clone() })?;
         let value = serde_json::to_vec(attachment).doing(|| "cannot remember the attachment".into())?;
         self.store.write([(&attachment.key(), &Some(value))])
     }
@@ -486,6 +573,8 @@ impl Inside {
         let Some(attachment) = self.all.get(&id).cloned() else { return Ok(()) };
         self.store.write([(&attachment.key(), &None)])?;
         self.all.remove(&id);
+        self.unproven.retain(|(other, _)| *other != id);
+        self.running.forget(id).unwrap_or_else(|error| warn!("{error}"));
         if let Err(error) = interfaces::remove(&attachment) {
             warn!("{error}");
         }

@@ -145,7 +145,10 @@ impl IntoResponse for Failure {
 
 async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
     match api.engine.ask(Command::Status).await? {
-        Reply::Status(report) => Ok(Json(status::report(&report, &api))),
+        Reply::Status(report) => {
+            let unproven = api.attachments.unproven().await;
+            Ok(Json(status::report(&report, &unproven, &api)))
+        }
         _ => Err(Failure::new("the node gave no report")),
     }
 }

@@ -29,6 +29,7 @@ use crate::netlink::{self, in_namespace};
 use crate::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
 use crate::polling::Pauses;
 use crate::routing::{self, Policy, Routing};
+use crate::running::RunningCopies;
 use crate::state::{self, Change, Store};
 use crate::taps::{self, Segments};
 use crate::udp::UdpPort;
@@ -85,7 +86,8 @@ async fn run(options: Options) -> Result<()> {
     let kept = store.read()?;
     let (noted, overlap) = check_range(&options, &kept)?;
     store.write(noted.iter().map(|(key, value)| (key, value)))?;
-    let restored = attachment::restore(&kept)?;
+    let running = RunningCopies::open(&options.socket)?;
+    let restored = attachment::restore(&kept, &running)?;
     store.write(restored.gone.iter().map(|key| (key, &None)))?;
     let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
     // An engine that starts looks for its plugins: calls wait until they are served.
@@ -134,7 +136,8 @@ async fn run(options: Options) -> Result<()> {
     let (engine, handle, changes) = Engine::new(node, clock, udp, views, (inbox, worker), store.clone());
     start_engine(engine)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
-    let attachments = Attachments::new(handle.clone(), store.clone(), segments, range, socket, restored).await?;
+    let attachments =
+        Attachments::new(handle.clone(), store.clone(), segments, range, socket, (restored, running)).await?;
     let attachments = Arc::new(attachments);
 
     handle.ask(Command::SetAddresses(underlay.addresses.clone())).await?;
@@ -143,6 +146,7 @@ async fn run(options: Options) -> Result<()> {
         let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
         handle.ask(Command::ConnectUnlessForgotten(named.collect())).await?;
     }
+    attachments.take_up_lost().await;
     let (options, routing) = (Arc::new(options), Arc::<Routing>::default());
     let stop = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
@@ -262,6 +266,7 @@ async fn chores(api: Api) {
         api.attachments.sweep().await;
         round += 1;
         if round.is_multiple_of(CHORES_PER_RESOLVE) {
+            api.attachments.take_up_lost().await;
             let _ = look_up_targets(&api).await;
         }
     }

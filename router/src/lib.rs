@@ -23,6 +23,7 @@ pub mod netlink;
 pub mod options;
 pub mod polling;
 pub mod routing;
+mod running;
 pub mod state;
 pub mod status;
 pub mod taps;

@@ -1,7 +1,7 @@
 //! `weft status`: one JSON object, and the same for people.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::docker;
 use crate::error::{Failure, Result};
 
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
-pub fn report(status: &Status, api: &Api) -> Value {
+pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
     let options = &api.options;
     let engine = api.docker.as_ref().and_then(|docker| docker.engine_version());
     json!({
@@ -24,7 +24,7 @@ pub fn report(status: &Status, api: &Api) -> Value {
         "peer_id": status.peer_id,
         "cloned": status.cloned,
         "addresses": status.addresses,
-        "problems": problems(status, api),
+        "problems": problems(status, unproven, api),
         "peers": status.peers,
         "links": status.links,
         "routes": status.routes,
@@ -43,7 +43,7 @@ pub fn report(status: &Status, api: &Api) -> Value {
 }
 
 /// What is wrong and what to do about it, a line each.
-fn problems(status: &Status, api: &Api) -> Vec<String> {
+fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     let mut problems = Vec::new();
     if status.cloned {
         problems.push(
@@ -84,6 +84,12 @@ fn problems(status: &Status, api: &Api) -> Vec<String> {
             )
         }));
     }
+    problems.extend(unproven.iter().map(|ip| {
+        format!(
+            "{ip} is a running container's since before the store was lost, and no ring has given it to this host yet; if it cannot, \
+             detach the container and attach it anew (see: weft status ipam)"
+        )
+    }));
     problems.extend(api.overlap.clone());
     problems.extend(api.store.problem());
     problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));

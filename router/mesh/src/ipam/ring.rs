@@ -19,7 +19,7 @@ pub const MAX_VOTERS: usize = 5;
 
 /// An IPv4 range.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(try_from = "(Ipv4Addr, u8)")]
+#[serde(try_from = "UncheckedRange")]
 pub struct Range {
     /// Its first address.
     pub base: Ipv4Addr,
@@ -100,10 +100,17 @@ impl Range {
     }
 }
 
-impl TryFrom<(Ipv4Addr, u8)> for Range {
+/// A range as it is read.
+#[derive(Deserialize)]
+struct UncheckedRange {
+    base: Ipv4Addr,
+    length: u8,
+}
+
+impl TryFrom<UncheckedRange> for Range {
     type Error = &'static str;
 
-    fn try_from((base, length): (Ipv4Addr, u8)) -> Result<Range, Self::Error> {
+    fn try_from(UncheckedRange { base, length }: UncheckedRange) -> Result<Range, Self::Error> {
         Range::new(base, length).ok_or("not a range of addresses")
     }
 }

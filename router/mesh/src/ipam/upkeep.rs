@@ -32,10 +32,13 @@ impl Ipam {
         local.pending.retain(|pending| pending.until > now);
         local.give_up.retain(|_, (_, until)| *until > now);
         let mut taking = Vec::new();
-        for (ticket, (taken, _)) in local.taking.extract_if(.., |_, (_, until)| *until <= now) {
-            local.parts.iter_mut().for_each(|parts| parts.retain(|part| !taken.contains(part)));
-            taking.push(ticket);
-        }
+        local.taking.retain(|ticket, (taken, until)| {
+            if *until <= now {
+                local.parts.iter_mut().for_each(|parts| parts.retain(|part| !taken.contains(part)));
+                taking.push(*ticket);
+            }
+            *until > now
+        });
         for (ticket, error) in over {
             self.reply(ticket, Err(error));
         }
