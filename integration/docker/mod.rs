@@ -48,7 +48,8 @@ pub struct EngineHost {
     holder: Child,
     engine: Option<Child>,
     router: Mutex<Option<Child>>,
-    arguments: Vec<String>,
+    /// How its router runs, beside the usual.
+    pub arguments: Vec<String>,
     /// How its engine runs, beside the usual.
     pub engine_arguments: Vec<&'static str>,
 }
@@ -106,6 +107,16 @@ impl Lan {
             })
             .unwrap_or_else(|error| panic!("{error}: {:#}", host.status()));
         }
+    }
+
+    /// Pulls a host's network cable.
+    pub fn unplug(&self, number: usize) {
+        run(&["ip", "link", "set", &format!("e{number}"), "nomaster"], Some(&self.outside.path()));
+    }
+
+    /// Plugs it in again.
+    pub fn plug(&self, number: usize) {
+        run(&["ip", "link", "set", &format!("e{number}"), "master", "lan"], Some(&self.outside.path()));
     }
 
     /// The directory of this test's files.
@@ -343,6 +354,20 @@ impl EngineHost {
         // The client that belongs to the engine, where there are several.
         let client = if Path::new("/usr/bin/docker").exists() { "/usr/bin/docker" } else { "docker" };
         Command::new(client).args(["-H", &socket]).args(arguments).stdin(Stdio::null()).output().expect("docker runs")
+    }
+
+    /// Runs Compose on the host: the program of its own, or the client's part.
+    pub fn compose(&self, arguments: &[&str]) -> Output {
+        let socket = format!("unix://{}", self.engine_socket().display());
+        let is_own = self.run(&["sh", "-c", "command -v docker-compose"]).status.success();
+        let mut command = self.command(if is_own { "docker-compose" } else { "docker" });
+        command.args(if is_own { &[][..] } else { &["compose"] }).args(arguments);
+        command.env("DOCKER_HOST", socket).output().expect("Compose is there: apt install docker-compose")
+    }
+
+    /// A path of the host's network namespace.
+    pub fn ns_path(&self) -> String {
+        self.ns.path()
     }
 
     /// Starts a container that waits.

@@ -1,7 +1,7 @@
 //! Containers of real engines on several hosts.
 
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -681,4 +681,179 @@ fn spread_networks_are_like_the_first_and_stay_where_they_are_used() {
     b.docker(&["network", "rm", "shop"]);
     await_true("the network is not removed everywhere", || Ok(!a.network_exists("shop") && !b.network_exists("shop")))
         .unwrap();
+}
+
+const STACK: &str = "
+version: '2.4'
+services:
+  web:
+    image: weft-test
+    command: httpd -f -p 80 -h /bin
+    ports: ['8080:80']
+    networks: [back, front]
+  db:
+    image: weft-test
+    command: sleep 100000
+    networks: [back]
+networks:
+  back:
+    driver: weft
+    ipam: {driver: weft}
+  front:
+    driver: bridge
+";
+
+#[test]
+fn compose_projects_come_up_on_every_host() {
+    let _alone = alone();
+    let lan = Lan::start("compose", 2);
+    let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
+    let file = lan.dir().join("compose.yml").to_string_lossy().into_owned();
+    std::fs::write(&file, STACK).unwrap();
+    let compose = |host: &EngineHost, arguments: &[&str]| {
+        let output = host.compose(&[&["-p", "shop", "-f", &file], arguments].concat());
+        assert!(output.status.success(), "{}: {}", host.name, String::from_utf8_lossy(&output.stderr));
+    };
+    let id = |host: &EngineHost, service: &str| {
+        let by_label = format!("label=com.docker.compose.service={service}");
+        host.docker(&["ps", "-q", "--filter", &by_label])
+    };
+    compose(a, &["up", "-d"]);
+    await_true("the network does not spread", || Ok(b.network_exists("shop_back"))).unwrap();
+    // The copy is taken for the project's own, and taken again.
+    for _ in 0..2 {
+        compose(b, &["up", "-d"]);
+    }
+    let both = [a, b].map(|host| host.ip(&id(host, "db"), "shop_back"));
+    for host in [a, b] {
+        host.await_resolved(&id(host, "web"), "db", &both, KNOWN);
+        let address = format!("{}:8080", host.ip);
+        await_true(&format!("{address} is not published"), || lan.outside.run(|| answers(&address))).unwrap();
+    }
+    let hint = "the Compose project shop runs here and on";
+    await_true("nothing is said of the two stacks", || Ok(a.log().contains(hint) && b.log().contains(hint))).unwrap();
+    // What one host takes down stays where it is used.
+    compose(b, &["down", "-t", "0"]);
+    let address = format!("{}:8080", a.ip);
+    assert!(a.network_exists("shop_back") && lan.outside.run(|| answers(&address)).unwrap());
+    compose(a, &["down", "-t", "0"]);
+    await_true("the network stays", || Ok(!a.network_exists("shop_back") && !b.network_exists("shop_back"))).unwrap();
+}
+
+/// A socket in a container, and whether something that a client sends to an address arrives there.
+fn hears(server: &UdpSocket, client: &UdpSocket, to: (IpAddr, u16)) -> bool {
+    server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    client.send_to(b"hello", to).is_ok() && server.recv_from(&mut [0; 16]).is_ok()
+}
+
+#[test]
+fn flows_and_neighbours_follow_what_containers_do() {
+    let _alone = alone();
+    let lan = Lan::start("flows", 2);
+    let [a, _] = &lan.hosts[..] else { panic!("two hosts") };
+    let bind =
+        |container: &str, port: u16| a.inside_container(container, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+    let client = lan.outside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+
+    // A client that never pauses is served by the container that has the port now.
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A minute at most: a failure is to be heard of.
+            for _ in (0..3000).take_while(|_| !ended.load(Ordering::Relaxed)) {
+                let _ = client.send_to(b"hello", (a.ip, 9000));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        for name in ["first", "second"] {
+            a.sleeper(name, "weft", &["-p", "9000:9000/udp"]);
+            let server = bind(name, 9000);
+            await_true(&format!("{name} hears nothing"), || Ok(hears(&server, &client, (a.ip, 9000)))).unwrap();
+            a.docker(&["rm", "-f", name]);
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+
+    // Port 53 is like any other: others' resolvers and the gateways' go on.
+    let resolver = a.inside(|| UdpSocket::bind("127.0.0.53:53").unwrap());
+    let local = a.inside(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let given = format!("{}:53:53/udp", a.ip);
+    a.sleeper("dns", "weft", &["-p", &given]);
+    let server = bind("dns", 53);
+    await_true("port 53 is not published", || Ok(hears(&server, &client, (a.ip, 53)))).unwrap();
+    assert!(hears(&resolver, &local, ("127.0.0.53".parse().unwrap(), 53)), "the host's resolver is taken");
+    refused(&a.try_docker(&["run", "--rm", "--network", "weft", "-p", &given, IMAGE, "true"]), "in use");
+    refused(&a.try_docker(&["run", "--rm", "--network", "weft", "-p", "53:53/udp", IMAGE, "true"]), "in use");
+    a.await_resolved("dns", "dns", &[a.ip("dns", "weft")], KNOWN);
+    a.docker(&["rm", "-f", "dns"]);
+    drop(resolver);
+    a.sleeper("dns", "weft", &["-p", "53:53/udp"]);
+    let server = bind("dns", 53);
+    await_true("port 53 is not published", || Ok(hears(&server, &client, (a.ip, 53)))).unwrap();
+    a.await_resolved("dns", "dns", &[a.ip("dns", "weft")], KNOWN);
+
+    // IPv6 through the host outlives what the kernel remembers of neighbours.
+    for (host, ip) in [(a.ns_path(), "fd98::1/64"), (lan.outside.path(), "fd98::fe/64")] {
+        let interface = if ip.ends_with("e/64") { "lan" } else { "eth0" };
+        let set = ["ip", "-6", "addr", "add", ip, "dev", interface, "nodad"];
+        assert!(a.run(&[&["nsenter", &format!("--net={host}"), "--"][..], &set].concat()).status.success());
+    }
+    a.docker(&create(&["--ipv6", "--subnet", "10.74.0.0/24", "--subnet", "fd74::/64", "six"]));
+    a.sleeper("six", "six", &["-p", "9001:80"]);
+    let output = a.docker(&["exec", "six", "ping", "-6", "-c", "12", "-W", "2", "fd98::fe"]);
+    assert!(output.contains("12 packets received"), "{output}");
+}
+
+#[test]
+fn networks_that_two_hosts_made_apart_become_one() {
+    let _alone = alone();
+    let mut lan = Lan::start("apart", 2);
+    // Each hands out addresses although the other is away.
+    for host in &mut lan.hosts {
+        host.stop_router();
+        host.arguments.push("--found".into());
+        host.start_router();
+    }
+    lan.await_connected();
+    let [a, b] = &lan.hosts[..] else { panic!("two hosts") };
+    let is_connected = |host: &EngineHost| host.status()["peers"][0]["state"] == "connected";
+    lan.unplug(1);
+    await_true("the hosts stay connected", || Ok(!is_connected(a) && !is_connected(b))).unwrap();
+    // A network that nothing uses gives way; one that containers use stays, and that is said.
+    for (name, number) in [("empty", 75), ("used", 76)] {
+        for (host, third) in [(a, 0), (b, 1)] {
+            host.docker(&create(&["--subnet", &format!("10.{number}.{third}.0/24"), name]));
+        }
+    }
+    a.sleeper("one", "used", &[]);
+    b.sleeper("two", "used", &[]);
+    lan.plug(1);
+    await_true("the hosts do not meet", || Ok(is_connected(a) && is_connected(b))).unwrap();
+    let subnet = |host: &EngineHost, name: &str| {
+        let output = host.try_docker(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", name]);
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    await_true("they do not become one", || Ok(subnet(a, "empty") == subnet(b, "empty"))).unwrap();
+    assert_ne!(subnet(a, "used"), subnet(b, "used"));
+    let said = |host: &EngineHost| host.status()["problems"].to_string().contains("the networks used here and on");
+    await_true("nothing is said of the other", || Ok(said(a) || said(b))).unwrap();
+    a.docker(&["rm", "-f", "one"]);
+    b.docker(&["rm", "-f", "two"]);
+    await_true("they do not become one later", || Ok(subnet(a, "used") == subnet(b, "used"))).unwrap();
+    await_true("the problem stays", || Ok(!said(a) && !said(b))).unwrap();
+
+    // A network without IPv4 spreads as what it is, where engines make such.
+    let made = a.try_docker(&create(&["--ipv4=false", "--ipv6", "--subnet", "fd77::/64", "only"]));
+    let knows = |host: &EngineHost| {
+        let version = host.docker(&["version", "-f", "{{.Server.Version}}"]);
+        version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 28)
+    };
+    assert_eq!(made.status.success(), knows(a), "{}", String::from_utf8_lossy(&made.stderr));
+    if knows(a) && knows(b) {
+        await_true("it does not spread", || Ok(b.network_exists("only"))).unwrap();
+        a.sleeper("six-a", "only", &[]);
+        b.sleeper("six-b", "only", &[]);
+        await_true("they do not meet", || Ok(b.pings("six-b", "six-a"))).unwrap();
+        assert_eq!(b.docker(&["network", "inspect", "-f", "{{.EnableIPv4}}", "only"]), "false");
+    }
 }

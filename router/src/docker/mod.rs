@@ -15,6 +15,7 @@ mod ports;
 mod protocol;
 mod proxy;
 mod spread;
+mod stacks;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,6 +77,9 @@ impl Kit {
     }
 }
 
+/// Begins what the problems of single networks are filed under.
+const NETWORK_PROBLEM: &str = "network ";
+
 /// The driver.
 pub struct Docker {
     kit: Kit,
@@ -84,12 +88,14 @@ pub struct Docker {
     /// The id of the engine whose networks these are.
     engine_id: Table<String>,
     /// What is wrong between weft and the engine, for people.
-    problems: Mutex<BTreeMap<&'static str, String>>,
+    problems: Mutex<BTreeMap<String, String>>,
     /// Told when networks may have come or gone.
     look_again: Notify,
     /// Containers being looked at, and whether they are to be looked at again.
     busy: Mutex<BTreeMap<String, bool>>,
     compared: AtomicBool,
+    /// Networks of Compose projects of which it was said that two hosts have the project.
+    hinted: Mutex<BTreeSet<String>>,
     makes_standing: AtomicBool,
     /// The host is about to do without weft: no networks are made any more.
     is_leaving: AtomicBool,
@@ -160,6 +166,7 @@ impl Docker {
             look_again: Notify::new(),
             busy: Mutex::default(),
             compared: AtomicBool::new(false),
+            hinted: Mutex::default(),
             makes_standing: AtomicBool::new(true),
             is_leaving: AtomicBool::new(false),
             foreign: ArcSwap::default(),
@@ -261,19 +268,25 @@ impl Docker {
     }
 
     /// Notes what is wrong in some respect, or (with `None`) that it is right again.
-    fn note_problem(&self, about: &'static str, problem: Option<String>) {
+    fn note_problem(&self, about: &str, problem: Option<String>) {
         let mut problems = self.lock_problems();
         match problem {
             Some(problem) if problems.get(about) != Some(&problem) => {
                 warn!("{problem}");
-                problems.insert(about, problem);
+                problems.insert(about.to_owned(), problem);
             }
             Some(_) => {}
             None => drop(problems.remove(about)),
         }
     }
 
-    fn lock_problems(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+    /// Of the problems of networks only those of these are still there.
+    fn keep_network_problems(&self, names: &BTreeSet<String>) {
+        self.lock_problems()
+            .retain(|about, _| about.strip_prefix(NETWORK_PROBLEM).is_none_or(|name| names.contains(name)));
+    }
+
+    fn lock_problems(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 

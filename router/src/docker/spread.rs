@@ -11,8 +11,8 @@ use tracing::{info, warn};
 use weft_mesh::node::{Command, Networks, Reply};
 use weft_mesh::records::{NetworkRecord, NetworkUid, Subnet};
 
-use super::Docker;
 use super::plugin::NAME;
+use super::{Docker, NETWORK_PROBLEM};
 use crate::error::{Failure, Result};
 use crate::options::Cidr;
 
@@ -74,11 +74,14 @@ pub async fn spread(docker: Arc<Docker>, follows_others: bool) {
             }
             patience.insert(record.uid, now + TRY_AGAIN);
         }
+        let is_replaced = |removal: &&Removal| matches!(removal.cause, Cause::Replaced(..));
+        let replaced = wanted.removed.iter().filter(is_replaced).map(|removal| removal.name.clone());
+        docker.keep_network_problems(&replaced.collect());
         for Removal { id, uid, name, cause } in wanted.removed {
             if patience.contains_key(&uid) {
                 continue;
             }
-            if let Err(error) = remove(&docker, &id, &name, cause, &mut said).await {
+            if let Err(error) = remove(&docker, &id, &name, cause).await {
                 warn!(network = name, "a network cannot be removed here: {error}");
             }
             patience.insert(uid, now + TRY_AGAIN);
@@ -220,13 +223,7 @@ async fn count(docker: &Docker, name: &str) -> Result<usize> {
     Ok(all.iter().filter(|network| network.name.as_deref() == Some(name)).count())
 }
 
-async fn remove(
-    docker: &Docker,
-    id: &str,
-    name: &str,
-    cause: Cause,
-    said: &mut BTreeSet<(NetworkUid, String)>,
-) -> Result<()> {
+async fn remove(docker: &Docker, id: &str, name: &str, cause: Cause) -> Result<()> {
     if !docker.kit.api.is_used(id).await? {
         return take_away(docker, id).await;
     }
@@ -237,14 +234,11 @@ async fn remove(
             info!(network = name, "a network that was removed on another host has containers here, and stays");
         }
         Cause::Replaced(subnets, host) => {
-            let line = (STANDING, format!("{name} {subnets}"));
-            if said.len() < MAX_SAID && said.insert(line) {
-                warn!(
-                    network = name,
-                    "this network and the one of its name on {host} ({subnets}) have other subnets: containers here do not reach \
-                     those there. Stop and remove the containers of one of the two; that host then gets the other's network"
-                );
-            }
+            let problem = format!(
+                "the networks {name} here and on {host} ({subnets}) have different subnets: containers here do not reach those there; \
+                 remove the containers of one of the two, and that host gets the other's network"
+            );
+            docker.note_problem(&format!("{NETWORK_PROBLEM}{name}"), Some(problem));
         }
     }
     Ok(())

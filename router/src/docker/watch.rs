@@ -9,10 +9,10 @@ use bollard::models::{EventMessage, EventMessageTypeEnum, Network};
 use futures_util::StreamExt;
 use tracing::{debug, info, warn};
 
-use super::Docker;
 use super::adopt::adopt_all;
 use super::api::EngineIdentity;
 use super::driver::attachment_id;
+use super::{Docker, stacks};
 use crate::attachment::Place;
 use crate::error::{Failure, Result};
 
@@ -23,6 +23,8 @@ const TRIES: u32 = 5;
 /// How often everything is compared, and how soon again after something did not fit.
 const COMPARE: Duration = Duration::from_secs(60);
 const COMPARE_AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether a stack of this host is one of another's.
+const LOOK_FOR_STACKS: Duration = Duration::from_secs(5);
 /// How long what the engine does not have may be on its way: what was there once, and a container that is starting.
 const PATIENCE_JOINED: Duration = Duration::from_secs(4);
 const PATIENCE_STARTING: Duration = Duration::from_secs(60);
@@ -52,6 +54,7 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
     docker.kit.engine_version.store(Some(Arc::new(engine.version)));
     let mut suspects = Suspects::default();
     let mut next = tokio::time::Instant::now();
+    let mut stacks = tokio::time::interval(LOOK_FOR_STACKS);
     loop {
         tokio::select! {
             event = events.next() => match event {
@@ -63,6 +66,7 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
                 let listed = docker.kit.api.networks().await?;
                 name_networks(docker, listed).await?;
             }
+            _ = stacks.tick() => stacks::hint(docker).await?,
             () = tokio::time::sleep_until(next) => {
                 let found = compare(docker, &suspects).await?;
                 next = tokio::time::Instant::now() + if found.is_empty() { COMPARE } else { COMPARE_AGAIN };

@@ -99,9 +99,11 @@ impl Ipam {
         if is_new_voter || (!local.is_confirmed && ring.mentions(own)) {
             return Some(Change::Register { host: own, start });
         }
-        let lent = local.lending.iter().find(|(address, _)| !ring.loans.contains_key(address));
-        if let Some((address, (to, _))) = lent {
-            return Some(Change::Lend { address: *address, from: own, to: *to });
+        // What was promised out of a window that is another's now cannot be had any more.
+        let mut lent =
+            local.lending.iter().map(|(address, (to, _))| Change::Lend { address: *address, from: own, to: *to });
+        if let Some(change) = lent.find(|change| ring.after(change).is_some()) {
+            return Some(change);
         }
         let takes = |part: &&Range| !ring.has_part(own, **part) && ring.has_room_for(**part);
         if let Some(part) = local.parts.iter().flatten().find(takes) {
