@@ -353,7 +353,7 @@ impl EngineHost {
         let socket = format!("unix://{}", self.engine_socket().display());
         // The client that belongs to the engine, where there are several.
         let client = if Path::new("/usr/bin/docker").exists() { "/usr/bin/docker" } else { "docker" };
-        Command::new(client).args(["-H", &socket]).args(arguments).stdin(Stdio::null()).output().expect("docker runs")
+        self.command(client).args(["-H", &socket]).args(arguments).output().expect("docker runs")
     }
 
     /// Runs Compose on the host: the program of its own, or the client's part.

@@ -316,3 +316,42 @@ fn names_are_added_one_right_after_the_other() {
         assert!(cli(&mesh, 0, &["stop"]).status.success());
     }
 }
+
+#[test]
+fn addresses_of_a_founder_that_is_gone_are_taken_back_and_absent_peers_are_waited_for() {
+    let _alone = alone();
+    let wires = [(0, 1), (0, 2), (1, 2)];
+    let mut mesh = Mesh::start_with("founder", &[Fast; 3], &wires, &[&["--found"], &[], &[]]);
+    mesh.await_connected();
+    let attach = |mesh: &Mesh, host: usize| {
+        let container = Ns::new().unwrap();
+        mesh.hosts[host].attach(&container, "red", &[], "web").map(|_| container)
+    };
+    // Only the first host has part in the ring; the others know of it.
+    let founder = attach(&mesh, 0).unwrap();
+    for host in [1, 2] {
+        await_true("the ring is not heard of", || {
+            Ok(mesh.hosts[host].status()?["ipam"]["rings"][0]["range"].is_string())
+        })
+        .unwrap();
+    }
+    mesh.hosts[0].kill();
+    drop(founder);
+    await_true("the founder is not missed", || Ok(mesh.hosts[1].peer("h0")?["state"] != "connected")).unwrap();
+    let waiting = attach(&mesh, 1).err().expect("the ring is the founder's").to_string();
+    assert!(waiting.contains("weft reclaim"), "{waiting}");
+    assert!(cli(&mesh, 1, &["reclaim", "h0"]).status.success());
+    attach(&mesh, 1).expect("the founder is not waited for any more");
+    attach(&mesh, 2).expect("its word goes for others, too");
+
+    // A host whose peers are not there yet founds nothing by itself, however early it is asked.
+    for host in [1, 2] {
+        mesh.hosts[host].kill();
+    }
+    let state = mesh.hosts[1].log().parent().unwrap().to_owned();
+    std::fs::remove_file(state.join("store.redb")).unwrap();
+    std::fs::remove_dir_all(state.join("weft.attached")).unwrap();
+    mesh.launch(1);
+    let waiting = attach(&mesh, 1).err().expect("two peers are named").to_string();
+    assert!(waiting.contains("waiting for 10.99.0.1, 10.99.2.2"), "{waiting}");
+}

@@ -261,8 +261,16 @@ impl World {
                 Named { name: format!("h{peer}"), host: is_met.then_some(label) }
             };
             let named: Vec<Named> = self.hosts[number].named.iter().map(met).collect();
-            let news: Vec<(HostLabel, BTreeMap<Range, Announcement>)> =
+            let mut news: Vec<(HostLabel, BTreeMap<Range, Announcement>)> =
                 there.iter().map(|other| (self.hosts[*other].label, self.hosts[*other].announced.clone())).collect();
+            // The records of hosts that are away outlive them, and are told to those who come.
+            let own = &self.hosts[number];
+            let is_news = |(label, _): &(&HostLabel, &BTreeMap<Range, Announcement>)| {
+                **label != own.label && !reachable.contains(*label) && !own.heard.contains_key(*label)
+            };
+            let told = there.iter().flat_map(|other| &self.hosts[*other].heard).filter(is_news);
+            let told: BTreeMap<HostLabel, _> = told.map(|(label, heard)| (*label, heard.clone())).collect();
+            news.extend(told);
             let now = self.now;
             let host = &mut self.hosts[number];
             let Some(ipam) = &mut host.ipam else { continue };

@@ -137,7 +137,9 @@ impl Ipam {
         }
         match ring.superseded_by {
             None => {
-                let mut live = others.filter(|(_, heard)| heard.superseded_by.is_none());
+                // The word of a host that is away outlives it: its ring is met when the host is.
+                let mut live =
+                    others.filter(|(host, heard)| heard.superseded_by.is_none() && self.reachable.contains(host));
                 live.find(|(_, heard)| heard.outranks(ring)).map(|(_, heard)| Change::Supersede(heard.ring))
             }
             Some(next) => {
