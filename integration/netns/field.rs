@@ -96,11 +96,13 @@ fn an_exposed_host_reaches_containers_beside_it() {
         let ip = format!("10.2.2.{}/24", 34 + host);
         mesh.hosts[host].attach(container, "red", &[&ip], "there").unwrap();
     }
-    let exposed = cli(&mesh, 0, &["expose", "--segment", "red", "--ip", "10.2.2.101/24"]);
+    let exposed = cli(&mesh, 0, &["expose", "--segment", "red", "--ip", "10.2.2.101/24", "--name", "gate"]);
     assert!(exposed.status.success(), "{exposed:?}");
     for address in ["10.2.2.34", "10.2.2.35"] {
         assert!(reaches(&mesh.hosts[0].ns, address.parse().unwrap(), 56), "{address} is not reached");
     }
+    let found = || String::from_utf8_lossy(&cli(&mesh, 1, &["dns", "lookup", "gate"]).stdout).trim().to_owned();
+    await_true("the host has no name", || Ok(found() == "10.2.2.101")).unwrap();
     // It is kept, and comes back if its interface is deleted.
     mesh.hosts[0].kill();
     mesh.launch(0);
@@ -295,6 +297,12 @@ fn a_forgotten_host_stays_forgotten_until_it_is_named() {
     assert_ne!(state(&mesh), "connected");
     assert!(cli(&mesh, 0, &["connect", "10.99.0.2"]).status.success());
     mesh.await_connected();
+    // One list in place of another.
+    assert!(cli(&mesh, 0, &["connect", "--replace", "10.99.0.2", "10.99.0.77"]).status.success());
+    assert!(cli(&mesh, 0, &["connect", "--replace", "10.99.0.2"]).status.success());
+    let targets = mesh.hosts[0].status().unwrap()["targets"].clone();
+    assert_eq!(targets.as_array().map(Vec::len), Some(1), "{targets}");
+    assert_eq!((&targets[0]["name"], state(&mesh).as_str()), (&json!("10.99.0.2"), "connected"));
 }
 
 #[test]

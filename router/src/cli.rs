@@ -49,6 +49,9 @@ enum Command {
     },
     /// Add peers now; they are kept across restarts
     Connect {
+        /// Forget all others
+        #[arg(long)]
+        replace: bool,
         /// host, ip or [ip6], each with an optional :port
         #[arg(required = true)]
         peers: Vec<String>,
@@ -94,6 +97,9 @@ enum Command {
         /// An address [default: one of the mesh's range]
         #[arg(long = "ip", value_name = "ADDR[/LEN]")]
         ips: Vec<String>,
+        /// A name by which containers find the host
+        #[arg(long = "name")]
+        names: Vec<String>,
     },
     /// Take the host's address in a segment away
     Hide {
@@ -201,9 +207,17 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
             print(&if json { format!("{report:#}\n") } else { status::print(&report, topic)? })
         }
-        Command::Connect { peers } => {
+        Command::Connect { replace, peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
-            post("/connect", &to_json(&Peers { names: peers })?).await.map(drop)
+            post("/connect", &to_json(&Peers { names: peers.clone() })?).await?;
+            if !replace {
+                return Ok(());
+            }
+            let status: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
+            let targets =
+                status["targets"].as_array().into_iter().flatten().filter_map(|target| target["name"].as_str());
+            let others = targets.filter(|name| !peers.iter().any(|peer| peer == name)).map(str::to_owned);
+            post("/forget", &to_json(&Peers { names: others.collect() })?).await.map(drop)
         }
         Command::Forget { peers } => post("/forget", &to_json(&Peers { names: peers })?).await.map(drop),
         Command::Reclaim { host } => post("/reclaim", &to_json(&host)?).await.map(drop),
@@ -211,8 +225,8 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             let target = Some(absolute(target)?);
             attach(socket, AttachRequest { target, segment, ips, names }).await
         }
-        Command::Expose { segment, ips } => {
-            attach(socket, AttachRequest { target: None, segment, ips, names: Vec::new() }).await
+        Command::Expose { segment, ips, names } => {
+            attach(socket, AttachRequest { target: None, segment, ips, names }).await
         }
         Command::Detach { target, segment } => {
             let target = Some(absolute(target)?);

@@ -34,7 +34,7 @@ pub const MAX_DOMAIN_NAME: usize = 253;
 /// The longest name that `dns add` takes, in bytes: a domain name less room for a domain.
 pub const MAX_ENTRY_NAME: usize = 200;
 /// Addresses that a name of `dns add` stands for on one host.
-pub const MAX_ENTRY_IPS: usize = 32;
+pub const MAX_ENTRY_IPS: usize = 64;
 
 /// An endpoint's id, chosen at random by whoever attaches it.
 pub type EndpointId = [u8; 16];
@@ -336,7 +336,7 @@ impl EntryRecord {
         if self.name.len() > MAX_ENTRY_NAME || !is_domain_name(&self.name) {
             Some("a name is labels of 1 to 63 letters, digits, '-' or '_', with dots between them, 200 bytes in all")
         } else if !(1..=MAX_ENTRY_IPS).contains(&self.ips.len()) {
-            Some("a name stands for 1 to 32 addresses on one host")
+            Some("a name stands for 1 to 64 addresses on one host")
         } else {
             None
         }
