@@ -5,8 +5,8 @@ pub mod stage;
 use std::path::Path;
 use std::time::Duration;
 
+use weft_router::daemon::state;
 use weft_router::error::{Doing, Result};
-use weft_router::state;
 
 /// Does something in a directory of its own, which is gone afterwards.
 pub fn in_temporary_dir<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use weft_router::client;
+use weft_router::cli::client;
+use weft_router::daemon::state;
 use weft_router::lab::{Ns, await_true};
-use weft_router::state;
 
 use crate::netns::{weft, write_secret};
 

@@ -10,8 +10,8 @@ use hyper::Method;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use weft_integration::netns::{Mesh, weft};
+use weft_router::cli::options::TapMode::Fast;
 use weft_router::lab::{Ns, await_true, ping};
-use weft_router::options::TapMode::Fast;
 
 /// One test at a time: each has the machine's cores to itself.
 fn alone() -> MutexGuard<'static, ()> {

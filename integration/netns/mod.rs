@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use weft_router::cli::options::TapMode;
+use weft_router::daemon::state;
 use weft_router::error::{Failure, Result};
 use weft_router::lab::{LabHost, Ns, await_true, ping, wire};
-use weft_router::options::TapMode;
-use weft_router::state;
 
 /// Hosts, the wires between them, and their containers.
 pub struct Mesh {

@@ -12,9 +12,9 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_integration::netns::{Mesh, group_datagram_arrives, nft, peers, weft, write_secret};
+use weft_router::cli::options::TapMode::{self, Basic, Fast};
+use weft_router::daemon::state;
 use weft_router::lab::{LabHost, Ns, await_true, ping, tcp_throughput};
-use weft_router::options::TapMode::{self, Basic, Fast};
-use weft_router::state;
 
 /// Runs the whole list of promises on one topology.
 fn check_topology(name: &str, taps: &[TapMode], wires: &[(usize, usize)]) {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_integration::netns::weft;
+use weft_router::daemon::state::Store;
 use weft_router::lab::{Ns, await_true};
-use weft_router::state::Store;
 
 const NETWORK: &str = "c9f498c3c919243a415be984b16dd0ebac1a634cf377b0eaba75b4efc6b0b16a";
 const OTHER: &str = "d4e8fa7c125a31acf9a13baea9751c9a5f463e7b22ca8c22787ecc26c63914de";

@@ -11,13 +11,15 @@ use rand_chacha::ChaCha8Rng;
 use siphasher::sip::SipHasher13;
 use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 use weft_mesh::datapath::Datapath;
-use weft_mesh::egress::{DropReason, Lane};
-use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::egress::DropReason;
+use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Target};
 use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 
 use super::queue::Queue;

@@ -15,11 +15,12 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::attachments::AttachRequest;
+use crate::attach::attachments::AttachRequest;
+use crate::attach::netlink::{Net, Prefix, in_namespace};
+use crate::cli::client;
+use crate::cli::options::TapMode;
+use crate::daemon::state;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Net, Prefix, in_namespace};
-use crate::options::TapMode;
-use crate::{client, state};
 
 /// How long anything in a lab may take to come about.
 pub const PATIENCE: Duration = Duration::from_secs(20);

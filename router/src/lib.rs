@@ -1,33 +1,15 @@
 //! The binary `weft`: the shell around the mesh node.
 //!
-//! A frame's way: [`worker`] reads it from the TAP, the mesh crate decides and seals, the worker sends it. A command's
-//! way: [`cli`] → [`client`] → unix socket → [`control`] → [`engine`] (which owns the node) and [`attachments`].
+//! A frame's way: [`dataplane::worker`] reads it from the TAP, the mesh crate decides and seals, [`transport`] sends it. A command's
+//! way: [`cli`] → unix socket → [`daemon::control`] → [`daemon::node_task`] (which owns the node) and [`attach`].
 
-pub mod addresses;
-pub mod attachment;
-pub mod attachments;
+pub mod attach;
 pub mod cli;
-pub mod client;
-mod conntrack;
-pub mod control;
-pub mod demo;
+pub mod daemon;
+pub mod dataplane;
 pub mod dns;
 pub mod docker;
-pub mod engine;
 pub mod error;
-pub mod install;
-mod interfaces;
+pub mod host;
 pub mod lab;
-pub mod launch;
-pub mod netlink;
-pub mod options;
-pub mod polling;
-pub mod routing;
-mod running;
-pub mod state;
-pub mod status;
-pub mod taps;
-pub mod target;
-pub mod udp;
-mod underlay;
-pub mod worker;
+pub mod transport;

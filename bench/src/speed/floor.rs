@@ -11,12 +11,12 @@ use quinn_udp::RecvMeta;
 use weft_bench::stage::{Seal, kinds};
 use weft_crypto::Suite;
 use weft_crypto::aead::TAG_LEN;
-use weft_mesh::egress::Lane;
 use weft_mesh::frame::MAX_FRAME;
+use weft_mesh::wire::Lane;
 use weft_mesh::wire::OVERHEAD;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{Ns, wire};
-use weft_router::udp::{BUFFER, UdpPort};
+use weft_router::transport::udp::{BUFFER, UdpPort};
 use weft_sys::{FastTap, TapIo};
 
 use super::pairs::Underlay;

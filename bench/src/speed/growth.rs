@@ -13,15 +13,16 @@ use weft_bench::{cpu_time, in_temporary_dir, resident};
 use weft_crypto::{Ciphers, Identity, Keyring, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
-use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::ingress::RxBuffer;
 use weft_mesh::node::{Command, Config, Input, Node, Output, Target};
 use weft_mesh::records::{EndpointId, EndpointRecord, digest_of};
+use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
+use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, tcp_throughput, wire};
-use weft_router::options::TapMode;
 
 use super::load::{RoundTrips, round_trips_beside_tcp};
 use super::pairs;

@@ -8,10 +8,10 @@ use std::process::{Child, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weft_bench::resident;
+use weft_router::cli::options::TapMode;
+use weft_router::daemon::state;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, wire};
-use weft_router::options::TapMode;
-use weft_router::state;
 
 use super::{Options, peers};
 

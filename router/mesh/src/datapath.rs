@@ -8,7 +8,8 @@ use weft_crypto::Time;
 
 use crate::egress::{self, DropReason, Sender, Verdict, egress};
 use crate::frame::{self, Mac};
-use crate::ingress::{Bucket, Punt, Receiver, RxBuffer, Sink};
+use crate::ingress::{Bucket, Receiver, RxBuffer};
+use crate::sink::{Punt, Sink};
 use crate::snapshot::{Segment, Snapshot};
 use crate::vnet::VnetHeader;
 use crate::wire::SegmentId;
@@ -129,12 +130,12 @@ mod tests {
     use weft_crypto::{HostLabel, Suite, envelope};
 
     use super::*;
-    use crate::egress::Lane;
     use crate::frame::Headers;
     use crate::frame::tests::{checksums_are_right, tcp_frame};
-    use crate::ingress::TapOffloads;
+    use crate::sink::TapOffloads;
     use crate::snapshot::{Hashing, Hop, Inbound, Meter, Outbound};
     use crate::vnet::Gso;
+    use crate::wire::Lane;
     use crate::wire::OVERHEAD;
 
     const ALL: TapOffloads = TapOffloads { checksum: true, tcp: true, udp: true };

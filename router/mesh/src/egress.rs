@@ -8,7 +8,6 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use crate::flows::Flows;
@@ -16,7 +15,7 @@ use crate::frame::{self, Fragment, Headers, TcpCut, Transport};
 use crate::neighbour::{self, Solicitation};
 use crate::snapshot::{Outbound, Port, Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
-use crate::wire::{MIN_DATAGRAM, OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
+use crate::wire::{Lane, MIN_DATAGRAM, OVERHEAD, SegmentId, TEXT_HEADER, TextHeader, TextKind, USUAL_ROOM};
 
 /// Most fragments one frame is cut into.
 pub const MAX_FRAGMENTS: usize = 64;
@@ -169,20 +168,6 @@ pub struct TxBatch {
     /// Of each lane, in the order in which they are to leave.
     runs: [Vec<Run>; Lane::ALL.len()],
     max_segments: usize,
-}
-
-/// A way of its own, from this host's sealing to the other's opening. In a lane, datagrams keep their order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Lane {
-    /// Datagrams that may overtake others: they are of flows that have none among the others.
-    Urgent,
-    /// All others.
-    Main,
-}
-
-impl Lane {
-    /// What goes first, first; a lane's number is its place.
-    pub const ALL: [Lane; 2] = [Lane::Urgent, Lane::Main];
 }
 
 /// Which datagrams a datagram is kept with.

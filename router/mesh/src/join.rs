@@ -5,7 +5,7 @@ use weft_crypto::{HostLabel, Time};
 use crate::egress::{DropReason, may_speak};
 use crate::flows::Flows;
 use crate::frame::{self, ETHERNET_LEN, Headers, Mac, TcpCut, Transport};
-use crate::ingress::{Punt, Sink, TapOffloads};
+use crate::sink::{Punt, Sink, TapOffloads};
 use crate::snapshot::{Segment, Snapshot};
 use crate::vnet::{Gso, VnetHeader};
 use crate::wire::TextHeader;

@@ -16,6 +16,7 @@ pub mod node;
 mod reassembly;
 pub mod records;
 pub mod routes;
+pub mod sink;
 pub mod snapshot;
 pub mod vnet;
 pub mod wire;

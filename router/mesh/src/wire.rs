@@ -6,8 +6,6 @@ use serde::{Deserialize, Serialize};
 use weft_crypto::handshake::{MAX_MESSAGE, Offer, Pattern};
 use weft_crypto::{HostLabel, PeerId, Secret, SuiteSet, cookie, envelope, session};
 
-use crate::egress::Lane;
-
 /// Bytes before the frame in a text.
 pub const TEXT_HEADER: usize = 12;
 /// Bytes that a datagram adds to a frame: envelope, session header and tag, text header.
@@ -130,6 +128,20 @@ impl TextHeader {
             segment: SegmentId(core::array::from_fn(|i| bytes[6 + i])),
         })
     }
+}
+
+/// A way of its own, from this host's sealing to the other's opening. In a lane, datagrams keep their order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Lane {
+    /// Datagrams that may overtake others: they are of flows that have none among the others.
+    Urgent,
+    /// All others.
+    Main,
+}
+
+impl Lane {
+    /// What goes first, first; a lane's number is its place.
+    pub const ALL: [Lane; 2] = [Lane::Urgent, Lane::Main];
 }
 
 /// A message between two nodes, inside their session.

@@ -3,6 +3,7 @@
 //! A question's way: `udp` or `tcp` reads it, `zone` answers it or not, `upstream` asks others. `sandbox` brings
 //! the questions of containers here without their doing.
 
+mod framing;
 mod sandbox;
 mod tcp;
 mod udp;
@@ -24,13 +25,13 @@ use tracing::{debug, warn};
 use weft_mesh::names::{Names, Scope};
 use weft_mesh::wire::SegmentId;
 
-use crate::attachment::Place;
-use crate::attachments::Attachments;
+use crate::attach::attachment::Place;
+use crate::attach::attachments::Attachments;
+use crate::cli::options::Options;
+use crate::dataplane::taps::bridge_name;
 use crate::docker::{Docker, Sandbox};
 use crate::error::{Doing, Result};
-use crate::options::Options;
-use crate::routing::Routing;
-use crate::taps::bridge_name;
+use crate::host::routing::Routing;
 use udp::{Listener, UdpServer};
 use upstream::Upstream;
 use zone::Zone;
@@ -112,13 +113,13 @@ pub struct Dns {
 
 #[derive(Default)]
 struct State {
-    places: BTreeMap<Spot, Serving>,
+    places: BTreeMap<ListenPlace, Serving>,
     sandboxes: BTreeMap<String, Resident>,
 }
 
-/// A place to listen: an address, and the device, by name and index, if the address is several bridges'.
-/// Whether those who ask there may hear of the outside comes last.
-type Spot = (SocketAddr, Option<(String, u32)>, Audience, bool);
+/// Where to listen: an address; the device, by name and index, if several bridges have the address; the clients it is for; and whether
+/// they may get answers from outside of the mesh.
+type ListenPlace = (SocketAddr, Option<(String, u32)>, Audience, bool);
 
 struct Serving {
     udp: usize,
@@ -208,7 +209,7 @@ impl Dns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn listen(&self, (address, device, audience, is_open): &Spot) -> Result<Serving> {
+    fn listen(&self, (address, device, audience, is_open): &ListenPlace) -> Result<Serving> {
         let what = || format!("cannot answer DNS on {address}");
         let open = |kind, protocol| {
             let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -290,11 +291,11 @@ async fn keep_places(
     routing: Arc<Routing>,
     operator: Option<SocketAddr>,
 ) {
-    let mut refused: BTreeSet<Spot> = BTreeSet::new();
+    let mut refused: BTreeSet<ListenPlace> = BTreeSet::new();
     let changed = attachments.changed();
     loop {
         dns.shared.zone.set_ranges(routing.wanted().ranges);
-        let mut wanted: BTreeSet<Spot> =
+        let mut wanted: BTreeSet<ListenPlace> =
             operator.map(|address| (address, None, Audience::Host(None), true)).into_iter().collect();
         let all = attachments.all().await;
         let internal: BTreeSet<&str> = all.iter().filter(|a| a.is_internal).map(|a| a.segment.as_str()).collect();
@@ -315,7 +316,7 @@ async fn keep_places(
                 wanted.extend(own.map(|address| (address, None, Audience::Host(Some(segment)), true)));
             }
         }
-        let there: BTreeSet<Spot> = dns.state().places.keys().cloned().collect();
+        let there: BTreeSet<ListenPlace> = dns.state().places.keys().cloned().collect();
         for place in there.difference(&wanted) {
             if let Some(serving) = dns.state().places.remove(place) {
                 dns.silence(&serving);

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::upstream::OWN_LOOPBACK;
+use crate::attach::netlink::on_thread_in;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::on_thread_in;
 
 /// How long a container's network namespace may take to be there after it joined.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -22,7 +22,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Sockets in a container's network namespace.
-pub struct Inside {
+pub struct SandboxSockets {
     /// The namespace.
     pub namespace: File,
     /// Where questions come by UDP.
@@ -38,7 +38,7 @@ pub async fn open(path: &str) -> Option<File> {
     let end = tokio::time::Instant::now() + PATIENCE;
     while tokio::time::Instant::now() < end {
         // The file is there before the namespace is mounted on it.
-        if let Ok(namespace) = crate::target::open(Path::new(path), String::new) {
+        if let Ok(namespace) = crate::attach::target::open(Path::new(path), String::new) {
             return Some(namespace.file);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -47,7 +47,7 @@ pub async fn open(path: &str) -> Option<File> {
 }
 
 /// Makes the sockets and the rule.
-pub fn enter(namespace: File) -> Result<Inside> {
+pub fn enter(namespace: File) -> Result<SandboxSockets> {
     let fd = OwnedFd::from(namespace.try_clone().doing(|| "cannot hold the namespace".into())?);
     let (udp, tcp, upstream) = on_thread_in(Some(fd), || {
         let what = || "cannot listen in the container".to_owned();
@@ -61,7 +61,7 @@ pub fn enter(namespace: File) -> Result<Inside> {
         nft(&rules(to_udp, to_tcp))?;
         Ok((udp, tcp, upstream))
     })?;
-    Ok(Inside { namespace, udp, tcp, upstream })
+    Ok(SandboxSockets { namespace, udp, tcp, upstream })
 }
 
 /// Takes the rule away: the container is as the engine made it.

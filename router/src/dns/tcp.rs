@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::framing::{read, write};
 use super::upstream::{Tally, Upstream, failure};
 use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
@@ -18,8 +18,6 @@ use super::{Audience, Shared};
 const MAX_CONNECTIONS: usize = 256;
 /// Connections of one asker.
 const MAX_OF_ONE: usize = 64;
-/// How long a connection may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a listener for as long as the task runs.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener, audience: Audience, upstream: Arc<Upstream>) {
@@ -49,7 +47,7 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, audience: Audienc
 }
 
 async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience: &Audience, upstream: &Upstream) {
-    let Ok(seed) = crate::state::entropy() else { return };
+    let Ok(seed) = crate::daemon::state::entropy() else { return };
     let mut random = ChaCha8Rng::from_seed(seed);
     while let Some(packet) = read(&mut stream).await {
         let names = shared.names.load_full();
@@ -64,22 +62,4 @@ async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience
             return;
         }
     }
-}
-
-/// Reads one message; none if there is none in time.
-pub async fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let message = async {
-        let length = stream.read_u16().await.ok()?;
-        let mut packet = vec![0; usize::from(length)];
-        stream.read_exact(&mut packet).await.ok()?;
-        Some(packet)
-    };
-    tokio::time::timeout(PATIENCE, message).await.ok()?
-}
-
-/// Writes one message.
-pub async fn write(stream: &mut TcpStream, message: &[u8]) -> Option<()> {
-    let length = u16::try_from(message.len()).ok()?;
-    let framed = [&length.to_be_bytes()[..], message].concat();
-    tokio::time::timeout(PATIENCE, stream.write_all(&framed)).await.ok()?.ok()
 }

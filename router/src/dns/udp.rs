@@ -63,7 +63,7 @@ impl UdpServer {
         let waker = Waker::new(poll.registry(), WAKE).doing(what)?;
         let (orders, inbox) = channel();
         let runtime = Handle::current();
-        let random = ChaCha8Rng::from_seed(crate::state::entropy()?);
+        let random = ChaCha8Rng::from_seed(crate::daemon::state::entropy()?);
         let (listeners, answers, run) = (BTreeMap::new(), Vec::new(), Vec::new());
         let thread = Thread { shared, poll, inbox, runtime, listeners, random, answers, run };
         std::thread::Builder::new().name("dns".into()).spawn(move || thread.run()).doing(what)?;

@@ -21,10 +21,10 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, oneshot};
 use weft_mesh::records::digest_of;
 
-use super::tcp;
+use super::framing;
 use super::zone::Transport;
+use crate::attach::netlink::on_thread_in;
 use crate::error::{Doing, Result};
-use crate::netlink::on_thread_in;
 
 /// Questions under way to one upstream, and those of one asker, equal ones included: what engines' own resolvers hold.
 const MAX_UNDER_WAY: usize = 1024;
@@ -382,8 +382,8 @@ async fn ask_by_tcp(resolver: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
 
 async fn converse(mut stream: TcpStream, packet: &[u8]) -> Option<Vec<u8>> {
     let id = random_id();
-    tcp::write(&mut stream, &[&id, &packet[2..]].concat()).await?;
-    let answer = tcp::read(&mut stream).await?;
+    framing::write(&mut stream, &[&id, &packet[2..]].concat()).await?;
+    let answer = framing::read(&mut stream).await?;
     is_answer_to(&answer, id, packet).then_some(answer)
 }
 

@@ -16,8 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use weft_mesh::names::{Holder, Names, Scope};
 use weft_mesh::records::Health;
 
+use crate::attach::netlink::{Prefix, alone, overlaps};
 use crate::error::{Doing, Result};
-use crate::netlink::{Prefix, alone, overlaps};
 
 /// How long an answer may be kept, in seconds: containers come and go.
 const TTL: u32 = 1;

@@ -13,8 +13,8 @@ use super::driver::cidr;
 use super::plugin::NAME;
 use super::pools::{ChosenPool, Pools, parse_address};
 use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData};
+use crate::cli::options::Cidr;
 use crate::error::{Failure, Result};
-use crate::options::Cidr;
 
 /// Takes up what is not known, at the first look at an engine (`again` is none), or what could not be taken up `again`: any
 /// other network that is unknown is being removed. Returns the ids of those that cannot be.

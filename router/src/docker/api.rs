@@ -14,7 +14,7 @@ use futures_util::Stream;
 use tracing::warn;
 use weft_mesh::records::{Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_SERVICES, Service, is_endpoint_name, is_name};
 
-use crate::attachment::Description;
+use crate::attach::attachment::Description;
 use crate::error::{Failure, Result};
 
 /// How long an answer is awaited: a call of the engine to this plugin may be waiting behind it.

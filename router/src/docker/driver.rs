@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use weft_mesh::frame::colons;
-use weft_mesh::node::{Command, Reply};
+use weft_mesh::node::Command;
 use weft_mesh::records::{EndpointId, Health, NetworkRecord, NetworkUid, Subnet, is_endpoint_name, is_name};
 use weft_mesh::wire::{MIN_MTU, SegmentId};
 
-use super::Kit;
+use super::DriverContext;
 use super::firewall::Firewall;
 use super::plugin::NAME;
 use super::pools::Pools;
@@ -20,13 +20,13 @@ use super::protocol::{
     CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, PORTMAP,
     PortBinding, Program, StaticRoute,
 };
-use crate::attachment::{Attachment, Place};
-use crate::attachments::Ground;
+use crate::attach::attachment::{Attachment, Place};
+use crate::attach::attachments::SegmentSubnet;
+use crate::attach::netlink::{Prefix, network as network_of, overlaps};
+use crate::cli::options::Cidr;
+use crate::daemon::state::{Table, random};
+use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Prefix, network as network_of, overlaps};
-use crate::options::Cidr;
-use crate::state::{Table, random};
-use crate::taps::bridge_name;
 
 /// The option that names a network's segment.
 const SEGMENT_OPTION: &str = "weft.segment";
@@ -105,7 +105,7 @@ pub struct Endpoint {
 
 /// The driver's networks and endpoints.
 pub struct Driver {
-    kit: Kit,
+    context: DriverContext,
     pools: Arc<Pools>,
     /// Published ports.
     pub ports: Ports,
@@ -143,11 +143,11 @@ impl Network {
 
 impl Driver {
     /// The networks and endpoints that were there.
-    pub fn new(kit: Kit, pools: Arc<Pools>, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
-        let networks = Table::new(kit.store.clone(), "docker/network/", kept);
-        let endpoints = Table::new(kit.store.clone(), "docker/endpoint/", kept);
+    pub fn new(context: DriverContext, pools: Arc<Pools>, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
+        let networks = Table::new(context.store.clone(), "docker/network/", kept);
+        let endpoints = Table::new(context.store.clone(), "docker/endpoint/", kept);
         let (ports, firewall, making) = (Ports::default(), Firewall::default(), Mutex::default());
-        Driver { kit, pools, ports, firewall, making, networks, endpoints }
+        Driver { context, pools, ports, firewall, making, networks, endpoints }
     }
 
     /// `CreateNetwork`.
@@ -237,17 +237,16 @@ impl Driver {
     pub async fn delete_network(&self, id: &str) -> Result<()> {
         let Some(network) = self.networks.remove(id)? else { return Ok(()) };
         self.report_subnets();
-        if self.kit.removing.is_being_removed(id) || network.uid == super::spread::STANDING {
-            return self.kit.engine.ask(Command::UnsetNetwork(network.uid)).await.map(drop);
+        if self.context.removing.is_being_removed(id) || network.uid == super::spread::STANDING {
+            return self.context.node.tell(Command::UnsetNetwork(network.uid)).await;
         }
         let mut uids = BTreeSet::from([network.uid]);
-        if let Reply::Networks(networks) = self.kit.engine.ask(Command::Networks).await? {
-            // Others may have made networks of this name themselves: they are one network.
-            let same = networks.elsewhere.iter().filter(|(_, other)| Some(&other.name) == network.name.as_ref());
-            uids.extend(same.map(|(_, other)| other.uid));
-        }
+        // Other hosts may have made networks of this name themselves: they are one network.
+        let networks = self.context.node.networks().await?;
+        let same = networks.elsewhere.iter().filter(|(_, other)| Some(&other.name) == network.name.as_ref());
+        uids.extend(same.map(|(_, other)| other.uid));
         for uid in uids {
-            self.kit.engine.ask(Command::RemoveNetwork(uid)).await?;
+            self.context.node.tell(Command::RemoveNetwork(uid)).await?;
         }
         Ok(())
     }
@@ -256,25 +255,25 @@ impl Driver {
         self.endpoints.all().iter().any(|(other, endpoint)| other != id && endpoint.sandbox.as_deref() == Some(sandbox))
     }
 
-    /// Whoever attaches a container to a network's segment gives it an address of the network.
+    /// Tells the attachments which subnets a network's segment has: containers attached to it by hand get addresses of those.
     pub fn report_subnets(&self) {
-        let mut subnets: BTreeMap<String, Vec<Ground>> = BTreeMap::new();
+        let mut subnets: BTreeMap<String, Vec<SegmentSubnet>> = BTreeMap::new();
         for (_, network) in self.networks.all() {
             let Some(segment) = network.segment() else { continue };
-            let grounds = network.subnets.iter().map(|(prefix, gateway)| Ground {
+            let of_network = network.subnets.iter().map(|(prefix, gateway)| SegmentSubnet {
                 prefix: *prefix,
                 part: self.pools.chosen(*prefix).and_then(|pool| pool.part),
                 gateway: *gateway,
             });
-            subnets.entry(segment.to_owned()).or_default().extend(grounds);
+            subnets.entry(segment.to_owned()).or_default().extend(of_network);
         }
-        self.kit.attachments.set_grounds(subnets);
+        self.context.attachments.set_subnets(subnets);
     }
 
     /// A network that the engine no longer has: others may well have it.
     pub async fn forget_network(&self, id: &str) -> Result<()> {
         match self.networks.remove(id)? {
-            Some(network) => self.kit.engine.ask(Command::UnsetNetwork(network.uid)).await.map(drop),
+            Some(network) => self.context.node.tell(Command::UnsetNetwork(network.uid)).await,
             None => Ok(()),
         }
     }
@@ -356,7 +355,7 @@ impl Driver {
         // What is kept goes last: it is what a restarted router knows the rest by.
         self.go(id).await?;
         self.endpoints.remove(id)?;
-        self.kit.sandboxes.notify_one();
+        self.context.sandboxes.notify_one();
         Ok(())
     }
 
@@ -396,7 +395,7 @@ impl Driver {
             is_internal: network.internal,
         };
         let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
-        let joined = match self.kit.attachments.join(attachment).await {
+        let joined = match self.context.attachments.join(attachment).await {
             Ok(()) => match self.endpoints.update(&request.endpoint_id, note) {
                 Ok(false) => Err(Failure::new("the engine let go of the endpoint meanwhile")),
                 updated => updated.map(drop),
@@ -408,7 +407,7 @@ impl Driver {
         }
         joined?;
         let is_only_one = !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key);
-        self.kit.sandboxes.notify_one();
+        self.context.sandboxes.notify_one();
         // A network without a way out has none from the first packet on.
         match network.internal {
             true => self.firewall.settle().await,
@@ -457,14 +456,14 @@ impl Driver {
     pub async fn leave(&self, id: &str) -> Result<()> {
         self.go(id).await?;
         self.endpoints.update(id, |endpoint| endpoint.sandbox = None)?;
-        self.kit.sandboxes.notify_one();
+        self.context.sandboxes.notify_one();
         Ok(())
     }
 
     async fn go(&self, id: &str) -> Result<()> {
         // Engines that were restarted beside a running container do not revoke.
         self.revoke(id).await?;
-        let left = self.kit.attachments.leave(attachment_id(id)?).await;
+        let left = self.context.attachments.leave(attachment_id(id)?).await;
         self.firewall.wanted.notify_one();
         left
     }
@@ -487,10 +486,10 @@ impl Driver {
     /// The engine tells what a network and its containers are called only when asked, and only now.
     async fn learn_names(&self, request: &Join, network: Network) -> Result<(Network, Option<String>)> {
         // An engine that is starting starts containers before it answers: it says later what they are called.
-        if network.name.is_some() && !self.kit.is_answering() {
+        if network.name.is_some() && !self.context.is_answering() {
             return Ok((network, None));
         }
-        match self.kit.api.network(&request.network_id).await {
+        match self.context.api.network(&request.network_id).await {
             Ok((described, containers)) => {
                 let network = self.name_network(&request.network_id, &described).await?.unwrap_or(network);
                 Ok((network, containers.get(&request.endpoint_id).cloned()))
@@ -517,7 +516,7 @@ impl Driver {
         let network = Network { name: Some(name.to_owned()), labels, attachable, uid, ..known.clone() };
         if network != known {
             if known.uid != uid {
-                self.kit.engine.ask(Command::UnsetNetwork(known.uid)).await?;
+                self.context.node.tell(Command::UnsetNetwork(known.uid)).await?;
             }
             self.networks.set(id, network.clone())?;
             self.report_subnets();
@@ -536,7 +535,7 @@ impl Driver {
         let Some(network) = self.networks.find(id) else { return Ok(()) };
         let kept = Network { uid: random()?, ..network.clone() };
         self.networks.set(id, kept.clone())?;
-        self.kit.engine.ask(Command::UnsetNetwork(network.uid)).await?;
+        self.context.node.tell(Command::UnsetNetwork(network.uid)).await?;
         self.tell(&kept).await;
         Ok(())
     }
@@ -544,7 +543,7 @@ impl Driver {
     /// Tells other hosts of a network.
     pub async fn tell(&self, network: &Network) {
         let Some(record) = self.record(network) else { return };
-        if let Err(error) = self.kit.engine.ask(Command::SetNetwork(Box::new(record))).await {
+        if let Err(error) = self.context.node.tell(Command::SetNetwork(Box::new(record))).await {
             warn!("other hosts do not hear of network {}: {error}", network.name.as_deref().unwrap_or_default());
         }
     }

@@ -2,34 +2,30 @@
 //!
 //! The table is written as a whole and carries a digest of itself, so that a look at it tells whether another program took it
 //! away or changed it; changes of any rules are heard from the kernel. Packets that may reach a container get
-//! [`crate::routing::MARK`], without which they have no route to it. Firewalls of the host that drop what they do not know are
+//! [`crate::host::routing::MARK`], without which they have no route to it. Firewalls of the host that drop what they do not know are
 //! told to let weft's bridges through (`hostfw`). The table stays when the router stops: containers go on, with the ports
 //! and the isolation they have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::info;
 
 use super::hostfw::{self, Obstacle};
 use super::ports::{Port, UDP};
-use crate::error::{Doing, Failure, Result};
-use crate::routing::MARK;
+use super::rules::{BRIDGES, run};
+use crate::error::{Doing, Result};
+use crate::host::routing::MARK;
 
 /// How long new rules are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Matches the bridges of all segments.
-pub const BRIDGES: &str = "weft*";
 
 /// The rules of this host.
 pub struct Firewall {
@@ -310,28 +306,6 @@ fn ranges(numbers: &BTreeSet<u16>) -> Vec<String> {
     }
     let written = |(first, last): (u16, u16)| if first == last { first.to_string() } else { format!("{first}-{last}") };
     ranges.into_iter().map(written).collect()
-}
-
-/// Runs a program to its end; returns what it printed.
-pub async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let what = || format!("cannot run {program} {}", arguments.join(" "));
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .doing(what)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).await.doing(what)?;
-    }
-    let output = child.wait_with_output().await.doing(what)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let error = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(format!("{}: {}", what(), error.lines().next().unwrap_or_default())))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::warn;
 
-use super::firewall::{BRIDGES, run};
+use super::rules::{BRIDGES, run};
 
 /// By this rules in others' chains are known again.
 const COMMENT: &str = "weft";

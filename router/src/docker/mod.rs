@@ -14,6 +14,7 @@ mod pools;
 mod ports;
 mod protocol;
 mod proxy;
+mod rules;
 mod spread;
 mod stacks;
 mod watch;
@@ -33,15 +34,15 @@ use tracing::warn;
 use weft_mesh::records::EndpointId;
 use weft_mesh::wire::SegmentId;
 
-use crate::addresses::range_of;
-use crate::attachment::Place;
-use crate::attachments::Attachments;
-use crate::engine::EngineHandle;
+use crate::attach::addresses::range_of;
+use crate::attach::attachment::Place;
+use crate::attach::attachments::Attachments;
+use crate::cli::options::Options;
+use crate::daemon::node_task::NodeHandle;
+use crate::daemon::state::{Store, Table};
+use crate::dataplane::taps::bridge_name;
 use crate::error::{Failure, Result};
-use crate::options::Options;
-use crate::routing::{Policy, Routing};
-use crate::state::{Store, Table};
-use crate::taps::bridge_name;
+use crate::host::routing::{Policy, Routing};
 use api::EngineApi;
 use driver::Driver;
 use firewall::Plan;
@@ -57,8 +58,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// What the driver's parts share.
 #[derive(Clone)]
-struct Kit {
-    engine: EngineHandle,
+struct DriverContext {
+    node: NodeHandle,
     store: Arc<Store>,
     attachments: Arc<Attachments>,
     routing: Arc<Routing>,
@@ -70,7 +71,7 @@ struct Kit {
     engine_version: Arc<ArcSwapOption<String>>,
 }
 
-impl Kit {
+impl DriverContext {
     /// Whether the engine answers what it is asked: it is there, and not starting.
     fn is_answering(&self) -> bool {
         self.engine_version.load().is_some()
@@ -82,7 +83,7 @@ const NETWORK_PROBLEM: &str = "network ";
 
 /// The driver.
 pub struct Docker {
-    kit: Kit,
+    context: DriverContext,
     pools: Arc<Pools>,
     driver: Driver,
     /// The id of the engine whose networks these are.
@@ -134,7 +135,7 @@ impl Docker {
     pub async fn start(
         bound: Bound,
         options: &Options,
-        (engine, attachments, routing): (EngineHandle, Arc<Attachments>, Arc<Routing>),
+        (node, attachments, routing): (NodeHandle, Arc<Attachments>, Arc<Routing>),
         store: Arc<Store>,
         kept: &[(Vec<u8>, Vec<u8>)],
         tasks: &mut JoinSet<()>,
@@ -143,12 +144,12 @@ impl Docker {
         let range = range_of(options.range.0).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
         let engine_version = Arc::<ArcSwapOption<String>>::default();
         let domain = &options.dns_domain;
-        let pools = Pools::new(engine.clone(), store.clone(), kept, range, domain, engine_version.clone());
+        let pools = Pools::new(node.clone(), store.clone(), kept, range, domain, engine_version.clone());
         let pools = Arc::new(pools);
         pools.restore().await?;
         let sandboxes = Arc::new(Notify::new());
-        let kit = Kit {
-            engine,
+        let context = DriverContext {
+            node,
             store: store.clone(),
             attachments,
             routing,
@@ -158,8 +159,8 @@ impl Docker {
             engine_version,
         };
         let docker = Arc::new(Docker {
-            driver: Driver::new(kit.clone(), pools.clone(), kept),
-            kit,
+            driver: Driver::new(context.clone(), pools.clone(), kept),
+            context,
             pools,
             engine_id: Table::new(store, "docker/engine/", kept),
             problems: Mutex::default(),
@@ -186,7 +187,7 @@ impl Docker {
             self.driver.tell(&network).await;
         }
         for lost in self.pools.lost(&self.driver.used()).await? {
-            self.kit.attachments.fence([0; 16], lost).await;
+            self.context.attachments.fence([0; 16], lost).await;
         }
         self.driver.publish_all();
         self.route(&self.plan().await)
@@ -194,7 +195,7 @@ impl Docker {
 
     /// Has the kernel know where containers are and may be.
     fn route(&self, plan: &Plan) -> Result<()> {
-        self.kit.routing.set(Policy { ranges: self.pools.prefixes(), internal: plan.internal.clone() })
+        self.context.routing.set(Policy { ranges: self.pools.prefixes(), internal: plan.internal.clone() })
     }
 
     /// The network that stands ready is made once: whoever removes it wants it gone until the next start.
@@ -241,7 +242,7 @@ impl Docker {
 
     /// The engine's version, while it is there.
     pub fn engine_version(&self) -> Option<Arc<String>> {
-        self.kit.engine_version.load_full()
+        self.context.engine_version.load_full()
     }
 
     /// Whether the engine can make networks without IPv4.
@@ -297,12 +298,12 @@ impl Docker {
 
     /// Told when containers came or went.
     pub fn sandboxes_changed(&self) -> Arc<Notify> {
-        self.kit.sandboxes.clone()
+        self.context.sandboxes.clone()
     }
 
     async fn plan(&self) -> Plan {
         let mut plan = Plan { foreign: BTreeSet::clone(&self.foreign.load()), ..Plan::default() };
-        for attachment in self.kit.attachments.all().await {
+        for attachment in self.context.attachments.all().await {
             let bridge = bridge_name(SegmentId::of(&attachment.segment));
             let bridges = match (&attachment.place, attachment.is_internal) {
                 (Place::Docker { .. }, true) => &mut plan.internal,

@@ -20,9 +20,9 @@ use super::protocol::{
     Address, CreateEndpoint, CreateNetwork, Join, OfEndpoint, OfNetwork, Pool, Program, ReleaseAddress, ReleasePool,
     RequestAddress, RequestPool,
 };
-use crate::control::bind_private;
+use crate::cli::options::Cidr;
+use crate::daemon::control::bind_private;
 use crate::error::{Doing, Failure, Result};
-use crate::options::Cidr;
 
 /// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.
 const MAX_BODY: usize = 32 << 20;

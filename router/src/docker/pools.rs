@@ -12,17 +12,17 @@ use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
-use weft_mesh::node::{Command, Reply};
+use weft_mesh::node::Command;
 
 use super::plugin::NAME;
 use super::protocol::{RequestAddress, RequestPool};
-use crate::addresses::{self, Lease, range_of};
-use crate::attachments::ATTACHED;
-use crate::engine::EngineHandle;
+use crate::attach::addresses::{Lease, range_of};
+use crate::attach::attachments::ATTACHED;
+use crate::attach::netlink::{Prefix, alone, in_namespace, network, overlaps};
+use crate::cli::options::Cidr;
+use crate::daemon::node_task::NodeHandle;
+use crate::daemon::state::{Store, Table, random};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
-use crate::options::Cidr;
-use crate::state::{Store, Table, random};
 
 const TABLE: &str = "docker/pool/";
 /// Begins the id of the pool that nobody chose.
@@ -49,7 +49,7 @@ pub struct ChosenPool {
 
 /// All pools.
 pub struct Pools {
-    engine: EngineHandle,
+    node: NodeHandle,
     range: Range,
     ula: (Ipv6Addr, u8),
     chosen: Table<ChosenPool>,
@@ -74,7 +74,7 @@ enum Meant {
 impl Pools {
     /// The pools that were there, and the mesh's own.
     pub fn new(
-        engine: EngineHandle,
+        node: NodeHandle,
         store: Arc<Store>,
         kept: &[(Vec<u8>, Vec<u8>)],
         range: Range,
@@ -83,7 +83,7 @@ impl Pools {
     ) -> Self {
         let chosen = Table::new(store, TABLE, kept);
         Pools {
-            engine,
+            node,
             range,
             ula: (derived_ula(range, domain), 64),
             chosen,
@@ -212,7 +212,7 @@ impl Pools {
     async fn set_parts(&self, more: Option<Prefix>) -> Result<()> {
         let chosen = self.chosen.all().into_iter().map(|(_, pool)| pool.prefix);
         let parts = chosen.chain(more).filter(|prefix| self.is_part(*prefix)).filter_map(range_of);
-        self.engine.ask(Command::SetParts(self.range, parts.collect())).await.map(drop)
+        self.node.tell(Command::SetParts(self.range, parts.collect())).await
     }
 
     fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
@@ -238,7 +238,8 @@ impl Pools {
         if let Some(pool) = here.into_iter().find(|pool| overlaps(pool.prefix, prefix)) {
             return refused(format!("that of another network, {}", Cidr(pool.prefix)));
         }
-        if let Reply::Networks(networks) = self.engine.ask(Command::Networks).await? {
+        {
+            let networks = self.node.networks().await?;
             for (host, network) in &networks.elsewhere {
                 // The same subnet is meant to be the same network.
                 let clash = |other: Prefix| other != prefix && overlaps(other, prefix);
@@ -260,8 +261,8 @@ impl Pools {
         let Some(prefix) = self.chosen.remove(id)?.map(|pool| pool.prefix) else { return Ok(()) };
         let Some(range) = range_of(prefix) else { return Ok(()) };
         // Nobody can give its addresses back once it is gone.
-        addresses::release(&self.engine, &self.leases(range).await?).await;
-        self.engine.ask(Command::SetAside(range, BTreeSet::new())).await?;
+        self.node.release(&self.leases(range).await?).await;
+        self.node.tell(Command::SetAside(range, BTreeSet::new())).await?;
         if self.is_part(prefix) {
             let _one_at_a_time = self.parts.lock().await;
             self.set_parts(None).await?;
@@ -317,7 +318,7 @@ impl Pools {
         };
         let within = part.and_then(range_of).filter(|_| want.is_none());
         lock(&self.asked).insert(id);
-        let lease = addresses::allocate(&self.engine, Request { range, id, want, within }).await;
+        let lease = self.node.allocate(Request { range, id, want, within }).await;
         if let Ok(lease) = &lease {
             self.note_fresh(lease.address.into());
         }
@@ -340,9 +341,9 @@ impl Pools {
         let (Some(range), IpAddr::V4(address)) = (range_of(prefix), address) else { return Ok(()) };
         let held = self.leases(range).await?;
         let leases: Vec<Lease> = held.into_iter().filter(|lease| lease.address == address).collect();
-        addresses::release(&self.engine, &leases).await;
+        self.node.release(&leases).await;
         // It may have been another host's since two parts of the mesh met.
-        self.engine.ask(Command::Unfence(address)).await.map(drop)
+        self.node.tell(Command::Unfence(address)).await
     }
 
     /// Where this host's containers have their addresses from.
@@ -356,7 +357,7 @@ impl Pools {
 
     /// What the engine's containers have of a range.
     async fn leases(&self, range: Range) -> Result<Vec<Lease>> {
-        let held = addresses::leases(&self.engine, range).await?;
+        let held = self.node.leases(range).await?;
         Ok(held.into_iter().filter(|lease| lease.id[0] & ATTACHED == 0).collect())
     }
 
@@ -371,7 +372,7 @@ impl Pools {
                 let ip = IpAddr::V4(lease.address);
                 !used.contains(&ip) && !is_fresh(&ip) && !asked.contains(&lease.id)
             });
-            addresses::release(&self.engine, &leaked).await;
+            self.node.release(&leaked).await;
             released.extend(leaked.iter().map(|lease| lease.address));
         }
         Ok(released)
@@ -381,8 +382,7 @@ impl Pools {
     pub async fn lost(&self, used: &BTreeSet<IpAddr>) -> Result<Vec<Ipv4Addr>> {
         let mut lost = Vec::new();
         for range in self.ranges() {
-            let held: BTreeSet<Ipv4Addr> =
-                addresses::leases(&self.engine, range).await?.iter().map(|lease| lease.address).collect();
+            let held: BTreeSet<Ipv4Addr> = self.node.leases(range).await?.iter().map(|lease| lease.address).collect();
             lost.extend(used.iter().filter_map(|ip| match ip {
                 IpAddr::V4(ip) if range.contains(*ip) && !held.contains(ip) => Some(*ip),
                 _ => None,
@@ -429,7 +429,7 @@ impl Pools {
             IpAddr::V4(ip) => Some(*ip),
             IpAddr::V6(_) => None,
         });
-        self.engine.ask(Command::SetAside(range, v4.collect())).await.map(drop)
+        self.node.tell(Command::SetAside(range, v4.collect())).await
     }
 }
 

@@ -14,9 +14,9 @@ use tracing::debug;
 
 use super::protocol::PortBinding;
 use super::proxy;
-use crate::conntrack::{self, Flow};
+use crate::attach::netlink::{has_ipv6, in_namespace, is_link_local, is_own_interface};
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{has_ipv6, in_namespace, is_link_local, is_own_interface};
+use crate::host::conntrack::{self, Flow};
 
 /// TCP and UDP as IP says them (IANA protocol numbers).
 pub const TCP: u8 = 6;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use tokio::time::Instant;
 use tracing::{info, warn};
-use weft_mesh::node::{Command, Networks, Reply};
+use weft_mesh::node::Networks;
 use weft_mesh::records::{NetworkRecord, NetworkUid, Subnet};
 
 use super::plugin::NAME;
 use super::{Docker, NETWORK_PROBLEM};
+use crate::cli::options::Cidr;
 use crate::error::{Failure, Result};
-use crate::options::Cidr;
 
 /// How often it is looked what others have.
 const LOOK: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ pub async fn spread(docker: Arc<Docker>, follows_others: bool) {
     let mut said: BTreeSet<(NetworkUid, String)> = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        if !docker.kit.is_answering() || docker.leaves_networks_alone() {
+        if !docker.context.is_answering() || docker.leaves_networks_alone() {
             continue;
         }
         let now = Instant::now();
@@ -121,8 +121,8 @@ async fn wanted(docker: &Docker, follows_others: bool) -> Result<Wanted> {
     if !follows_others {
         return Ok(wanted);
     }
-    let Reply::Networks(networks) = docker.kit.engine.ask(Command::Networks).await? else { return Ok(wanted) };
-    let Networks { elsewhere, removed } = *networks;
+    let networks = docker.context.node.networks().await?;
+    let Networks { elsewhere, removed } = networks;
     let elsewhere =
         elsewhere.into_iter().filter(|(_, record)| record.uid != STANDING && !removed.contains(&record.uid));
     // Several hosts may each have made one of that name: the same one of them wins on every host.
@@ -195,9 +195,9 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
         ..NetworkCreateRequest::default()
     };
     docker.driver.making().insert(record.name.clone(), record.uid);
-    let made = docker.kit.api.create_network(request).await;
+    let made = docker.context.api.create_network(request).await;
     if let Ok(id) = &made {
-        let named = docker.kit.api.network(id).await?.0;
+        let named = docker.context.api.network(id).await?.0;
         docker.driver.name_network(id, &named).await?;
     }
     docker.driver.making().remove(&record.name);
@@ -219,12 +219,12 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
 
 /// How many networks of a name the engine has.
 async fn count(docker: &Docker, name: &str) -> Result<usize> {
-    let all = docker.kit.api.networks().await?;
+    let all = docker.context.api.networks().await?;
     Ok(all.iter().filter(|network| network.name.as_deref() == Some(name)).count())
 }
 
 async fn remove(docker: &Docker, id: &str, name: &str, cause: Cause) -> Result<()> {
-    if !docker.kit.api.is_used(id).await? {
+    if !docker.context.api.is_used(id).await? {
         return take_away(docker, id).await;
     }
     match cause {
@@ -251,7 +251,7 @@ pub async fn remove_all(docker: &Docker) -> Result<Vec<String>> {
     let mut used = Vec::new();
     for (id, network) in docker.driver.networks.all() {
         let name = network.name.unwrap_or_else(|| id.clone());
-        match docker.kit.api.is_used(&id).await? {
+        match docker.context.api.is_used(&id).await? {
             true => used.push(name),
             false => {
                 take_away(docker, &id).await?;
@@ -263,8 +263,8 @@ pub async fn remove_all(docker: &Docker) -> Result<Vec<String>> {
 }
 
 async fn take_away(docker: &Docker, id: &str) -> Result<()> {
-    docker.kit.removing.begin(id);
-    let removed = docker.kit.api.remove_network(id).await;
-    docker.kit.removing.end(id);
+    docker.context.removing.begin(id);
+    let removed = docker.context.api.remove_network(id).await;
+    docker.context.removing.end(id);
     removed
 }

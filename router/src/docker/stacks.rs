@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use tracing::warn;
-use weft_mesh::node::{Command, EndpointStatus, Reply};
+use weft_mesh::node::EndpointStatus;
 
 use super::Docker;
 use crate::error::Result;
@@ -26,7 +26,7 @@ pub async fn hint(docker: &Docker) -> Result<()> {
     if of_projects.is_empty() {
         return Ok(());
     }
-    let Reply::Status(status) = docker.kit.engine.ask(Command::Status).await? else { return Ok(()) };
+    let status = docker.context.node.status().await?;
     for (segment, network, project) in of_projects {
         if let Some((service, host)) = shared_name(&status.endpoints, &segment, &status.name) {
             warn!(

@@ -13,7 +13,7 @@ use super::adopt::adopt_all;
 use super::api::EngineIdentity;
 use super::driver::attachment_id;
 use super::{Docker, stacks};
-use crate::attachment::Place;
+use crate::attach::attachment::Place;
 use crate::error::{Failure, Result};
 
 /// How soon an engine that does not answer is asked again.
@@ -37,7 +37,7 @@ pub async fn watch(docker: Arc<Docker>) {
             Ok(()) => Failure::new("the engine ended"),
             Err(error) => error,
         };
-        let version = docker.kit.engine_version.swap(None);
+        let version = docker.context.engine_version.swap(None);
         if version.is_some() || was_there {
             info!("the engine is not there, waiting for it: {error}");
         }
@@ -48,10 +48,10 @@ pub async fn watch(docker: Arc<Docker>) {
 
 /// Follows one life of the engine.
 async fn follow(docker: &Arc<Docker>) -> Result<()> {
-    let engine = docker.kit.api.identity().await?;
+    let engine = docker.context.api.identity().await?;
     docker.know_engine(&engine).await?;
-    let mut events = Box::pin(docker.kit.api.events().await?);
-    docker.kit.engine_version.store(Some(Arc::new(engine.version)));
+    let mut events = Box::pin(docker.context.api.events().await?);
+    docker.context.engine_version.store(Some(Arc::new(engine.version)));
     let mut suspects = Suspects::default();
     let mut next = tokio::time::Instant::now();
     let mut stacks = tokio::time::interval(LOOK_FOR_STACKS);
@@ -63,7 +63,7 @@ async fn follow(docker: &Arc<Docker>) -> Result<()> {
                 None => return Ok(()),
             },
             () = docker.look_again.notified() => {
-                let listed = docker.kit.api.networks().await?;
+                let listed = docker.context.api.networks().await?;
                 name_networks(docker, listed).await?;
             }
             _ = stacks.tick() => stacks::hint(docker).await?,
@@ -88,7 +88,8 @@ impl Docker {
             return Err(Failure::new(problem));
         }
         let known = self.engine_id.find(KNOWN);
-        let has_containers = self.kit.attachments.all().await.iter().any(|a| matches!(a.place, Place::Docker { .. }));
+        let has_containers =
+            self.context.attachments.all().await.iter().any(|a| matches!(a.place, Place::Docker { .. }));
         if known.as_ref().is_some_and(|known| *known != engine.id) && has_containers {
             let problem = "another engine answers at the engine's socket than the one whose containers weft carries: they stay as \
                            they are until it is back; see --docker-socket";
@@ -182,9 +183,9 @@ impl Docker {
     /// Returns the container's endpoints.
     async fn describe(&self, container: &str) -> Result<Vec<String>> {
         let mut endpoints = Vec::new();
-        for described in self.kit.api.describe(container).await? {
+        for described in self.context.api.describe(container).await? {
             let Ok(id) = attachment_id(&described.endpoint) else { continue };
-            if let Err(error) = self.kit.attachments.describe(id, described.description).await {
+            if let Err(error) = self.context.attachments.describe(id, described.description).await {
                 warn!(container, "its names cannot be told: {error}");
             }
             endpoints.push(described.endpoint);
@@ -227,7 +228,7 @@ async fn name_networks(docker: &Docker, networks: Vec<Network>) -> Result<BTreeS
 /// Compares what weft has with what the engine has. What has not fitted for a while is let go.
 async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
-    let listed = docker.kit.api.networks().await?;
+    let listed = docker.context.api.networks().await?;
     let unknown = adopt_all(docker, &listed, before.unknown.as_ref()).await;
     let there = name_networks(docker, listed).await?;
     let live = live_endpoints(docker, &there).await?;
@@ -263,14 +264,14 @@ async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
 /// The engine's ids of the endpoints that it has; what there is to say of running containers is said on the way.
 async fn live_endpoints(docker: &Docker, networks: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     let mut live = BTreeSet::new();
-    for container in docker.kit.api.containers(false).await? {
+    for container in docker.context.api.containers(false).await? {
         match docker.describe(&container).await {
             Ok(endpoints) => live.extend(endpoints),
             Err(error) => debug!(container, "cannot look at a container: {error}"),
         }
     }
     for network in networks {
-        live.extend(docker.kit.api.network(network).await?.1.into_keys());
+        live.extend(docker.context.api.network(network).await?.1.into_keys());
     }
     Ok(live)
 }
@@ -281,9 +282,9 @@ async fn release_leftovers(docker: &Docker) -> Result<()> {
     docker.pools.release_abandoned(&all).await?;
     let known: BTreeSet<_> =
         docker.driver.endpoints.all().iter().filter_map(|(id, _)| attachment_id(id).ok()).collect();
-    for attachment in docker.kit.attachments.all().await {
+    for attachment in docker.context.attachments.all().await {
         if matches!(attachment.place, Place::Docker { .. }) && !known.contains(&attachment.id) {
-            docker.kit.attachments.leave(attachment.id).await?;
+            docker.context.attachments.leave(attachment.id).await?;
         }
     }
     let released = docker.pools.release_unused(&docker.driver.used()).await?;

@@ -1,7 +1,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use weft_mesh::ingress::TapOffloads;
+use weft_mesh::sink::TapOffloads;
 use weft_mesh::vnet::VnetHeader;
 
 use crate::{TapIo, sys};

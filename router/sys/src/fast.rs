@@ -3,7 +3,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use weft_mesh::ingress::TapOffloads;
+use weft_mesh::sink::TapOffloads;
 use weft_mesh::vnet::{self, VnetHeader};
 
 use crate::{TUN_DEVICE, TapIo, sys};

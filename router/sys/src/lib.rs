@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use basic::BasicTap;
 pub use fast::FastTap;
 pub use packet::PacketPort;
-use weft_mesh::ingress::TapOffloads;
+use weft_mesh::sink::TapOffloads;
 use weft_mesh::vnet::VnetHeader;
 
 /// The device that TAPs are made from.

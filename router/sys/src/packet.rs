@@ -1,7 +1,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use weft_mesh::ingress::TapOffloads;
+use weft_mesh::sink::TapOffloads;
 use weft_mesh::vnet::VnetHeader;
 
 use crate::fast::read_with_header;

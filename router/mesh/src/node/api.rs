@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde::Serialize;
 use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
-use crate::egress::Lane;
-use crate::ingress::Punt;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
 use crate::records::{EndpointId, EndpointRecord, Health, NetworkRecord, NetworkUid};
+use crate::sink::Punt;
 use crate::snapshot::Snapshot;
+use crate::wire::Lane;
 use crate::wire::SegmentId;
 
 /// How a node is set up.

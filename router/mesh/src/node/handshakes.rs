@@ -14,10 +14,10 @@ use weft_crypto::handshake::{Answer, Established, HandshakeError, Initiator, Loc
 use weft_crypto::session::{ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie, envelope, session};
 
-use super::peer::Session;
+use super::peer::{Proof, Session};
 use super::{Node, Output, sessions};
-use crate::egress::Lane;
 use crate::snapshot::Inbound;
+use crate::wire::Lane;
 use crate::wire::{HandshakePacket, Step};
 
 /// How long an answer is awaited.
@@ -78,17 +78,6 @@ struct Attempt {
     started: Time,
     /// Kept to be sent again with a cookie, once.
     first: Option<HandshakePacket>,
-}
-
-/// What a finished handshake proves about who is at the other end now.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Proof {
-    /// This host started it: the answer was fresh.
-    Initiator,
-    /// This host answered, and its answer was answered.
-    Responder,
-    /// This host answered an IK message 1, which may be a replay until a packet under the session was opened.
-    Pending,
 }
 
 /// An XX handshake this host answered.

@@ -13,9 +13,9 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::peer::{Backoff, Link, Peer, PingSent};
 use super::{Event, Node, TargetState};
-use crate::egress::Lane;
 use crate::records::{Key, LinkRecord, encode};
 use crate::routes::announced_cost;
+use crate::wire::Lane;
 use crate::wire::{Control, MIN_DATAGRAM};
 
 /// Changed costs are announced together, so that they share a batch of records, and the more seldom the more

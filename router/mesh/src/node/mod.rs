@@ -39,13 +39,13 @@ use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 use weft_gossip::{Membership, Store};
 
 use crate::datapath::Datapath;
-use crate::ingress::Punt;
 use crate::ipam::{Ipam, Setup};
 use crate::records::{
     self, EndpointId, EndpointRecord, EntryRecord, HostRecord, Key, NetworkHead, NetworkRecord, NetworkUid,
     SegmentRecord,
 };
 use crate::routes::{Graph, Route};
+use crate::sink::Punt;
 use crate::snapshot::{Hashing, Snapshot};
 use crate::wire::{Control, SegmentId};
 use addresses::Addresses;

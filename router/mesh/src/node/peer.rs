@@ -9,9 +9,9 @@ use std::time::Duration;
 use weft_crypto::session::SendKey;
 use weft_crypto::{PeerId, Secret, Suite, Time};
 
-use crate::egress::Lane;
 use crate::snapshot::{Inbound, Meter};
 use crate::vnet::VnetHeader;
+use crate::wire::Lane;
 use crate::wire::{MIN_DATAGRAM, SegmentId};
 
 /// Frames that wait for a session, in number and bytes.
@@ -59,6 +59,17 @@ pub(super) struct Peer {
     pub(super) last_question: Time,
     /// When records were last asked for after a gap.
     pub(super) last_pull: Time,
+}
+
+/// What a finished handshake proves about who is at the other end now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// This host started it: the answer was fresh.
+    Initiator,
+    /// This host answered, and its answer was answered.
+    Responder,
+    /// This host answered an IK message 1, which may be a replay until a packet under the session was opened.
+    Pending,
 }
 
 pub(super) struct Session {

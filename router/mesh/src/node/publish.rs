@@ -6,9 +6,9 @@ use std::time::Duration;
 use weft_crypto::{HostLabel, Time, envelope};
 
 use super::{Node, Output};
-use crate::egress::Lane;
 use crate::routes::Route;
 use crate::snapshot::{Hop, Outbound};
+use crate::wire::Lane;
 
 /// Sessions opened in one go because a segment spans to new hosts.
 const SESSIONS_PER_TICK: usize = 8;

@@ -7,8 +7,8 @@ use weft_crypto::{HostLabel, Time};
 
 use super::peer::Challenge;
 use super::{CLONE_MEMORY, Event, Node};
-use crate::egress::Lane;
 use crate::wire::Control;
+use crate::wire::Lane;
 
 /// How long the old life of a peer has to say that it is still there.
 const OBJECTION: Duration = Duration::from_millis(400);

@@ -9,8 +9,7 @@ use rand::RngExt;
 use weft_crypto::session::REKEY_AFTER_PACKETS;
 use weft_crypto::{HostLabel, Keyring, PeerId, Time};
 
-use super::handshakes::Proof;
-use super::peer::{Peer, Session};
+use super::peer::{Peer, Proof, Session};
 use super::{Event, Node};
 use crate::wire::Control;
 

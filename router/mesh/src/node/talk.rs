@@ -12,12 +12,12 @@ use weft_gossip::{Batch, MembershipEvent, Message, Received, StoreEvent};
 
 use super::peer::Session;
 use super::{CLONE_MEMORY, Event, Node, PERSISTED_INCARNATION, PERSISTED_PEER};
-use crate::egress::Lane;
 use crate::ipam::Announcement;
 use crate::records::{
     self, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, MAX_OWN_NAMES, MoreNames, SegmentRecord,
 };
 use crate::snapshot::{Hop, Meter, Outbound};
+use crate::wire::Lane;
 use crate::wire::{Control, MIN_DATAGRAM};
 
 /// Conflicts remembered, so that each is said once.

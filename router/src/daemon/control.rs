@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -14,48 +12,17 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::Notify;
-use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Reply};
+use weft_mesh::node::Command;
 
-use crate::attachments::{AttachRequest, Attachments};
-use crate::dns::{self, Dns};
-use crate::docker::Docker;
-use crate::engine::EngineHandle;
+use crate::attach::attachments::AttachRequest;
+use crate::daemon::api::Api;
+use crate::daemon::seeds::resolve_targets;
+use crate::daemon::{state, status};
+use crate::dns::{self};
 use crate::error::{Doing, Failure, Result};
-use crate::launch::resolve_targets;
-use crate::options::Options;
-use crate::state::Store;
-use crate::worker::Counters;
-use crate::{state, status};
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
-
-/// What requests work with.
-#[derive(Clone)]
-pub struct Api {
-    /// The node.
-    pub engine: EngineHandle,
-    /// The endpoints of this host.
-    pub attachments: Arc<Attachments>,
-    /// The engine's network driver, if there is one.
-    pub docker: Option<Arc<Docker>>,
-    /// The DNS server, if there is one.
-    pub dns: Option<Arc<Dns>>,
-    /// What it answers from.
-    pub names: Arc<ArcSwap<Names>>,
-    /// What the packet workers counted.
-    pub counters: Arc<Counters>,
-    /// What is kept.
-    pub store: Arc<Store>,
-    /// What is wrong with the range, if anything.
-    pub overlap: Option<String>,
-    /// How the router runs.
-    pub options: Arc<Options>,
-    /// Told when the router is to stop.
-    pub stop: Arc<Notify>,
-}
 
 /// Peers, for `connect` and `forget`.
 #[derive(Serialize, Deserialize)]
@@ -144,23 +111,19 @@ impl IntoResponse for Failure {
 }
 
 async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
-    match api.engine.ask(Command::Status).await? {
-        Reply::Status(report) => {
-            let unproven = api.attachments.unproven().await;
-            Ok(Json(status::report(&report, &unproven, &api)))
-        }
-        _ => Err(Failure::new("the node gave no report")),
-    }
+    let report = api.node.status().await?;
+    let unproven = api.attachments.unproven().await;
+    Ok(Json(status::report(&report, &unproven, &api)))
 }
 
 async fn connect(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> Result<Json<Value>> {
     let targets = resolve_targets(&names).await?;
-    api.engine.ask(Command::Connect(targets)).await?;
+    api.node.tell(Command::Connect(targets)).await?;
     Ok(Json(Value::Null))
 }
 
 async fn forget(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> Result<Json<Value>> {
-    api.engine.ask(Command::Forget(names)).await?;
+    api.node.tell(Command::Forget(names)).await?;
     Ok(Json(Value::Null))
 }
 
@@ -179,19 +142,19 @@ async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send 
 }
 
 async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Json<Value>> {
-    api.engine.ask(Command::Reclaim(name)).await?;
+    api.node.tell(Command::Reclaim(name)).await?;
     Ok(Json(Value::Null))
 }
 
 async fn add_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {
     let name = dns::relative(&name, &api.options.dns_domain).to_owned();
-    api.engine.ask(Command::AddName(name, ips)).await?;
+    api.node.tell(Command::AddName(name, ips)).await?;
     Ok(Json(Value::Null))
 }
 
 async fn remove_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {
     let name = dns::relative(&name, &api.options.dns_domain).to_owned();
-    api.engine.ask(Command::RemoveName(name, ips)).await?;
+    api.node.tell(Command::RemoveName(name, ips)).await?;
     Ok(Json(Value::Null))
 }
 
@@ -210,7 +173,7 @@ async fn look_up_name(State(api): State<Api>, Json(Entry { name, .. }): Json<Ent
 
 async fn reload(State(api): State<Api>) -> Result<Json<Value>> {
     let keyring = api.options.secrets.read()?;
-    api.engine.ask(Command::SetKeyring(keyring)).await?;
+    api.node.tell(Command::SetKeyring(keyring)).await?;
     Ok(Json(Value::Null))
 }
 

@@ -12,14 +12,16 @@ use std::time::Duration;
 use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
-use weft_mesh::node::{Command, Reply};
+use weft_mesh::node::Command;
 use weft_mesh::records::MAX_LIST;
 use weft_mesh::wire::container_mtu;
 
-use crate::control::Api;
+use crate::attach::netlink::{
+    Interface, Prefix, Route, alone, in_namespace, is_link_local, is_own_interface, overlaps,
+};
+use crate::cli::options::Options;
+use crate::daemon::api::Api;
 use crate::error::Result;
-use crate::netlink::{Interface, Prefix, Route, alone, in_namespace, is_link_local, is_own_interface, overlaps};
-use crate::options::Options;
 
 /// How long changes that come together are awaited.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -82,8 +84,8 @@ pub async fn follow(api: Api, mut changes: mpsc::Receiver<()>, links_changed: Ar
         }
         info!(addresses = ?found.addresses, mtu = found.mtu, "the network of this host changed");
         let mtu = found.container_mtu(&api.options);
-        let told = api.engine.ask(Command::SetAddresses(found.addresses.clone())).await;
-        if let Err(error) = told.and(api.engine.ask(Command::SetMtu(found.mtu, mtu)).await) {
+        let told = api.node.tell(Command::SetAddresses(found.addresses.clone())).await;
+        if let Err(error) = told.and(api.node.tell(Command::SetMtu(found.mtu, mtu)).await) {
             warn!("other hosts are not told of changes here: {error}");
         }
         known = found;
@@ -92,7 +94,7 @@ pub async fn follow(api: Api, mut changes: mpsc::Receiver<()>, links_changed: Ar
 
 /// The addresses of hosts that this one is told of or linked with.
 async fn peers(api: &Api) -> Result<Vec<IpAddr>> {
-    let Reply::Status(status) = api.engine.ask(Command::Status).await? else { return Ok(Vec::new()) };
+    let status = api.node.status().await?;
     let named = status.targets.iter().flat_map(|target| &target.addresses);
     let linked = status.peers.iter().filter_map(|peer| peer.remote.as_ref());
     Ok(named.chain(linked).map(|address| address.ip()).collect())

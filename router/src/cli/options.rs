@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use weft_mesh::records;
 
+use crate::attach::netlink::{Prefix, network};
+use crate::daemon::state::SecretSource;
+use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Prefix, network};
-use crate::polling::BusyPoll;
-use crate::state::SecretSource;
 
 /// The port that routers listen on.
 pub const DEFAULT_PORT: u16 = 6783;

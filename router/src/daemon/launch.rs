@@ -1,7 +1,7 @@
 //! `weft launch`: puts the parts together and runs until told to stop.
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,27 +14,29 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 use weft_crypto::Ciphers;
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Config, Node, Reply, Target};
+use weft_mesh::node::{Command, Config, Node, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 
-use crate::attachment;
-use crate::attachments::Attachments;
-use crate::control::{self, Api};
+use crate::attach::attachments::Attachments;
+use crate::attach::netlink::{self, in_namespace};
+use crate::attach::restore::restore;
+use crate::attach::running::RunningCopies;
+use crate::cli::install;
+use crate::cli::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
+use crate::daemon::api::Api;
+use crate::daemon::control;
+use crate::daemon::node_task::{EndpointChange, NodeTask, punt_queues};
+use crate::daemon::seeds::{find_peers, look_up_targets};
+use crate::daemon::state::{self, Change, Store};
+use crate::dataplane::polling::Pauses;
+use crate::dataplane::taps::{self, Segments};
+use crate::dataplane::worker::{Clock, Counters, Worker};
 use crate::dns::Dns;
 use crate::docker::{self, Docker};
-use crate::engine::{EndpointChange, Engine, punt_queues};
 use crate::error::{Doing, Failure, Result};
-use crate::install;
-use crate::netlink::{self, in_namespace};
-use crate::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
-use crate::polling::Pauses;
-use crate::routing::{self, Policy, Routing};
-use crate::running::RunningCopies;
-use crate::state::{self, Change, Store};
-use crate::taps::{self, Segments};
-use crate::udp::UdpPort;
-use crate::underlay;
-use crate::worker::{Clock, Counters, Worker};
+use crate::host::routing::{self, Policy, Routing};
+use crate::host::underlay;
+use crate::transport::udp::UdpPort;
 
 /// How often names of peers and ended containers are looked after.
 const CHORES: Duration = Duration::from_secs(2);
@@ -87,7 +89,7 @@ async fn run(options: Options) -> Result<()> {
     let (noted, overlap) = check_range(&options, &kept)?;
     store.write(noted.iter().map(|(key, value)| (key, value)))?;
     let running = RunningCopies::open(&options.socket)?;
-    let restored = attachment::restore(&kept, &running)?;
+    let restored = restore(&kept, &running)?;
     store.write(restored.gone.iter().map(|key| (key, &None)))?;
     let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
     // An engine that starts looks for its plugins: calls wait until they are served.
@@ -133,18 +135,18 @@ async fn run(options: Options) -> Result<()> {
     let segments = Segments::new(options.tap, mtu.into(), workers);
     let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
     let views = (snapshot, names.clone());
-    let (engine, handle, changes) = Engine::new(node, clock, udp, views, (inbox, worker), store.clone());
-    start_engine(engine)?;
+    let (task, handle, changes) = NodeTask::new(node, clock, udp, views, (inbox, worker), store.clone());
+    start_node_task(task)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
     let attachments =
         Attachments::new(handle.clone(), store.clone(), segments, range, socket, (restored, running)).await?;
     let attachments = Arc::new(attachments);
 
-    handle.ask(Command::SetAddresses(underlay.addresses.clone())).await?;
+    handle.tell(Command::SetAddresses(underlay.addresses.clone())).await?;
     if !options.peers.is_empty() {
         // Who is named counts from the start; looking them up may take its time.
         let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
-        handle.ask(Command::ConnectUnlessForgotten(named.collect())).await?;
+        handle.tell(Command::ConnectUnlessForgotten(named.collect())).await?;
     }
     attachments.take_up_lost().await;
     let (options, routing) = (Arc::new(options), Arc::<Routing>::default());
@@ -169,7 +171,7 @@ async fn run(options: Options) -> Result<()> {
         false => None,
     };
     let api = Api {
-        engine: handle.clone(),
+        node: handle.clone(),
         attachments,
         docker: docker.clone(),
         dns: dns.clone(),
@@ -191,7 +193,7 @@ async fn run(options: Options) -> Result<()> {
         env!("CARGO_PKG_VERSION")
     );
     tasks.spawn(find_peers(api.clone()));
-    tasks.spawn(underlay::follow(api.clone(), changes_below, api.engine.links_changed(), underlay));
+    tasks.spawn(underlay::follow(api.clone(), changes_below, api.node.links_changed(), underlay));
     tasks.spawn(routing::keep(routing));
     tasks.spawn(control::serve(listener, api.clone()));
     tasks.spawn(chores(api.clone()));
@@ -201,7 +203,7 @@ async fn run(options: Options) -> Result<()> {
 
     info!("stopping; containers keep their interfaces");
     // The neighbours need not find out; if one misses it, it will.
-    let _ = handle.ask(Command::Leave).await;
+    let _ = handle.tell(Command::Leave).await;
     tokio::time::sleep(GOODBYE).await;
     tasks.shutdown().await;
     if let Some(dns) = dns {
@@ -216,11 +218,11 @@ fn named_addresses(options: &Options) -> Vec<IpAddr> {
     hosts.filter_map(|(host, _)| host.parse().ok()).collect()
 }
 
-/// The engine has a thread of its own: what commands do to interfaces takes milliseconds that links have not.
-fn start_engine(engine: Engine) -> Result<()> {
-    let what = || "cannot start the engine".to_owned();
+/// The node task has its own thread: netlink calls block for milliseconds, longer than link timers tolerate.
+fn start_node_task(task: NodeTask) -> Result<()> {
+    let what = || "cannot start the node task".to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().doing(what)?;
-    std::thread::Builder::new().name("engine".into()).spawn(move || runtime.block_on(engine.run())).doing(what)?;
+    std::thread::Builder::new().name("node".into()).spawn(move || runtime.block_on(task.run())).doing(what)?;
     Ok(())
 }
 
@@ -235,19 +237,10 @@ async fn wait_for_end(api: &Api) -> Result<()> {
             _ = interrupt.recv() => return Ok(()),
             () = api.stop.notified() => return Ok(()),
             _ = hangup.recv() => match api.options.secrets.read() {
-                Ok(keyring) => drop(api.engine.ask(Command::SetKeyring(keyring)).await),
+                Ok(keyring) => drop(api.node.tell(Command::SetKeyring(keyring)).await),
                 Err(error) => warn!("the old secrets stay: {error}"),
             },
         }
-    }
-}
-
-/// Looks up the peers named at the start.
-async fn find_peers(api: Api) {
-    match resolve_targets(&api.options.peers).await {
-        Ok(targets) if !targets.is_empty() => drop(api.engine.ask(Command::ConnectUnlessForgotten(targets)).await),
-        Ok(_) => {}
-        Err(error) => warn!("{error}"),
     }
 }
 
@@ -270,42 +263,6 @@ async fn chores(api: Api) {
             let _ = look_up_targets(&api).await;
         }
     }
-}
-
-/// Looks up again what the user wants to be connected with now; names that cannot be looked up keep their addresses.
-async fn look_up_targets(api: &Api) -> Result<()> {
-    let Reply::Targets(targets) = api.engine.ask(Command::Targets).await? else { return Ok(()) };
-    let names: Vec<String> = targets.into_iter().filter(|name| !is_literal(name)).collect();
-    let found = resolve_targets(&names).await?.into_iter().filter(|target| !target.addresses.is_empty());
-    let found: Vec<Target> = found.collect();
-    if !found.is_empty() {
-        api.engine.ask(Command::ConnectUnlessForgotten(found)).await?;
-    }
-    Ok(())
-}
-
-fn is_literal(peer: &str) -> bool {
-    parse_peer(peer).is_ok_and(|(host, _)| host.parse::<IpAddr>().is_ok())
-}
-
-/// Looks up the addresses of peers. A name that cannot be looked up now is tried again later.
-pub async fn resolve_targets(names: &[String]) -> Result<Vec<Target>> {
-    let mut targets = Vec::new();
-    for name in names {
-        let (host, port) = parse_peer(name)?;
-        let addresses = match host.parse::<IpAddr>() {
-            Ok(ip) => vec![SocketAddr::new(ip, port)],
-            Err(_) => match tokio::time::timeout(Duration::from_secs(3), tokio::net::lookup_host((host, port))).await {
-                Ok(Ok(addresses)) => addresses.take(8).collect(),
-                _ => {
-                    warn!(peer = name, "cannot look up this peer now; trying again");
-                    Vec::new()
-                }
-            },
-        };
-        targets.push(Target { name: name.clone(), addresses });
-    }
-    Ok(targets)
 }
 
 /// Hosts beside this one and containers may not have addresses of one range. That is refused where it can still be changed: before

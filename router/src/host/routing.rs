@@ -26,8 +26,8 @@ use rtnetlink::packet_route::route::RouteHeader;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use tracing::warn;
 
+use crate::attach::netlink::{Prefix, has_ipv6, in_namespace};
 use crate::error::Result;
-use crate::netlink::{Prefix, has_ipv6, in_namespace};
 
 /// The table of routes to containers: weft's port number.
 pub const TABLE: u32 = 6783;

@@ -8,17 +8,19 @@ use std::sync::mpsc as blocking;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{error, info, warn};
-use weft_mesh::ingress::Punt;
-use weft_mesh::ipam::AllocationId;
+use weft_mesh::ipam::ring::Range;
+use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Event, Input, Node, Output, Reply};
+use weft_mesh::node::{Command, Event, Input, Networks, Node, Output, Reply, Status};
+use weft_mesh::sink::Punt;
 use weft_mesh::snapshot::Snapshot;
 use weft_mesh::wire::SegmentId;
 
+use crate::attach::addresses::Lease;
+use crate::daemon::state::{Change, Store};
+use crate::dataplane::worker::{Clock, PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
-use crate::state::{Change, Store};
-use crate::udp::UdpPort;
-use crate::worker::{Clock, PuntSender, WorkerHandle};
+use crate::transport::udp::UdpPort;
 
 /// How soon what could not be written is tried again.
 const WRITE_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -28,31 +30,99 @@ const PUNTS_PER_TURN: usize = 256;
 type Answer = Result<Reply>;
 
 /// A command and where its answer goes.
-struct Request {
+struct Call {
     command: Command,
     reply: oneshot::Sender<Answer>,
 }
 
-/// How everybody else talks to the node.
+/// Sends commands to the node task.
 #[derive(Clone)]
-pub struct EngineHandle {
-    requests: mpsc::Sender<Request>,
+pub struct NodeHandle {
+    requests: mpsc::Sender<Call>,
     links_changed: Arc<Notify>,
 }
 
-impl EngineHandle {
+impl NodeHandle {
     /// Told when links to other hosts came up or moved.
     pub fn links_changed(&self) -> Arc<Notify> {
         self.links_changed.clone()
     }
 
-    /// Has the node do something. The answer comes once what it wants kept is on disk.
-    pub async fn ask(&self, command: Command) -> Result<Reply> {
+    /// Has the node carry out a command that has no result. Returns once its changes are on disk; an error says what kept the
+    /// node from it, and nothing was changed.
+    pub async fn tell(&self, command: Command) -> Result<()> {
+        match self.ask(command).await? {
+            Reply::Done => Ok(()),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Allocates an address of a ring, within some four seconds. An error leaves nothing allocated.
+    pub async fn allocate(&self, request: Request) -> Result<Lease> {
+        let Request { range, id, .. } = request;
+        match self.ask(Command::Allocate(request)).await {
+            Ok(Reply::Address(address)) => Ok(Lease { range, id, address }),
+            Ok(other) => Err(mismatch(&other)),
+            Err(error) => {
+                // The ring may have given it after the request timed out: without a lease nothing would release it.
+                let _ = self.tell(Command::Release(range, id)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Releases addresses. What fails is released by the next start.
+    pub async fn release(&self, leases: &[Lease]) {
+        for lease in leases {
+            if let Err(error) = self.tell(Command::Release(lease.range, lease.id)).await {
+                warn!(address = %lease.address, "an address could not be released; the next start does it: {error}");
+            }
+        }
+    }
+
+    /// Returns the addresses that this host has from the ring of a range.
+    pub async fn leases(&self, range: Range) -> Result<Vec<Lease>> {
+        match self.ask(Command::Allocations(range)).await? {
+            Reply::Allocations(all) => Ok(all.into_iter().map(|(address, id)| Lease { range, id, address }).collect()),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Returns the container networks of other hosts, and those that were removed.
+    pub async fn networks(&self) -> Result<Networks> {
+        match self.ask(Command::Networks).await? {
+            Reply::Networks(networks) => Ok(*networks),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Returns the peers that the operator named, as they were written.
+    pub async fn targets(&self) -> Result<Vec<String>> {
+        match self.ask(Command::Targets).await? {
+            Reply::Targets(targets) => Ok(targets),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Reports.
+    pub async fn status(&self) -> Result<Box<Status>> {
+        match self.ask(Command::Status).await? {
+            Reply::Status(status) => Ok(status),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn ask(&self, command: Command) -> Result<Reply> {
         let (reply, answer) = oneshot::channel();
         let stopped = || Failure::new("the router is stopping");
-        self.requests.send(Request { command, reply }).await.map_err(|_| stopped())?;
+        self.requests.send(Call { command, reply }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
+}
+
+/// Every command has one kind of reply; another kind is a fault of the node's.
+fn mismatch(reply: &Reply) -> Failure {
+    Failure::new(format!("the node answered with {reply:?}; please report this"))
 }
 
 /// The receiving ends of what workers send the node.
@@ -73,8 +143,8 @@ pub fn punt_queues() -> (PuntSender, Punts) {
     (PuntSender { trusted, frames, handshakes }, Punts { trusted: inbox, frames: yard, handshakes: doorstep })
 }
 
-/// Everything the engine works with.
-pub struct Engine {
+/// Owns the node and carries out its outputs.
+pub struct NodeTask {
     node: Node,
     clock: Clock,
     udp: UdpPort,
@@ -82,7 +152,7 @@ pub struct Engine {
     names: Arc<ArcSwap<Names>>,
     punts: Punts,
     worker: WorkerHandle,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Call>,
     saver: blocking::Sender<Save>,
     saved: mpsc::UnboundedReceiver<Saved>,
     changes: mpsc::UnboundedSender<EndpointChange>,
@@ -115,8 +185,8 @@ pub enum EndpointChange {
     Mtu(SegmentId, u16),
 }
 
-impl Engine {
-    /// An engine around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
+impl NodeTask {
+    /// A task around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
     pub fn new(
         node: Node,
         clock: Clock,
@@ -124,14 +194,14 @@ impl Engine {
         (snapshot, names): (Arc<ArcSwap<Snapshot>>, Arc<ArcSwap<Names>>),
         (punts, worker): (Punts, WorkerHandle),
         store: Arc<Store>,
-    ) -> (Engine, EngineHandle, mpsc::UnboundedReceiver<EndpointChange>) {
+    ) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
         let (changes, changed) = mpsc::unbounded_channel();
         std::thread::spawn(move || save(&store, &saves, &says_saved));
         let (waiting, links_changed) = (BTreeMap::new(), Arc::<Notify>::default());
-        let engine = Engine {
+        let task = NodeTask {
             node,
             clock,
             udp,
@@ -147,7 +217,7 @@ impl Engine {
             waiting,
             next_id: 0,
         };
-        (engine, EngineHandle { requests, links_changed }, changed)
+        (task, NodeHandle { requests, links_changed }, changed)
     }
 
     /// Runs until every handle is gone.
@@ -156,7 +226,7 @@ impl Engine {
             let wake = self.drain();
             tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some(Request { command, reply }) => {
+                    Some(Call { command, reply }) => {
                         self.next_id += 1;
                         self.waiting.insert(self.next_id, reply);
                         self.node.handle_input(self.clock.now(), Input::Command(self.next_id, command));
@@ -219,7 +289,7 @@ impl Engine {
                 }
                 Output::Timeout(at, _) => {
                     if !changes.is_empty() || !replies.is_empty() || mark.is_some() {
-                        // The saver lives as long as the engine.
+                        // The saver lives as long as the task.
                         let _ = self.saver.send(Save { changes, replies, mark });
                     }
                     return self.clock.instant(at).into();

@@ -39,7 +39,7 @@ pub fn end_flows(is_ended: impl Fn(&Flow) -> bool + Send + Sync + 'static) -> Re
         }
         Ok(ended)
     };
-    crate::netlink::on_thread_in(None, move || {
+    crate::attach::netlink::on_thread_in(None, move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().doing(what)?;
         runtime.block_on(work)
     })

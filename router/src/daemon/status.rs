@@ -10,7 +10,7 @@ use weft_mesh::egress::DropReason;
 use weft_mesh::node::{EndpointStatus, Status, TargetState};
 use weft_mesh::records::EndpointId;
 
-use crate::control::Api;
+use crate::daemon::api::Api;
 use crate::docker;
 use crate::error::{Failure, Result};
 

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::Value;
 
+use crate::cli::client;
+use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, parse_peer};
+use crate::daemon::state;
+use crate::docker;
 use crate::error::{Doing, Failure, Result};
-use crate::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, parse_peer};
-use crate::{client, docker, routing, state};
+use crate::host::routing;
 
 const BINARY: &str = "/usr/local/bin/weft";
 const CONFIG: &str = "/etc/weft/config.toml";

@@ -16,10 +16,10 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::cli::options::TapMode;
+use crate::daemon::state;
 use crate::error::{Doing, Failure, Result};
 use crate::lab::{LabHost, Ns, await_true, ping, tcp_throughput, wire};
-use crate::options::TapMode;
-use crate::state;
 
 const NONE: Option<&str> = None;
 /// Where the demo keeps its files: a file system in memory that only it sees.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use weft_mesh::records::EndpointId;
 
-use crate::attachment::{Attachment, Place};
+use crate::attach::attachment::{Attachment, Place};
+use crate::daemon::state::open_dir;
 use crate::error::{Doing, Result};
-use crate::state::open_dir;
 
 /// The copies. They are as short-lived as containers: the machine's next start finds none.
 pub struct RunningCopies(PathBuf);

@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_crypto::{envelope, session};
-use weft_mesh::egress::Lane;
+use weft_mesh::wire::Lane;
 
 use crate::error::{Doing, Failure, Result};
 

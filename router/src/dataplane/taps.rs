@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use weft_mesh::wire::SegmentId;
 use weft_sys::{BasicTap, FastTap, PacketPort, TUN_DEVICE, TapIo};
 
+use crate::attach::netlink::in_namespace;
+use crate::cli::options::TapMode;
+use crate::dataplane::worker::Worker;
 use crate::error::{Failure, Result};
-use crate::netlink::in_namespace;
-use crate::options::TapMode;
-use crate::worker::Worker;
 
 /// The segments of this host and the workers that serve them.
 pub struct Segments {

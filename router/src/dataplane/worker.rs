@@ -22,17 +22,19 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
-use weft_mesh::egress::{DropReason, Lane};
+use weft_mesh::egress::DropReason;
 use weft_mesh::frame::MAX_FRAME;
-use weft_mesh::ingress::{Punt, RxBuffer, Sink, TapOffloads};
+use weft_mesh::ingress::RxBuffer;
+use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::Snapshot;
 use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 use weft_sys::TapIo;
 
+use crate::dataplane::polling::{Last, Pauses};
 use crate::error::{Doing, Result};
-use crate::polling::{Last, Pauses};
-use crate::udp::{BATCH, BUFFER, UdpPort};
+use crate::transport::udp::{BATCH, BUFFER, UdpPort};
 
 /// What epoll says when something is there: datagrams of the lane with this number, an order, or frames of the TAP with this
 /// number or a higher one.

@@ -1,21 +1,18 @@
 //! An endpoint of this host, and what is kept of it across restarts.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use weft_mesh::node::PERSISTED_ENDPOINT;
 use weft_mesh::records::{EndpointId, EndpointRecord, Health, Service};
 use weft_mesh::wire::SegmentId;
 
-use crate::addresses::Lease;
-use crate::error::Result;
-use crate::interfaces;
-use crate::netlink::{Prefix, in_namespace};
-use crate::running::RunningCopies;
+use crate::attach::addresses::Lease;
+use crate::attach::netlink::Prefix;
+use crate::dataplane::taps::bridge_name;
 
-const PERSISTED: &[u8] = b"attachment/";
+/// Begins the keys of endpoints in the store.
+pub const PERSISTED: &[u8] = b"attachment/";
 
 /// What a segment's endpoint on this host is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,7 +81,7 @@ impl Attachment {
     pub fn port(&self) -> String {
         match &self.place {
             Place::Container { host_interface, .. } | Place::Docker { host_interface, .. } => host_interface.clone(),
-            Place::Host => interfaces::own_name(SegmentId::of(&self.segment)).replacen('h', "i", 1),
+            Place::Host => own_name(SegmentId::of(&self.segment)).replacen('h', "i", 1),
         }
     }
 
@@ -123,50 +120,7 @@ pub struct Description {
     pub health: Health,
 }
 
-/// The endpoints that were there when the router last ran and still have their interfaces; those of them that the store has
-/// lost; the others' keys, which are to be dropped, and their endpoints with them.
-pub struct Restored {
-    /// The endpoints.
-    pub alive: BTreeMap<EndpointId, Attachment>,
-    /// Those that only their copies know: the mesh has to hear of them again, and the rings of their addresses.
-    pub lost: BTreeMap<EndpointId, Attachment>,
-    /// Addresses of the living that no ring has given back since.
-    pub unproven: Vec<(EndpointId, Lease)>,
-    /// Keys in the store of what is gone.
-    pub gone: Vec<Vec<u8>>,
-}
-
-/// Looks which remembered endpoints still exist.
-pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<Restored> {
-    let names = in_namespace(None, async |net| net.names().await)?;
-    let mut restored =
-        Restored { alive: BTreeMap::new(), lost: BTreeMap::new(), unproven: Vec::new(), gone: Vec::new() };
-    for (key, value) in kept.iter().filter(|(key, _)| key.starts_with(PERSISTED)) {
-        match serde_json::from_slice::<Attachment>(value) {
-            Ok(attachment) if attachment.is_among(&names) => drop(restored.alive.insert(attachment.id, attachment)),
-            _ => restored.gone.push(key.clone()),
-        }
-    }
-    for (id, copy) in running.read()? {
-        if !copy.is_among(&names) {
-            running.forget(id)?;
-            continue;
-        }
-        match restored.alive.get(&id) {
-            Some(known) => {
-                let unproven = copy.leases.into_iter().filter(|lease| !known.leases.contains(lease));
-                restored.unproven.extend(unproven.map(|lease| (id, lease)));
-            }
-            None => drop(restored.lost.insert(id, copy)),
-        }
-    }
-    // An endpoint without an attachment is what a crash between the two left.
-    let is_alive = |id: &[u8]| id.try_into().is_ok_and(|id: EndpointId| restored.alive.contains_key(&id));
-    let orphans = kept
-        .iter()
-        .map(|(key, _)| key)
-        .filter(|key| key.strip_prefix(PERSISTED_ENDPOINT).is_some_and(|id| !is_alive(id)));
-    let orphans: Vec<Vec<u8>> = orphans.cloned().collect();
-    restored.gone.extend(orphans);
-    Ok(restored)
+/// What the host's own interface in a segment is called.
+pub fn own_name(segment: SegmentId) -> String {
+    format!("wefth{}", &bridge_name(segment)[4..13])
 }

@@ -1,5 +1,10 @@
 //! The commands.
 
+pub mod client;
+pub mod demo;
+pub mod install;
+pub mod options;
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,14 +14,14 @@ use clap::{Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 
-use crate::attachments::AttachRequest;
-use crate::control::{Entry, Peers};
+use crate::attach::attachments::AttachRequest;
+use crate::cli::install::{InstallArgs, install};
+use crate::cli::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
+use crate::daemon::control::{Entry, Peers};
+use crate::daemon::launch::launch;
+use crate::daemon::state;
+use crate::daemon::status::{self, Topic};
 use crate::error::{Doing, Failure, Result};
-use crate::install::{InstallArgs, install};
-use crate::launch::launch;
-use crate::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
-use crate::status::{self, Topic};
-use crate::{client, demo, state};
 
 /// The version, with the commit it was built from where that is known.
 const VERSION: &str = env!("WEFT_VERSION");

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use weft_mesh::frame::GATEWAY_MAC;
 use weft_mesh::wire::SegmentId;
 
-use crate::attachment::{Attachment, Place};
+use crate::attach::attachment::{Attachment, Place, own_name};
+use crate::attach::netlink::{Net, Prefix, alone, in_namespace, network, overlaps};
+use crate::attach::target::{self, Namespace};
+use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};
-use crate::netlink::{Net, Prefix, alone, in_namespace, network, overlaps};
-use crate::routing::TABLE;
-use crate::taps::bridge_name;
-use crate::target::{self, Namespace};
+use crate::host::routing::TABLE;
 
 /// Makes an endpoint's interface and puts it into its segment's bridge.
 pub fn make(attachment: &mut Attachment, bridge: u32, mtu: u32, namespace: Option<Namespace>) -> Result<()> {
@@ -188,11 +188,6 @@ async fn route_own(net: &Net, index: u32, ips: &[Prefix]) -> Result<()> {
         net.add_table_route(TABLE, index, (network((*ip, *length)), *length), Some(*ip)).await?;
     }
     Ok(())
-}
-
-/// What the host's own interface in a segment is called.
-pub fn own_name(segment: SegmentId) -> String {
-    format!("wefth{}", &bridge_name(segment)[4..13])
 }
 
 /// Makes a veth pair with its near end in a bridge; returns the index of the far one.

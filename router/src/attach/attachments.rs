@@ -15,17 +15,18 @@ use weft_mesh::node::Command;
 use weft_mesh::records::{EndpointId, Health, MAX_LIST};
 use weft_mesh::wire::SegmentId;
 
-use crate::addresses::{self, Lease, range_of};
-use crate::attachment::{Attachment, Description, Place, Restored};
-use crate::engine::{EndpointChange, EngineHandle};
+use crate::attach::addresses::{Lease, range_of};
+use crate::attach::attachment::{Attachment, Description, Place, own_name};
+use crate::attach::interfaces;
+use crate::attach::netlink::{Prefix, alone, in_namespace, network, overlaps};
+use crate::attach::restore::Restored;
+use crate::attach::running::RunningCopies;
+use crate::attach::target::{self, Namespace};
+use crate::cli::options::Cidr;
+use crate::daemon::node_task::{EndpointChange, NodeHandle};
+use crate::daemon::state::{Store, random};
+use crate::dataplane::taps::{Segments, remove_unused};
 use crate::error::{Doing, Failure, Result};
-use crate::interfaces;
-use crate::netlink::{Prefix, alone, in_namespace, network, overlaps};
-use crate::options::Cidr;
-use crate::running::RunningCopies;
-use crate::state::{Store, random};
-use crate::taps::{Segments, remove_unused};
-use crate::target::{self, Namespace};
 
 /// The segment used when none is named.
 pub const DEFAULT_SEGMENT: &str = "weft";
@@ -47,7 +48,7 @@ pub struct AttachRequest {
 
 /// Where addresses of a segment come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ground {
+pub struct SegmentSubnet {
     /// The range.
     pub prefix: Prefix,
     /// The part of it that is handed out without being asked for.
@@ -58,18 +59,18 @@ pub struct Ground {
 
 /// All endpoints of this host.
 pub struct Attachments {
-    engine: EngineHandle,
+    node: NodeHandle,
     range: Cidr,
     /// Where addresses come from in segments that are networks; elsewhere it is the mesh's own range.
-    grounds: ArcSwap<BTreeMap<String, Vec<Ground>>>,
+    subnets: ArcSwap<BTreeMap<String, Vec<SegmentSubnet>>>,
     docker_socket: PathBuf,
     changed: Arc<Notify>,
-    inside: Mutex<Inside>,
+    table: Mutex<AttachmentTable>,
 }
 
 /// What only one at a time may change.
-struct Inside {
-    engine: EngineHandle,
+struct AttachmentTable {
+    node: NodeHandle,
     store: Arc<Store>,
     running: RunningCopies,
     segments: Segments,
@@ -83,7 +84,7 @@ struct Inside {
 impl Attachments {
     /// Picks up what was there: segments get their interfaces again, traffic flows.
     pub async fn new(
-        engine: EngineHandle,
+        node: NodeHandle,
         store: Arc<Store>,
         segments: Segments,
         range: Cidr,
@@ -92,23 +93,25 @@ impl Attachments {
     ) -> Result<Self> {
         let changed = Arc::new(Notify::new());
         let Restored { alive: all, lost, unproven, .. } = restored;
-        let mut inside =
-            Inside { engine: engine.clone(), store, running, segments, all, lost, unproven, changed: changed.clone() };
-        interfaces::remove_strays(inside.all.values().chain(inside.lost.values()).map(Attachment::port).collect())?;
-        let used = inside.used_segments();
+        let mut table = AttachmentTable {
+            node: node.clone(),
+            store,
+            running,
+            segments,
+            all,
+            lost,
+            unproven,
+            changed: changed.clone(),
+        };
+        interfaces::remove_strays(table.all.values().chain(table.lost.values()).map(Attachment::port).collect())?;
+        let used = table.used_segments();
         remove_unused(&used)?;
         for segment in used {
-            let bridge = inside.open(segment).await?;
-            inside.settle(segment, bridge);
+            let bridge = table.open(segment).await?;
+            table.settle(segment, bridge);
         }
-        let attachments = Attachments {
-            engine,
-            range,
-            grounds: ArcSwap::default(),
-            docker_socket,
-            changed,
-            inside: Mutex::new(inside),
-        };
+        let attachments =
+            Attachments { node, range, subnets: ArcSwap::default(), docker_socket, changed, table: Mutex::new(table) };
         attachments.reconcile().await?;
         Ok(attachments)
     }
@@ -116,7 +119,7 @@ impl Attachments {
     /// Takes up the containers that run on although the store was lost, and wins their addresses back from the rings, so that
     /// nothing else is given them. What has no ring's consent yet is asked for again by the next call.
     pub async fn take_up_lost(&self) {
-        for attachment in self.inside.lock().await.take_up_lost().await {
+        for attachment in self.table.lock().await.take_up_lost().await {
             info!(
                 names = attachment.names.join(","),
                 ips = attachment.printed().join(", "),
@@ -124,20 +127,20 @@ impl Attachments {
                 "taken up again: this container ran on while the store was lost"
             );
         }
-        let unproven = self.inside.lock().await.unproven.clone();
+        let unproven = self.table.lock().await.unproven.clone();
         let ask = |(endpoint, lease): (EndpointId, Lease)| {
             let Lease { range, id, address } = lease;
             let request = Request { range, id, want: Some(address), within: None };
-            async move { (endpoint, lease, addresses::allocate(&self.engine, request).await) }
+            async move { (endpoint, lease, self.node.allocate(request).await) }
         };
         for (endpoint, lease, answer) in futures_util::future::join_all(unproven.into_iter().map(ask)).await {
             let proven = match answer {
-                Ok(_) => self.inside.lock().await.prove(endpoint, lease),
+                Ok(_) => self.table.lock().await.prove(endpoint, lease),
                 Err(error) => Err(error),
             };
             match proven {
                 Ok(true) => {}
-                Ok(false) => addresses::release(&self.engine, &[lease]).await,
+                Ok(false) => self.node.release(&[lease]).await,
                 Err(error) => {
                     debug!(address = %lease.address, "a running container's address is not won back yet: {error}");
                 }
@@ -147,7 +150,7 @@ impl Attachments {
 
     /// Addresses of running containers that no ring has given to this host since the store was lost.
     pub async fn unproven(&self) -> Vec<Ipv4Addr> {
-        self.inside.lock().await.unproven.iter().map(|(_, lease)| lease.address).collect()
+        self.table.lock().await.unproven.iter().map(|(_, lease)| lease.address).collect()
     }
 
     /// The ring and the endpoints agree on who has which address: what a crash or an older disk left is put right.
@@ -161,24 +164,24 @@ impl Attachments {
     }
 
     async fn reconcile_range(&self, range: Range, known: &[Lease]) -> Result<()> {
-        let held = addresses::leases(&self.engine, range).await?;
+        let held = self.node.leases(range).await?;
         for lost in known.iter().filter(|lease| lease.range == range && !held.contains(lease)) {
             self.fence(lost.id, lost.address).await;
         }
         let is_ours = |lease: &Lease| lease.id[0] & ATTACHED != 0 && !known.contains(lease);
         let leaked: Vec<Lease> = held.into_iter().filter(is_ours).collect();
-        addresses::release(&self.engine, &leaked).await;
+        self.node.release(&leaked).await;
         Ok(())
     }
 
     /// Where addresses come from in segments that are networks.
-    pub fn set_grounds(&self, grounds: BTreeMap<String, Vec<Ground>>) {
-        self.grounds.store(Arc::new(grounds));
+    pub fn set_subnets(&self, subnets: BTreeMap<String, Vec<SegmentSubnet>>) {
+        self.subnets.store(Arc::new(subnets));
     }
 
-    fn grounds_of(&self, segment: &str) -> Vec<Ground> {
-        let known = self.grounds.load().get(segment).cloned().filter(|grounds| !grounds.is_empty());
-        let own = || Ground {
+    fn subnets_of(&self, segment: &str) -> Vec<SegmentSubnet> {
+        let known = self.subnets.load().get(segment).cloned().filter(|subnets| !subnets.is_empty());
+        let own = || SegmentSubnet {
             prefix: self.range.0,
             part: None,
             gateway: range_of(self.range.0).map(|range| IpAddr::V4(range.gateway())),
@@ -189,8 +192,8 @@ impl Attachments {
     /// Gives a container (or the host) an interface in a segment; returns its addresses, one a line.
     pub async fn attach(&self, request: AttachRequest) -> Result<Vec<String>> {
         let segment = request.segment.clone().unwrap_or_else(|| DEFAULT_SEGMENT.into());
-        let grounds = self.grounds_of(&segment);
-        let ips = request.ips.iter().map(|ip| parse_ip(ip, &grounds)).collect::<Result<Vec<Prefix>>>()?;
+        let subnets = self.subnets_of(&segment);
+        let ips = request.ips.iter().map(|ip| parse_ip(ip, &subnets)).collect::<Result<Vec<Prefix>>>()?;
         if ips.len() > MAX_LIST {
             return Err(Failure::Usage(format!("at most {MAX_LIST} addresses")));
         }
@@ -221,7 +224,7 @@ impl Attachments {
             },
             None => Place::Host,
         };
-        let gateways = grounds.iter().filter_map(|ground| ground.gateway).collect();
+        let gateways = subnets.iter().filter_map(|subnet| subnet.gateway).collect();
         let own_name = namespace.as_ref().and_then(|namespace| namespace.name.clone());
         let names = if request.names.is_empty() { own_name.into_iter().collect() } else { request.names };
         let (leases, services) = (Vec::new(), Vec::new());
@@ -244,22 +247,22 @@ impl Attachments {
             return Err(Failure::Usage(problem.into()));
         }
         // Addresses of a range were checked when that was made.
-        let outside = |ip: &&Prefix| !grounds.iter().any(|ground| overlaps(ground.prefix, **ip));
+        let outside = |ip: &&Prefix| !subnets.iter().any(|subnet| overlaps(subnet.prefix, **ip));
         refuse_overlap(&attachment.ips.iter().filter(outside).copied().collect::<Vec<_>>())?;
         // Nobody waits for anybody's address but for his own.
-        self.allocate(&mut attachment, &grounds).await?;
+        self.allocate(&mut attachment, &subnets).await?;
         let leases = attachment.leases.clone();
-        let mut inside = self.inside.lock().await;
-        let attached = match inside.find_same(namespace.as_ref(), &attachment.segment, &ips_given) {
-            Ok(None) => inside.bring_in(attachment, namespace).await,
+        let mut table = self.table.lock().await;
+        let attached = match table.find_same(namespace.as_ref(), &attachment.segment, &ips_given) {
+            Ok(None) => table.bring_in(attachment, namespace).await,
             Ok(Some(printed)) => {
-                addresses::release(&self.engine, &leases).await;
+                self.node.release(&leases).await;
                 return Ok(printed);
             }
             Err(error) => Err(error),
         };
         if attached.is_err() {
-            addresses::release(&self.engine, &leases).await;
+            self.node.release(&leases).await;
         }
         attached
     }
@@ -278,8 +281,8 @@ impl Attachments {
     }
 
     /// Claims those of the addresses wished for that are a ring's, or takes one from it if none was wished for.
-    async fn allocate(&self, attachment: &mut Attachment, grounds: &[Ground]) -> Result<()> {
-        let ranges = || grounds.iter().filter_map(|ground| Some((range_of(ground.prefix)?, ground)));
+    async fn allocate(&self, attachment: &mut Attachment, subnets: &[SegmentSubnet]) -> Result<()> {
+        let ranges = || subnets.iter().filter_map(|subnet| Some((range_of(subnet.prefix)?, subnet)));
         let in_ring = |(ip, _): &Prefix| match ip {
             IpAddr::V4(ip) => {
                 ranges().find(|(range, _)| range.contains(*ip)).map(|(range, _)| (range, Some(*ip), None))
@@ -287,16 +290,16 @@ impl Attachments {
             IpAddr::V6(_) => None,
         };
         let wanted: Vec<_> = match attachment.ips.is_empty() {
-            true => ranges().map(|(range, ground)| (range, None, ground.part.and_then(range_of))).take(1).collect(),
+            true => ranges().map(|(range, subnet)| (range, None, subnet.part.and_then(range_of))).take(1).collect(),
             false => attachment.ips.iter().filter_map(in_ring).collect(),
         };
         for (number, (range, want, within)) in wanted.into_iter().enumerate() {
             let mut id: AllocationId = attachment.id;
             id[15] = id[15].wrapping_add(number as u8);
-            match addresses::allocate(&self.engine, Request { range, id, want, within }).await {
+            match self.node.allocate(Request { range, id, want, within }).await {
                 Ok(lease) => attachment.leases.push(lease),
                 Err(error) => {
-                    addresses::release(&self.engine, &attachment.leases).await;
+                    self.node.release(&attachment.leases).await;
                     return Err(error);
                 }
             }
@@ -322,9 +325,9 @@ impl Attachments {
     pub async fn detach(&self, request: AttachRequest) -> Result<()> {
         let namespace = self.namespace(&request).await?;
         let segment = request.segment.unwrap_or_else(|| DEFAULT_SEGMENT.into());
-        let mut inside = self.inside.lock().await;
-        match inside.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
-            Some(id) => inside.remove(id).await,
+        let mut table = self.table.lock().await;
+        match table.find(namespace.as_ref(), &segment).map(|attachment| attachment.id) {
+            Some(id) => table.remove(id).await,
             // What is not there needs no taking away.
             None => Ok(()),
         }
@@ -332,36 +335,36 @@ impl Attachments {
 
     /// Brings in an endpoint that the engine asks for; the same again is fine.
     pub async fn join(&self, attachment: Attachment) -> Result<()> {
-        let mut inside = self.swept().await;
-        if inside.all.contains_key(&attachment.id) {
+        let mut table = self.swept().await;
+        if table.all.contains_key(&attachment.id) {
             return Ok(());
         }
-        inside.bring_in(attachment, None).await.map(drop)
+        table.bring_in(attachment, None).await.map(drop)
     }
 
     /// Lets an endpoint go; one that is gone is fine.
     pub async fn leave(&self, id: EndpointId) -> Result<()> {
-        self.inside.lock().await.remove(id).await
+        self.table.lock().await.remove(id).await
     }
 
     /// Says what became of an endpoint; whether it is there.
     pub async fn describe(&self, id: EndpointId, description: Description) -> Result<bool> {
-        let mut inside = self.inside.lock().await;
-        let Some(mut attachment) = inside.all.get(&id).cloned() else { return Ok(false) };
+        let mut table = self.table.lock().await;
+        let Some(mut attachment) = table.all.get(&id).cloned() else { return Ok(false) };
         let Description { names, services, health } = description;
         if (&attachment.names, &attachment.services, attachment.health) == (&names, &services, health) {
             return Ok(true);
         }
         (attachment.names, attachment.services, attachment.health) = (names, services, health);
-        self.engine.ask(Command::Attach(id, attachment.record())).await?;
-        inside.keep(&attachment)?;
-        inside.all.insert(id, attachment);
+        self.node.tell(Command::Attach(id, attachment.record())).await?;
+        table.keep(&attachment)?;
+        table.all.insert(id, attachment);
         Ok(true)
     }
 
     /// All endpoints.
     pub async fn all(&self) -> Vec<Attachment> {
-        self.inside.lock().await.all.values().cloned().collect()
+        self.table.lock().await.all.values().cloned().collect()
     }
 
     /// Told when endpoints, and with them segments, came or went.
@@ -373,27 +376,27 @@ impl Attachments {
     pub async fn apply(&self, change: EndpointChange) {
         match change {
             EndpointChange::Fenced(id, address) => self.fence(id, address).await,
-            EndpointChange::Mtu(segment, mtu) => self.inside.lock().await.set_mtu(segment, mtu.into()),
+            EndpointChange::Mtu(segment, mtu) => self.table.lock().await.set_mtu(segment, mtu.into()),
         }
     }
 
     /// Cuts off the endpoint whose address turned out to be another's.
     pub async fn fence(&self, id: AllocationId, address: Ipv4Addr) {
-        let mut inside = self.inside.lock().await;
+        let mut table = self.table.lock().await;
         let is_docker = |attachment: &Attachment| matches!(attachment.place, Place::Docker { .. });
         // The engine's containers have their addresses from its pools.
         let has_ip = |attachment: &Attachment| attachment.ips.iter().any(|(ip, _)| *ip == IpAddr::V4(address));
         let has_it = |attachment: &&Attachment| {
             attachment.leases.iter().any(|lease| lease.id == id) || is_docker(attachment) && has_ip(attachment)
         };
-        let Some(mut attachment) = inside.all.values().find(has_it).cloned() else { return };
+        let Some(mut attachment) = table.all.values().find(has_it).cloned() else { return };
         // No record is to speak of it again, the one from before a restart included.
         attachment.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
-        let told = self.engine.ask(Command::Attach(attachment.id, attachment.record())).await;
-        for error in [told.err(), inside.keep(&attachment).err()].into_iter().flatten() {
+        let told = self.node.tell(Command::Attach(attachment.id, attachment.record())).await;
+        for error in [told.err(), table.keep(&attachment).err()].into_iter().flatten() {
             warn!("{error}");
         }
-        inside.all.insert(attachment.id, attachment.clone());
+        table.all.insert(attachment.id, attachment.clone());
         match interfaces::cut_off(&attachment, address.into()) {
             Ok(()) => warn!(
                 %address, names = attachment.names.join(","), segment = attachment.segment,
@@ -409,23 +412,23 @@ impl Attachments {
     }
 
     /// The kernel gives the numbers of ended namespaces to new ones: what is gone must not be taken for what is there.
-    async fn swept(&self) -> MutexGuard<'_, Inside> {
-        let mut inside = self.inside.lock().await;
-        inside.sweep().await;
-        inside
+    async fn swept(&self) -> MutexGuard<'_, AttachmentTable> {
+        let mut table = self.table.lock().await;
+        table.sweep().await;
+        table
     }
 }
 
 /// Set in the ids of what `attach` allocates addresses for, and clear in the ids of the engine's.
 pub const ATTACHED: u8 = 0x80;
 
-impl Inside {
+impl AttachmentTable {
     /// Claims the endpoint, makes the interface, keeps both; undoes all of it if one part fails.
     async fn bring_in(&mut self, mut attachment: Attachment, namespace: Option<Namespace>) -> Result<Vec<String>> {
         let segment = SegmentId::of(&attachment.segment);
         let made = self.make(&mut attachment, namespace).await;
         if let Err(error) = made.and_then(|()| self.keep(&attachment)) {
-            let _ = self.engine.ask(Command::Detach(attachment.id)).await;
+            let _ = self.node.tell(Command::Detach(attachment.id)).await;
             let _ = interfaces::remove(&attachment);
             self.close_if_unused(segment).await;
             return Err(error);
@@ -440,7 +443,7 @@ impl Inside {
     async fn make(&mut self, attachment: &mut Attachment, namespace: Option<Namespace>) -> Result<()> {
         let segment = SegmentId::of(&attachment.segment);
         let bridge = self.open_with(segment, &attachment.gateways).await?;
-        self.engine.ask(Command::Attach(attachment.id, attachment.record())).await?;
+        self.node.tell(Command::Attach(attachment.id, attachment.record())).await?;
         let mtu = self.mtu_of(attachment);
         interfaces::make(attachment, bridge, mtu, namespace)?;
         match attachment.place {
@@ -508,7 +511,7 @@ impl Inside {
     async fn take_up(&mut self, attachment: Attachment) -> Result<()> {
         let segment = SegmentId::of(&attachment.segment);
         let bridge = self.open_with(segment, &attachment.gateways).await?;
-        self.engine.ask(Command::Attach(attachment.id, attachment.record())).await?;
+        self.node.tell(Command::Attach(attachment.id, attachment.record())).await?;
         self.unproven.extend(attachment.leases.iter().map(|lease| (attachment.id, *lease)));
         let attachment = Attachment { leases: Vec::new(), ..attachment };
         self.keep(&attachment)?;
@@ -551,7 +554,7 @@ impl Inside {
             if gateways.iter().any(IpAddr::is_ipv6) {
                 gateways.insert(interfaces::LINK_LOCAL.into());
             }
-            self.engine.ask(Command::SetGateways(segment, gateways)).await?;
+            self.node.tell(Command::SetGateways(segment, gateways)).await?;
         }
         Ok(bridge)
     }
@@ -583,8 +586,8 @@ impl Inside {
             let routed = self.segments.open(segment).and_then(|bridge| self.route_segment(segment, bridge, &[]));
             routed.unwrap_or_else(|error| warn!(?segment, "the host may not reach its containers: {error}"));
         }
-        let detached = self.engine.ask(Command::Detach(id)).await;
-        addresses::release(&self.engine, &attachment.leases).await;
+        let detached = self.node.tell(Command::Detach(id)).await;
+        self.node.release(&attachment.leases).await;
         self.close_if_unused(segment).await;
         self.changed.notify_one();
         info!(segment = attachment.segment, ips = attachment.printed().join(", "), "detached");
@@ -600,7 +603,7 @@ impl Inside {
             }
         }
         let lacks_own = |attachment: &&Attachment| {
-            let own = interfaces::own_name(SegmentId::of(&attachment.segment));
+            let own = own_name(SegmentId::of(&attachment.segment));
             attachment.place == Place::Host && !(names.contains(&own) && names.contains(&attachment.port()))
         };
         let lost: Vec<SegmentId> = self.all.values().filter(lacks_own).map(|a| SegmentId::of(&a.segment)).collect();
@@ -661,7 +664,7 @@ impl Inside {
         if self.in_segment(segment).next().is_some() {
             return;
         }
-        let _ = self.engine.ask(Command::SetGateways(segment, BTreeSet::new())).await;
+        let _ = self.node.tell(Command::SetGateways(segment, BTreeSet::new())).await;
         if let Err(error) = self.segments.close(segment) {
             warn!(?segment, "cannot take a segment down: {error}");
         }
@@ -686,13 +689,13 @@ fn refuse_overlap(ips: &[Prefix]) -> Result<()> {
 }
 
 /// `ADDR/LEN`, or `ADDR` with the length of the segment's range that it is in, or what is usual.
-fn parse_ip(text: &str, grounds: &[Ground]) -> Result<Prefix> {
+fn parse_ip(text: &str, subnets: &[SegmentSubnet]) -> Result<Prefix> {
     let bad = || Failure::Usage(format!("{text} is no address: it takes ADDR or ADDR/LEN"));
     if text.contains('/') {
         return text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|_| bad());
     }
     let ip: IpAddr = text.parse().map_err(|_| bad())?;
     let usual = if ip.is_ipv4() { 24 } else { 64 };
-    let around = grounds.iter().find(|ground| overlaps(ground.prefix, alone(ip)));
-    Ok((ip, around.map_or(usual, |ground| ground.prefix.1)))
+    let around = subnets.iter().find(|subnet| overlaps(subnet.prefix, alone(ip)));
+    Ok((ip, around.map_or(usual, |subnet| subnet.prefix.1)))
 }

@@ -1,0 +1,10 @@
+//! From a container to its segment: interfaces, namespaces, and what is kept of them.
+
+pub mod addresses;
+pub mod attachment;
+pub mod attachments;
+pub mod interfaces;
+pub mod netlink;
+pub mod restore;
+pub mod running;
+pub mod target;

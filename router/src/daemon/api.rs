@@ -1,0 +1,40 @@
+//! What the router's parts are reached by.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use weft_mesh::names::Names;
+
+use crate::attach::attachments::Attachments;
+use crate::cli::options::Options;
+use crate::daemon::node_task::NodeHandle;
+use crate::daemon::state::Store;
+use crate::dataplane::worker::Counters;
+use crate::dns::Dns;
+use crate::docker::Docker;
+
+/// What requests work with.
+#[derive(Clone)]
+pub struct Api {
+    /// The node.
+    pub node: NodeHandle,
+    /// The endpoints of this host.
+    pub attachments: Arc<Attachments>,
+    /// The engine's network driver, if there is one.
+    pub docker: Option<Arc<Docker>>,
+    /// The DNS server, if there is one.
+    pub dns: Option<Arc<Dns>>,
+    /// What it answers from.
+    pub names: Arc<ArcSwap<Names>>,
+    /// What the packet workers counted.
+    pub counters: Arc<Counters>,
+    /// What is kept.
+    pub store: Arc<Store>,
+    /// What is wrong with the range, if anything.
+    pub overlap: Option<String>,
+    /// How the router runs.
+    pub options: Arc<Options>,
+    /// Told when the router is to stop.
+    pub stop: Arc<Notify>,
+}

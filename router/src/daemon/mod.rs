@@ -1,0 +1,9 @@
+//! The running router: its start, the task that owns the node, the store, and the control API.
+
+pub mod api;
+pub mod control;
+pub mod launch;
+pub mod node_task;
+pub mod seeds;
+pub mod state;
+pub mod status;

@@ -1,0 +1,3 @@
+//! What carries datagrams to other hosts.
+
+pub mod udp;
