@@ -1,5 +1,5 @@
 //! The mesh tested as a whole: simulated in one process, on real kernels in network namespaces, with real Docker engines, and
-//! against input that nobody would send.
+//! against malformed input.
 
 pub mod docker;
 pub mod fuzz;

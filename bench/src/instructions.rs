@@ -15,7 +15,7 @@ use weft_router::error::{Doing, Failure, Result};
 const FRAMES: usize = 200;
 const WARM_UP: usize = 20;
 
-/// What a frame of each of the [`kinds`] may cost on its way out and in, whatever the number of peers and endpoints.
+/// What a frame of each of the [`kinds`] may cost on its way out and in, at any number of peers and endpoints.
 const BUDGET: [[u64; 2]; 3] = [[2_250, 2_770], [2_380, 2_770], [25_500, 25_700]];
 /// How often as much a frame may cost among many peers and endpoints as among few.
 const GROWTH: f64 = 1.10;

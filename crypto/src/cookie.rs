@@ -20,7 +20,7 @@ pub fn member_mac(secret: &Secret, message: &[u8]) -> [u8; LEN] {
     short(&crate::keyed_hash(&secret.derive(b"member mac"), &[message]))
 }
 
-/// The proof that `message` comes from whoever was sent `cookie`.
+/// Returns the proof that the sender of `message` received `cookie`.
 pub fn cookie_mac(cookie: &[u8; LEN], message: &[u8]) -> [u8; LEN] {
     let mut key = [0; 32];
     key[..LEN].copy_from_slice(cookie);

@@ -288,7 +288,7 @@ fn proven_peer(state: &HandshakeState, hello: &Hello) -> Result<PeerId, Handshak
 }
 
 fn split(state: &mut HandshakeState, suite: Suite, ciphers: &Ciphers, role: Role) -> Result<SplitKeys, HandshakeError> {
-    // The raw split answers before the handshake is finished, too: with keys nobody agreed on.
+    // The raw split answers before the handshake is finished, too, with keys that were never agreed.
     if !state.is_handshake_finished() {
         return Err(HandshakeError::Unverified);
     }

@@ -97,7 +97,7 @@ impl Ord for Due {
 }
 
 impl Membership {
-    /// A member that knows nobody yet. `seed` drives the choice of whom to probe.
+    /// Returns a member without peers. `seed` drives the choice of whom to probe.
     pub fn new(host: HostLabel, incarnation: u64, seed: u64) -> Self {
         // Room for a host to renew itself within one incarnation.
         let id = MemberId { host, life: incarnation << 20 };

@@ -43,7 +43,7 @@ pub enum StoreEvent {
         /// Its key.
         key: Vec<u8>,
     },
-    /// Somebody holds records of this host that it did not write: an old disk was restored, state was
+    /// Another host holds records of this host that it did not write: an old disk was restored, state was
     /// lost, or another host lives with the same key. [`Store::jump_above`] is the cure.
     OwnAhead {
         /// The incarnation found.
@@ -538,7 +538,7 @@ fn before(label: HostLabel) -> HostLabel {
     HostLabel(core::array::from_fn(|i| number[i + 2]))
 }
 
-/// What a batch of the current log says. It may say what another said before: whoever hears of it takes no harm.
+/// What a batch of the current log says. It may repeat an earlier batch, which is harmless.
 fn apply(events: &mut Vec<StoreEvent>, origin: PeerId, changes: Vec<Change>) {
     events.extend(changes.into_iter().map(|Change { key, value }| match value {
         Some(value) => StoreEvent::Set { origin, key, value },

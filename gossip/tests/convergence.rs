@@ -1,4 +1,4 @@
-//! Stores on lossy links: whatever happens on the way, those that can talk end up holding the same.
+//! Stores on lossy links: under any loss, stores that can talk end up holding the same.
 
 use bytes::Bytes;
 use rand::{Rng, RngExt, SeedableRng};

@@ -480,7 +480,7 @@ impl EngineHost {
         std::fs::read_to_string(self.dir.join("router.log")).unwrap_or_default()
     }
 
-    /// As if somebody pulled the plug: engine, router and containers end at once, and interfaces are gone.
+    /// Simulates a power failure: engine, router and containers end at once, and interfaces are gone.
     pub fn crash(&mut self) {
         self.kill_router();
         let containers = self.docker(&["ps", "-q", "--no-trunc"]);

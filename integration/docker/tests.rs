@@ -232,7 +232,7 @@ fn networks_have_the_subnets_ports_and_ways_out_they_were_given() {
     assert!(by_gateway("one", "two", "10.50.0.9").contains(&second.to_string()));
     assert!(by_gateway("one", outside, "10.50.0.9").contains(&outside_ip.to_string()));
 
-    // Rules that somebody flushed come back.
+    // Flushed rules come back.
     assert!(a.run(&["nft", "flush", "ruleset"]).status.success());
     // Containers reach the outside through their host, unless their network is internal.
     await_true("the way out does not come back after a flush", || Ok(a.pings("one", "10.98.0.254"))).unwrap();

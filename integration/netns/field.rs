@@ -260,7 +260,7 @@ fn containers_that_run_are_taken_up_by_a_router_that_lost_its_store() {
         assert!(reaches(&containers[0], b, 56) && reaches(&containers[1], a, 56), "{count}: they are cut off");
         let lookup = String::from_utf8_lossy(&cli(&mesh, count - 1, &["dns", "lookup", "a"]).stdout).into_owned();
         assert_eq!(lookup.trim(), a.to_string());
-        // Its address is its own; and what is attached now, in whatever segment, has another.
+        // Its address is its own; and what is attached now has another, in any segment.
         assert_eq!(attach(&mesh, 0, &containers[0], "a"), a);
         let late = Ns::new().unwrap();
         let third = mesh.hosts[0].attach(&late, "blue", &[], "late");

@@ -242,7 +242,7 @@ fn strangers_hear_nothing_and_old_secrets_end() {
     mesh.hosts[1].ask(Method::POST, "/secret/reload", &Value::Null).unwrap();
     mesh.await_connected();
 
-    // Whoever runs the stranger is told where to look.
+    // The stranger's log says where to look.
     await_true("the silence is not noticed", || Ok(stranger.status()?["targets"][0]["state"] == "silent")).unwrap();
     assert!(std::fs::read_to_string(stranger.log()).unwrap().contains("10.99.77.1 does not answer"));
     assert_eq!(mesh.hosts[0].status().unwrap()["targets"][0]["state"], "answered");

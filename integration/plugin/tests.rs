@@ -113,7 +113,7 @@ impl Plugin {
         assert_eq!(reason.lines().count(), 1);
     }
 
-    /// What an engine does to create a network nobody chose a subnet for.
+    /// What an engine does to create a network without a `--subnet`.
     fn create_plain(&self, network: &str, name: &str) {
         let pool = self.call("IpamDriver.RequestPool", pool("", ""));
         assert_eq!((&pool["Pool"], &pool["Data"]), (&json!("10.32.0.0/12"), &json!({})));

@@ -199,7 +199,7 @@ impl World {
         host.life += 1;
         host.announced.clear();
         host.parts.clear();
-        // Whoever asked went with it.
+        // The requests ended with it.
         self.tickets.retain(|_, asked| asked.host != number);
     }
 
@@ -528,7 +528,7 @@ impl World {
         self.story.push(format!("{:?} {what}", self.now));
     }
 
-    /// An old disk of the only voter cannot be told from a new one by anybody it does not meet.
+    /// An old disk of the only voter cannot be told from a new one by hosts it does not meet.
     fn is_lonely_voter(&self, host: usize) -> bool {
         let label = self.hosts[host].label;
         let rings = self.hosts.iter().filter_map(|host| host.ipam.as_ref()?.ring(self.range));
@@ -579,7 +579,7 @@ impl World {
     fn give_up_one(&mut self) -> String {
         let off = (0..self.hosts.len()).find(|host| self.hosts[*host].ipam.is_none() && !self.hosts[*host].given_up);
         let by = (0..self.hosts.len()).find(|host| self.hosts[*host].ipam.is_some());
-        let (Some(off), Some(by)) = (off, by) else { return "nobody is off".into() };
+        let (Some(off), Some(by)) = (off, by) else { return "no host is off".into() };
         self.hosts[off].given_up = true;
         self.hosts[off].wanted_parts.clear();
         self.grants.retain(|_, grant| grant.host != off);
@@ -657,7 +657,7 @@ impl World {
         self.clash()
     }
 
-    /// An address that two hosts have, each from its own ring: whoever has it wrongly is not fenced yet.
+    /// An address that two hosts have, each from its own ring: the wrong holder is not fenced yet.
     fn clash(&self) -> Option<String> {
         let mut seen: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
         self.grants.values().find_map(|grant| {

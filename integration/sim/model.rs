@@ -23,7 +23,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Groups of hosts that can reach each other, over whatever hosts between.
+    /// Groups of hosts that can reach each other, through other hosts if need be.
     pub fn islands(&self, world: &World) -> Vec<BTreeSet<HostNumber>> {
         let mut left = self.running.clone();
         let mut islands = Vec::new();
@@ -84,7 +84,7 @@ impl Model {
                     return Some(format!("h{at} sends what is for h{to} into the void"));
                 }
                 Some(next) => at = next,
-                None => return Some(format!("h{at} sends what is for h{to} to nobody")),
+                None => return Some(format!("h{at} has no next hop to h{to}")),
             }
         }
         Some(format!("a routing loop on the way from h{from} to h{to}"))

@@ -1,4 +1,4 @@
-//! A mesh of any size, led from one step to the next by whoever measures what each step costs.
+//! A mesh of any size, led from one step to the next by the benchmark that measures each step's cost.
 
 use std::time::Duration;
 

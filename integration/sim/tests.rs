@@ -168,7 +168,7 @@ fn a_host_that_lost_its_state_is_met_again_by_those_who_know_it() {
         let mut world = line(seed, 3);
         world.crash(0);
         world.hosts[0].disk.clear();
-        // It is told of nobody: its neighbour has to find it.
+        // It is told of no peer: its neighbour has to find it.
         world.start(0);
         world.attach(0, [1; 16], endpoint(0));
         let start = world.now;
@@ -226,7 +226,7 @@ fn first_messages_of_an_ended_life_replayed_to_a_restarted_host_end_nothing() {
     world.run_for(Duration::from_secs(3));
     let old = world.record_datagrams(false);
     assert!(old.len() > 20);
-    // Both live anew: nobody remembers having seen those messages.
+    // Both live anew: neither remembers those messages.
     for host in [0, 1] {
         world.crash(host);
         world.start(host);

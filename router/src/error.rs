@@ -33,7 +33,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Whatever a library has to say stays on one line.
+            // Messages of libraries stay on one line.
             Failure::Usage(message) | Failure::CouldNot(message) => f.write_str(&message.replace('\n', " ")),
         }
     }

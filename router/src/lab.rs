@@ -1,6 +1,6 @@
 //! Hosts and containers as network namespaces on one machine: what the demo, the tests and the benchmarks stand on.
 //!
-//! Namespaces have no names and no files: they live as long as somebody holds them, so nothing is left behind.
+//! Namespaces have no names and no files: they end with their last holder, so nothing is left behind.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -95,7 +95,7 @@ fn tap_write() -> Result<Duration> {
     let [.., (_, (frame, vnet))] = kinds();
     let started = Instant::now();
     for _ in 0..ROUNDS {
-        // It is for nobody there: the kernel takes it in, and drops it when it has looked at the address.
+        // It has no receiver there: the kernel takes it in, and drops it when it has looked at the address.
         tap.write(&vnet, &[&frame]).doing(|| "cannot write to a TAP".into())?;
     }
     Ok(started.elapsed())

@@ -56,7 +56,7 @@ fn pings(
         while goes_on(asked) {
             asked += 1;
             std::thread::sleep(pause);
-            // What is lost took longer than anybody waits.
+            // A lost packet counts as a timeout.
             times.push(echo.ask(56, LOST)?.unwrap_or(LOST));
         }
         Ok(percentiles(times))

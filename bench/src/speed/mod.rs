@@ -132,7 +132,7 @@ fn measure_all(options: &Options, dir: &std::path::Path) -> Result<Vec<Series>> 
     Ok(series)
 }
 
-/// Whether somebody wants this to end: set-ups are taken down before it does.
+/// Whether a signal asked this to end: set-ups are taken down before it does.
 fn interrupted() -> Result<Arc<AtomicBool>> {
     let what = || "cannot wait for signals".to_owned();
     let flag = Arc::new(AtomicBool::new(false));

@@ -599,7 +599,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever is lost or reordered between, what arrives are valid pieces of the stream.
+        /// Under any loss and reordering, what arrives are valid pieces of the stream.
         #[test]
         fn any_loss_leaves_only_right_frames(
             len in 1usize..20_000, mss in 100usize..1380, keep in any::<u64>(), swap in any::<bool>(), fin in any::<bool>(),

@@ -276,7 +276,7 @@ impl Headers {
     }
 
     /// Makes the checksum partial: the field holds the sum over the pseudo-header, the rest is for
-    /// whoever puts the packet on a wire.
+    /// the device that puts the packet on a wire.
     pub fn set_partial_checksum(&self, frame: &mut [u8], end: usize) {
         let pseudo = self.pseudo_sum(frame, end);
         put_u16(frame, self.l4 + self.checksum_offset(), pseudo);
@@ -463,7 +463,7 @@ pub(crate) mod tests {
                 assert_eq!(frame[at..at + 2], u16::to_be_bytes(most));
                 assert!(checksums_are_right(&frame));
                 assert_eq!(clamped(opening(flags, told(1200)), 1392, false), opening(flags, told(1200)).0);
-                // Whoever completes the checksum finds the pseudo-header's sum as it was.
+                // The pseudo-header's sum stays as it was for the device that completes the checksum.
                 let mut expected = opening(flags, told(1410)).0;
                 expected[at..at + 2].copy_from_slice(&most.to_be_bytes());
                 assert_eq!(clamped(opening(flags, told(1410)), 1392, true), expected);

@@ -1,7 +1,7 @@
 //! Names of containers, as the DNS server sees them.
 //!
 //! A [`Names`] is a value: copying one is cheap, changing one leaves copies as they were. Names are kept per segment; a
-//! question comes with the segments that whoever asks is in, and hears of no others.
+//! question comes with the segments that the client is in; other segments stay hidden.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -87,7 +87,7 @@ pub struct Holder<'a> {
 pub struct Found<'a> {
     /// Those who can be answered.
     pub holders: Vec<Holder<'a>>,
-    /// Whether there is anybody at all, well and reachable or not: nobody else is to be asked then.
+    /// Whether any endpoint has the name, healthy and reachable or not: no other resolver is asked then.
     pub is_known: bool,
 }
 
@@ -225,7 +225,7 @@ impl Names {
         scope.best_of(found)
     }
 
-    /// The segments in which somebody has an address.
+    /// Returns the segments in which an endpoint has an address.
     pub fn segments_of(&self, ip: IpAddr) -> Vec<SegmentId> {
         self.having(ip).map(|(_, segment, _)| *segment).collect()
     }
@@ -255,7 +255,7 @@ impl Names {
         self.endpoints.get(&(host, id))
     }
 
-    /// Whether anybody is in a segment that is called like this.
+    /// Returns whether a segment of this name has endpoints.
     pub fn has_segment(&self, scope: Scope, name: &str) -> bool {
         let ids = self.segments.get(&folded(name));
         ids.into_iter().flat_map(|ids| ids.iter()).any(|(segment, _)| scope.contains(segment))
@@ -366,7 +366,7 @@ mod tests {
         names.set(host(2), [1; 16], record("app", "web", 1));
         names.set(host(3), [2; 16], EndpointRecord { health: Health::Unhealthy, ..record("app", "web", 2) });
         let found = names.lookup(Scope::All, "web");
-        assert!(found.is_known && found.holders.is_empty(), "nobody else is to answer for it");
+        assert!(found.is_known && found.holders.is_empty(), "no other resolver is to answer for it");
         names.set_reach(reach([(host(1), 0), (host(2), 9), (host(3), 5)]));
         let before = names.clone();
         assert_eq!(ips(&names.lookup(Scope::All, "web")), [IpAddr::from([10, 0, 0, 1])]);

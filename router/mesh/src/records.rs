@@ -36,7 +36,7 @@ pub const MAX_ENTRY_NAME: usize = 200;
 /// Addresses that a name of `dns add` stands for on one host.
 pub const MAX_ENTRY_IPS: usize = 64;
 
-/// An endpoint's id, chosen at random by whoever attaches it.
+/// An endpoint's id, chosen at random when it is attached.
 pub type EndpointId = [u8; 16];
 
 /// What a record is about: its key.
@@ -54,11 +54,11 @@ pub enum Key {
     Forgotten(PeerId),
     /// How far the ring of a range has come ([`crate::ipam::Announcement`]).
     Ring(Range),
-    /// A name that somebody added, by a digest of it.
+    /// A name that an operator added, by a digest of it.
     Entry([u8; 16]),
     /// A container network of the origin.
     Network(NetworkUid),
-    /// A container network that somebody removed.
+    /// A container network that was removed.
     Removed(NetworkUid),
     /// Further names of one of the origin's endpoints ([`MoreNames`]), and the number of the part.
     Names(EndpointId, u8),
@@ -207,7 +207,7 @@ impl MoreNames {
 /// A port that an endpoint serves.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Service {
-    /// What it is called: the port's number, unless somebody named it.
+    /// What it is called: the port's number, unless a label names it.
     pub name: String,
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -215,7 +215,7 @@ pub struct Service {
     pub port: u16,
 }
 
-/// A name that somebody added by hand.
+/// A name that an operator added.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EntryRecord {
     /// The name.
@@ -231,7 +231,7 @@ pub struct NetworkRecord {
     pub name: String,
     /// Tells it from another of the same name, before or after it.
     pub uid: NetworkUid,
-    /// Its subnets, if somebody chose them.
+    /// Its subnets, if a user chose them.
     pub subnets: Vec<Subnet>,
     /// Whether its containers have IPv4 addresses.
     pub ipv4: bool,

@@ -11,7 +11,7 @@ use weft_crypto::HostLabel;
 
 use crate::records::LinkRecord;
 
-/// What a hop costs whatever its RTT, so that a relay is only taken where it pays.
+/// The fixed cost of a hop beside its RTT, so that a relay is only taken where it pays.
 const HOP_COST: u32 = 10;
 /// Round-trip time that is not worth telling apart.
 const RTT_FLOOR: Duration = Duration::from_millis(2);

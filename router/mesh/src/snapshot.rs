@@ -48,7 +48,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A snapshot of a host that knows nobody.
+    /// Returns the snapshot of a host without peers.
     pub fn empty(own: HostLabel, hashing: Hashing) -> Self {
         Snapshot {
             own,
@@ -137,7 +137,7 @@ pub struct Meter {
 pub struct Direction {
     /// Bytes of datagrams in sessions with the peer.
     pub bytes: AtomicU64,
-    /// Datagrams over the direct link with the peer, whoever's session they belong to.
+    /// Datagrams over the direct link with the peer, of all sessions.
     pub link_datagrams: AtomicU64,
     /// When the link last carried a datagram, in nanoseconds.
     pub link_last: AtomicU64,
@@ -176,7 +176,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A switch that nobody is in.
+    /// Returns a switch without ports.
     pub fn empty(id: SegmentId, hashing: Hashing) -> Self {
         let (macs, learnt) = (Map::with_hasher(hashing), Map::with_hasher(hashing));
         Segment { id, macs, learnt, ips: OrdMap::new(), flood: Arc::new([]), mtu: u16::MAX }

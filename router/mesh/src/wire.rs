@@ -169,7 +169,7 @@ pub enum Control {
     Swim(#[serde(with = "serde_bytes_vec")] Vec<u8>),
     /// A message about a ring of addresses ([`crate::ipam::message::Message`]).
     Ring(#[serde(with = "serde_bytes_vec")] Vec<u8>),
-    /// "I answer": a session that somebody else claims to replace is alive.
+    /// "I answer": a session that another host claims to replace is alive.
     StillHere,
     /// Asks a host whether it is alive under this session, before a new one replaces it.
     AreYouThere,

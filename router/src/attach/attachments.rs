@@ -249,7 +249,7 @@ impl Attachments {
         // Addresses of a range were checked when that was made.
         let outside = |ip: &&Prefix| !subnets.iter().any(|subnet| overlaps(subnet.prefix, **ip));
         refuse_overlap(&attachment.ips.iter().filter(outside).copied().collect::<Vec<_>>())?;
-        // Nobody waits for anybody's address but for his own.
+        // The lock is not held meanwhile: a request waits for its own address only.
         self.allocate(&mut attachment, &subnets).await?;
         let leases = attachment.leases.clone();
         let mut table = self.table.lock().await;
@@ -406,7 +406,7 @@ impl Attachments {
         }
     }
 
-    /// Endpoints whose container is gone are let go, interfaces that somebody took away are made anew.
+    /// Endpoints whose container is gone are let go, interfaces that were deleted are made anew.
     pub async fn sweep(&self) {
         drop(self.swept().await);
     }
@@ -620,7 +620,7 @@ impl AttachmentTable {
                 Ok(bridge) => {
                     self.settle(segment, bridge);
                     self.changed.notify_one();
-                    warn!(?segment, "somebody took away interfaces of this segment; they were made anew");
+                    warn!(?segment, "interfaces of this segment were deleted; they were made anew");
                 }
                 Err(error) => warn!(?segment, "interfaces of this segment are gone and cannot be made anew: {error}"),
             }

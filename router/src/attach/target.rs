@@ -41,7 +41,7 @@ pub fn own() -> Result<Namespace> {
 /// Opens a network namespace; `missing` says what is wrong if there is none.
 pub fn open(path: &Path, missing: impl FnOnce() -> String) -> Result<Namespace> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
-    // Whatever the path is, opening it must not block: a FIFO would.
+    // Opening the path must not block, as a FIFO would.
     let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
     let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failure::new(missing()),

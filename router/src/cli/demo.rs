@@ -164,7 +164,7 @@ impl Set {
         Ok(())
     }
 
-    /// Pings for as long as anybody watches.
+    /// Pings until the output is closed.
     fn play(&self) -> Result<()> {
         println!("pinging; Ctrl-C ends the demo and leaves nothing behind");
         let (from, to) = (&self.containers[0], &self.containers[4]);

@@ -62,7 +62,7 @@ pub fn install(args: &InstallArgs) -> Result<String> {
         if has_systemd && at(UNIT).exists() {
             systemctl(&["disable", "--now", "weft.service"])?;
         } else if args.root.is_none() {
-            // Whoever else started it.
+            // Another program may have started it.
             let _ = ask_router(Method::POST, "/stop");
         }
         if args.root.is_none() {

@@ -262,7 +262,7 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(value).doing(|| "cannot put the request into words".into())
 }
 
-/// Asks the router to stop, and waits until it has: whoever starts the next one finds everything free.
+/// Asks the router to stop, and waits until it has: the next one finds everything free.
 async fn stop(socket: &std::path::Path) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
     // What does not run needs no stopping.
@@ -282,13 +282,13 @@ async fn stop(socket: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process is there and has not ended: one that nobody waited for yet has.
+/// Whether a process is there and has not ended: a zombie has.
 fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// Prints; whoever stopped reading has had enough.
+/// Prints; a reader that closed the pipe has had enough.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).doing(|| "cannot print".into()),

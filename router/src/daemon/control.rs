@@ -47,8 +47,8 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
     bind_private(path, &|| format!("cannot use the control socket {}", path.display()), "--socket", taken)
 }
 
-/// Binds a unix socket that only its owner may use, in place of one that nobody serves. `what` failed if it does; `option`
-/// chooses another; it is `taken` if somebody serves it.
+/// Binds a unix socket that only its owner may use, in place of one without a server. `what` failed if it does; `option`
+/// chooses another; it is `taken` if a server answers on it.
 pub fn bind_private(
     path: &Path,
     what: &dyn Fn() -> String,
@@ -69,7 +69,7 @@ pub fn bind_private(
         Ok(_) => return Err(Failure::new(format!("{}: it is no socket; choose another with {option}", what()))),
         Err(_) => {}
     }
-    // Nobody else may connect between bind and chmod.
+    // No other user may connect between bind and chmod.
     let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     nix::sys::stat::umask(mask);
@@ -128,7 +128,7 @@ async fn forget(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> R
 }
 
 async fn attach(State(api): State<Api>, Json(request): Json<AttachRequest>) -> Result<Json<Vec<String>>> {
-    // What was begun is finished, even if nobody waits for the answer any more.
+    // What was begun is finished, even if the client has gone.
     finish(async move { api.attachments.attach(request).await }).await.map(Json)
 }
 
@@ -166,7 +166,7 @@ async fn look_up_name(State(api): State<Api>, Json(Entry { name, .. }): Json<Ent
             "lookup prints addresses; ask for the services {name} in a container, or with dig"
         ))),
         (true, false) => {
-            Err(Failure::new(format!("nobody who can be reached has the name {name}; see: weft status endpoints")))
+            Err(Failure::new(format!("no reachable endpoint has the name {name}; see: weft status endpoints")))
         }
     }
 }

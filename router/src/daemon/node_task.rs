@@ -330,7 +330,7 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>, saved: &mpsc::Unbounded
         for (sender, reply) in replies {
             let kept = written.as_ref().map_err(|error| Failure::new(error.to_string()));
             let kept = if changes_nothing { Ok(&()) } else { kept };
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = sender.send(kept.and(reply));
         }
     }
@@ -362,7 +362,7 @@ fn log(event: &Event) {
             info!(incarnation, "found records of an earlier life of this host and wrote it above them");
         }
         Event::Fenced { address, .. } => {
-            warn!(%address, "belongs to another host since two parts of the mesh met; whoever had it here is cut off");
+            warn!(%address, "belongs to another host since two parts of the mesh met; its endpoint here is cut off");
         }
         Event::Conflict { what, by } => {
             warn!(what, by, "also claimed by another host, which has the older right; detach one of the two");

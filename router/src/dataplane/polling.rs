@@ -3,7 +3,7 @@
 //! Waking a sleeping core takes longer than all that weft does with a packet, and a round trip wakes several. As the
 //! kernel does for virtual machines (guest halt polling), a worker looks at how soon the next packet came the last times
 //! in the same situation, and stays awake only where that was soon: between a question and its answer, not between two
-//! questions of which nobody knows when they come. Where much is carried, or others want the core, it always sleeps.
+//! questions that come at unknown times. Where much is carried, or others want the core, it always sleeps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_micros(100);
 const ENOUGH: u8 = 4;
 const MOST: u8 = 8;
 /// How many bytes in how long are much: 200 Mbit/s. And how long that lasts: workers hardly ever sleep long then, and the core is
-/// worth more to whoever makes or takes what is carried.
+/// worth more to the programs that make or take what is carried.
 const BULK: usize = 256 * 1024;
 const WHILE: Duration = Duration::from_millis(10);
 const AFTER_BULK: Duration = Duration::from_millis(20);
@@ -86,7 +86,7 @@ impl Pauses {
         }
     }
 
-    /// The worker carried so many bytes. What nobody of the mesh sent does not count: it is not to keep anybody awake.
+    /// The worker carried so many bytes. Traffic from outside of the mesh does not count: it must not keep workers awake.
     pub fn carried(&mut self, last: Last, bytes: usize) {
         if bytes > 0 {
             self.last = last;

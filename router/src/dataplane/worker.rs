@@ -89,7 +89,7 @@ enum Order {
     Stop,
 }
 
-/// Where workers put what is for the node. Handshakes, which anybody can send, have a queue of their own: a flood of
+/// Where workers put what is for the node. Handshakes, which strangers can send, have a queue of their own: a flood of
 /// them cannot push out what links and sessions say.
 #[derive(Clone)]
 pub struct PuntSender {
@@ -132,7 +132,7 @@ impl WorkerHandle {
     }
 
     fn order(&self, order: Order) {
-        // A worker ends only when told to; then nobody orders any more.
+        // A worker ends only when told to; then no orders follow.
         let _ = self.orders.send(order);
         let _ = self.waker.write(1);
     }
@@ -273,7 +273,7 @@ impl Run {
         }
     }
 
-    /// Waits for something to do: awake for a while if that pays, with the core left to whoever wants it, then asleep.
+    /// Waits for something to do: awake for a while if that pays, with the core left to other threads, then asleep.
     fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let began = self.clock.now();
         let awake = self.pauses.begin(began);

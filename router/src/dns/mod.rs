@@ -56,7 +56,7 @@ pub enum Audience {
     Segments(Vec<SegmentId>),
     /// One container: its segments, and its addresses there.
     Container(Vec<SegmentId>, Vec<IpAddr>),
-    /// Whoever reaches this host, about one segment or about all; containers about their own segments only.
+    /// Any client that reaches this host, about one segment or about all; containers about their own segments only.
     Host(Option<SegmentId>),
 }
 
@@ -105,7 +105,7 @@ pub struct Dns {
     udp: UdpServer,
     host: Arc<Upstream>,
     /// For those who are to hear of nothing outside.
-    nobody: Arc<Upstream>,
+    closed: Arc<Upstream>,
     /// Where weft itself listens.
     own: Arc<Mutex<Vec<SocketAddr>>>,
     state: Mutex<State>,
@@ -172,7 +172,7 @@ impl Dns {
         let dns = Arc::new(Dns {
             udp: UdpServer::start(shared.clone())?,
             shared,
-            nobody: Upstream::nobody(),
+            closed: Upstream::closed(),
             host: Upstream::host(RESOLV_CONF.into(), own.clone()),
             own,
             state: Mutex::default(),
@@ -225,7 +225,7 @@ impl Dns {
         let udp = open(Type::DGRAM, Protocol::UDP).doing(what)?;
         let tcp = open(Type::STREAM, Protocol::TCP).doing(what)?;
         tcp.listen(64).doing(what)?;
-        let upstream = if *is_open { &self.host } else { &self.nobody };
+        let upstream = if *is_open { &self.host } else { &self.closed };
         self.serve(udp.into(), tcp.into(), audience.clone(), upstream)
     }
 

@@ -55,7 +55,7 @@ pub struct Upstream {
 
 enum Kind {
     /// None.
-    Nobody,
+    Closed,
     /// The host's resolvers.
     Host(Resolvers),
     /// The engine's resolver, in a container's network namespace.
@@ -139,9 +139,9 @@ impl Upstream {
         Arc::new(Upstream { kind, room, shared: Sharing::default(), askers: Tally::default() })
     }
 
-    /// Nobody: there is no way out.
-    pub fn nobody() -> Arc<Upstream> {
-        Upstream::new(Kind::Nobody)
+    /// Returns an upstream that answers nothing: there is no way out.
+    pub fn closed() -> Arc<Upstream> {
+        Upstream::new(Kind::Closed)
     }
 
     /// The resolvers of a `resolv.conf`, those left out that `own` names: they are weft's.
@@ -183,7 +183,7 @@ impl Upstream {
     async fn ask_once(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let _permit = self.room.try_acquire().ok()?;
         match &self.kind {
-            Kind::Nobody => None,
+            Kind::Closed => None,
             Kind::Host(resolvers) => resolvers.ask(packet, transport).await,
             Kind::Engine { socket, waiting, namespace, way_out } => {
                 let has_none = way_out.as_ref().is_some_and(|way_out| !way_out.is_there(namespace));
@@ -332,7 +332,7 @@ fn question(packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Whether an answer is to a question: the same id and the same question, in whatever case.
+/// Whether an answer is to a question: the same id and the same question, regardless of case.
 fn is_answer_to(answer: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
     let is_same = || Some(question(answer)?.eq_ignore_ascii_case(question(packet)?));
     // Those who cannot read a question do not repeat it (RFC 1035, section 4.1.1).

@@ -69,7 +69,7 @@ impl Zone {
         let name = |text: &str| Name::from_ascii(text).doing(|| format!("{text} is no domain"));
         let domain = name(&format!("{domain}."))?;
         let rname = name(&format!("hostmaster.{domain}"))?;
-        // Nobody transfers the zone; what matters is how long a denial may be kept.
+        // The zone is never transferred; what matters is how long a denial may be kept.
         let soa = SOA::new(domain.clone(), rname, 1, 3600, 600, 86_400, TTL);
         let soa = Record::from_rdata(domain.clone(), TTL, RData::SOA(soa));
         Ok(Zone { domain, soa, ranges: Arc::default() })
@@ -80,7 +80,7 @@ impl Zone {
         self.ranges.store(Arc::new(ranges));
     }
 
-    /// What is to be done with a packet from somebody who may hear of `scope`.
+    /// Decides on a packet from a client that may hear of `scope`.
     pub fn answer(
         &self,
         names: &Names,
@@ -145,7 +145,7 @@ impl Zone {
             return Some(Found { records, code: ResponseCode::NoError });
         }
         if found.is_known {
-            // Nobody who has the name is well: the engine's own resolver would not care.
+            // No endpoint of the name is healthy: the engine's own resolver would answer all the same.
             return nothing(ResponseCode::NXDomain);
         }
         if let Some(records) = self.find_service(names, scope, query, depth, random) {
@@ -185,7 +185,7 @@ impl Zone {
         ips.map(|(ip, _)| record(RData::from(*ip))).collect()
     }
 
-    /// `_port._protocol.name` (RFC 2782); none if that is not what the question looks like, or nobody has the name.
+    /// `_port._protocol.name` (RFC 2782); none if the question has another form, or no endpoint has the name.
     fn find_service(
         &self,
         names: &Names,
@@ -412,7 +412,7 @@ mod tests {
     fn what_is_not_there_is_denied_with_a_soa() {
         let nothing = answer("web.", RecordType::MX);
         assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0));
-        let unknown = answer("nobody.weft.internal.", RecordType::A);
+        let unknown = answer("unknown.weft.internal.", RecordType::A);
         assert_eq!(unknown.metadata.response_code, ResponseCode::NXDomain);
         for message in [nothing, unknown] {
             assert_eq!(message.authorities[0].record_type(), RecordType::SOA);

@@ -59,7 +59,7 @@ async fn adopt(docker: &Docker, id: &str, network: &Network) -> Result<()> {
     docker.driver.take_up(&CreateNetwork { network_id: id.to_owned(), options, ipv4_data, ipv6_data })
 }
 
-/// Takes up a subnet's pool if somebody chose it.
+/// Takes up a subnet's pool if a user chose it.
 async fn take_up(pools: &Pools, network: &str, config: &IpamConfig) -> Result<IpamData> {
     let subnet = config.subnet.as_deref().ok_or_else(|| Failure::new("the engine does not say its subnet"))?;
     let prefix = cidr(subnet)?;

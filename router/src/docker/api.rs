@@ -19,7 +19,7 @@ use crate::error::{Failure, Result};
 
 /// How long an answer is awaited: a call of the engine to this plugin may be waiting behind it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long an answer is awaited for which nobody waits.
+/// Timeout of calls to the engine outside of its own calls.
 const LONG_PATIENCE: Duration = Duration::from_secs(20);
 /// Labels that name ports: `weft.service.NAME=PORT[/PROTOCOL]`.
 const SERVICE_LABEL: &str = "weft.service.";

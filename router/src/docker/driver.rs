@@ -550,7 +550,7 @@ impl Driver {
 
     fn record(&self, network: &Network) -> Option<NetworkRecord> {
         let name = network.name.clone().filter(|name| is_name(name) && network.is_of_mesh())?;
-        // Subnets that nobody chose are the same everywhere.
+        // Default subnets are the same everywhere.
         let subnet = |(prefix, _): &(Prefix, Option<IpAddr>)| {
             let pool = self.pools.chosen(*prefix)?;
             let within = |(_, ip): &&(String, IpAddr)| overlaps((*ip, prefix.1), *prefix);

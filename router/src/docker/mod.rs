@@ -198,7 +198,7 @@ impl Docker {
         self.context.routing.set(Policy { ranges: self.pools.prefixes(), internal: plan.internal.clone() })
     }
 
-    /// The network that stands ready is made once: whoever removes it wants it gone until the next start.
+    /// The network that stands ready is made once: removed by a user, it stays away until the next start.
     fn makes_standing(&self, is_there: bool) -> bool {
         if is_there {
             self.makes_standing.store(false, Ordering::Relaxed);

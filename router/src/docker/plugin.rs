@@ -1,4 +1,4 @@
-//! The plugin socket: the engine's calls, each answered within five seconds whatever the mesh's state.
+//! The plugin socket: the engine's calls, each answered within five seconds in any state of the mesh.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

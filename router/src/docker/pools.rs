@@ -1,6 +1,6 @@
 //! The IPAM driver: pools are ranges, and their addresses come from the rings.
 //!
-//! A pool that nobody chose is the mesh's own range, the same for every network: addresses are unique in the whole mesh.
+//! The default pool is the mesh's own range, the same for every network: addresses are unique in the whole mesh.
 //! A chosen one has a ring of its own. IPv6 addresses are random in a /64 and need no agreement.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,14 +25,14 @@ use crate::daemon::state::{Store, Table, random};
 use crate::error::{Doing, Failure, Result};
 
 const TABLE: &str = "docker/pool/";
-/// Begins the id of the pool that nobody chose.
+/// Begins the id of the default pool.
 const DEFAULT: &str = "default/";
 /// How long the engine may take from asking for an address to using it.
 const FRESH: Duration = Duration::from_secs(60);
 /// Times an engine may ask for the mesh's own range before it asks for an address of it. Networks are made by many at once.
 const MAX_IN_A_ROW: usize = 128;
 
-/// A subnet that somebody chose.
+/// A subnet that a user chose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChosenPool {
     /// Its prefix.
@@ -61,7 +61,7 @@ pub struct Pools {
     engine_version: Arc<ArcSwapOption<String>>,
     /// Held while the parts of the mesh's own range that pools have are changed.
     parts: tokio::sync::Mutex<()>,
-    /// What is being asked for: the ring may have it before whoever asked does.
+    /// What is being asked for: the ring may have it before the caller does.
     asked: Mutex<BTreeSet<AllocationId>>,
 }
 
@@ -170,7 +170,7 @@ impl Pools {
         self.set_aside(&pool).await
     }
 
-    /// Whether a subnet is what networks get of which nobody chose one.
+    /// Returns whether a subnet is the default one.
     pub fn is_own(&self, prefix: Prefix) -> bool {
         self.own().contains(&prefix)
     }
@@ -260,7 +260,7 @@ impl Pools {
     pub async fn release(&self, id: &str) -> Result<()> {
         let Some(prefix) = self.chosen.remove(id)?.map(|pool| pool.prefix) else { return Ok(()) };
         let Some(range) = range_of(prefix) else { return Ok(()) };
-        // Nobody can give its addresses back once it is gone.
+        // Its addresses cannot be given back once it is gone.
         self.node.release(&self.leases(range).await?).await;
         self.node.tell(Command::SetAside(range, BTreeSet::new())).await?;
         if self.is_part(prefix) {
@@ -391,7 +391,7 @@ impl Pools {
         Ok(lost)
     }
 
-    /// The pool with a prefix that somebody chose.
+    /// Returns the pool with a prefix that a user chose.
     pub fn chosen(&self, prefix: Prefix) -> Option<ChosenPool> {
         self.chosen.all().into_iter().map(|(_, pool)| pool).find(|pool| pool.prefix == prefix)
     }
@@ -433,7 +433,7 @@ impl Pools {
     }
 }
 
-/// What the engine names a pool by that somebody chose.
+/// Returns the id by which the engine names a chosen pool.
 fn id_of(prefix: Prefix, part: Option<Prefix>) -> String {
     match part {
         Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),

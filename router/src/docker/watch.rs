@@ -147,7 +147,7 @@ fn on_event(docker: &Arc<Docker>, event: &EventMessage) {
 }
 
 impl Docker {
-    /// Looks at a container and says what there is to say of its endpoints; whatever happens to it meanwhile leads to
+    /// Inspects a container and describes its endpoints; events of it meanwhile lead to
     /// another look.
     fn describe_soon(self: Arc<Self>, container: String) {
         let mut busy = self.described();

@@ -39,7 +39,7 @@ pub const BUFFER: usize = 65_536;
 pub struct UdpPort {
     /// In the order of [`Lane::ALL`].
     sockets: [std::net::UdpSocket; Lane::ALL.len()],
-    /// What bulk leaves by, if not by its lane's. Nobody waits on it: for a socket that epoll waits on, the kernel looks for
+    /// What bulk leaves by, if not by its lane's. No epoll waits on it: for a socket that epoll waits on, the kernel looks for
     /// whom to wake at each packet that has left.
     outlet: Option<std::net::UdpSocket>,
     state: Arc<UdpSocketState>,
@@ -74,7 +74,7 @@ impl UdpPort {
         // What is urgent of a session is another worker's than the rest: it does not wait for that one's batch.
         urgents.rotate_right(1);
         let is_v6 = address.is_ipv6();
-        // The state is made on another socket, since that asks the kernel to tell things about each datagram that nobody here wants; times
+        // The state is made on another socket, since that asks the kernel to tell things about each datagram that weft does not use; times
         // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
         let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false).map_err(in_use)?;
         let state = Arc::new(UdpSocketState::new((&other).into()).map_err(in_use)?);
@@ -284,7 +284,7 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V6(ip) => match v4(ip) {
             Some(ip) => SocketAddr::new(ip.into(), address.port()),
-            // Flow labels are no part of where somebody is.
+            // Flow labels are no part of an address.
             None => SocketAddr::V6(std::net::SocketAddrV6::new(ip, address.port(), 0, scope(address))),
         },
         IpAddr::V4(_) => address,

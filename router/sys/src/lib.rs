@@ -42,13 +42,13 @@ pub trait TapIo: Send {
     fn write(&mut self, vnet: &VnetHeader, parts: &[&[u8]]) -> io::Result<()>;
 }
 
-/// Has the kernel send a UDP socket's datagrams whole or not at all, whatever it believes the path to take: finding out is
-/// somebody else's (`IP_PMTUDISC_PROBE`, ip(7)). A socket for IPv6 may send IPv4, too.
+/// Has the kernel send a UDP socket's datagrams whole or not at all, regardless of the path MTU it assumes: finding out is
+/// the caller's task (`IP_PMTUDISC_PROBE`, ip(7)). A socket for IPv6 may send IPv4, too.
 pub fn never_fragment(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
     sys::never_fragment(socket, is_v6)
 }
 
-/// Asks the scheduler for turns of this length for the calling thread; zero stands for the usual one. Whoever is content with
+/// Asks the scheduler for turns of this length for the calling thread; zero stands for the usual one. A thread content with
 /// short ones gets them sooner (EEVDF, Linux 6.12; earlier kernels take no notice). From 0.1 to 100 ms (sched(7)).
 pub fn set_time_slice(slice: Duration) -> io::Result<()> {
     sys::set_time_slice(slice)

@@ -89,7 +89,7 @@ pub(crate) fn packet_socket(name: &str) -> io::Result<std::os::fd::OwnedFd> {
             libc::c_int::from(protocol),
         )
     })?;
-    // SAFETY: the descriptor was just made and nobody else owns it.
+    // SAFETY: the descriptor was just made and has no other owner.
     let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
     for option in [PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING] {
         set_option(fd.as_fd(), libc::SOL_PACKET, option, 1)?;

@@ -47,7 +47,7 @@ impl Ipam {
         }
     }
 
-    /// Answers the requests that need nobody else.
+    /// Answers the requests that this host can serve alone.
     pub(super) fn serve(&mut self, range: Range, now: Time) {
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
@@ -321,7 +321,7 @@ impl Local {
         self.leaving.contains(&Leaving::Address(address)) || self.leaving.contains(&window)
     }
 
-    /// Whether an address of an own window is nobody's.
+    /// Returns whether an address of an own window is free.
     pub(super) fn is_free(&self, own: HostLabel, address: Ipv4Addr, now: Time) -> bool {
         let Some(ring) = &self.ring else { return false };
         ring.holder_of(address).is_some_and(|held| held.holder == own && !held.retired)

@@ -18,7 +18,7 @@ pub enum Error {
         /// The address.
         address: Ipv4Addr,
     },
-    /// Network, broadcast and gateway addresses are nobody's.
+    /// Network, broadcast and gateway addresses are never handed out.
     #[error("{0} is reserved or outside of the range")]
     Reserved(Ipv4Addr),
     /// A network has that part of the range for itself.
@@ -55,7 +55,7 @@ pub enum Error {
     Busy,
 }
 
-/// Somebody who keeps this host from going on.
+/// A host or peer that a request is waiting for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Awaited {
     /// A host.

@@ -121,7 +121,7 @@ impl Ipam {
         let proposal = Proposal::new(ballot, change.clone(), voters.clone(), needed);
         local.running = Some(Running { proposal, started: now });
         if voters.is_empty() {
-            // Nobody is left to be asked: it is on the word of whoever gave the voters up.
+            // No voter is left to be asked: the operator who gave them up decided.
             return self.on_step(range, Step::Decided(change), now);
         }
         for voter in voters.iter().copied().filter(|voter| *voter != own) {
@@ -340,7 +340,7 @@ impl Ipam {
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = &local.ring else { return };
         // Voters speak for the ring, members for their part in it: a ring whose voters are gone is still seen. That others
-        // were given up has to reach them from whoever knows.
+        // were given up has to reach them from any host that knows.
         let speaks = ring.mentions(self.own) || local.announced.is_some() || !ring.succeeds.is_empty();
         if !speaks {
             return;

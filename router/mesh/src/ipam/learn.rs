@@ -88,7 +88,7 @@ impl Ipam {
         (electorate, needed)
     }
 
-    /// There is no ring for a range that somebody here wants an address of.
+    /// Finds or founds a ring for a range that this host wants an address of.
     pub(super) fn seek_ring(&mut self, range: Range, now: Time) {
         let Some(local) = self.locals.get(&range) else { return };
         let known = local.heard.iter().filter(|(host, _)| self.reachable.contains(host));
@@ -149,7 +149,7 @@ impl Ipam {
                     self.pull(host, range, now);
                     return None;
                 }
-                // That one has given way in turn, and nobody is left who speaks of it.
+                // That one has given way in turn, and no reachable host announces it.
                 let live = there.find(|(_, heard)| heard.superseded_by.is_none());
                 let Some((host, other)) = live.map(|(host, heard)| (*host, heard.ring)) else {
                     return Some(Change::Revive);

@@ -38,7 +38,7 @@ pub enum Body {
     Accept(Ballot, Change),
     /// Votes.
     Vote(Ballot),
-    /// Somebody else was promised, or the sender is in another state than the asker.
+    /// Another proposer was promised, or the sender is in another state than the asker.
     Refuse(Ballot),
     /// The change that led from state `n` to the next.
     Decided(Change),

@@ -1,4 +1,4 @@
-//! Addresses for containers, without a server: never one twice in a ring, whatever fails.
+//! Addresses for containers, without a server: never one twice in a ring, under any failure.
 //!
 //! 1. [`ring`]: the range of a ring is cut into windows; its state changes by decided changes only.
 //! 2. [`paxos`]: the voters of a state decide the next change; a majority is enough.
@@ -117,7 +117,7 @@ struct Local {
     resting: BTreeMap<Ipv4Addr, Time>,
     /// Addresses promised to others, and from which state on they are free again if nothing came of it.
     lending: BTreeMap<Ipv4Addr, (HostLabel, u64)>,
-    /// Addresses and windows that this host has asked to be rid of: whoever may decide that, and when, they are not used
+    /// Addresses and windows that this host has asked to give back: whenever that is decided, they are not used
     /// again.
     leaving: BTreeSet<Leaving>,
     /// Held addresses whose right has to be won anew.
@@ -375,7 +375,7 @@ impl Ipam {
             Body::Decided(change) if is_same => self.decide(range, &change, now),
             Body::Decided(_) | Body::Refuse(_) if is_ahead => self.pull(from, range, now),
             Body::Refuse(_) if ring != RingId::default() => {
-                // Whoever is asked in vain may have joined another ring.
+                // A host that refuses may have joined another ring.
                 let heard = Announcement { ring, n, windows: 0, succeeds: Vec::new(), superseded_by: None };
                 local.heard.insert(from, heard);
                 self.advance(range, now);
@@ -490,7 +490,7 @@ impl Local {
         self.running.as_mut().map(|running| &mut running.proposal).filter(|proposal| proposal.ballot == ballot)
     }
 
-    /// A voter that forgot what it voted for does not vote again in the state it finds, unless there is nobody else.
+    /// A voter that forgot what it voted for does not vote again in the state it finds, unless it is the only one.
     fn may_vote(&self) -> bool {
         !self.is_amnesiac || self.ring.as_ref().is_some_and(|ring| ring.voters.len() == 1)
     }

@@ -1,6 +1,6 @@
 //! A ring: who may hand out which addresses of a range, as its voters have decided.
 //!
-//! A range is cut into windows. A window is free, or one host has it open and hands out of it alone, asking nobody.
+//! A range is cut into windows. A window is free, or one host has it open and hands out of it without asking others.
 //! The ring changes one decided [`Change`] at a time: state `n` and the change give state `n + 1` on every host,
 //! and the voters of state `n` decide the change ([`super::paxos`]).
 
@@ -49,7 +49,7 @@ impl Range {
         Ipv4Addr::from_bits(self.base.to_bits() + 1)
     }
 
-    /// Whether nobody may have an address: network, broadcast and gateway.
+    /// Returns whether an address is never handed out: network, broadcast and gateway.
     pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
         let offset = address.to_bits() - self.base.to_bits();
         offset <= 1 || offset == self.size() - 1
@@ -130,7 +130,7 @@ pub struct RingId(pub u64);
 pub struct Window {
     /// Who has it.
     pub holder: HostLabel,
-    /// Its holder lost track of what it handed out: nobody hands out of it until the holder is given up.
+    /// Its holder lost track of what it handed out: it is closed to all until the holder is given up.
     pub retired: bool,
 }
 
@@ -170,8 +170,8 @@ pub struct Ring {
     /// Parts of the range that networks have for themselves, each a ring of its own, and the hosts that have those networks.
     /// No window that overlaps one is opened.
     pub parts: BTreeMap<Range, BTreeSet<HostLabel>>,
-    /// Rings that this one goes on from, on somebody's word that most of their voters are off for good, last one first:
-    /// whoever is still in one of them has missed that.
+    /// Rings that this one goes on from, on an operator's word that most of their voters are off for good, last one first:
+    /// a host still in one of them has missed that.
     pub succeeds: Vec<RingId>,
     /// The ring of the same range whose members have met this one's, and which goes on in its place.
     pub superseded_by: Option<RingId>,
@@ -247,7 +247,7 @@ pub enum Change {
     },
     /// Others decide from now on.
     Voters(Vec<HostLabel>),
-    /// Somebody who knows says that these hosts are off for good: what they had is free again.
+    /// An operator says that these hosts are off for good: what they had is free again.
     GiveUp(Vec<HostLabel>),
     /// Two rings of one range met, and the other one goes on: nothing is handed out of this one any more.
     Supersede(RingId),
@@ -401,7 +401,7 @@ impl Ring {
         RingId(hasher.finish().max(1))
     }
 
-    /// Whether a change is one that `host` may wish for: it concerns nobody else.
+    /// Whether a change is one that `host` may wish for: it concerns no other host.
     pub fn may_wish(host: HostLabel, change: &Change) -> bool {
         match change {
             Change::Open { host: who, .. }
@@ -438,7 +438,7 @@ impl Ring {
         self.parts.get(&part).is_some_and(|hosts| hosts.contains(&host))
     }
 
-    /// Whether a part of the range can be a network's: it is one already, or nothing of it is anybody's.
+    /// Whether a part of the range can be a network's: it is one already, or none of it is handed out.
     pub fn has_room_for(&self, part: Range) -> bool {
         let is_inside =
             part.length > self.range.length && part.overlaps(&self.range) && !part.contains(self.range.gateway());
@@ -486,7 +486,7 @@ impl Ring {
         !self.windows.contains_key(&window) && self.parts.keys().all(is_apart)
     }
 
-    /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on somebody's word: what they may have
+    /// Votes that decide a change. The hosts of a [`Change::GiveUp`] are off, on an operator's word: what they may have
     /// voted for, all others of a majority know too.
     pub fn quorum(&self, change: &Change) -> (Vec<HostLabel>, usize) {
         let majority = self.voters.len() / 2 + 1;

@@ -102,7 +102,7 @@ impl Node {
         Some(Ok(Reply::Done))
     }
 
-    /// Whom somebody means by a name or a key whose addresses are to be taken back.
+    /// Finds the host that a nickname or key names, for taking back its addresses.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let of_key = name.parse::<PeerId>().ok().map(|id| id.label());
         let has_prefix = |label: &HostLabel| self.peer_key(*label).is_some_and(|id| id.to_string().starts_with(name));
@@ -154,7 +154,7 @@ impl Node {
         self.say_held_back(now);
     }
 
-    /// The disk has all that was persisted before a mark, or could not take it. Whoever asked for an address hears of
+    /// The disk has all that was persisted before a mark, or could not take it. Requests for addresses fail in
     /// the latter; what is said to others waits until a later write takes everything.
     pub(super) fn on_durable(&mut self, mark: u64, is_kept: bool, now: Time) {
         if is_kept {

@@ -54,7 +54,7 @@ pub enum Input {
     Timeout,
     /// The data path met something for the node.
     Punt(Punt),
-    /// Somebody wants something; a [`Output::Reply`] with the id follows, at once unless addresses are to be agreed on.
+    /// A command from this host's operator or its other parts; an [`Output::Reply`] with the id follows, at once unless addresses are to be agreed on.
     Command(CommandId, Command),
     /// Answers [`Output::Durable`].
     Durable {
@@ -91,7 +91,7 @@ pub enum Command {
     SetNetwork(Box<NetworkRecord>),
     /// It has it no more.
     UnsetNetwork(NetworkUid),
-    /// Nobody is to have it any more.
+    /// Remove it on every host.
     RemoveNetwork(NetworkUid),
     /// Which networks others have.
     Networks,
@@ -101,7 +101,7 @@ pub enum Command {
     Allocate(ipam::Request),
     /// Let go of what was allocated for an id.
     Release(Range, AllocationId),
-    /// Nobody here has this address any more, which another host owns.
+    /// This host has stopped using an address that another host owns.
     Unfence(Ipv4Addr),
     /// These addresses of a range are used for something else.
     SetAside(Range, BTreeSet<Ipv4Addr>),
@@ -193,7 +193,7 @@ pub enum Reply {
 pub struct Networks {
     /// Those of hosts that can be reached, with the host's name.
     pub elsewhere: Vec<(String, NetworkRecord)>,
-    /// Those that somebody removed.
+    /// Those that were removed.
     pub removed: BTreeSet<NetworkUid>,
 }
 
@@ -252,10 +252,10 @@ pub enum CommandError {
     /// The disk did not take what had to be written down first.
     #[error("cannot write the store; is the disk full?")]
     NotKept,
-    /// Nobody has this name.
+    /// No host has this name.
     #[error("no host {0} is known; see: weft status peers")]
     UnknownHost(String),
-    /// Nobody added such a name.
+    /// No such name was added.
     #[error("no name {0} was added")]
     UnknownName(String),
     /// It is another host's to remove.
@@ -322,7 +322,7 @@ pub enum Event {
         /// Its cipher.
         cipher: &'static str,
     },
-    /// Nobody answers at a target: nobody listens there, something on the way drops UDP, or its secret is another one.
+    /// A target does not answer: no router runs there, UDP is dropped on the way, or its secret differs.
     TargetSilent {
         /// As the user wrote it.
         name: String,
@@ -347,7 +347,7 @@ pub enum Event {
         by: String,
     },
     /// An address that this host handed out is another's since two rings became one or this host was given up. No record
-    /// speaks of it any more; whoever has it must not use it.
+    /// speaks of it any more; its endpoint must not use it.
     Fenced {
         /// What it was allocated for.
         id: AllocationId,
@@ -469,7 +469,7 @@ pub enum TargetState {
     Answered,
     /// It is being tried.
     Trying,
-    /// It was tried several times, and nobody answered.
+    /// It was tried several times without an answer.
     Silent,
 }
 

@@ -137,7 +137,7 @@ impl Node {
         }
     }
 
-    /// Has every host remove a network: whoever comes back with it later, too.
+    /// Has every host remove a network, also those that come back with it later.
     fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
         self.delete_network(uid);
         if self.own_removed.values().any(|removed| *removed == uid) {

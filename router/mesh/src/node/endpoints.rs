@@ -26,7 +26,7 @@ const FORMER_LIFE: Duration = Duration::from_secs(600);
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Learnt MACs of one segment.
 const MAX_LEARNT: usize = 4096;
-/// Addresses remembered of which nobody has them any more, and announcements at once.
+/// Limits on addresses remembered after their endpoints ended, and on announcements at once.
 const MAX_GONE: usize = 4096;
 const MAX_ANNOUNCEMENTS: usize = 1024;
 /// Containers of this host that are told one by one.
@@ -44,7 +44,7 @@ pub(super) struct Endpoints {
     new_mtus: BTreeMap<SegmentId, u16>,
     /// Who claims which MAC in a segment, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
-    /// The MACs that addresses had which nobody has now: neighbours may still know them.
+    /// The MACs that addresses had that are free now: neighbours may still know them.
     gone: BTreeMap<(SegmentId, IpAddr), Mac>,
     /// Until when neighbours may know MACs that this host has forgotten.
     former_life: Time,
@@ -126,7 +126,7 @@ impl Endpoints {
         hosts.values().map(|(other, _)| other.as_str()).find(|other| *other != name)
     }
 
-    /// Somebody else who holds the address in the segment.
+    /// Returns another endpoint that holds the address in the segment.
     pub(super) fn owner_of_ip(
         &self,
         segment: SegmentId,
@@ -136,7 +136,7 @@ impl Endpoints {
         self.ip_claims(segment, ip, ALL).find(|claim| *claim != (self.own, but))
     }
 
-    /// Somebody else who holds the MAC in the segment.
+    /// Returns another endpoint that holds the MAC in the segment.
     pub(super) fn owner_of_mac(
         &self,
         segment: SegmentId,
@@ -317,7 +317,7 @@ impl Endpoints {
     }
 
     /// Neighbours that know an address go on sending to the MAC it had: their questions are answered from records, so they
-    /// never hear whoever has it now ask one. They are told.
+    /// never hear its present holder ask one. They are told.
     fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Owner>) {
         let before = before.or_else(|| self.gone.remove(&at));
         match (before, after) {
@@ -474,7 +474,7 @@ mod tests {
         assert!(told(&mut table).contains(&first), "before this life of the router it may have been at another");
         table.age(Time::ZERO + FORMER_LIFE);
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
-        assert_eq!(told(&mut table), [], "nobody knew another");
+        assert_eq!(told(&mut table), [], "no neighbour knew another");
         table.unset(host(3), [3; 16]);
         table.set(host(3), [4; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(told(&mut table), [], "the same again");

@@ -47,7 +47,7 @@ impl Handshakes {
         self.initiated.contains_key(&index) || self.answered.contains_key(&index)
     }
 
-    /// Forgets those that nobody answered.
+    /// Forgets attempts without an answer.
     pub(super) fn drop_overdue(&mut self, now: Time) {
         self.initiated.retain(|_, attempt| now.since(attempt.started) < PATIENCE);
         self.answered.retain(|_, answered| now.since(answered.started) < PATIENCE);
@@ -59,7 +59,7 @@ impl Handshakes {
         self.answered.retain(|_, answered| keyring.holds(&answered.secret));
     }
 
-    /// Whether an attempt to reach this peer, or whoever is at this address, is under way.
+    /// Whether an attempt to reach this peer, or the host at this address, is under way.
     pub(super) fn is_trying(&self, peer: Option<HostLabel>, direct: Option<SocketAddr>) -> bool {
         self.initiated.values().any(|attempt| match direct {
             Some(address) => attempt.direct == Some(address),
@@ -200,7 +200,7 @@ impl Node {
         let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known);
         self.remember_seen(ephemeral);
         if let Err(HandshakeError::UnknownInitiator) = answer {
-            // Whoever knows this host from before its state was lost: introductions have to be made again.
+            // A peer that knows this host from before its state was lost: introductions have to be made again.
             let source = from.is_none().then_some(packet.source);
             self.start_handshake_under(secret.clone(), source, from, FIRST_CONTACT, now);
         }
@@ -334,7 +334,7 @@ impl Node {
         let is_initiator = proof == Proof::Initiator;
         let Established { peer: id, boot, suite, keys } = established;
         if id == self.identity.peer_id() {
-            // Nobody can finish a handshake with this host's key who has not got it.
+            // Only a holder of this host's key can finish a handshake with it.
             self.contested = Some(now);
             self.on_clone(now);
             return;

@@ -125,7 +125,7 @@ impl Node {
             !is_lost
         });
         let since_ping = now.since(link.last_ping);
-        // Used a moment ago is used: whoever only answers hears of nothing to answer once the link is lost.
+        // Treat recently used links as in use: a host that only replies falls silent when the link fails and would stop probing.
         let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
         let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || is_unanswered);
         if is_silent {
@@ -289,7 +289,7 @@ impl Node {
         }
     }
 
-    /// Addresses the user named and nobody has answered from yet.
+    /// Addresses the user named that have not answered yet.
     pub(super) fn tend_targets(&mut self, now: Time) {
         let mut due = Vec::new();
         for (address, target) in &mut self.target_addresses {
@@ -308,7 +308,7 @@ impl Node {
         }
     }
 
-    /// Whoever set the target up hears of it once, and not for each address that it has.
+    /// Reports a silent target once, and not for each of its addresses.
     fn note_silence(&mut self, address: SocketAddr) {
         let silent = self.targets.iter().filter(|(_, addresses)| {
             addresses.first() == Some(&address) && self.target_state(addresses) == TargetState::Silent

@@ -388,7 +388,7 @@ impl Node {
             let key = [PERSISTED_TARGET, target.name.as_bytes()].concat();
             self.persist(&key, Some(records::encode(&target.addresses)));
             for address in &target.addresses {
-                // Names are looked up again and again: how often nobody answered still counts.
+                // Names are looked up again and again: earlier unanswered attempts still count.
                 self.target_addresses.entry(*address).or_default().retry.next = now;
             }
             self.targets.insert(target.name, target.addresses);

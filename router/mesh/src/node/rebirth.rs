@@ -14,7 +14,7 @@ use crate::wire::Lane;
 const OBJECTION: Duration = Duration::from_millis(400);
 
 impl Node {
-    /// Somebody proved to have a peer's key in another life of it: reborn, or a second host with the same key. The
+    /// Handles a proof of a peer's key by another life of it: reborn, or a second host with the same key. The
     /// life met first gets a chance to object.
     pub(super) fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
         let is_reachable = self.hop_towards(label).is_some();

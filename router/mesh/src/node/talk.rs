@@ -73,7 +73,7 @@ impl Node {
         if let Some(outbound) = self.snapshot.outbound.get(&label)
             && outbound.send.is_some()
         {
-            // Without a route there is nobody to tell; what matters is said again.
+            // Without a route the message is dropped; what matters is sent again.
             let _ = self.path.sender.control(outbound, Lane::Urgent, &text, now);
             return;
         }
@@ -184,7 +184,7 @@ impl Node {
     }
 
     /// A forgotten host is back and does not know that it has to start above what it was. Its own records cannot tell
-    /// it, for it may have forgotten this host, too: whoever brought its records finds it.
+    /// it, for it may have forgotten this host, too: the host that brought its records finds it.
     fn say_below_floor(&mut self, from: HostLabel, origin: PeerId, floor: u64, now: Time) {
         let is_due = self.told_forgotten.get(&origin).is_none_or(|last| now.since(*last) >= FORGOTTEN_INTERVAL);
         if is_due {
@@ -213,7 +213,7 @@ impl Node {
     }
 
     /// Passes new batches on. The origin tells its own neighbours; everybody else tells those that are not, so
-    /// that in a dense mesh a batch crosses few links. Whoever missed it finds out when records are compared.
+    /// that in a dense mesh a batch crosses few links. A host that missed it finds out when records are compared.
     pub(super) fn pass_on(&mut self, now: Time) {
         for (batch, from) in std::mem::take(&mut self.to_pass_on) {
             let Ok(parsed) = Batch::parse(&batch) else { continue };
@@ -364,7 +364,7 @@ impl Node {
         self.hosts.insert(label, record);
     }
 
-    /// Somebody says that a host is gone for good. It is believed of hosts that this one does not reach either, and never
+    /// A host says that another is gone for good. It is believed of hosts that this one does not reach either, and never
     /// beyond what is known of them.
     fn on_forgotten(&mut self, gone: PeerId, incarnation: u64, now: Time) {
         if gone == self.identity.peer_id() {
