@@ -182,10 +182,17 @@ fn a_killed_router_is_back_within_two_seconds_and_others_do_not_notice() {
         assert_eq!(others.len(), 2);
         silence_during(from, to, || {
             killed[0].kill();
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(Duration::from_millis(1500));
         })
     };
-    assert!(bystander < Duration::from_millis(300), "a pair that had nothing to do with it noticed: {bystander:?}");
+    // Their own link is up all the time; how long single pings take is the machine's.
+    assert!(bystander < Duration::from_secs(1), "a pair that had nothing to do with it noticed: {bystander:?}");
+    for (host, other) in [(1, "h2"), (2, "h1")] {
+        let log = std::fs::read_to_string(mesh.hosts[host].log()).unwrap();
+        let id =
+            mesh.hosts[if host == 1 { 2 } else { 1 }].status().unwrap()["peer_id"].as_str().unwrap()[..8].to_owned();
+        assert!(!log.contains(&format!("link down peer={id}")), "h{host} lost its link to {other}");
+    }
     let started = Instant::now();
     mesh.launch(0);
     let (from, to) = (&mesh.containers[0].ns, mesh.containers[1].ips[0]);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, PeerId, Time};
 
-use super::{Command, CommandError, CommandId, Event, Node, Output, Reply, RingReport};
+use super::{CommandError, CommandId, Event, Node, Output, Reply, RingReport};
 use crate::ipam::ring::Range;
-use crate::ipam::{AllocationId, Announcement, Awaited, Error, Ipam, Named, Output as Said};
+use crate::ipam::{AllocationId, Announcement, Awaited, Error, Ipam, Named, Output as Said, Request};
 use crate::records::{self, Key};
 use crate::wire::Control;
 
@@ -59,51 +59,48 @@ impl Addresses {
     pub(super) fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
         self.ipam.receive(from, bytes, now);
     }
+
+    /// Asks a ring for an address; the reply to `id` follows.
+    pub(super) fn allocate(&mut self, id: CommandId, request: Request, now: Time) {
+        self.ipam.allocate(id, request, now);
+    }
+
+    /// Releases the address of an allocation, a fenced one included.
+    pub(super) fn release(&mut self, range: Range, allocation: AllocationId, now: Time) {
+        self.ipam.release(range, allocation, now);
+        self.fenced.remove(&allocation);
+    }
+
+    /// Notes that no endpoint of this host uses a fenced address any more.
+    pub(super) fn unfence(&mut self, address: Ipv4Addr) {
+        self.fenced.retain(|_, fenced| *fenced != address);
+    }
+
+    /// Sets the addresses of a range that this host never hands out.
+    pub(super) fn set_aside(&mut self, range: Range, addresses: BTreeSet<Ipv4Addr>) {
+        self.ipam.set_aside(range, addresses);
+    }
+
+    /// Sets the parts of a range that are subnets of this host's networks; the reply to `id` follows.
+    pub(super) fn set_parts(&mut self, id: CommandId, range: Range, parts: BTreeSet<Range>, now: Time) {
+        self.ipam.set_parts(id, range, parts, now);
+    }
+
+    /// Returns the addresses that this host has handed out of a range.
+    pub(super) fn allocations(&self, range: Range) -> Vec<(Ipv4Addr, AllocationId)> {
+        self.ipam.allocations(range).map(|(address, id, _)| (address, id)).collect()
+    }
+
+    /// Takes back the addresses of a host that is off for good; the reply to `id` follows.
+    pub(super) fn reclaim(&mut self, id: CommandId, host: HostLabel, now: Time) {
+        self.reclaiming.insert(id, host);
+        self.ipam.give_up(id, host, now);
+    }
 }
 
 impl Node {
-    /// Takes a command about addresses; `None`: the answer comes later.
-    pub(super) fn command_addresses(
-        &mut self,
-        id: CommandId,
-        command: Command,
-        now: Time,
-    ) -> Option<Result<Reply, CommandError>> {
-        let ipam = &mut self.addresses.ipam;
-        match command {
-            Command::Allocate(request) => {
-                ipam.allocate(id, request, now);
-                return None;
-            }
-            Command::Release(range, allocation) => {
-                ipam.release(range, allocation, now);
-                self.addresses.fenced.remove(&allocation);
-            }
-            Command::Unfence(address) => self.addresses.fenced.retain(|_, fenced| *fenced != address),
-            Command::SetAside(range, addresses) => ipam.set_aside(range, addresses),
-            Command::SetParts(range, parts) => {
-                ipam.set_parts(id, range, parts, now);
-                return None;
-            }
-            Command::Allocations(range) => {
-                let all = ipam.allocations(range).map(|(address, id, _)| (address, id)).collect();
-                return Some(Ok(Reply::Allocations(all)));
-            }
-            Command::Reclaim(name) => match self.host_to_reclaim(&name) {
-                Ok(host) => {
-                    self.addresses.reclaiming.insert(id, host);
-                    self.addresses.ipam.give_up(id, host, now);
-                    return None;
-                }
-                Err(error) => return Some(Err(error)),
-            },
-            _ => {}
-        }
-        Some(Ok(Reply::Done))
-    }
-
     /// Finds the host that a nickname or key names, for taking back its addresses.
-    fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
+    pub(super) fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let of_key = name.parse::<PeerId>().ok().map(|id| id.label());
         let has_prefix = |label: &HostLabel| self.peer_key(*label).is_some_and(|id| id.to_string().starts_with(name));
         let short = self.hosts.keys().copied().filter(|label| name.len() >= SHORTEST_KEY && has_prefix(label));

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use weft_crypto::{HostLabel, Time};
+use weft_crypto::HostLabel;
 
-use super::{Command, CommandError, Networks, Node, Output, Reply};
+use super::{CommandError, Networks, Node, Output, Reply};
 use crate::records::{self, EntryRecord, Key, MAX_PARTS, NetworkHead, NetworkRecord, NetworkUid};
 
 const PERSISTED_ENTRY: &[u8] = b"entry/";
@@ -14,35 +14,12 @@ const PERSISTED_REMOVED: &[u8] = b"removed/";
 const MAX_REMOVED: usize = 256;
 
 impl Node {
-    /// Takes a command about names or networks; `None` if it is about something else.
-    pub(super) fn command_directory(&mut self, command: &Command, now: Time) -> Option<Result<Reply, CommandError>> {
-        Some(match command {
-            // What was said a moment ago counts.
-            Command::AddName(name, ips) => {
-                self.settle_records(now);
-                self.add_name(name, ips)
-            }
-            Command::RemoveName(name, ips) => {
-                self.settle_records(now);
-                self.remove_name(name, ips)
-            }
-            Command::SetNetwork(record) => self.set_network(record),
-            Command::UnsetNetwork(uid) => {
-                self.delete_network(*uid);
-                Ok(Reply::Done)
-            }
-            Command::RemoveNetwork(uid) => self.remove_network(*uid),
-            Command::Networks => Ok(Reply::Networks(Box::new(self.known_networks()))),
-            _ => return None,
-        })
-    }
-
     fn own_entry(&self, name: &str) -> Option<&EntryRecord> {
         let key = EntryRecord { name: name.to_owned(), ips: Vec::new() }.key().encode();
         self.entries.get(&(self.own, key))
     }
 
-    fn add_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
+    pub(super) fn add_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
         let mut record = EntryRecord { name: name.to_owned(), ips: Vec::new() };
         record.ips.extend(self.own_entry(name).iter().flat_map(|entry| entry.ips.clone()));
         record.ips.extend(ips);
@@ -51,7 +28,7 @@ impl Node {
         self.write_entry(record)
     }
 
-    fn remove_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
+    pub(super) fn remove_name(&mut self, name: &str, ips: &[IpAddr]) -> Result<Reply, CommandError> {
         let Some(mut record) = self.own_entry(name).cloned() else {
             let others = (self.entries.iter()).find(|(_, entry)| entry.name.eq_ignore_ascii_case(name));
             return Err(match others {
@@ -82,7 +59,7 @@ impl Node {
         Ok(Reply::Done)
     }
 
-    fn set_network(&mut self, record: &NetworkRecord) -> Result<Reply, CommandError> {
+    pub(super) fn set_network(&mut self, record: &NetworkRecord) -> Result<Reply, CommandError> {
         let (head, parts) =
             record.split().ok_or(CommandError::Invalid("the network's labels and options are too large"))?;
         if NetworkRecord::join(&head, parts.iter().map(Vec::as_slice)).is_none() {
@@ -101,7 +78,7 @@ impl Node {
         Ok(Reply::Done)
     }
 
-    fn delete_network(&mut self, uid: NetworkUid) {
+    pub(super) fn delete_network(&mut self, uid: NetworkUid) {
         for number in 0..self.network_heads.get(&(self.own, uid)).map_or(0, |head| head.parts) {
             self.store.delete(&Key::NetworkPart(uid, number).encode());
         }
@@ -138,7 +115,7 @@ impl Node {
     }
 
     /// Has every host remove a network, also those that come back with it later.
-    fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
+    pub(super) fn remove_network(&mut self, uid: NetworkUid) -> Result<Reply, CommandError> {
         self.delete_network(uid);
         if self.own_removed.values().any(|removed| *removed == uid) {
             return Ok(Reply::Done);
@@ -156,7 +133,7 @@ impl Node {
         Ok(Reply::Done)
     }
 
-    fn known_networks(&self) -> Networks {
+    pub(super) fn known_networks(&self) -> Networks {
         let is_there = |host: &HostLabel| *host != self.own && self.routes.contains_key(host);
         let of_others = self.networks.iter().filter(|((host, _), _)| is_there(host));
         Networks {

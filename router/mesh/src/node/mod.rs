@@ -340,10 +340,38 @@ impl Node {
             Command::Targets => return Some(Ok(Reply::Targets(self.targets.keys().cloned().collect()))),
             Command::SetGateways(segment, gateways) => self.endpoints.set_gateways(segment, gateways),
             Command::Leave => self.leave(now),
-            command => {
-                let reply = self.command_directory(&command, now);
-                return if reply.is_some() { reply } else { self.command_addresses(id, command, now) };
+            Command::AddName(name, ips) => {
+                // Records received a moment ago count.
+                self.settle_records(now);
+                return Some(self.add_name(&name, &ips));
             }
+            Command::RemoveName(name, ips) => {
+                self.settle_records(now);
+                return Some(self.remove_name(&name, &ips));
+            }
+            Command::SetNetwork(record) => return Some(self.set_network(&record)),
+            Command::UnsetNetwork(uid) => self.delete_network(uid),
+            Command::RemoveNetwork(uid) => return Some(self.remove_network(uid)),
+            Command::Networks => return Some(Ok(Reply::Networks(Box::new(self.known_networks())))),
+            Command::Allocate(request) => {
+                self.addresses.allocate(id, request, now);
+                return None;
+            }
+            Command::Release(range, allocation) => self.addresses.release(range, allocation, now),
+            Command::Unfence(address) => self.addresses.unfence(address),
+            Command::SetAside(range, addresses) => self.addresses.set_aside(range, addresses),
+            Command::SetParts(range, parts) => {
+                self.addresses.set_parts(id, range, parts, now);
+                return None;
+            }
+            Command::Allocations(range) => return Some(Ok(Reply::Allocations(self.addresses.allocations(range)))),
+            Command::Reclaim(name) => match self.host_to_reclaim(&name) {
+                Ok(host) => {
+                    self.addresses.reclaim(id, host, now);
+                    return None;
+                }
+                Err(error) => return Some(Err(error)),
+            },
         }
         Some(Ok(Reply::Done))
     }

@@ -328,7 +328,10 @@ impl Node {
                     self.on_forgotten(gone, incarnation, now);
                 }
             }
-            _ => {}
+            // Own links are in the graph when they come up.
+            Some(Key::Link(_)) => {}
+            // Of a kind that a newer version knows: kept and passed on by the store.
+            None => {}
         }
     }
 
