@@ -21,6 +21,10 @@ use crate::error::{Doing, Failure, Result};
 /// One table of bytes: keys are the node's and the attachments'.
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("weft");
 const STORE_CACHE: usize = 1 << 20;
+/// Filed under [`SCHEMA_KEY`]: the format of all keys and values. A release that changes one of them raises it, and reads the older
+/// formats or refuses them.
+const SCHEMA: u32 = 1;
+const SCHEMA_KEY: &[u8] = b"schema";
 /// The largest secret file that is read.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
 /// How often, and how many times, something is asked for that another router holds.
@@ -195,15 +199,29 @@ impl Store {
         })?;
         let store = Store { path, database: Mutex::new(Some(database)), problem: Mutex::default() };
         fs::set_permissions(&store.path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
-        match store.write([]) {
+        let known = store.read_all()?.into_iter().find(|(key, _)| key == SCHEMA_KEY).map(|(_, value)| value);
+        if known.as_ref().is_some_and(|known| *known != SCHEMA.to_le_bytes()) {
+            return Err(Failure::new(format!(
+                "the store {} was written by another version of weft; install that, or move the store away to start without what was \
+                 remembered",
+                store.path.display()
+            )));
+        }
+        match store.write([(&SCHEMA_KEY.to_vec(), &Some(SCHEMA.to_le_bytes().to_vec()))]) {
             Err(error) if is_there => warn!("{error}; going on with what is there"),
             written => written?,
         }
         Ok(store)
     }
 
-    /// All that is kept.
+    /// Returns all keys and values.
     pub fn read(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut all = self.read_all()?;
+        all.retain(|(key, _)| key != SCHEMA_KEY);
+        Ok(all)
+    }
+
+    fn read_all(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let what = || "cannot read the store; move it away to start without what was remembered".to_owned();
         let mut database = self.lock();
         let database = self.opened(&mut database)?;
@@ -380,6 +398,9 @@ mod tests {
         store.write([(&a, &None)]).unwrap();
         drop(store);
         assert_eq!(Store::open(&dir).unwrap().read().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
+        let newer = Some((SCHEMA + 1).to_le_bytes().to_vec());
+        Store::open(&dir).unwrap().write([(&SCHEMA_KEY.to_vec(), &newer)]).unwrap();
+        assert!(Store::open(&dir).err().unwrap().to_string().contains("another version of weft"));
         fs::write(dir.join("store.redb"), vec![7; 9000]).unwrap();
         assert!(Store::open(&dir).err().unwrap().to_string().contains("move it away"));
         fs::remove_dir_all(&dir).unwrap();
