@@ -7,4 +7,5 @@ pub mod interfaces;
 pub mod netlink;
 pub mod restore;
 pub mod running;
+mod table;
 pub mod target;
