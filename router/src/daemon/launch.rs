@@ -25,7 +25,7 @@ use crate::cli::install;
 use crate::cli::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
 use crate::daemon::api::Api;
 use crate::daemon::control;
-use crate::daemon::node_task::{EndpointChange, NodeTask, punt_queues};
+use crate::daemon::node_task::{EndpointChange, NodeTask, Parts, punt_queues};
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
 use crate::dataplane::polling::Pauses;
@@ -134,8 +134,8 @@ async fn run(options: Options) -> Result<()> {
     let worker = workers[0].handle();
     let segments = Segments::new(options.tap, mtu.into(), workers);
     let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
-    let views = (snapshot, names.clone());
-    let (task, handle, changes) = NodeTask::new(node, clock, udp, views, (inbox, worker), store.clone());
+    let parts = Parts { node, clock, udp, snapshot, names: names.clone(), punts: inbox, worker, store: store.clone() };
+    let (task, handle, changes) = NodeTask::new(parts);
     start_node_task(task)?;
     let (range, socket) = (options.range, options.docker_socket.clone());
     let attachments =

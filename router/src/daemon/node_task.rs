@@ -143,6 +143,26 @@ pub fn punt_queues() -> (PuntSender, Punts) {
     (PuntSender { trusted, frames, handshakes }, Punts { trusted: inbox, frames: yard, handshakes: doorstep })
 }
 
+/// The node, and the parts by which the task carries out its outputs.
+pub struct Parts {
+    /// The node.
+    pub node: Node,
+    /// The clock that its times come from.
+    pub clock: Clock,
+    /// Sends its datagrams.
+    pub udp: UdpPort,
+    /// Where it publishes what the workers need.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where it publishes what DNS answers from.
+    pub names: Arc<ArcSwap<Names>>,
+    /// What the workers send it.
+    pub punts: Punts,
+    /// The worker that writes its frames to TAPs.
+    pub worker: WorkerHandle,
+    /// What it keeps across restarts.
+    pub store: Arc<Store>,
+}
+
 /// Owns the node and carries out its outputs.
 pub struct NodeTask {
     node: Node,
@@ -187,14 +207,8 @@ pub enum EndpointChange {
 
 impl NodeTask {
     /// A task around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
-    pub fn new(
-        node: Node,
-        clock: Clock,
-        udp: UdpPort,
-        (snapshot, names): (Arc<ArcSwap<Snapshot>>, Arc<ArcSwap<Names>>),
-        (punts, worker): (Punts, WorkerHandle),
-        store: Arc<Store>,
-    ) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
+    pub fn new(parts: Parts) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
+        let Parts { node, clock, udp, snapshot, names, punts, worker, store } = parts;
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
