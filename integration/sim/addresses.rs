@@ -439,7 +439,7 @@ impl World {
         let Host { ipam: Some(ipam), wanted_parts, parts: had, life, .. } = &mut self.hosts[host] else { return };
         had.retain(|part| parts.contains(part));
         wanted_parts.clone_from(&parts);
-        ipam.set_parts(ticket, range, parts.clone(), now);
+        ipam.set_parts(ticket, range, parts.clone(), true, now);
         let asked = Asked { host, id: [0; 16], since: now, life: *life, parts: Some(parts) };
         self.tickets.insert(ticket, asked);
         self.drain(host);

@@ -113,6 +113,8 @@ impl AttachmentTable {
             match self.take_up(attachment.clone()).await {
                 Ok(()) => taken.push(attachment),
                 Err(error) => {
+                    let _ = self.node.tell(Command::Detach(attachment.id)).await;
+                    self.unproven.retain(|(id, _)| *id != attachment.id);
                     let names = attachment.names.join(",");
                     warn!(names, segment = attachment.segment, "a container is cut off; attach it anew: {error}");
                     let removed = interfaces::remove(&attachment).and_then(|()| self.running.forget(attachment.id));
@@ -142,7 +144,10 @@ impl AttachmentTable {
         self.unproven.retain(|other| *other != (id, lease));
         let Some(mut attachment) = self.all.get(&id).cloned() else { return Ok(false) };
         attachment.leases.push(lease);
-        self.keep(&attachment)?;
+        if let Err(error) = self.keep(&attachment) {
+            self.unproven.push((id, lease));
+            return Err(error);
+        }
         self.all.insert(id, attachment);
         Ok(true)
     }

@@ -79,7 +79,7 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
         problems.extend(ring.contested.iter().map(|subnet| {
             format!(
                 "addresses of the network {subnet} here are handed out in the mesh's own range {}, too, since two parts of the mesh \
-                 met: create that network again with another subnet",
+                 met or this host was given up: create that network again with another subnet",
                 ring.range
             )
         }));

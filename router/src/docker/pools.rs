@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,10 @@ pub struct Pools {
     asked_in_a_row: Mutex<Vec<Instant>>,
     /// The engine's version, while it answers.
     engine_version: Arc<ArcSwapOption<String>>,
+    /// Since when pools have had no network.
+    unsettled: Mutex<BTreeMap<String, Instant>>,
+    /// The pools are those of all networks of the engine.
+    knows_all: AtomicBool,
     /// Held while the parts of the mesh's own range that pools have are changed.
     parts: tokio::sync::Mutex<()>,
     /// What is being asked for: the ring may have it before the caller does.
@@ -90,6 +95,8 @@ impl Pools {
             fresh: Mutex::default(),
             asked_in_a_row: Mutex::default(),
             engine_version,
+            unsettled: Mutex::default(),
+            knows_all: AtomicBool::new(false),
             parts: tokio::sync::Mutex::default(),
             asked: Mutex::default(),
         }
@@ -198,10 +205,11 @@ impl Pools {
     /// Keeps a new pool, once the mesh's own ring leaves its addresses to it.
     async fn keep(&self, id: &str, pool: ChosenPool) -> Result<()> {
         let _one_at_a_time = self.parts.lock().await;
-        if self.is_part(pool.prefix) {
-            self.set_parts(Some(pool.prefix)).await?;
-        }
-        let kept = self.chosen.set(id, pool);
+        let had = match self.is_part(pool.prefix) {
+            true => self.set_parts(Some(pool.prefix)).await,
+            false => Ok(()),
+        };
+        let kept = had.and_then(|()| self.chosen.set(id, pool));
         if kept.is_err() {
             let _ = self.set_parts(None).await;
         }
@@ -212,7 +220,7 @@ impl Pools {
     async fn set_parts(&self, more: Option<Prefix>) -> Result<()> {
         let chosen = self.chosen.all().into_iter().map(|(_, pool)| pool.prefix);
         let parts = chosen.chain(more).filter(|prefix| self.is_part(*prefix)).filter_map(range_of);
-        self.node.tell(Command::SetParts(self.range, parts.collect())).await
+        self.node.tell(Command::SetParts(self.range, parts.collect(), self.knows_all.load(Ordering::Relaxed))).await
     }
 
     fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
@@ -258,10 +266,16 @@ impl Pools {
 
     /// `ReleasePool`.
     pub async fn release(&self, id: &str) -> Result<()> {
-        let Some(prefix) = self.chosen.remove(id)?.map(|pool| pool.prefix) else { return Ok(()) };
-        let Some(range) = range_of(prefix) else { return Ok(()) };
-        // Its addresses cannot be given back once it is gone.
+        let Some(pool) = self.chosen.find(id) else { return Ok(()) };
+        let prefix = pool.prefix;
+        let Some(range) = range_of(prefix) else { return self.chosen.remove(id).map(drop) };
         self.node.release(&self.leases(range).await?).await;
+        // Containers attached by hand keep their addresses, and with them the pool its part of the mesh's range.
+        if self.is_part(prefix) && !self.node.leases(range).await?.is_empty() {
+            return self.chosen.set(id, ChosenPool { network: None, ..pool });
+        }
+        self.chosen.remove(id)?;
+        lock(&self.unsettled).remove(id);
         self.node.tell(Command::SetAside(range, BTreeSet::new())).await?;
         if self.is_part(prefix) {
             let _one_at_a_time = self.parts.lock().await;
@@ -400,19 +414,36 @@ impl Pools {
     pub fn settle(&self, prefix: Prefix, network: &str) -> Result<()> {
         let found = self.chosen.all().into_iter().find(|(_, pool)| pool.prefix == prefix);
         match found {
-            Some((id, pool)) => self.chosen.set(&id, ChosenPool { network: Some(network.to_owned()), ..pool }),
+            Some((id, pool)) => {
+                lock(&self.unsettled).remove(&id);
+                self.chosen.set(&id, ChosenPool { network: Some(network.to_owned()), ..pool })
+            }
             None => Ok(()),
         }
     }
 
-    /// Lets go of pools whose network the engine does not know.
+    /// Lets go of pools whose network the engine does not know, and of those that came to nothing: an engine that gave up a
+    /// request for a pool does not release it.
     pub async fn release_abandoned(&self, networks: &BTreeSet<String>) -> Result<()> {
         for (id, pool) in self.chosen.all() {
-            if pool.network.is_some_and(|network| !networks.contains(&network)) {
+            let is_abandoned = match pool.network {
+                Some(network) => !networks.contains(&network),
+                None => lock(&self.unsettled).entry(id.clone()).or_insert_with(Instant::now).elapsed() >= FRESH,
+            };
+            if is_abandoned {
                 self.release(&id).await?;
             }
         }
         Ok(())
+    }
+
+    /// Notes that the pools are those of all networks that the engine has: parts of the mesh's range that are no pool's are left.
+    pub async fn know_all(&self) -> Result<()> {
+        if self.knows_all.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.parts.lock().await;
+        self.set_parts(None).await
     }
 
     fn meant(&self, id: &str) -> Result<Meant> {

@@ -230,6 +230,11 @@ async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     let (endpoints, networks) = (docker.driver.endpoints.all(), docker.driver.networks.all());
     let listed = docker.context.api.networks().await?;
     let unknown = adopt_all(docker, &listed, before.unknown.as_ref()).await;
+    if unknown.is_empty()
+        && let Err(error) = docker.pools.know_all().await
+    {
+        warn!("parts of the mesh's range that no network here has any more may stay taken: {error}");
+    }
     let there = name_networks(docker, listed).await?;
     let live = live_endpoints(docker, &there).await?;
     // The first look after the router or the engine started only looks: things may be on their way.

@@ -210,7 +210,10 @@ impl Ipam {
         let is_stranger = local.ring.is_none() && local.acceptor.accepted.is_none();
         (local.acceptor, local.running, local.round) = (Acceptor::default(), None, 0);
         (local.wishing, local.deserted_for) = (None, None);
-        local.wishes.retain(|_, (wish, until)| *until > now && ring.after(wish).is_some());
+        // A wish may have been granted and taken back in states that this host has not seen: it holds for the next state only, and
+        // is repeated.
+        let is_next = local.ring.as_ref().is_none_or(|before| before.id == ring.id && before.n + 1 == ring.n);
+        local.wishes.retain(|_, (wish, until)| is_next && *until > now && ring.after(wish).is_some());
         let known = ring.members.get(&own).copied();
         let is_known = known.is_some_and(|known| known.nonce == nonce);
         local.is_amnesiac |= is_stranger && known.is_some() && !is_known;
@@ -281,7 +284,9 @@ impl Ipam {
             answers.push((*ticket, answer));
             false
         });
-        let unwanted = |part: &&Range| ring.is_some_and(|ring| ring.has_part(own, **part)) && !parts.contains(part);
+        let unwanted = |part: &&Range| {
+            local.knows_parts && ring.is_some_and(|ring| ring.has_part(own, **part)) && !parts.contains(part)
+        };
         let left: Vec<Range> = ring.iter().flat_map(|ring| ring.parts.keys().filter(unwanted)).copied().collect();
         for part in left {
             self.leave(range, Leaving::Part(part));

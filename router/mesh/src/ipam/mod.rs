@@ -64,7 +64,7 @@ const STEPS: usize = 64;
 /// Rings known, requests waiting, and parts of one state, at most.
 const MAX_RINGS: usize = 256;
 const MAX_PENDING: usize = 1024;
-const MAX_PARTS: u16 = 128;
+const MAX_PARTS: u16 = 2048;
 
 const PERSISTED_STARTS: &[u8] = b"ipam/starts";
 const PERSISTED_RING: &[u8] = b"ipam/ring/";
@@ -134,6 +134,8 @@ struct Local {
     /// waited for, until when.
     parts: Option<BTreeSet<Range>>,
     taking: BTreeMap<Ticket, (BTreeSet<Range>, Time)>,
+    /// Those are all that this host's networks have: others that the ring has for this host are left.
+    knows_parts: bool,
     heard: BTreeMap<HostLabel, Announcement>,
     announced: Option<Announcement>,
     download: Option<Download>,
@@ -265,12 +267,22 @@ impl Ipam {
     /// The parts of a range that networks of this host have for themselves: nothing of them is handed out of the range's own
     /// ring. The first call says which ones this host had before it started. An [`Output::Done`] follows within [`PATIENCE`]; on an
     /// error those that the host had stay its.
-    pub fn set_parts(&mut self, ticket: Ticket, range: Range, parts: BTreeSet<Range>, now: Time) {
+    ///
+    /// Parts that an earlier call named and this one does not are left; those that only the ring knows of are left once
+    /// `is_complete`: a host that lost its store learns of its networks one by one.
+    pub fn set_parts(&mut self, ticket: Ticket, range: Range, parts: BTreeSet<Range>, is_complete: bool, now: Time) {
+        let own = self.own;
         let Some(local) = self.local(range) else {
             return self.outputs.push_back(Output::Done(ticket, Err(Error::Busy)));
         };
         let before = local.parts.replace(parts.clone()).unwrap_or_else(|| parts.clone());
+        local.knows_parts |= is_complete;
         local.taking.insert(ticket, (parts.difference(&before).copied().collect(), now + PATIENCE));
+        let is_had = |part: &&Range| local.ring.as_ref().is_some_and(|ring| ring.has_part(own, **part));
+        let left: Vec<Range> = before.difference(&parts).filter(is_had).copied().collect();
+        for part in left {
+            self.leave(range, Leaving::Part(part));
+        }
         self.look_at_parts(range);
         self.advance(range, now);
     }

@@ -82,8 +82,15 @@ impl Addresses {
     }
 
     /// Sets the parts of a range that are subnets of this host's networks; the reply to `id` follows.
-    pub(super) fn set_parts(&mut self, id: CommandId, range: Range, parts: BTreeSet<Range>, now: Time) {
-        self.ipam.set_parts(id, range, parts, now);
+    pub(super) fn set_parts(
+        &mut self,
+        id: CommandId,
+        range: Range,
+        parts: BTreeSet<Range>,
+        is_complete: bool,
+        now: Time,
+    ) {
+        self.ipam.set_parts(id, range, parts, is_complete, now);
     }
 
     /// Returns the addresses that this host has handed out of a range.

@@ -105,8 +105,9 @@ pub enum Command {
     Unfence(Ipv4Addr),
     /// These addresses of a range are used for something else.
     SetAside(Range, BTreeSet<Ipv4Addr>),
-    /// These parts of a range are the subnets of this host's networks: nothing of them is handed out of the range.
-    SetParts(Range, BTreeSet<Range>),
+    /// These parts of a range are the subnets of this host's networks, or (if true) all of them: nothing of them is handed out of
+    /// the range.
+    SetParts(Range, BTreeSet<Range>, bool),
     /// What this host has handed out of a range.
     Allocations(Range),
     /// Take back the addresses of a host that is off for good: its nickname, or its key in hex.

@@ -360,8 +360,8 @@ impl Node {
             Command::Release(range, allocation) => self.addresses.release(range, allocation, now),
             Command::Unfence(address) => self.addresses.unfence(address),
             Command::SetAside(range, addresses) => self.addresses.set_aside(range, addresses),
-            Command::SetParts(range, parts) => {
-                self.addresses.set_parts(id, range, parts, now);
+            Command::SetParts(range, parts, is_complete) => {
+                self.addresses.set_parts(id, range, parts, is_complete, now);
                 return None;
             }
             Command::Allocations(range) => return Some(Ok(Reply::Allocations(self.addresses.allocations(range)))),
