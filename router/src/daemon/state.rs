@@ -199,8 +199,7 @@ impl Store {
         })?;
         let store = Store { path, database: Mutex::new(Some(database)), problem: Mutex::default() };
         fs::set_permissions(&store.path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
-        let known = store.read_all()?.into_iter().find(|(key, _)| key == SCHEMA_KEY).map(|(_, value)| value);
-        if known.as_ref().is_some_and(|known| *known != SCHEMA.to_le_bytes()) {
+        if store.schema()?.is_some_and(|known| known != SCHEMA.to_le_bytes()) {
             return Err(Failure::new(format!(
                 "the store {} was written by another version of weft; install that, or move the store away to start without what was \
                  remembered",
@@ -216,26 +215,31 @@ impl Store {
 
     /// Returns all keys and values.
     pub fn read(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut all = self.read_all()?;
-        all.retain(|(key, _)| key != SCHEMA_KEY);
+        let Some(table) = self.table()? else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for entry in table.iter().doing(cannot_read)? {
+            let (key, value) = entry.doing(cannot_read)?;
+            if key.value() != SCHEMA_KEY {
+                all.push((key.value().to_vec(), value.value().to_vec()));
+            }
+        }
         Ok(all)
     }
 
-    fn read_all(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let what = || "cannot read the store; move it away to start without what was remembered".to_owned();
+    /// Returns the format that the store was written in; none if nothing was ever written.
+    fn schema(&self) -> Result<Option<Vec<u8>>> {
+        let Some(table) = self.table()? else { return Ok(None) };
+        let found = table.get(SCHEMA_KEY).doing(cannot_read)?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    /// Returns the table as it is now; none if nothing was ever written.
+    fn table(&self) -> Result<Option<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>> {
         let mut database = self.lock();
-        let database = self.opened(&mut database)?;
-        let table = match database.begin_read().doing(what)?.open_table(TABLE) {
-            // Nothing was ever written.
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            table => table.doing(what)?,
-        };
-        let mut all = Vec::new();
-        for entry in table.iter().doing(what)? {
-            let (key, value) = entry.doing(what)?;
-            all.push((key.value().to_vec(), value.value().to_vec()));
+        match self.opened(&mut database)?.begin_read().doing(cannot_read)?.open_table(TABLE) {
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            table => table.map(Some).doing(cannot_read),
         }
-        Ok(all)
     }
 
     /// Makes changes, all or none; they survive a crash once this returns. After an `Err` nothing of them was made.
@@ -273,6 +277,10 @@ fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
         || redb::Builder::new().set_cache_size(STORE_CACHE).create(path),
         |error| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen),
     )
+}
+
+fn cannot_read() -> String {
+    "cannot read the store; move it away to start without what was remembered".to_owned()
 }
 
 fn cannot_write() -> String {

@@ -269,9 +269,11 @@ impl Pools {
         let Some(pool) = self.chosen.find(id) else { return Ok(()) };
         let prefix = pool.prefix;
         let Some(range) = range_of(prefix) else { return self.chosen.remove(id).map(drop) };
-        self.node.release(&self.leases(range).await?).await;
+        let (attached, ours): (Vec<Lease>, Vec<Lease>) =
+            self.node.leases(range).await?.into_iter().partition(is_attached);
+        self.node.release(&ours).await;
         // Containers attached by hand keep their addresses, and with them the pool its part of the mesh's range.
-        if self.is_part(prefix) && !self.node.leases(range).await?.is_empty() {
+        if self.is_part(prefix) && !attached.is_empty() {
             return self.chosen.set(id, ChosenPool { network: None, ..pool });
         }
         self.chosen.remove(id)?;
@@ -372,7 +374,7 @@ impl Pools {
     /// What the engine's containers have of a range.
     async fn leases(&self, range: Range) -> Result<Vec<Lease>> {
         let held = self.node.leases(range).await?;
-        Ok(held.into_iter().filter(|lease| lease.id[0] & ATTACHED == 0).collect())
+        Ok(held.into_iter().filter(|lease| !is_attached(lease)).collect())
     }
 
     /// Gives back what no endpoint has and the engine did not just ask for.
@@ -470,6 +472,11 @@ fn id_of(prefix: Prefix, part: Option<Prefix>) -> String {
         Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),
         None => Cidr(prefix).to_string(),
     }
+}
+
+/// Returns whether an address is of a container attached by hand, and not the engine's.
+fn is_attached(lease: &Lease) -> bool {
+    lease.id[0] & ATTACHED != 0
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

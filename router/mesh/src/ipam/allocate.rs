@@ -282,10 +282,13 @@ impl Local {
                 _ => (!self.claims.contains(&address)).then_some(Ok(address)),
             };
         }
+        // No window is open in a part, so no host is entitled to an address of it.
+        if let Some(address) = pending.want
+            && let Some(part) = ring.part_of(address)
+        {
+            return Some(Err(Error::OfNetwork { address, part }));
+        }
         match pending.want {
-            Some(want) if ring.part_of(want).is_some_and(|_| !ring.is_entitled(own, want)) => {
-                ring.part_of(want).map(|part| Err(Error::OfNetwork { address: want, part }))
-            }
             Some(want) if self.held.contains_key(&want) => Some(Err(Error::InUse { address: want })),
             // Asked for by name it need not rest.
             Some(want) if self.is_leaving(ring, want) => None,
