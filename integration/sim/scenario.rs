@@ -9,6 +9,7 @@ use rand::{Rng, RngExt};
 use weft_crypto::Ciphers;
 use weft_mesh::node::Event;
 use weft_mesh::records::{EndpointId, EndpointRecord, Health};
+use weft_mesh::stored::Stored;
 
 use super::model::Model;
 use super::null;
@@ -263,14 +264,19 @@ impl Drama {
     fn restore_disk(&mut self, world: &mut World, host: HostNumber) -> String {
         world.crash(host);
         let disk = self.old_disks.remove(&host).unwrap_or_default();
-        let restored: Vec<EndpointId> =
-            disk.keys().filter_map(|key| key.strip_prefix(b"endpoint/")?.try_into().ok()).collect();
+        let restored: Vec<EndpointId> = disk
+            .keys()
+            .filter_map(|key| match Stored::parse(key)? {
+                Stored::Endpoint(id) => Some(id),
+                _ => None,
+            })
+            .collect();
         let attached = self.model.endpoints.entry(host).or_default();
         attached.retain(|id, _| restored.contains(id));
         // What was detached since is attached again: the old disk says so.
         for id in restored {
             if !attached.contains_key(&id)
-                && let Some(record) = disk.get(&[b"endpoint/".as_slice(), &id].concat())
+                && let Some(record) = disk.get(&Stored::Endpoint(id).encode())
                 && let Some(record) = weft_mesh::records::decode(record)
             {
                 attached.insert(id, record);

@@ -300,6 +300,7 @@ fn datagrams_that_no_member_sealed_change_nothing() {
     let before = world.state_of(1);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     for kind in 0..4 {
+        let refused = world.refused_by(1).handshakes;
         for _ in 0..EACH {
             let mut data = real[rng.random_range(0..real.len())].clone();
             match kind {
@@ -317,6 +318,7 @@ fn datagrams_that_no_member_sealed_change_nothing() {
             world.inject(1, from, data);
         }
         assert_eq!(world.state_of(1), before, "kind {kind} changed something");
+        assert!(kind > 0 || world.refused_by(1).handshakes > refused, "replayed handshakes are counted");
     }
     world.run_for(Duration::from_secs(1));
     assert!(arrives(&mut world, 0, 1));

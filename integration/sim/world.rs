@@ -14,7 +14,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Target};
+use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::records::{EndpointId, EndpointRecord};
 use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::{Hashing, Snapshot};
@@ -300,8 +300,14 @@ impl World {
         for peer in &mut status.peers {
             (peer.rx_bytes, peer.tx_bytes) = (0, 0);
         }
+        status.refused = Refusals::default();
         let (events, delivered) = (&self.hosts[number].events, &self.hosts[number].delivered);
         format!("{status:?} {events:?} {delivered:?}")
+    }
+
+    /// What a host refused so far.
+    pub fn refused_by(&self, number: HostNumber) -> Refusals {
+        self.hosts[number].node.as_ref().map(|node| node.status(self.now).refused).unwrap_or_default()
     }
 
     /// A datagram from nowhere in particular arrives at a host.

@@ -52,6 +52,10 @@
 //! assert!(range.contains(address) && !range.is_reserved(address));
 //! ```
 
+mod addresses;
+mod api;
+mod backoff;
+mod codec;
 pub mod datapath;
 pub mod egress;
 mod flows;
@@ -62,10 +66,18 @@ mod join;
 pub mod names;
 mod neighbour;
 pub mod node;
+mod presence;
+mod publisher;
 mod reassembly;
 pub mod records;
-pub mod routes;
+mod report;
+mod segments;
+mod sessions;
 pub mod sink;
 pub mod snapshot;
+pub mod stored;
+mod topology;
 pub mod vnet;
 pub mod wire;
+
+pub use topology::routes;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use weft_mesh::node::PERSISTED_ENDPOINT;
 use weft_mesh::records::EndpointId;
+use weft_mesh::stored::Stored;
 
 use crate::attach::addresses::Lease;
 use crate::attach::attachment::{Attachment, PERSISTED};
@@ -49,12 +49,11 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<R
         }
     }
     // An endpoint without an attachment is what a crash between the two left.
-    let is_alive = |id: &[u8]| id.try_into().is_ok_and(|id: EndpointId| restored.alive.contains_key(&id));
-    let orphans = kept
-        .iter()
-        .map(|(key, _)| key)
-        .filter(|key| key.strip_prefix(PERSISTED_ENDPOINT).is_some_and(|id| !is_alive(id)));
-    let orphans: Vec<Vec<u8>> = orphans.cloned().collect();
+    let is_orphan = |key: &Vec<u8>| match Stored::parse(key) {
+        Some(Stored::Endpoint(id)) => !restored.alive.contains_key(&id),
+        _ => false,
+    };
+    let orphans: Vec<Vec<u8>> = kept.iter().map(|(key, _)| key).filter(|key| is_orphan(key)).cloned().collect();
     restored.gone.extend(orphans);
     Ok(restored)
 }

@@ -32,7 +32,7 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         "targets": status.targets,
         "ipam": ipam(status, &options.range.to_string()),
         "dns": dns(api),
-        "drops": drops(api),
+        "drops": drops(status, api),
         "docker": {
             "plugin": api.docker.as_ref().map(|_| docker::NAME),
             "engine": engine.as_deref(),
@@ -108,15 +108,22 @@ fn endpoints(status: &Status, api: &Api) -> Value {
     status.endpoints.iter().map(with_ports).collect()
 }
 
-/// What the packet workers dropped, by reason, and what else was lost.
-fn drops(api: &Api) -> Value {
+/// Everything that was dropped or refused, by reason: by the packet workers, by sockets and TAPs, by the node.
+fn drops(status: &Status, api: &Api) -> Value {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let by_reason =
         DropReason::ALL.iter().map(|reason| (reason.name(), count(&api.counters.dropped[*reason as usize])));
+    let refused = &status.refused;
     let others = [
         ("tap_full", count(&api.counters.tap_full)),
         ("send_failed", count(&api.counters.send_failed)),
         ("punts_lost", count(&api.counters.punts_lost)),
+        ("waiting_frames", refused.waiting_frames),
+        ("handshakes_refused", refused.handshakes),
+        ("swim_packets_refused", refused.swim_packets),
+        ("record_batches_refused", refused.record_batches),
+        ("records_refused", refused.records),
+        ("records_unknown", refused.unknown_records),
     ];
     by_reason.chain(others).map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<String, Value>>().into()
 }

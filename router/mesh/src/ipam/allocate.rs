@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 use weft_crypto::{HostLabel, Time};
 
 use super::{
-    ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, LISTEN, Leaving, Local, Output, PERSISTED_ADDRESS,
-    PERSISTED_LENDING, Pending, Range, Request, Ring, RingId, STEPS, address_key, encode,
+    ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, LISTEN, Leaving, Local, Output, Pending, Range, Request,
+    Ring, RingId, STEPS, encode,
 };
+use crate::stored::Stored;
 
 impl Ipam {
     /// Goes on as far as this host can by itself: alone it decides one change after the other.
@@ -70,8 +71,7 @@ impl Ipam {
                     local.by_id.insert(pending.id, address);
                     local.resting.remove(&address);
                     if is_new {
-                        let key = address_key(PERSISTED_ADDRESS, range, address);
-                        self.persist(key, Some(encode(&pending.id)));
+                        self.persist(&Stored::Address(range, address), Some(encode(&pending.id)));
                     }
                     self.reply(ticket, Ok(address));
                 }
@@ -242,7 +242,7 @@ impl Ipam {
         };
         let lent = (from, n + 8);
         local.lending.insert(address, lent);
-        self.persist(address_key(PERSISTED_LENDING, range, address), Some(encode(&lent)));
+        self.persist(&Stored::Lending(range, address), Some(encode(&lent)));
         self.advance(range, now);
     }
 
@@ -266,7 +266,7 @@ impl Ipam {
         local.claims.remove(&address);
         local.held.remove(&address);
         local.by_id.remove(&id);
-        self.persist(address_key(PERSISTED_ADDRESS, range, address), None);
+        self.persist(&Stored::Address(range, address), None);
         self.outputs.push_back(Output::Fence(id, address));
     }
 }

@@ -9,16 +9,16 @@ use weft_crypto::{HostLabel, Time};
 
 use super::{
     Acceptor, Announcement, Ballot, Body, Change, Error, Ipam, Kept, Leaving, Local, MAX_PENDING, MAX_TOGETHER, Output,
-    PATIENCE, PERSISTED_LENDING, PERSISTED_RING, PERSISTED_STARTS, Pending, Proposal, Range, Ring, Running, Step,
-    Ticket, WISH_AGAIN, WISH_PATIENCE, address_key, encode,
+    PATIENCE, Pending, Proposal, Range, Ring, Running, Step, Ticket, WISH_AGAIN, WISH_PATIENCE, encode,
 };
+use crate::stored::Stored;
 
 impl Ipam {
     pub(super) fn persist_ring(&mut self, range: Range) {
         let Some(local) = self.locals.get(&range) else { return };
         let (ring, acceptor, leaving) = (local.ring.clone(), local.acceptor.clone(), local.leaving.clone());
         let kept = Kept { ring, acceptor, leaving, is_confirmed: local.is_confirmed };
-        self.persist([PERSISTED_RING, &range.to_bytes()].concat(), Some(encode(&kept)));
+        self.persist(&Stored::Ring(range), Some(encode(&kept)));
     }
 
     pub(super) fn on_prepare(&mut self, from: HostLabel, range: Range, ballot: Ballot) {
@@ -227,7 +227,7 @@ impl Ipam {
         local.ring = Some(ring);
         if let Some(known) = known.filter(|known| is_known && known.number > self.start.number) {
             self.start = known;
-            self.persist(PERSISTED_STARTS.to_vec(), Some(encode(&known.number)));
+            self.persist(&Stored::Starts, Some(encode(&known.number)));
         }
         self.persist_ring(range);
         self.answer_given_up(range);
@@ -309,7 +309,7 @@ impl Ipam {
             if let Some(local) = self.locals.get_mut(&range) {
                 local.lending.remove(&address);
             }
-            self.persist(address_key(PERSISTED_LENDING, range, address), None);
+            self.persist(&Stored::Lending(range, address), None);
         }
     }
 

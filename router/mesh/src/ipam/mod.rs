@@ -30,7 +30,8 @@ use weft_crypto::{HostLabel, Time};
 
 pub use api::*;
 
-use crate::records::{decode, encode};
+use crate::codec::{decode, encode};
+use crate::stored::Stored;
 use message::{Body, Message, PART};
 use paxos::{Acceptor, Ballot, Proposal, Step};
 use ring::{Change, MAX_TOGETHER, MAX_VOTERS, Range, Ring, RingId, Start, make_odd};
@@ -65,11 +66,6 @@ const STEPS: usize = 64;
 const MAX_RINGS: usize = 256;
 const MAX_PENDING: usize = 1024;
 const MAX_PARTS: u16 = 2048;
-
-const PERSISTED_STARTS: &[u8] = b"ipam/starts";
-const PERSISTED_RING: &[u8] = b"ipam/ring/";
-const PERSISTED_ADDRESS: &[u8] = b"ipam/address/";
-const PERSISTED_LENDING: &[u8] = b"ipam/lending/";
 
 /// The addresses of this host, and its part in the rings.
 pub struct Ipam {
@@ -187,7 +183,7 @@ impl Ipam {
     /// Picks up from what was persisted.
     pub fn new(setup: Setup, kept: &BTreeMap<Vec<u8>, Vec<u8>>) -> Self {
         let mut rng = ChaCha20Rng::from_seed(setup.entropy);
-        let last: u64 = kept.get(PERSISTED_STARTS).and_then(|value| decode(value)).unwrap_or(0);
+        let last: u64 = kept.get(&Stored::Starts.encode()).and_then(|value| decode(value)).unwrap_or(0);
         let start = Start { number: last + 1, nonce: rng.next_u64() };
         let mut ipam = Ipam {
             own: setup.own,
@@ -205,30 +201,42 @@ impl Ipam {
             outputs: VecDeque::new(),
             next_upkeep: Time::ZERO,
         };
-        ipam.persist(PERSISTED_STARTS.to_vec(), Some(encode(&start.number)));
+        ipam.persist(&Stored::Starts, Some(encode(&start.number)));
         ipam.restore(kept, setup.continues);
         ipam
     }
 
     fn restore(&mut self, kept: &BTreeMap<Vec<u8>, Vec<u8>>, continues: bool) {
-        for (key, value) in kept {
-            if let Some(range) = key.strip_prefix(PERSISTED_RING).and_then(range_of) {
-                if let Some(Kept { ring, acceptor, leaving, is_confirmed }) = decode(value) {
-                    let local = self.locals.entry(range).or_default();
-                    (local.ring, local.acceptor, local.leaving) = (ring, acceptor, leaving);
-                    // A start that was not known to the ring yet is not known by going on, either.
-                    local.is_confirmed = continues && is_confirmed;
+        for (key, value) in kept.iter().filter_map(|(key, value)| Some((Stored::parse(key)?, value))) {
+            match key {
+                Stored::Ring(range) => {
+                    if let Some(Kept { ring, acceptor, leaving, is_confirmed }) = decode(value) {
+                        let local = self.locals.entry(range).or_default();
+                        (local.ring, local.acceptor, local.leaving) = (ring, acceptor, leaving);
+                        // A start that was not known to the ring yet is not known by going on, either.
+                        local.is_confirmed = continues && is_confirmed;
+                    }
                 }
-            } else if let Some((range, address)) = key.strip_prefix(PERSISTED_ADDRESS).and_then(address_of) {
-                if let Some(id) = decode::<AllocationId>(value) {
-                    let local = self.locals.entry(range).or_default();
-                    local.held.insert(address, id);
-                    local.by_id.insert(id, address);
+                Stored::Address(range, address) => {
+                    if let Some(id) = decode::<AllocationId>(value) {
+                        let local = self.locals.entry(range).or_default();
+                        local.held.insert(address, id);
+                        local.by_id.insert(id, address);
+                    }
                 }
-            } else if let Some((range, address)) = key.strip_prefix(PERSISTED_LENDING).and_then(address_of)
-                && let Some(lent) = decode(value)
-            {
-                self.locals.entry(range).or_default().lending.insert(address, lent);
+                Stored::Lending(range, address) => {
+                    if let Some(lent) = decode(value) {
+                        self.locals.entry(range).or_default().lending.insert(address, lent);
+                    }
+                }
+                Stored::Incarnation
+                | Stored::Target(_)
+                | Stored::Forgotten(_)
+                | Stored::Endpoint(_)
+                | Stored::Peer(_)
+                | Stored::Entry(_)
+                | Stored::Removed(_)
+                | Stored::Starts => {}
             }
         }
         let ranges: Vec<Range> = self.locals.keys().copied().collect();
@@ -297,7 +305,7 @@ impl Ipam {
         local.claims.remove(&address);
         local.pending.retain(|pending| pending.id != id);
         local.resting.insert(address, now + QUARANTINE);
-        self.persist(address_key(PERSISTED_ADDRESS, range, address), None);
+        self.persist(&Stored::Address(range, address), None);
         self.advance(range, now);
     }
 
@@ -478,8 +486,8 @@ impl Ipam {
         has_room.then(|| self.locals.entry(range).or_default())
     }
 
-    fn persist(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.outputs.push_back(Output::Persist(key, value));
+    fn persist(&mut self, key: &Stored, value: Option<Vec<u8>>) {
+        self.outputs.push_back(Output::Persist(key.encode(), value));
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Ipv4Addr, Error>) {
@@ -532,18 +540,4 @@ impl Local {
             Some(ring) => ring.superseded_by == Some(id) || self.deserted_for == Some(id),
         }
     }
-}
-
-fn address_key(prefix: &[u8], range: Range, address: Ipv4Addr) -> Vec<u8> {
-    [prefix, &range.to_bytes(), &address.octets()].concat()
-}
-
-fn range_of(bytes: &[u8]) -> Option<Range> {
-    Range::from_bytes(bytes.try_into().ok()?)
-}
-
-fn address_of(bytes: &[u8]) -> Option<(Range, Ipv4Addr)> {
-    let (range, address) = bytes.split_first_chunk::<5>()?;
-    let address: [u8; 4] = address.try_into().ok()?;
-    Some((Range::from_bytes(*range)?, address.into()))
 }

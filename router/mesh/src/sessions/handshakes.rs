@@ -9,15 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use weft_crypto::handshake::{Answer, Established, HandshakeError, Initiator, Local, Offer, Pattern, Responder};
 use weft_crypto::session::{ReceiveKey, SendKey};
-use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie, envelope, session};
+use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie};
 
-use super::peer::{Proof, Session};
-use super::{Node, Output, sessions};
+use super::session::{Proof, SendKeys, Session, renew_after};
+use super::{Event, Sessions};
 use crate::snapshot::Inbound;
-use crate::wire::Lane;
 use crate::wire::{HandshakePacket, Step};
 
 /// How long an answer is awaited.
@@ -38,7 +37,7 @@ pub(super) struct Handshakes {
     answered: BTreeMap<u32, Answered>,
     seen: VecDeque<[u8; 32]>,
     load: (Time, u32),
-    /// Packets of no member, or damaged.
+    /// Packets refused: of no member, damaged or replayed.
     pub(super) refused: u64,
 }
 
@@ -57,6 +56,30 @@ impl Handshakes {
     pub(super) fn keep_under(&mut self, keyring: &Keyring) {
         self.initiated.retain(|_, attempt| keyring.holds(&attempt.secret));
         self.answered.retain(|_, answered| keyring.holds(&answered.secret));
+    }
+
+    /// Whether an own attempt on the same path is under way that may come to something: one that takes the other for known
+    /// (IK) does not, if the other asks for an introduction (XX).
+    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel, pattern: Pattern) -> bool {
+        let may_work = |attempt: &Attempt| pattern == Pattern::Ik || attempt.initiator.pattern() == Pattern::Xx;
+        self.initiated.values().any(|attempt| is_same_path(attempt, from, source) && may_work(attempt))
+    }
+
+    /// Whether first messages come faster than they should be worked on without a cookie.
+    fn is_loaded(&mut self, now: Time) -> bool {
+        let (since, count) = &mut self.load;
+        if now.since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count > LOAD_LIMIT
+    }
+
+    fn remember_seen(&mut self, ephemeral: [u8; 32]) {
+        if self.seen.len() >= SEEN {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(ephemeral);
     }
 
     /// Whether an attempt to reach this peer, or the host at this address, is under way.
@@ -88,10 +111,10 @@ struct Answered {
     started: Time,
 }
 
-impl Node {
+impl Sessions {
     /// Starts a handshake: straight to an address, or (`None`) over relays. `tries` so far choose among the
     /// live secrets and, after two without an answer, fall back from IK to XX.
-    pub(super) fn start_handshake(
+    pub(crate) fn start_handshake(
         &mut self,
         peer: Option<HostLabel>,
         direct: Option<SocketAddr>,
@@ -130,7 +153,7 @@ impl Node {
             receiver: 0,
             noise,
         };
-        self.send_handshake(direct, peer, packet.encode(&secret, None), now);
+        self.send_packet(direct, peer, packet.encode(&secret, None));
         let attempt = Attempt { initiator, secret, peer, direct, started: now, first: Some(packet) };
         self.handshakes.initiated.insert(index, attempt);
     }
@@ -140,7 +163,7 @@ impl Node {
     }
 
     /// Takes a handshake packet, straight from an address or (`None`) relayed.
-    pub(super) fn on_handshake(&mut self, from: Option<SocketAddr>, bytes: &[u8], now: Time) {
+    pub(crate) fn on_handshake(&mut self, from: Option<SocketAddr>, bytes: &[u8], now: Time) {
         let secret = HandshakePacket::secret_of(bytes, self.keyring.secrets()).cloned();
         let (Some(secret), Some(packet)) = (secret, HandshakePacket::parse(bytes)) else {
             self.handshakes.refused += 1;
@@ -151,7 +174,7 @@ impl Node {
             Step::Second => self.on_second(from, &packet, now),
             Step::Third => self.on_third(from, &packet, now),
             Step::Cookie => {
-                self.on_cookie(&packet, now);
+                self.on_cookie(&packet);
                 Ok(())
             }
         };
@@ -179,16 +202,16 @@ impl Node {
         if self.handshakes.seen.contains(&ephemeral) {
             return Err(HandshakeError::Unverified);
         }
-        if self.is_loaded(now) {
+        if self.handshakes.is_loaded(now) {
             let source = source_bytes(from, packet.source);
             let (signed, mac) = HandshakePacket::cookie_parts(bytes).ok_or(HandshakeError::Unverified)?;
             if !self.cookies.verify(&source, signed, mac, now) {
                 let cookie = self.cookies.make(&source, now);
-                self.send_cookie(from, &packet, &secret, cookie, now);
+                self.send_cookie(from, &packet, &secret, cookie);
                 return Ok(());
             }
         }
-        if self.own < packet.source && self.is_trying_same(from, packet.source, pattern) {
+        if self.own < packet.source && self.handshakes.is_trying_same(from, packet.source, pattern) {
             // Of two hosts that start at once the lower label's attempt goes on.
             return Ok(());
         }
@@ -198,7 +221,7 @@ impl Node {
         let local = Local { identity, boot: self.boot, secret: &secret, ciphers, entropy };
         let known = |key: &[u8; 32]| Some(self.peers.get(self.by_noise_key.get(key)?)?.id);
         let answer = Responder::answer(local, pattern, packet.offer, &packet.noise, known);
-        self.remember_seen(ephemeral);
+        self.handshakes.remember_seen(ephemeral);
         if let Err(HandshakeError::UnknownInitiator) = answer {
             // A peer that knows this host from before its state was lost: introductions have to be made again.
             let source = from.is_none().then_some(packet.source);
@@ -210,7 +233,7 @@ impl Node {
         match answer {
             Answer::Waiting(responder, second) => {
                 let reply = reply(second).encode(&secret, None);
-                self.send_handshake(from, Some(packet.source), reply, now);
+                self.send_packet(from, Some(packet.source), reply);
                 while self.handshakes.answered.len() >= MAX_PENDING {
                     self.handshakes.answered.pop_first();
                 }
@@ -219,18 +242,11 @@ impl Node {
             }
             Answer::Done(established, second) => {
                 let reply = reply(second).encode(&secret, None);
-                self.send_handshake(from, Some(packet.source), reply, now);
+                self.send_packet(from, Some(packet.source), reply);
                 self.on_established(established, index, packet.sender, secret, from, Proof::Pending, now);
             }
         }
         Ok(())
-    }
-
-    /// Whether an own attempt on the same path is under way that may come to something: one that takes the other for known
-    /// (IK) does not, if the other asks for an introduction (XX).
-    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel, pattern: Pattern) -> bool {
-        let may_work = |attempt: &Attempt| pattern == Pattern::Ik || attempt.initiator.pattern() == Pattern::Xx;
-        self.handshakes.initiated.values().any(|attempt| is_same_path(attempt, from, source) && may_work(attempt))
     }
 
     fn on_second(
@@ -245,7 +261,7 @@ impl Node {
         if let Some(noise) = third {
             let reply = answer_packet(self.own, Step::Third, index, packet.sender, noise);
             let reply = reply.encode(&attempt.secret, None);
-            self.send_handshake(from, Some(established.peer.label()), reply, now);
+            self.send_packet(from, Some(established.peer.label()), reply);
         }
         self.on_established(established, index, packet.sender, attempt.secret, from, Proof::Initiator, now);
         Ok(())
@@ -264,14 +280,14 @@ impl Node {
         Ok(())
     }
 
-    fn on_cookie(&mut self, packet: &HandshakePacket, now: Time) {
+    fn on_cookie(&mut self, packet: &HandshakePacket) {
         let Some(attempt) = self.handshakes.initiated.get_mut(&packet.receiver) else { return };
         let (Ok(cookie), Some(first)) = (<[u8; cookie::LEN]>::try_from(&packet.noise[..]), attempt.first.take()) else {
             return;
         };
         let (direct, peer) = (attempt.direct, attempt.peer);
         let bytes = first.encode(&attempt.secret, Some(&cookie));
-        self.send_handshake(direct, peer, bytes, now);
+        self.send_packet(direct, peer, bytes);
     }
 
     fn send_cookie(
@@ -280,45 +296,23 @@ impl Node {
         packet: &HandshakePacket,
         secret: &Secret,
         cookie: [u8; cookie::LEN],
-        now: Time,
     ) {
         let reply = answer_packet(self.own, Step::Cookie, 0, packet.sender, cookie.to_vec());
-        self.send_handshake(from, Some(packet.source), reply.encode(secret, None), now);
+        self.send_packet(from, Some(packet.source), reply.encode(secret, None));
     }
 
-    /// Whether first messages come faster than they should be worked on without a cookie.
-    fn is_loaded(&mut self, now: Time) -> bool {
-        let (since, count) = &mut self.handshakes.load;
-        if now.since(*since) >= Duration::from_secs(1) {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
-        *count > LOAD_LIMIT
+    /// Sends a packet straight to an address, or along the route to a host.
+    fn send_packet(&mut self, direct: Option<SocketAddr>, to: Option<HostLabel>, bytes: Vec<u8>) {
+        self.events.push_back(Event::Packet { direct, to, bytes });
     }
 
-    fn remember_seen(&mut self, ephemeral: [u8; 32]) {
-        if self.handshakes.seen.len() >= SEEN {
-            self.handshakes.seen.pop_front();
+    fn random_index(&mut self) -> u32 {
+        loop {
+            let index = self.rng.next_u32();
+            if index != 0 && !self.indices.contains(&index) && !self.handshakes.uses(index) {
+                return index;
+            }
         }
-        self.handshakes.seen.push_back(ephemeral);
-    }
-
-    /// Sends a handshake packet straight to an address, or along the route to a host. It is not marked as urgent: a network
-    /// that drops marked packets would never let hosts find that out.
-    fn send_handshake(&mut self, direct: Option<SocketAddr>, to: Option<HostLabel>, packet: Vec<u8>, now: Time) {
-        if let Some(to) = direct {
-            let stride = packet.len();
-            self.outputs.push_back(Output::Transmit { lane: Lane::Main, to, data: packet, stride });
-            return;
-        }
-        let Some((to, hop)) = to.and_then(|to| Some((to, self.hop_towards(to)?))) else { return };
-        let mut data = Vec::with_capacity(envelope::LEN + session::HEADER_LEN + packet.len());
-        data.extend_from_slice(&hop.envelope(envelope::MAX_TTL, to));
-        data.extend_from_slice(&[0; session::HEADER_LEN]);
-        data.extend_from_slice(&packet);
-        hop.meter.sent.on_link(1, now);
-        let stride = data.len();
-        self.outputs.push_back(Output::Transmit { lane: Lane::Main, to: hop.remote, data, stride });
     }
 
     fn on_established(
@@ -335,13 +329,12 @@ impl Node {
         let Established { peer: id, boot, suite, keys } = established;
         if id == self.identity.peer_id() {
             // Only a holder of this host's key can finish a handshake with it.
-            self.contested = Some(now);
-            self.on_clone(now);
+            self.events.push_back(Event::OwnKeyElsewhere);
             return;
         }
         let Some(label) = self.meet(id, now) else { return };
-        let (own, peer) = (self.own, self.peers.get_mut(&label));
-        let Some(peer) = peer else { return };
+        let renew_after = renew_after(is_initiator, self.rng.random());
+        let Some(peer) = self.peers.get(&label) else { return };
         let inbound = Inbound {
             peer: label,
             receive: ReceiveKey::new(keys.receive),
@@ -352,16 +345,14 @@ impl Node {
         };
         let session = Session {
             index,
-            remote_index,
-            send: Arc::new(SendKey::new(keys.send, remote_index)),
+            keys: SendKeys { seal: Arc::new(SendKey::new(keys.send, remote_index)), remote_index, hop: keys.hop_send },
             inbound: Arc::new(inbound),
-            hop_send: keys.hop_send,
             suite,
             secret,
             boot,
             created: now,
-            renew_after: sessions::renew_after(is_initiator, self.rng.random()),
-            by_lower: is_initiator == (own < label),
+            renew_after,
+            by_lower: is_initiator == (self.own < label),
             superseded: None,
         };
         self.accept(label, session, direct, proof, now);

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
-use crate::records::{EndpointId, EndpointRecord, Health, NetworkRecord, NetworkUid};
+use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
+use crate::report::Status;
 use crate::sink::Punt;
 use crate::snapshot::Snapshot;
 use crate::wire::Lane;
@@ -355,171 +355,4 @@ pub enum Event {
         /// The address.
         address: Ipv4Addr,
     },
-}
-
-/// How a peer stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PeerState {
-    /// Session and route are there.
-    Connected,
-    /// On the way.
-    Connecting,
-    /// No route.
-    Unreachable,
-    /// SWIM declared it dead.
-    Dead,
-}
-
-/// One peer in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct PeerStatus {
-    /// Nickname.
-    pub name: String,
-    /// Key, in hex.
-    pub peer_id: String,
-    /// How it stands.
-    pub state: PeerState,
-    /// `direct` or `relay`.
-    pub path: Option<&'static str>,
-    /// The relay's nickname.
-    pub via: Option<String>,
-    /// `udp`, `tcp` or none.
-    pub transport: Option<&'static str>,
-    /// Address of the direct link.
-    pub remote: Option<SocketAddr>,
-    /// Cipher suite of the session.
-    pub cipher: Option<&'static str>,
-    /// Smoothed round-trip time of the direct link, in microseconds.
-    pub rtt_us: Option<u64>,
-    /// Largest frame the path takes whole, in bytes.
-    pub mtu: Option<usize>,
-    /// Bytes received in sessions with it.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-}
-
-/// One link in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct LinkStatus {
-    /// One end's nickname.
-    pub from: String,
-    /// The other end's.
-    pub to: String,
-    /// Announced cost.
-    pub cost: u32,
-}
-
-/// One route in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct RouteStatus {
-    /// Where to, nickname.
-    pub to: String,
-    /// Through which neighbour.
-    pub via: String,
-    /// Through which when that is lost.
-    pub backup: Option<String>,
-    /// Cost of the path.
-    pub cost: u32,
-    /// Largest datagram in bytes.
-    pub max_datagram: u16,
-}
-
-/// One endpoint in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct EndpointStatus {
-    /// Id in hex.
-    pub id: String,
-    /// Segment name.
-    pub segment: String,
-    /// Host nickname.
-    pub host: String,
-    /// MAC.
-    pub mac: String,
-    /// Addresses with prefix lengths.
-    pub ips: Vec<String>,
-    /// Names.
-    pub names: Vec<String>,
-    /// Whether it is healthy.
-    pub healthy: bool,
-    /// How it is: healthy, starting or unhealthy.
-    pub health: Health,
-}
-
-/// One target in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct TargetStatus {
-    /// As the user wrote it.
-    pub name: String,
-    /// What it resolves to.
-    pub addresses: Vec<SocketAddr>,
-    /// The peer found there.
-    pub peer: Option<String>,
-    /// How it stands.
-    pub state: TargetState,
-}
-
-/// How a target stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetState {
-    /// It is this host.
-    Own,
-    /// A peer was found there.
-    Answered,
-    /// It is being tried.
-    Trying,
-    /// It was tried several times without an answer.
-    Silent,
-}
-
-/// One ring of addresses in a report.
-#[derive(Clone, Debug, Serialize)]
-pub struct RingReport {
-    /// Its range.
-    pub range: String,
-    /// `ready` or `waiting`.
-    pub state: &'static str,
-    /// Who is waited for.
-    pub waiting_for: Vec<String>,
-    /// Addresses in this host's windows.
-    pub owned: u32,
-    /// Addresses handed out by this host.
-    pub used: u32,
-    /// Addresses in windows of hosts that cannot be reached.
-    pub unreachable: u32,
-    /// Who decides.
-    pub voters: Vec<String>,
-    /// Subnets of this host's networks of which addresses are handed out in this range, too.
-    pub contested: Vec<String>,
-}
-
-/// What a node knows.
-#[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// This host's nickname.
-    pub name: String,
-    /// Its key, in hex.
-    pub peer_id: String,
-    /// Whether another host lives with its key.
-    pub cloned: bool,
-    /// All peers.
-    pub peers: Vec<PeerStatus>,
-    /// All links of the mesh.
-    pub links: Vec<LinkStatus>,
-    /// Routes from here.
-    pub routes: Vec<RouteStatus>,
-    /// All endpoints.
-    pub endpoints: Vec<EndpointStatus>,
-    /// Hosts to link to.
-    pub targets: Vec<TargetStatus>,
-    /// Where this host may be reached: what it tells the others.
-    pub addresses: Vec<SocketAddr>,
-    /// Whether datagrams of the urgent lane leave marked as such.
-    pub marks: bool,
-    /// Rings of addresses.
-    pub rings: Vec<RingReport>,
-    /// Addresses that this host handed out and lost to others.
-    pub fenced: Vec<Ipv4Addr>,
 }

@@ -1,5 +1,9 @@
-//! Who is in which segment: endpoint records of all hosts, MACs learnt from frames, and what the
-//! data path sees of both.
+//! Segments: endpoint records of all hosts, MACs learnt from frames, and what the data path sees of both.
+
+mod announcements;
+pub(crate) mod directory;
+pub(crate) mod local;
+pub(crate) mod networks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,65 +12,57 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use announcements::Announcements;
 use weft_crypto::{HostLabel, Time};
 
 use crate::frame::{GATEWAY_MAC, Mac};
 use crate::names::{HIGHEST, LOWEST, Names};
-use crate::neighbour::announcement;
-use crate::records::{EndpointId, EndpointRecord, MAX_NAMES, MoreNames};
+use crate::records::{EndpointId, EndpointRecord, MAX_NAMES, MoreNames, SegmentRecord};
 use crate::snapshot::{Hashing, Learnt, Owner, Segment};
 use crate::wire::{MIN_MTU, SegmentId};
 
 /// How long a learnt MAC stays without a frame from it.
 const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
-/// How long after the start neighbours may know MACs of before it: as long as a kernel keeps a neighbour that it does not
-/// talk to, and then some.
-const FORMER_LIFE: Duration = Duration::from_secs(600);
 /// How soon a learnt MAC may move again.
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Learnt MACs of one segment.
 const MAX_LEARNT: usize = 4096;
-/// Limits on addresses remembered after their endpoints ended, and on announcements at once.
-const MAX_GONE: usize = 4096;
-const MAX_ANNOUNCEMENTS: usize = 1024;
-/// Containers of this host that are told one by one.
-const MAX_TOLD: usize = 256;
+/// Conflicts remembered, so that each is reported once.
+const MAX_CONFLICTS: usize = 256;
 
 /// All that is known of segments and endpoints.
-pub(super) struct Endpoints {
+pub(crate) struct Segments {
     own: HostLabel,
     hashing: Hashing,
-    /// Which hosts are in a segment, what they call it, and the largest packet that their containers take there.
-    presence: BTreeMap<SegmentId, BTreeMap<HostLabel, (String, u16)>>,
+    /// The largest packet that this host's containers take, in bytes.
+    container_mtu: u16,
+    /// The hosts in a segment, with the name they give it and the largest packet that their containers take there.
+    presence: BTreeMap<SegmentId, BTreeMap<HostLabel, SegmentRecord>>,
     /// Names of endpoints that have more than their records take.
     more_names: BTreeMap<(HostLabel, EndpointId), AllNames>,
     /// Segments of this host whose MTU has changed.
     new_mtus: BTreeMap<SegmentId, u16>,
-    /// Who claims which MAC in a segment, the lowest label first.
+    /// Claims to MACs, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
-    /// The MACs that addresses had that are free now: neighbours may still know them.
-    gone: BTreeMap<(SegmentId, IpAddr), Mac>,
-    /// Until when neighbours may know MACs that this host has forgotten.
-    former_life: Time,
-    in_former_life: bool,
-    /// What neighbours are to be told of addresses that are at another MAC now.
-    announcements: Vec<(SegmentId, Vec<u8>)>,
+    announcements: Announcements,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
-    /// What the data path sees: segments of this host.
+    /// The forwarding tables of this host's segments.
     segments: BTreeMap<SegmentId, Segment>,
     changed: BTreeSet<SegmentId>,
+    /// Conflicts that were reported.
+    conflicts: BTreeSet<(String, HostLabel)>,
     /// All endpoints and their names, as the DNS server sees them, and whether that changed.
-    pub(super) names: Names,
-    pub(super) names_changed: bool,
+    names: Names,
+    names_changed: bool,
 }
 
 /// All names of one endpoint.
 #[derive(Default)]
 struct AllNames {
-    /// Those in its record.
+    /// Names in the endpoint's record.
     own: Box<[String]>,
-    /// Those in further ones.
+    /// Names in further records.
     parts: BTreeMap<u8, Box<[String]>>,
 }
 
@@ -79,76 +75,56 @@ impl AllNames {
 type Hosts = RangeInclusive<HostLabel>;
 const ALL: Hosts = LOWEST.0..=HIGHEST.0;
 
-impl Endpoints {
-    pub(super) fn new(own: HostLabel, hashing: Hashing, now: Time) -> Self {
-        Endpoints {
+impl Segments {
+    pub(crate) fn new(own: HostLabel, container_mtu: u16, hashing: Hashing, now: Time) -> Self {
+        Segments {
             own,
             hashing,
+            container_mtu,
             presence: BTreeMap::new(),
             more_names: BTreeMap::new(),
             new_mtus: BTreeMap::new(),
             macs: BTreeSet::new(),
-            gone: BTreeMap::new(),
-            former_life: now + FORMER_LIFE,
-            in_former_life: true,
-            announcements: Vec::new(),
+            announcements: Announcements::new(now),
             gateways: BTreeMap::new(),
             segments: BTreeMap::new(),
             changed: BTreeSet::new(),
+            conflicts: BTreeSet::new(),
             names: Names::new(own),
             names_changed: false,
         }
     }
 
     /// All endpoints with their hosts.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (HostLabel, EndpointId, &EndpointRecord)> {
         self.names.iter()
     }
 
     /// One endpoint.
-    pub(super) fn get(&self, host: HostLabel, id: &EndpointId) -> Option<&EndpointRecord> {
+    pub(crate) fn get(&self, host: HostLabel, id: &EndpointId) -> Option<&EndpointRecord> {
         self.names.get(host, *id).map(|record| &**record)
     }
 
     /// The hosts known to be in a segment.
-    pub(super) fn hosts_in(&self, segment: SegmentId) -> impl Iterator<Item = HostLabel> {
+    pub(crate) fn hosts_in(&self, segment: SegmentId) -> impl Iterator<Item = HostLabel> {
         self.presence.get(&segment).into_iter().flat_map(|hosts| hosts.keys().copied())
     }
 
     /// The segments of this host.
-    pub(super) fn local_segments(&self) -> impl Iterator<Item = SegmentId> {
+    pub(crate) fn local_segments(&self) -> impl Iterator<Item = SegmentId> {
         self.segments.keys().copied()
     }
 
-    /// Another name with the same id, if some host uses one.
-    pub(super) fn collision(&self, name: &str) -> Option<&str> {
-        let hosts = self.presence.get(&SegmentId::of(name))?;
-        hosts.values().map(|(other, _)| other.as_str()).find(|other| *other != name)
+    /// A host is in a segment, or (with `None`) left it.
+    pub(crate) fn on_segment(&mut self, host: HostLabel, segment: SegmentId, record: Option<SegmentRecord>) {
+        match record {
+            Some(record) => self.enter(host, segment, record),
+            None => self.leave(host, segment),
+        }
     }
 
-    /// Returns another endpoint that holds the address in the segment.
-    pub(super) fn owner_of_ip(
-        &self,
-        segment: SegmentId,
-        ip: IpAddr,
-        but: EndpointId,
-    ) -> Option<(HostLabel, EndpointId)> {
-        self.ip_claims(segment, ip, ALL).find(|claim| *claim != (self.own, but))
-    }
-
-    /// Returns another endpoint that holds the MAC in the segment.
-    pub(super) fn owner_of_mac(
-        &self,
-        segment: SegmentId,
-        mac: Mac,
-        but: EndpointId,
-    ) -> Option<(HostLabel, EndpointId)> {
-        self.mac_claims(segment, mac, ALL).find(|claim| *claim != (self.own, but))
-    }
-
-    /// A host is in a segment.
-    pub(super) fn set_presence(&mut self, host: HostLabel, segment: SegmentId, name: String, mtu: u16) {
-        self.presence.entry(segment).or_default().insert(host, (name, mtu));
+    fn enter(&mut self, host: HostLabel, segment: SegmentId, record: SegmentRecord) {
+        self.presence.entry(segment).or_default().insert(host, record);
         if host == self.own && !self.segments.contains_key(&segment) {
             self.open(segment);
         }
@@ -156,8 +132,7 @@ impl Endpoints {
         self.refresh_mtu(segment);
     }
 
-    /// A host left a segment.
-    pub(super) fn unset_presence(&mut self, host: HostLabel, segment: SegmentId) {
+    fn leave(&mut self, host: HostLabel, segment: SegmentId) {
         if let Some(hosts) = self.presence.get_mut(&segment) {
             hosts.remove(&host);
             if hosts.is_empty() {
@@ -166,7 +141,7 @@ impl Endpoints {
         }
         if host == self.own {
             self.segments.remove(&segment);
-            self.gone.retain(|(of, _), _| *of != segment);
+            self.announcements.leave(segment);
             self.changed.insert(segment);
         }
         self.refresh_flood(segment);
@@ -175,7 +150,7 @@ impl Endpoints {
 
     /// Packets of a segment are no larger than all of its hosts' containers take.
     fn refresh_mtu(&mut self, segment: SegmentId) {
-        let smallest = self.presence.get(&segment).and_then(|hosts| hosts.values().map(|(_, mtu)| *mtu).min());
+        let smallest = self.presence.get(&segment).and_then(|hosts| hosts.values().map(|record| record.mtu).min());
         let (Some(switch), Some(mtu)) = (self.segments.get_mut(&segment), smallest) else { return };
         let mtu = mtu.max(MIN_MTU as u16);
         if switch.mtu != mtu {
@@ -186,7 +161,7 @@ impl Endpoints {
     }
 
     /// Segments of this host whose MTU has changed since the last call, with the new one in bytes.
-    pub(super) fn take_new_mtus(&mut self) -> BTreeMap<SegmentId, u16> {
+    pub(crate) fn take_new_mtus(&mut self) -> BTreeMap<SegmentId, u16> {
         std::mem::take(&mut self.new_mtus)
     }
 
@@ -215,7 +190,7 @@ impl Endpoints {
     }
 
     /// The segment's gateway has these addresses on every host.
-    pub(super) fn set_gateways(&mut self, segment: SegmentId, gateways: BTreeSet<IpAddr>) {
+    pub(crate) fn set_gateways(&mut self, segment: SegmentId, gateways: BTreeSet<IpAddr>) {
         let before = match gateways.is_empty() {
             true => self.gateways.remove(&segment),
             false => self.gateways.insert(segment, gateways.clone()),
@@ -226,12 +201,31 @@ impl Endpoints {
     }
 
     /// Whether an address is the gateway's.
-    pub(super) fn is_gateway(&self, segment: SegmentId, ip: IpAddr) -> bool {
+    pub(crate) fn is_gateway(&self, segment: SegmentId, ip: IpAddr) -> bool {
         self.gateways.get(&segment).is_some_and(|gateways| gateways.contains(&ip))
     }
 
-    /// A host has an endpoint.
-    pub(super) fn set(&mut self, host: HostLabel, id: EndpointId, mut record: EndpointRecord) {
+    /// A host has an endpoint, or (with `None`) no longer. Returns the conflicts with this host's endpoints that are news:
+    /// the claim, and the host whose right is better.
+    pub(crate) fn on_endpoint(
+        &mut self,
+        host: HostLabel,
+        id: EndpointId,
+        record: Option<EndpointRecord>,
+    ) -> Vec<(String, HostLabel)> {
+        match record {
+            Some(record) => {
+                self.set(host, id, record.clone());
+                self.new_conflicts(&record)
+            }
+            None => {
+                self.unset(host, id);
+                Vec::new()
+            }
+        }
+    }
+
+    fn set(&mut self, host: HostLabel, id: EndpointId, mut record: EndpointRecord) {
         self.unset(host, id);
         if let Some(all) = self.more_names.get_mut(&(host, id)) {
             all.own = std::mem::take(&mut record.names);
@@ -247,7 +241,7 @@ impl Endpoints {
     }
 
     /// An endpoint has further names, or (with `None`) no longer those of this part.
-    pub(super) fn set_more_names(&mut self, host: HostLabel, id: EndpointId, part: u8, more: Option<MoreNames>) {
+    pub(crate) fn on_more_names(&mut self, host: HostLabel, id: EndpointId, part: u8, more: Option<MoreNames>) {
         let record = self.names.get(host, id).map(|record| (**record).clone());
         let at = (host, id);
         if more.is_some() && !self.more_names.contains_key(&at) {
@@ -268,8 +262,7 @@ impl Endpoints {
         }
     }
 
-    /// A host no longer has an endpoint.
-    pub(super) fn unset(&mut self, host: HostLabel, id: EndpointId) {
+    fn unset(&mut self, host: HostLabel, id: EndpointId) {
         let Some(record) = self.names.get(host, id).cloned() else { return };
         self.names.unset(host, id);
         self.names_changed = true;
@@ -313,50 +306,29 @@ impl Endpoints {
             None => switch.ips.remove(&ip),
         };
         self.changed.insert(segment);
-        self.note_move((segment, ip), before.map(|owner| owner.mac), owner);
-    }
-
-    /// Neighbours that know an address go on sending to the MAC it had: their questions are answered from records, so they
-    /// never hear its present holder ask one. They are told.
-    fn note_move(&mut self, at: (SegmentId, IpAddr), before: Option<Mac>, after: Option<Owner>) {
-        let before = before.or_else(|| self.gone.remove(&at));
-        match (before, after) {
-            (before, Some(after))
-                if before.map_or(self.in_former_life, |before| before != after.mac)
-                    && self.announcements.len() < MAX_ANNOUNCEMENTS =>
-            {
-                self.announce(at, after);
-            }
-            (Some(before), None) => {
-                if self.gone.len() >= MAX_GONE {
-                    self.gone.pop_first();
-                }
-                self.gone.insert(at, before);
-            }
-            _ => {}
+        let moved =
+            self.announcements.note_move((segment, ip), before.map(|owner| owner.mac), owner.map(|owner| owner.mac));
+        if let Some(owner) = owner.filter(|_| moved) {
+            self.announce((segment, ip), owner);
         }
     }
 
-    /// Has neighbours on this host told whose an address is. An IPv6 address of this host is not announced to its owner: it may be
-    /// looking whether another has it (RFC 4862, section 5.4), and would take this for one.
+    /// Tells containers of this host at which MAC an address is. An IPv6 address of this host is not announced to its owner: it may
+    /// be looking whether another has it (RFC 4862, section 5.4), and would take this for one.
     fn announce(&mut self, (segment, ip): (SegmentId, IpAddr), owner: Owner) {
-        let frame = announcement(owner.mac, ip);
-        if owner.host != self.own || ip.is_ipv4() {
-            return self.announcements.push((segment, frame));
-        }
         let inside = (segment, [0; 6], *ALL.start(), LOWEST.1)..=(segment, [0xff; 6], *ALL.end(), HIGHEST.1);
         let others = self.macs.range(inside).filter(|(_, mac, host, _)| *host == self.own && *mac != owner.mac);
-        let to = |(_, mac, ..): &(SegmentId, Mac, HostLabel, EndpointId)| (segment, [mac, &frame[6..]].concat());
-        self.announcements.extend(others.take(MAX_TOLD).map(to));
+        let may_tell_all = owner.host != self.own || ip.is_ipv4();
+        self.announcements.push(segment, (owner.mac, ip), (!may_tell_all).then(|| others.map(|(_, mac, ..)| *mac)));
     }
 
-    /// Frames for the containers of segments of this host.
-    pub(super) fn take_announcements(&mut self) -> Vec<(SegmentId, Vec<u8>)> {
-        std::mem::take(&mut self.announcements)
+    /// Frames for the containers of segments of this host, since the last call.
+    pub(crate) fn take_announcements(&mut self) -> Vec<(SegmentId, Vec<u8>)> {
+        self.announcements.take()
     }
 
     /// A frame came from a MAC that no record has. True if the table changed.
-    pub(super) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
+    pub(crate) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
         let Some(switch) = self.segments.get_mut(&segment) else { return false };
         if switch.macs.contains_key(&mac) {
             return false;
@@ -371,9 +343,9 @@ impl Endpoints {
         true
     }
 
-    /// Drops learnt MACs that have been silent.
-    pub(super) fn age(&mut self, now: Time) {
-        self.in_former_life = now < self.former_life;
+    /// Drops learnt MACs that have been silent; notes that time has passed.
+    pub(crate) fn age(&mut self, now: Time) {
+        self.announcements.age(now);
         let is_live =
             |learnt: &Learnt| now.since(Time::from_nanos(learnt.seen.load(Ordering::Relaxed))) < LEARNT_LIFETIME;
         for (id, switch) in &mut self.segments {
@@ -386,34 +358,58 @@ impl Endpoints {
     }
 
     /// Segments whose tables changed since the last call; `None` for one that is gone.
-    pub(super) fn take_changed(&mut self) -> Vec<(SegmentId, Option<Arc<Segment>>)> {
+    pub(crate) fn take_changed(&mut self) -> Vec<(SegmentId, Option<Arc<Segment>>)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|id| (id, self.segments.get(&id).cloned().map(Arc::new))).collect()
     }
 
-    /// What of an endpoint's one of this host's endpoints has, too, where another host has the better right.
-    pub(super) fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
+    /// Returns the conflicts of a record with this host's endpoints that were not reported yet.
+    fn new_conflicts(&mut self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
+        let mut news = self.conflicts(record);
+        news.retain(|conflict| self.conflicts.len() < MAX_CONFLICTS && self.conflicts.insert(conflict.clone()));
+        news
+    }
+
+    /// Returns the addresses and MAC in `record` that a local endpoint also claims and another host wins.
+    fn conflicts(&self, record: &EndpointRecord) -> Vec<(String, HostLabel)> {
         let segment = SegmentId::of(&record.segment);
         let own = self.own..=self.own;
-        let better = |first: Option<(HostLabel, EndpointId)>, has_own: bool| {
+        let winner = |first: Option<(HostLabel, EndpointId)>, has_own: bool| {
             first.map(|(host, _)| host).filter(|host| has_own && *host != self.own)
         };
         let ips = record.ips.iter().filter_map(|(ip, _)| {
             let has_own = self.ip_claims(segment, *ip, own.clone()).next().is_some();
-            Some((ip.to_string(), better(self.ip_claims(segment, *ip, ALL).next(), has_own)?))
+            Some((ip.to_string(), winner(self.ip_claims(segment, *ip, ALL).next(), has_own)?))
         });
         let has_own = self.mac_claims(segment, record.mac, own.clone()).next().is_some();
-        let mac = better(self.mac_claims(segment, record.mac, ALL).next(), has_own);
+        let mac = winner(self.mac_claims(segment, record.mac, ALL).next(), has_own);
         ips.chain(mac.map(|host| ("its MAC".to_owned(), host))).collect()
     }
 
-    /// Who claims a MAC, the lowest label first.
+    /// A name that an operator added on a host stands for addresses, or (with `None`) for nothing any more.
+    pub(crate) fn set_entry(&mut self, host: HostLabel, name: &str, ips: Option<Vec<IpAddr>>) {
+        self.names.set_entry(host, name, ips);
+        self.names_changed = true;
+    }
+
+    /// Sets the hosts that can be reached: the cost of the way to each, and its nickname.
+    pub(crate) fn set_reach(&mut self, reach: BTreeMap<HostLabel, (u32, String)>) {
+        self.names.set_reach(reach);
+        self.names_changed = true;
+    }
+
+    /// The names for the DNS server, if they changed since the last call.
+    pub(crate) fn take_names(&mut self) -> Option<Names> {
+        std::mem::take(&mut self.names_changed).then(|| self.names.clone())
+    }
+
+    /// Claims to a MAC, the lowest label first.
     fn mac_claims(&self, segment: SegmentId, mac: Mac, hosts: Hosts) -> impl Iterator<Item = (HostLabel, EndpointId)> {
         let range = (segment, mac, *hosts.start(), LOWEST.1)..=(segment, mac, *hosts.end(), HIGHEST.1);
         self.macs.range(range).map(|(_, _, host, id)| (*host, *id))
     }
 
-    /// Who claims an address, the lowest label first.
+    /// Claims to an address, the lowest label first.
     fn ip_claims(&self, segment: SegmentId, ip: IpAddr, hosts: Hosts) -> impl Iterator<Item = (HostLabel, EndpointId)> {
         self.names.claims(segment, ip, hosts)
     }
@@ -422,6 +418,7 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::neighbour::announcement;
 
     fn host(n: u8) -> HostLabel {
         HostLabel([n; 6])
@@ -439,10 +436,14 @@ mod tests {
         }
     }
 
-    fn table() -> (Endpoints, SegmentId) {
+    fn present(mtu: u16) -> Option<SegmentRecord> {
+        Some(SegmentRecord { name: "s".into(), mtu })
+    }
+
+    fn table() -> (Segments, SegmentId) {
         let segment = SegmentId::of("s");
-        let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
-        table.set_presence(host(1), segment, "s".into(), 1450);
+        let mut table = Segments::new(host(1), 1450, Hashing(1, 2), Time::ZERO);
+        table.on_segment(host(1), segment, present(1450));
         (table, segment)
     }
 
@@ -450,7 +451,7 @@ mod tests {
     fn records_beat_what_was_learnt_and_the_next_claim_takes_over() {
         let (mut table, segment) = table();
         let mac = [2, 0, 0, 0, 0, 9];
-        let port = |table: &Endpoints| table.segments[&segment].port(&mac).map(|port| (port.host, port.is_recorded()));
+        let port = |table: &Segments| table.segments[&segment].port(&mac).map(|port| (port.host, port.is_recorded()));
         assert!(table.learn(segment, mac, host(5), Time::ZERO));
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(port(&table), Some((host(3), true)));
@@ -468,11 +469,11 @@ mod tests {
     fn neighbours_are_told_of_an_address_that_is_at_another_mac_and_of_nothing_else() {
         let (mut table, segment) = table();
         let ip = IpAddr::from([10, 0, 0, 9]);
-        let told = |table: &mut Endpoints| table.take_announcements();
+        let told = |table: &mut Segments| table.take_announcements();
         table.set(host(3), [1; 16], record(5, [10, 0, 0, 5]));
         let first = (segment, announcement([2, 0, 0, 0, 0, 5], IpAddr::from([10, 0, 0, 5])));
         assert!(told(&mut table).contains(&first), "before this life of the router it may have been at another");
-        table.age(Time::ZERO + FORMER_LIFE);
+        table.age(Time::ZERO + Duration::from_secs(600));
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(told(&mut table), [], "no neighbour knew another");
         table.unset(host(3), [3; 16]);
@@ -513,13 +514,13 @@ mod tests {
     fn a_segment_has_the_smallest_mtu_of_its_hosts() {
         let (mut table, segment) = table();
         assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
-        table.set_presence(host(2), segment, "s".into(), 8950);
+        table.on_segment(host(2), segment, present(8950));
         assert_eq!(table.take_new_mtus(), BTreeMap::new());
-        table.set_presence(host(3), segment, "s".into(), 1300);
+        table.on_segment(host(3), segment, present(1300));
         assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1300)]));
-        table.set_presence(host(3), segment, "s".into(), 7);
+        table.on_segment(host(3), segment, present(7));
         assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1280)]), "no member makes it unusable");
-        table.unset_presence(host(3), segment);
+        table.on_segment(host(3), segment, None);
         assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
         assert_eq!(table.segments[&segment].mtu, 1450);
     }
@@ -528,29 +529,29 @@ mod tests {
     fn further_names_come_and_go_in_any_order() {
         let (mut table, _) = table();
         let more = |name: &str| Some(MoreNames { names: [name.to_owned()].into() });
-        let names = |table: &Endpoints| table.get(host(3), &[3; 16]).map(|record| record.names.join(" "));
+        let names = |table: &Segments| table.get(host(3), &[3; 16]).map(|record| record.names.join(" "));
         let named = || EndpointRecord { names: ["web".into()].into(), ..record(9, [10, 0, 0, 9]) };
-        table.set_more_names(host(3), [3; 16], 1, more("b"));
+        table.on_more_names(host(3), [3; 16], 1, more("b"));
         assert_eq!(names(&table), None);
         table.set(host(3), [3; 16], named());
-        table.set_more_names(host(3), [3; 16], 0, more("a"));
+        table.on_more_names(host(3), [3; 16], 0, more("a"));
         assert_eq!(names(&table).as_deref(), Some("web a b"));
         table.set(host(3), [3; 16], named());
         assert_eq!(names(&table).as_deref(), Some("web a b"));
-        table.set_more_names(host(3), [3; 16], 1, None);
-        table.set_more_names(host(3), [3; 16], 0, None);
+        table.on_more_names(host(3), [3; 16], 1, None);
+        table.on_more_names(host(3), [3; 16], 0, None);
         assert_eq!(names(&table).as_deref(), Some("web"));
         assert!(table.more_names.is_empty());
     }
 
     #[test]
     fn a_segment_entered_late_has_all_that_was_known() {
-        let mut table = Endpoints::new(host(1), Hashing(1, 2), Time::ZERO);
+        let mut table = Segments::new(host(1), 1450, Hashing(1, 2), Time::ZERO);
         let segment = SegmentId::of("s");
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
-        table.set_presence(host(3), segment, "s".into(), 1450);
+        table.on_segment(host(3), segment, present(1450));
         assert!(table.segments.is_empty());
-        table.set_presence(host(1), segment, "s".into(), 1450);
+        table.on_segment(host(1), segment, present(1450));
         let switch = &table.segments[&segment];
         // The gateway's MAC is there, too.
         assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (2, 1, &[host(3)][..]));

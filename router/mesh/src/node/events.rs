@@ -1,0 +1,266 @@
+//! What the events of each component lead to in the others.
+
+use std::net::SocketAddr;
+
+use weft_crypto::{HostLabel, PeerId, Time};
+
+use super::{Event, Node, Output, encode};
+use crate::api::Reply;
+use crate::records::sync;
+use crate::records::writes::Writes;
+use crate::records::{Key, Record};
+use crate::sessions::SendKeys;
+use crate::stored::Stored;
+use crate::wire::{Control, Lane};
+use crate::{addresses, presence, sessions, topology};
+
+impl Node {
+    /// Carries out the events of all components until none has any.
+    pub(super) fn route_events(&mut self, now: Time) {
+        loop {
+            if let Some(event) = self.sessions.poll_event() {
+                self.on_session_event(event, now);
+            } else if let Some(event) = self.topology.poll_event() {
+                self.on_topology_event(event, now);
+            } else if let Some(event) = self.presence.poll_event() {
+                self.on_presence_event(event, now);
+            } else if let Some(event) = self.records.poll_event() {
+                self.on_sync_event(event, now);
+            } else if let Some(event) = self.addresses.poll_event() {
+                self.on_address_event(event, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn on_session_event(&mut self, event: sessions::Event, now: Time) {
+        use sessions::Event as Said;
+        match event {
+            Said::Met(peer) => {
+                self.topology.meet(peer, self.sessions.meter_of(peer));
+                self.presence.meet(peer, now);
+                self.sessions.id_of(peer).into_iter().for_each(|id| self.directory.meet(id));
+            }
+            Said::Packet { direct: Some(to), bytes, .. } => self.publisher.send_packet(to, bytes),
+            Said::Packet { direct: None, to, bytes } => {
+                if let Some((to, hop)) = to.and_then(|to| Some((to, self.hop_towards(to)?))) {
+                    self.publisher.relay_packet(to, &hop, &bytes, now);
+                }
+            }
+            Said::Message { peer, keys, direct, control } => self.send_under(peer, &keys, direct, &control, now),
+            Said::Opened(index, inbound) => self.publisher.open(index, inbound),
+            Said::Closed(index) => self.publisher.close(index),
+            Said::Current(peer) => {
+                if self.sessions.current_index(peer).is_some() {
+                    self.topology.on_session(peer);
+                }
+                // Every route through this neighbour carries its link's index and key.
+                let through = self.topology.routing().via(peer);
+                through.into_iter().filter(|to| *to != peer).chain([peer]).for_each(|to| self.refresh(to, now));
+            }
+            Said::Found(peer, at) => self.topology.on_found(peer, at),
+            Said::Probe { peer, index, at } => self.topology.ping(peer, index, at, 0, now),
+            Said::HeardFrom { peer, index, is_current, from } => {
+                self.topology.on_heard_from(peer, index, is_current, from, now);
+            }
+            Said::OwnKeyElsewhere => self.records.on_own_key_elsewhere(now),
+            Said::Notice(event) => self.report(event),
+        }
+    }
+
+    fn on_topology_event(&mut self, event: topology::Event, now: Time) {
+        use topology::Event as Said;
+        match event {
+            Said::Straight { peer, index, to, lane, control, size } => {
+                if let Some(keys) = self.sessions.keys(peer, index) {
+                    let outbound = keys.straight(peer, to);
+                    self.publisher.send_over(&outbound, lane, &control.encode(size), now);
+                }
+            }
+            Said::Message(peer, control) => self.send(peer, &control, now),
+            Said::Handshake { peer, at, tries } => self.sessions.start_handshake(peer, Some(at), tries, now),
+            Said::Announce(to, record) => {
+                let mut writes = Writes::default();
+                match record {
+                    Some(record) => writes.put(Key::Link(to), &record),
+                    None => writes.delete(Key::Link(to)),
+                }
+                // A link record is a few bytes; the number of links is bounded by the number of peers.
+                let _ = self.commit(writes);
+            }
+            Said::AddressesChanged => self.write_host_record(),
+            Said::Up(peer, likely) => {
+                if let Some(id) = self.sessions.id_of(peer) {
+                    self.persist(&Stored::Peer(id), Some(encode(&likely)));
+                }
+                self.sessions.on_path_change(peer, now);
+                self.refresh(peer, now);
+                self.presence.announce(peer, now);
+                self.records.on_link_up(peer);
+            }
+            Said::Down(peer) => {
+                self.sessions.on_path_change(peer, now);
+                self.records.on_link_down(peer);
+            }
+            Said::Refresh(to) => self.refresh(to, now),
+            Said::Wake(at) => self.next_tick = self.next_tick.min(at),
+            Said::MarksLost(peer) => self.report_of(peer, |peer| Event::MarksLost { peer }),
+            Said::LinkUp(peer, remote) => self.report_of(peer, |peer| Event::LinkUp { peer, remote }),
+            Said::LinkDown(peer, reason) => self.report_of(peer, |peer| Event::LinkDown { peer, reason }),
+            Said::LinkMoved(peer, remote) => self.report_of(peer, |peer| Event::LinkMoved { peer, remote }),
+            Said::Notice(event) => self.report(event),
+        }
+    }
+
+    fn on_presence_event(&mut self, event: presence::Event, now: Time) {
+        match event {
+            presence::Event::Packet(to, packet) => self.send(to, &Control::Swim(packet.to_vec()), now),
+            presence::Event::Alive(peer, is_alive) => {
+                if self.presence.set_alive(peer, is_alive, now) {
+                    let name = self.directory.name_of(peer);
+                    self.report(if is_alive { Event::PeerAlive(name) } else { Event::PeerDead(name) });
+                }
+            }
+        }
+    }
+
+    fn on_sync_event(&mut self, event: sync::Event, now: Time) {
+        use sync::Event as Said;
+        match event {
+            Said::Records(to, bytes) => self.send(to, &Control::Records(bytes), now),
+            Said::Forgotten { to, host, incarnation } => {
+                self.send(to, &Control::Forgotten { host, incarnation }, now);
+            }
+            Said::Record(origin, record) => self.on_record(origin, record, now),
+            Said::Incarnation(incarnation) => self.persist(&Stored::Incarnation, Some(encode(&incarnation))),
+            Said::Reincarnated(incarnation) => {
+                self.persist(&Stored::Incarnation, Some(encode(&incarnation)));
+                self.report(Event::Reincarnated(incarnation));
+            }
+            Said::Cloned => self.report(Event::Cloned),
+            Said::Compared(peer) => {
+                if !self.presence.is_alive(peer) {
+                    // An introduction may be lost; SWIM does not repeat it.
+                    self.presence.announce(peer, now);
+                }
+            }
+        }
+    }
+
+    /// Hands a record to the component that owns its meaning.
+    fn on_record(&mut self, origin: PeerId, record: Record, now: Time) {
+        let host = origin.label();
+        let is_own = origin == self.peer_id;
+        if !is_own {
+            if self.sessions.meet(origin, now).is_none() {
+                return;
+            }
+            // The other components have to know the peer before its record.
+            while let Some(event) = self.sessions.poll_event() {
+                self.on_session_event(event, now);
+            }
+        }
+        match record {
+            Record::Host(record) => {
+                self.topology.on_host(host, record.as_ref().map(|record| &record.addresses[..]));
+                if let Some(record) = &record {
+                    self.sessions.on_boot(host, record.boot, self.topology.link(host).is_some());
+                }
+                self.directory.on_host(host, record);
+                self.reach_stale = true;
+            }
+            Record::Link(to, link) => {
+                // Own links are in the graph when they come up.
+                if !is_own {
+                    self.topology.on_link_record(host, to, link);
+                }
+            }
+            Record::Segment(id, record) => self.segments.on_segment(host, id, record),
+            Record::Endpoint(id, record) => {
+                for (what, by) in self.segments.on_endpoint(host, id, record) {
+                    self.report(Event::Conflict { what, by: self.directory.name_of(by) });
+                }
+            }
+            Record::Names(id, part, names) => self.segments.on_more_names(host, id, part, names),
+            Record::Entry(digest, record) => {
+                for change in self.directory.on_entry(host, digest, record) {
+                    self.segments.set_entry(host, &change.name, change.ips);
+                }
+            }
+            Record::Network(uid, head) => self.directory.networks.on_head(host, uid, head),
+            Record::NetworkPart(uid, part, bytes) => self.directory.networks.on_part(host, uid, part, bytes),
+            Record::Removed(uid, removed) => self.directory.networks.on_removed(host, uid, removed.is_some()),
+            Record::Ring(range, announcement) => self.addresses.ipam().hear(host, range, announcement, now),
+            Record::Forgotten(gone, Some(incarnation)) => {
+                let label = gone.label();
+                let has_path = self.topology.link(label).is_some() || self.topology.has_route(label);
+                let is_there = has_path || self.presence.is_alive(label);
+                self.records.on_forgotten_record(gone, incarnation, is_there, now);
+            }
+            Record::Forgotten(_, None) | Record::Unknown => {}
+        }
+    }
+
+    fn on_address_event(&mut self, event: addresses::Event, now: Time) {
+        use addresses::Event as Said;
+        match event {
+            Said::Persist(key, value) => self.outputs.push_back(Output::Persist { key, value }),
+            Said::Durable(mark) => self.outputs.push_back(Output::Durable(mark)),
+            Said::Send(to, bytes) => self.send(to, &Control::Ring(bytes), now),
+            Said::Announce(range, announcement) => {
+                let mut writes = Writes::default();
+                writes.put(Key::Ring(range), &announcement);
+                // A ring's announcement is far below the limits of a record.
+                let _ = self.commit(writes);
+            }
+            Said::Address(id, result) => {
+                let result = result.map(Reply::Address).map_err(|error| self.explain(error));
+                self.outputs.push_back(Output::Reply(id, result));
+            }
+            Said::Done(id, result, reclaimed) => {
+                if let Some(host) = reclaimed.and_then(|host| self.sessions.id_of(host)) {
+                    self.records.forget_records(host);
+                }
+                let result = result.map(|()| Reply::Done).map_err(|error| self.explain(error));
+                self.outputs.push_back(Output::Reply(id, result));
+            }
+            Said::NotKept(id) => {
+                self.outputs.push_back(Output::Reply(id, Err(crate::api::CommandError::NotKept)));
+            }
+            Said::Fenced(id, address) => {
+                // Records that had room with an address more have room without it.
+                let _ = self.commit(self.segments.fence(address));
+                self.report(Event::Fenced { id, address });
+            }
+        }
+    }
+
+    /// Sends a message under one session, along the route or straight to an address.
+    pub(super) fn send_under(
+        &mut self,
+        peer: HostLabel,
+        keys: &SendKeys,
+        direct: Option<SocketAddr>,
+        control: &Control,
+        now: Time,
+    ) {
+        let outbound = match direct {
+            Some(to) => Some(keys.straight(peer, to)),
+            None => self.hop_towards(peer).map(|hop| keys.over(hop, peer)),
+        };
+        if let Some(outbound) = outbound {
+            self.publisher.send_over(&outbound, Lane::Urgent, &control.encode(0), now);
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn report_of(&mut self, peer: HostLabel, event: impl FnOnce(PeerId) -> Event) {
+        if let Some(id) = self.sessions.id_of(peer) {
+            self.report(event(id));
+        }
+    }
+}

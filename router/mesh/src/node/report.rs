@@ -1,0 +1,157 @@
+//! The report, and what errors say in words.
+
+use std::sync::atomic::Ordering;
+
+use weft_crypto::{HostLabel, PeerId, Time};
+
+use super::{
+    CommandError, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, Refusals, RingReport, RouteStatus, Status,
+    TargetStatus,
+};
+use crate::frame::colons;
+use crate::ipam::{Awaited, Error};
+use crate::records::{EndpointId, EndpointRecord};
+use crate::wire::OVERHEAD;
+
+impl Node {
+    /// Reports what this node knows now.
+    pub fn status(&self, now: Time) -> Status {
+        let name = |host: HostLabel| self.directory.name_of(host);
+        let routing = self.topology.routing();
+        let links = routing.links();
+        let routes = routing.routes().iter();
+        let endpoints = self.segments.iter();
+        Status {
+            name: self.directory.own_name().to_owned(),
+            peer_id: self.peer_id.to_string(),
+            cloned: self.records.is_cloned(now),
+            peers: self.sessions.peers().map(|(label, id)| self.peer_status(label, id)).collect(),
+            links: links
+                .map(|(from, to, link)| LinkStatus { from: name(from), to: name(to), cost: link.cost })
+                .collect(),
+            routes: routes
+                .map(|(to, route)| RouteStatus {
+                    to: name(*to),
+                    via: name(route.via),
+                    backup: route.backup.map(name),
+                    cost: route.cost,
+                    max_datagram: route.max_datagram,
+                })
+                .collect(),
+            endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
+            targets: self.target_reports(),
+            addresses: self.topology.addresses().announced(),
+            marks: self.topology.marks(),
+            rings: self.ring_reports(),
+            fenced: self.addresses.fenced(),
+            refused: self.refusals(),
+        }
+    }
+
+    fn peer_status(&self, label: HostLabel, id: PeerId) -> PeerStatus {
+        let hop = self.hop_towards(label);
+        let link = self.topology.link(label);
+        let current = self.sessions.peer(label).and_then(|peer| peer.current());
+        let meter = self.sessions.meter_of(label);
+        let state = match (current, self.topology.has_route(label)) {
+            (Some(_), true) => PeerState::Connected,
+            // Without traffic there need not be a session: one is opened by the first frame.
+            (None, true) if self.sessions.failures(label) == 0 => PeerState::Connected,
+            (None, true) => PeerState::Connecting,
+            (_, false) if !self.presence.is_alive(label) && self.records.holds(id) => PeerState::Dead,
+            (_, false) => PeerState::Unreachable,
+        };
+        let is_direct = hop.as_ref().is_some_and(|hop| hop.via == label);
+        PeerStatus {
+            name: self.directory.name_of(label),
+            peer_id: id.to_string(),
+            state,
+            path: hop.as_ref().map(|_| if is_direct { "direct" } else { "relay" }),
+            via: hop.as_ref().filter(|_| !is_direct).map(|hop| self.directory.name_of(hop.via)),
+            transport: hop.as_ref().map(|_| "udp"),
+            remote: link.map(|link| link.remote),
+            cipher: current.map(|session| session.suite.name()),
+            rtt_us: link.and_then(|link| link.srtt).map(|srtt| srtt.as_micros() as u64),
+            mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
+            rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
+            tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn target_reports(&self) -> Vec<TargetStatus> {
+        let (targets, own) = (self.topology.targets(), self.topology.addresses().local());
+        let report = |(name, addresses): (&String, &Vec<_>)| TargetStatus {
+            name: name.clone(),
+            addresses: addresses.clone(),
+            peer: targets.peer_at(addresses).map(|label| self.directory.name_of(label)),
+            state: targets.state(addresses, own),
+        };
+        targets.iter().map(report).collect()
+    }
+
+    fn ring_reports(&self) -> Vec<RingReport> {
+        let report = |ring: crate::ipam::RingStatus| RingReport {
+            range: ring.range.to_string(),
+            state: if ring.is_ready { "ready" } else { "waiting" },
+            waiting_for: self.names_awaited(&ring.waiting_for),
+            owned: ring.owned,
+            used: ring.used,
+            unreachable: ring.unreachable,
+            voters: ring.voters.iter().map(|voter| self.directory.unmistakable(*voter)).collect(),
+            contested: ring.contested.iter().map(ToString::to_string).collect(),
+        };
+        self.addresses.rings().into_iter().map(report).collect()
+    }
+
+    fn refusals(&self) -> Refusals {
+        let (record_batches, records, unknown_records) = self.records.counts();
+        Refusals {
+            handshakes: self.sessions.refused(),
+            swim_packets: self.presence.refused(),
+            record_batches,
+            records,
+            unknown_records: unknown_records as u64,
+            waiting_frames: self.publisher.lost_frames(),
+        }
+    }
+
+    pub(super) fn describe_endpoint(&self, host: HostLabel, id: &EndpointId) -> String {
+        let names = self.segments.get(host, id).map(|record| record.names.join(", ")).unwrap_or_default();
+        let names = if names.is_empty() { "an endpoint".to_owned() } else { names };
+        format!("{names} on {}", self.directory.name_of(host))
+    }
+
+    pub(super) fn explain(&self, error: Error) -> CommandError {
+        match error {
+            Error::Waiting { range, waiting_for } => {
+                CommandError::NoAddress { range, waiting_for: self.names_awaited(&waiting_for) }
+            }
+            Error::PartInUse { part, range, by } => {
+                let by = by.iter().map(|host| self.directory.unmistakable(*host)).collect();
+                CommandError::SubnetInUse { part, range, by }
+            }
+            error => CommandError::Address(error),
+        }
+    }
+
+    fn names_awaited(&self, awaited: &[Awaited]) -> Vec<String> {
+        let name = |awaited: &Awaited| match awaited {
+            Awaited::Host(host) => self.directory.unmistakable(*host),
+            Awaited::Peer(name) => name.clone(),
+        };
+        awaited.iter().map(name).collect()
+    }
+}
+
+fn endpoint_status(host: String, id: EndpointId, record: &EndpointRecord) -> EndpointStatus {
+    EndpointStatus {
+        id: hex::encode(id),
+        segment: record.segment.to_string(),
+        host,
+        mac: colons(&record.mac),
+        ips: record.ips.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
+        names: record.names.to_vec(),
+        healthy: record.health == crate::records::Health::Healthy,
+        health: record.health,
+    }
+}

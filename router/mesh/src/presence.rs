@@ -1,0 +1,133 @@
+//! Which hosts are there: SWIM's verdicts, and for how long a host has been gone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use weft_crypto::{HostLabel, Time};
+use weft_gossip::{Membership, MembershipEvent};
+
+/// What comes of a call.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A SWIM packet for a peer.
+    Packet(HostLabel, Bytes),
+    /// SWIM says that a peer is alive, or dead.
+    Alive(HostLabel, bool),
+}
+
+/// Presence of all peers.
+pub(crate) struct Presence {
+    membership: Membership,
+    /// How long a host may be gone before its records are dropped.
+    grace: Duration,
+    peers: BTreeMap<HostLabel, Peer>,
+}
+
+struct Peer {
+    is_alive: bool,
+    last_there: Time,
+}
+
+impl Presence {
+    pub(crate) fn new(own: HostLabel, incarnation: u64, seed: u64, grace: Duration) -> Self {
+        Presence { membership: Membership::new(own, incarnation, seed), grace, peers: BTreeMap::new() }
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        if let Some((to, packet)) = self.membership.poll_transmit() {
+            return Some(Event::Packet(to, packet));
+        }
+        let (label, is_alive) = match self.membership.poll_event()? {
+            MembershipEvent::Up(label) => (label, true),
+            MembershipEvent::Down(label) => (label, false),
+        };
+        Some(Event::Alive(label, is_alive))
+    }
+
+    /// Takes note of a peer.
+    pub(crate) fn meet(&mut self, peer: HostLabel, now: Time) {
+        self.peers.entry(peer).or_insert(Peer { is_alive: false, last_there: now });
+    }
+
+    /// Forgets a peer.
+    pub(crate) fn remove(&mut self, peer: HostLabel) {
+        self.peers.remove(&peer);
+    }
+
+    /// Notes SWIM's verdict; false for a host that is not a peer.
+    pub(crate) fn set_alive(&mut self, peer: HostLabel, is_alive: bool, now: Time) -> bool {
+        self.peers.get_mut(&peer).map(|peer| *peer = Peer { is_alive, last_there: now }).is_some()
+    }
+
+    /// An authenticated packet of a peer came.
+    pub(crate) fn on_heard(&mut self, peer: HostLabel, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.last_there = now;
+        }
+    }
+
+    /// Whether SWIM says that a peer is alive.
+    pub(crate) fn is_alive(&self, peer: HostLabel) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.is_alive)
+    }
+
+    /// Introduces this host to a new neighbour.
+    pub(crate) fn announce(&mut self, peer: HostLabel, now: Time) {
+        self.membership.announce(peer, now);
+    }
+
+    /// Takes a SWIM packet.
+    pub(crate) fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
+        self.membership.receive(from, packet, now);
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Time) {
+        self.membership.handle_timeout(now);
+    }
+
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.membership.next_timeout()
+    }
+
+    /// Tells the others that this host stops.
+    pub(crate) fn leave(&mut self, now: Time) {
+        self.membership.leave(now);
+    }
+
+    /// SWIM packets refused so far.
+    pub(crate) fn refused(&self) -> u64 {
+        self.membership.rejected()
+    }
+
+    /// Returns the peers that have been gone for longer than the grace; those that are alive or reachable are there.
+    pub(crate) fn gone(&mut self, is_reachable: impl Fn(HostLabel) -> bool, now: Time) -> Vec<HostLabel> {
+        for (label, peer) in &mut self.peers {
+            if peer.is_alive || is_reachable(*label) {
+                peer.last_there = now;
+            }
+        }
+        let is_gone = |peer: &Peer| now.since(peer.last_there) > self.grace;
+        self.peers.iter().filter(|(_, peer)| is_gone(peer)).map(|(label, _)| *label).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_gone_when_it_was_neither_alive_nor_reachable_nor_heard_for_the_grace() {
+        let label = |n: u8| HostLabel([n; 6]);
+        let second = |n: u64| Time::ZERO + Duration::from_secs(n);
+        let mut presence = Presence::new(label(0), 1, 7, Duration::from_secs(60));
+        (1..=4).for_each(|n| presence.meet(label(n), second(0)));
+        assert!(presence.set_alive(label(1), true, second(0)) && !presence.set_alive(label(9), true, second(0)));
+        presence.on_heard(label(3), second(50));
+        let is_reachable = |peer| peer == label(2);
+        assert_eq!(presence.gone(is_reachable, second(61)), [label(4)]);
+        presence.set_alive(label(1), false, second(70));
+        assert_eq!(presence.gone(|_| false, second(120)), [3, 4].map(label));
+        assert_eq!(presence.gone(|_| false, second(131)), [1, 2, 3, 4].map(label));
+    }
+}

@@ -1,0 +1,42 @@
+//! A host: its nickname, where it may be reached, which life it is in.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_LIST, decode, is_name};
+
+pub(super) const TAG: u8 = 1;
+
+/// What a host says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Nickname; other hosts may have the same.
+    pub name: String,
+    /// Addresses at which the host may be reached, [`MAX_LIST`] at most.
+    pub addresses: Vec<SocketAddr>,
+    /// Boot number: sessions with another life of the host are dead.
+    pub boot: u64,
+}
+
+/// Reads a record; `None` if its name is not a name. Surplus addresses are dropped.
+pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
+    let mut record: HostRecord = decode(value).filter(|record: &HostRecord| is_name(&record.name))?;
+    record.addresses.truncate(MAX_LIST);
+    Some(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::encode;
+
+    #[test]
+    fn a_host_without_a_usable_name_is_refused_and_surplus_addresses_are_dropped() {
+        let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 6783)); 20];
+        let record = |name: &str| HostRecord { name: name.into(), addresses: addresses.clone(), boot: 7 };
+        assert_eq!(read(&encode(&record("host1"))).unwrap().addresses.len(), MAX_LIST);
+        assert_eq!(read(&encode(&record("two words"))), None);
+        assert_eq!(read(&[1, 2]), None);
+    }
+}

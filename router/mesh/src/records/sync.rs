@@ -1,0 +1,511 @@
+//! Record synchronisation: this host's log and everybody's, kept the same on all hosts.
+//!
+//! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on; digests are compared
+//! so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use weft_crypto::{HostLabel, Identity, PeerId, Time};
+use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
+
+use super::writes::Writes;
+use super::{Key, MAX_INCARNATION, Record, encode};
+use crate::codec::decode;
+
+/// How often a neighbour is asked whether it holds the same records.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
+const SETTLED: Duration = Duration::from_millis(300);
+const UNSETTLED: Duration = Duration::from_secs(2);
+/// How often records are asked for after a gap, at most.
+const PULL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a host is told that it was forgotten, at most.
+const FORGOTTEN_INTERVAL: Duration = Duration::from_secs(1);
+/// How often own changes are signed and sent, at most.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
+/// How long another host with this host's key counts as being around.
+const CLONE_MEMORY: Duration = Duration::from_secs(60);
+/// Times this host writes itself above records it did not write, within [`CLONE_MEMORY`], before it believes in
+/// another host with its key.
+const MAX_JUMPS: usize = 4;
+
+/// What comes of a call.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A record message for a peer.
+    Records(HostLabel, Vec<u8>),
+    /// A peer is to be told, or to pass on, that a host was forgotten up to an incarnation.
+    Forgotten { to: HostLabel, host: PeerId, incarnation: u64 },
+    /// A record was set or unset, this host's own included.
+    Record(PeerId, Record),
+    /// This host writes under this incarnation from now on: it must be persisted.
+    Incarnation(u64),
+    /// The same, above records that another life of this host wrote.
+    Reincarnated(u64),
+    /// Another host holds this host's key.
+    Cloned,
+    /// A neighbour was asked to compare records.
+    Compared(HostLabel),
+}
+
+/// All records of the mesh, and their exchange.
+pub(crate) struct RecordSync {
+    own: PeerId,
+    store: Store,
+    rng: ChaCha20Rng,
+    neighbours: BTreeSet<HostLabel>,
+    /// When own changes may be signed and sent again.
+    flush_after: Time,
+    /// Batches that came in and were new, and their senders.
+    to_pass_on: Vec<(Bytes, HostLabel)>,
+    next_comparison: Time,
+    /// When the first and the last of the records came that neighbours were not yet asked about.
+    unsettled: Option<(Time, Time)>,
+    /// When each peer was last asked for records after a gap.
+    pulled: BTreeMap<HostLabel, Time>,
+    /// When forgotten hosts were last told so.
+    told_forgotten: BTreeMap<PeerId, Time>,
+    /// Records of kinds that only newer versions know.
+    unknown: BTreeSet<(PeerId, Vec<u8>)>,
+    /// Records that are not valid by the rules of their kind.
+    invalid: u64,
+    life: Life,
+    events: VecDeque<Event>,
+}
+
+/// This life of the host's key, beside others.
+#[derive(Default)]
+struct Life {
+    /// When another host with this key was last heard of, true or not.
+    cloned: Option<Time>,
+    /// When the key last proved to be used by another; until that is past this host writes nothing above the other.
+    contested: Option<Time>,
+    jumps: VecDeque<Time>,
+}
+
+impl RecordSync {
+    /// Synchronisation of an empty store, writing under `incarnation` (which is to be persisted first) and `boot`.
+    pub(crate) fn new(identity: Identity, incarnation: u64, boot: u32, entropy: [u8; 32], now: Time) -> Self {
+        RecordSync {
+            own: identity.peer_id(),
+            store: Store::new(identity, incarnation, boot),
+            rng: ChaCha20Rng::from_seed(entropy),
+            neighbours: BTreeSet::new(),
+            flush_after: now,
+            to_pass_on: Vec::new(),
+            next_comparison: now,
+            unsettled: None,
+            pulled: BTreeMap::new(),
+            told_forgotten: BTreeMap::new(),
+            unknown: BTreeSet::new(),
+            invalid: 0,
+            life: Life::default(),
+            events: [Event::Incarnation(incarnation)].into(),
+        }
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When own changes are to be signed, if there are any.
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.store.is_dirty().then_some(self.flush_after)
+    }
+
+    /// Changes this host's records, all of them or, with an error, none.
+    pub(crate) fn write(&mut self, writes: &Writes) -> Result<(), PutError> {
+        let mut undo: Vec<(&[u8], Option<Vec<u8>>)> = Vec::new();
+        for (key, value) in &writes.records {
+            let before = self.store.own(key).map(<[u8]>::to_vec);
+            let result = match value {
+                Some(value) => self.store.put(key, value.clone()),
+                None => {
+                    self.store.delete(key);
+                    Ok(())
+                }
+            };
+            if let Err(error) = result {
+                for (key, before) in undo.into_iter().rev() {
+                    match before {
+                        // It was there before: its size was within the limits.
+                        Some(value) => drop(self.store.put(key, value)),
+                        None => self.store.delete(key),
+                    }
+                }
+                return Err(error);
+            }
+            undo.push((key, before));
+        }
+        Ok(())
+    }
+
+    /// A neighbour's link is up: it is told what this host holds, and answers with what it lacks.
+    pub(crate) fn on_link_up(&mut self, peer: HostLabel) {
+        self.neighbours.insert(peer);
+        self.greet(peer);
+    }
+
+    /// A neighbour's link is down.
+    pub(crate) fn on_link_down(&mut self, peer: HostLabel) {
+        self.neighbours.remove(&peer);
+    }
+
+    /// Forgets a peer, not its records.
+    pub(crate) fn remove(&mut self, peer: HostLabel) {
+        self.neighbours.remove(&peer);
+        self.pulled.remove(&peer);
+    }
+
+    fn greet(&mut self, peer: HostLabel) {
+        let digests = self.store.digests().into_iter().map(|digest| Event::Records(peer, digest.encode()));
+        self.events.extend(digests);
+    }
+
+    /// Takes a record message from a peer.
+    pub(crate) fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
+        let Some(message) = Message::decode(bytes) else { return };
+        if let Message::Batches { batches, more } = &message {
+            let mut pull = *more;
+            for batch in batches {
+                match self.store.receive(batch) {
+                    Received::New => {
+                        self.to_pass_on.push((batch.clone(), from));
+                        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+                    }
+                    Received::Gap => pull = true,
+                    Received::BelowFloor { origin, floor } => self.tell_forgotten(from, origin, floor, now),
+                    Received::Old | Received::Refused => {}
+                }
+            }
+            if pull {
+                self.pull(from, now);
+            }
+        }
+        let replies = self.store.answer(&message).into_iter().map(|reply| Event::Records(from, reply.encode()));
+        self.events.extend(replies);
+    }
+
+    fn pull(&mut self, peer: HostLabel, now: Time) {
+        if self.pulled.get(&peer).is_some_and(|last| now.since(*last) < PULL_INTERVAL) {
+            return;
+        }
+        self.pulled.insert(peer, now);
+        self.greet(peer);
+    }
+
+    /// Asks neighbours whether they hold the same: a random one each second, all of them once what was new has
+    /// settled, so that a batch lost on the way is soon found.
+    pub(crate) fn compare(&mut self, now: Time) {
+        let has_settled = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
+        let is_due = now >= self.next_comparison && !self.neighbours.is_empty();
+        if !has_settled && !is_due {
+            return;
+        }
+        let summary = Message::Summary { hash: self.store.summary() }.encode();
+        if has_settled {
+            self.unsettled = None;
+            self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, summary.clone())));
+        }
+        if is_due {
+            self.next_comparison = now + COMPARE_INTERVAL;
+            let chosen = self.rng.random_range(0..self.neighbours.len());
+            let Some(peer) = self.neighbours.iter().nth(chosen).copied() else { return };
+            self.events.extend([Event::Records(peer, summary), Event::Compared(peer)]);
+        }
+    }
+
+    /// Passes new batches on. The origin tells its own neighbours, `neighbours_of` says which these are; other hosts tell those
+    /// that are not, so that in a dense mesh a batch crosses few links. A host that missed it finds out when records are
+    /// compared.
+    pub(crate) fn pass_on<I: Iterator<Item = HostLabel>>(&mut self, neighbours_of: impl Fn(HostLabel) -> I) {
+        for (batch, from) in std::mem::take(&mut self.to_pass_on) {
+            let Ok(parsed) = Batch::parse(&batch) else { continue };
+            let origin = parsed.origin.label();
+            let told: BTreeSet<HostLabel> =
+                if from == origin { neighbours_of(origin).collect() } else { BTreeSet::new() };
+            let to = self.neighbours.iter().filter(|peer| **peer != from && **peer != origin && !told.contains(*peer));
+            let to: Vec<HostLabel> = to.copied().collect();
+            self.push(&batch, to);
+        }
+    }
+
+    fn push(&mut self, batch: &Bytes, to: Vec<HostLabel>) {
+        let message = Message::Batches { batches: vec![batch.clone()], more: false }.encode();
+        self.events.extend(to.into_iter().map(|peer| Event::Records(peer, message.clone())));
+    }
+
+    fn tell_neighbours(&mut self, batches: &[Bytes]) {
+        batches.iter().for_each(|batch| self.push(batch, self.neighbours.iter().copied().collect()));
+    }
+
+    /// Signs own changes and pushes them, if that is due; those that come in quick succession share a batch.
+    pub(crate) fn flush(&mut self, now: Time) {
+        if now < self.flush_after || !self.store.is_dirty() {
+            return;
+        }
+        self.flush_after = now + FLUSH_INTERVAL;
+        let batches = self.store.flush();
+        self.tell_neighbours(&batches);
+    }
+
+    /// Signs what is waiting at once, so that what follows is judged by all that was said before.
+    pub(crate) fn flush_now(&mut self, now: Time) {
+        self.flush_after = now;
+        self.flush(now);
+    }
+
+    /// Turns what the store has come to say into events; true if there were any.
+    pub(crate) fn read_records(&mut self, now: Time) -> bool {
+        let events = self.store.take_events();
+        let had_events = !events.is_empty();
+        for event in events {
+            match event {
+                StoreEvent::Set { origin, key, value } => self.read(origin, key, Some(&value)),
+                StoreEvent::Unset { origin, key } => self.read(origin, key, None),
+                StoreEvent::OwnAhead { incarnation } => self.jump_above(incarnation, true, now),
+            }
+        }
+        had_events
+    }
+
+    fn read(&mut self, origin: PeerId, key: Vec<u8>, value: Option<&[u8]>) {
+        let record = Record::read(&key, value);
+        match (&record, value) {
+            (Record::Unknown, Some(_)) => drop(self.unknown.insert((origin, key))),
+            (Record::Unknown, None) => drop(self.unknown.remove(&(origin, key))),
+            (record, Some(_)) if !record.is_set() => self.invalid += 1,
+            _ => {}
+        }
+        self.events.push_back(Event::Record(origin, record));
+    }
+
+    /// A forgotten host is back and does not know that it has to start above what it was. Its own records cannot tell
+    /// it, for it may have forgotten this host, too: the host that brought its records finds it.
+    fn tell_forgotten(&mut self, to: HostLabel, host: PeerId, incarnation: u64, now: Time) {
+        let is_due = self.told_forgotten.get(&host).is_none_or(|last| now.since(*last) >= FORGOTTEN_INTERVAL);
+        if is_due {
+            self.told_forgotten.insert(host, now);
+            self.events.push_back(Event::Forgotten { to, host, incarnation });
+        }
+    }
+
+    /// A peer says that a host was forgotten: this host takes note of it, or passes it on if the other is reachable.
+    pub(crate) fn on_told_forgotten(&mut self, host: PeerId, incarnation: u64, is_reachable: bool, now: Time) {
+        if host == self.own {
+            if incarnation >= self.store.incarnation() {
+                self.jump_above(incarnation, false, now);
+            }
+        } else if is_reachable {
+            self.tell_forgotten(host.label(), host, incarnation, now);
+        }
+    }
+
+    /// A host says that another is gone for good. It is believed of hosts that are not `there`, and never beyond what is known
+    /// of them.
+    pub(crate) fn on_forgotten_record(&mut self, gone: PeerId, incarnation: u64, is_there: bool, now: Time) {
+        if gone == self.own {
+            return self.on_told_forgotten(gone, incarnation, false, now);
+        }
+        if let Some(held) = self.store.incarnation_of(gone).filter(|_| !is_there) {
+            self.store.forget(gone, incarnation.min(held));
+        }
+    }
+
+    /// Has all hosts that do not reach a host drop its records; false if none are held.
+    pub(crate) fn forget_records(&mut self, id: PeerId) -> bool {
+        let held = self.store.incarnation_of(id);
+        if let Some(incarnation) = held {
+            // A number is far below the limit.
+            let _ = self.store.put(&Key::Forgotten(id).encode(), encode(&incarnation));
+        }
+        held.is_some()
+    }
+
+    /// Withdraws what this host said of forgotten hosts that are back in a new incarnation.
+    pub(crate) fn take_back_forgotten(&mut self, now: Time) {
+        self.told_forgotten.retain(|_, told| now.since(*told) < FORGOTTEN_INTERVAL);
+        let is_back = |host: PeerId, floor: u64| self.store.incarnation_of(host).is_some_and(|now| now > floor);
+        let forgotten = self.store.all_own().filter_map(|(key, value)| match Key::parse(key)? {
+            Key::Forgotten(host) => decode::<u64>(value).filter(|floor| is_back(host, *floor)).map(|_| key.to_vec()),
+            _ => None,
+        });
+        let back: Vec<Vec<u8>> = forgotten.collect();
+        back.iter().for_each(|key| self.store.delete(key));
+    }
+
+    /// Whether records of a host are held.
+    pub(crate) fn holds(&self, id: PeerId) -> bool {
+        self.store.incarnation_of(id).is_some()
+    }
+
+    /// A handshake under this host's own key was finished: another host holds it.
+    pub(crate) fn on_own_key_elsewhere(&mut self, now: Time) {
+        self.life.contested = Some(now);
+        self.on_clone(now);
+    }
+
+    /// Notes that another host is said to live with this host's key. Said once; neither tries to outdo the other.
+    pub(crate) fn on_clone(&mut self, now: Time) {
+        let is_news = self.life.cloned.is_none_or(|seen| now.since(seen) > 10 * CLONE_MEMORY);
+        self.life.cloned = Some(now);
+        if is_news {
+            self.events.push_back(Event::Cloned);
+        }
+    }
+
+    /// Whether another host was lately said to live with this host's key.
+    pub(crate) fn is_cloned(&self, now: Time) -> bool {
+        self.life.cloned.is_some_and(|seen| now.since(seen) < CLONE_MEMORY)
+    }
+
+    /// Writes this host above records of it that another life wrote, unless that life goes on: if they are `signed` by this
+    /// host's key again and again, another host has it.
+    fn jump_above(&mut self, incarnation: u64, signed: bool, now: Time) {
+        if incarnation < self.store.incarnation() || incarnation >= MAX_INCARNATION {
+            return;
+        }
+        if self.life.contested.is_some_and(|seen| now.since(seen) < CLONE_MEMORY) {
+            self.life.contested = Some(now);
+            return;
+        }
+        while self.life.jumps.front().is_some_and(|at| now.since(*at) > CLONE_MEMORY) {
+            self.life.jumps.pop_front();
+        }
+        if self.life.jumps.len() >= MAX_JUMPS {
+            if signed {
+                self.on_own_key_elsewhere(now);
+            }
+            return;
+        }
+        self.life.jumps.push_back(now);
+        let (incarnation, batches) = self.store.jump_above(incarnation);
+        self.events.push_back(Event::Reincarnated(incarnation));
+        self.tell_neighbours(&batches);
+    }
+
+    /// Batches refused so far (malformed, forged or over a limit), records refused by the rules of their kind, and records
+    /// held of kinds that only newer versions know.
+    pub(crate) fn counts(&self) -> (u64, u64, usize) {
+        (self.store.refused(), self.invalid, self.unknown.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{EntryRecord, HostRecord};
+
+    fn identity(n: u8) -> Identity {
+        Identity::from_seed(&[n; 32])
+    }
+
+    fn sync(n: u8) -> RecordSync {
+        let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], Time::ZERO);
+        assert!(matches!(sync.poll_event(), Some(Event::Incarnation(1))));
+        sync
+    }
+
+    fn label(n: u8) -> HostLabel {
+        identity(n).peer_id().label()
+    }
+
+    fn named(name: &str) -> Writes {
+        let mut writes = Writes::default();
+        writes.put(Key::Host, &HostRecord { name: name.into(), addresses: Vec::new(), boot: 1 });
+        writes
+    }
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    /// Carries messages between two hosts until both are silent; returns the other events of the second one.
+    fn exchange(a: (u8, &mut RecordSync), b: (u8, &mut RecordSync), now: Time) -> Vec<Event> {
+        let mut others = Vec::new();
+        loop {
+            let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
+            a.1.read_records(now);
+            b.1.read_records(now);
+            while let Some(event) = a.1.poll_event() {
+                if let Event::Records(_, bytes) = event {
+                    to_b.push(bytes);
+                }
+            }
+            while let Some(event) = b.1.poll_event() {
+                match event {
+                    Event::Records(_, bytes) => to_a.push(bytes),
+                    event => others.push(event),
+                }
+            }
+            if to_a.is_empty() && to_b.is_empty() {
+                return others;
+            }
+            to_b.iter().for_each(|bytes| b.1.receive(label(a.0), bytes, now));
+            to_a.iter().for_each(|bytes| a.1.receive(label(b.0), bytes, now));
+        }
+    }
+
+    #[test]
+    fn a_new_neighbour_gets_all_records_and_a_lost_batch_is_found() {
+        let (mut a, mut b) = (sync(1), sync(2));
+        a.write(&named("host1")).unwrap();
+        a.flush(at(0));
+        a.on_link_up(label(2));
+        let events = exchange((1, &mut a), (2, &mut b), at(0));
+        let is_named = |events: &[Event], expected: &str| {
+            events.iter().any(|event| matches!(event, Event::Record(id, Record::Host(Some(host))) if *id == identity(1).peer_id() && host.name == expected))
+        };
+        assert!(is_named(&events, "host1"), "{events:?}");
+        a.write(&named("renamed")).unwrap();
+        a.flush(at(100));
+        // The push is lost.
+        while a.poll_event().is_some() {}
+        a.compare(at(1100));
+        assert!(is_named(&exchange((1, &mut a), (2, &mut b), at(1100)), "renamed"));
+    }
+
+    #[test]
+    fn a_write_over_a_limit_changes_nothing() {
+        let mut sync = sync(1);
+        let mut writes = named("host1");
+        writes.put_bytes(Key::Network([1; 16]), vec![0; 5000]);
+        assert!(sync.write(&writes).is_err());
+        sync.flush(at(0));
+        sync.read_records(at(0));
+        assert!(sync.poll_event().is_none());
+    }
+
+    #[test]
+    fn records_of_unknown_kinds_are_kept_and_counted_and_invalid_ones_refused() {
+        let (mut a, mut b) = (sync(1), sync(2));
+        let entry = EntryRecord { name: "two words".into(), ips: Vec::new() };
+        let mut writes = Writes::default();
+        writes.records.push((vec![200, 1], Some(vec![1, 2, 3])));
+        writes.put(Key::Entry([1; 16]), &entry);
+        a.write(&writes).unwrap();
+        a.flush(at(0));
+        a.on_link_up(label(2));
+        exchange((1, &mut a), (2, &mut b), at(0));
+        assert_eq!(b.counts(), (0, 1, 1));
+        let mut c = sync(3);
+        b.on_link_up(label(3));
+        exchange((2, &mut b), (3, &mut c), at(1));
+        assert_eq!(c.counts(), (0, 1, 1), "passed on by a host that does not know the kind");
+    }
+
+    #[test]
+    fn a_host_told_that_it_was_forgotten_starts_above_and_gives_in_to_a_clone() {
+        let mut sync = sync(1);
+        sync.on_told_forgotten(identity(1).peer_id(), 5, false, at(0));
+        assert!(matches!(sync.poll_event(), Some(Event::Reincarnated(6))));
+        sync.on_own_key_elsewhere(at(1));
+        assert!(matches!(sync.poll_event(), Some(Event::Cloned)));
+        sync.on_told_forgotten(identity(1).peer_id(), 9, false, at(2));
+        assert!(sync.poll_event().is_none() && sync.is_cloned(at(3)));
+    }
+}

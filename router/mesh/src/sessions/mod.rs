@@ -1,0 +1,222 @@
+//! End-to-end sessions with peers: handshakes, keys, renewal, and the lives of a key.
+//!
+//! Call a method with the time, then drain [`Sessions::poll_event`]. What sessions need to know of paths is passed in
+//! as a [`PathView`].
+
+mod handshakes;
+mod lifecycle;
+mod lives;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use handshakes::Handshakes;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+pub(crate) use session::{PeerSessions, SendKeys};
+use weft_crypto::cookie::CookieJar;
+use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+
+use crate::api;
+use crate::snapshot::{Inbound, Meter};
+use crate::wire::Control;
+
+/// Hosts that sessions are kept for.
+const MAX_PEERS: usize = 8192;
+
+/// What sessions need to know of the way to a peer.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PathView {
+    /// There is a route or a link.
+    pub(crate) is_reachable: bool,
+    /// Where the direct link leads.
+    pub(crate) link: Option<SocketAddr>,
+    /// When frames last went to the peer.
+    pub(crate) last_traffic: Time,
+}
+
+/// What comes of a call.
+pub(crate) enum Event {
+    /// A peer met for the first time.
+    Met(HostLabel),
+    /// A handshake packet to send: straight to an address, or (`None`) along the route to a host.
+    Packet { direct: Option<SocketAddr>, to: Option<HostLabel>, bytes: Vec<u8> },
+    /// A message to seal under a session: straight to an address, or (`None`) along the route.
+    Message { peer: HostLabel, keys: SendKeys, direct: Option<SocketAddr>, control: Control },
+    /// Packets under a session of this index are to be opened from now on.
+    Opened(u32, Arc<Inbound>),
+    /// Packets under this index are no longer to be opened.
+    Closed(u32),
+    /// The session for sending changed or is gone.
+    Current(HostLabel),
+    /// A finished handshake proves that a peer is at an address.
+    Found(HostLabel, SocketAddr),
+    /// A peer should be pinged, under a session and at an address.
+    Probe { peer: HostLabel, index: u32, at: SocketAddr },
+    /// A packet of a peer came straight from an address.
+    HeardFrom { peer: HostLabel, index: u32, is_current: bool, from: SocketAddr },
+    /// A handshake was finished under this host's own key: another host holds it.
+    OwnKeyElsewhere,
+    /// Something people may want to know.
+    Notice(api::Event),
+}
+
+/// All sessions of this host.
+pub(crate) struct Sessions {
+    identity: Identity,
+    own: HostLabel,
+    /// Tells this life of the host from others.
+    boot: u64,
+    keyring: Keyring,
+    ciphers: Ciphers,
+    rng: ChaCha20Rng,
+    peers: BTreeMap<HostLabel, PeerSessions>,
+    by_noise_key: BTreeMap<[u8; 32], HostLabel>,
+    /// Indices of live sessions.
+    indices: BTreeSet<u32>,
+    handshakes: Handshakes,
+    cookies: CookieJar,
+    /// Peers that a session is wanted with before there are frames for them.
+    wanted: BTreeSet<HostLabel>,
+    events: VecDeque<Event>,
+}
+
+/// How sessions are set up.
+pub(crate) struct Setup {
+    pub(crate) identity: Identity,
+    pub(crate) boot: u64,
+    pub(crate) keyring: Keyring,
+    pub(crate) ciphers: Ciphers,
+    pub(crate) entropy: [u8; 32],
+}
+
+impl Sessions {
+    pub(crate) fn new(setup: Setup, now: Time) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(setup.entropy);
+        let mut cookies = [0; 32];
+        rng.fill_bytes(&mut cookies);
+        Sessions {
+            own: setup.identity.peer_id().label(),
+            identity: setup.identity,
+            boot: setup.boot,
+            keyring: setup.keyring,
+            ciphers: setup.ciphers,
+            rng,
+            peers: BTreeMap::new(),
+            by_noise_key: BTreeMap::new(),
+            indices: BTreeSet::new(),
+            handshakes: Handshakes::default(),
+            cookies: CookieJar::new(cookies, now),
+            wanted: BTreeSet::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Returns the peer with this key, made known if it was not; `None` for this host itself, bytes that are not a key, or a
+    /// full table.
+    pub(crate) fn meet(&mut self, id: PeerId, now: Time) -> Option<HostLabel> {
+        let label = id.label();
+        if id == self.identity.peer_id() || label == self.own {
+            return None;
+        }
+        match self.peers.get(&label) {
+            Some(peer) => (peer.id == id).then_some(label),
+            None if self.peers.len() >= MAX_PEERS => None,
+            None => {
+                self.by_noise_key.insert(id.noise_public()?, label);
+                self.peers.insert(label, PeerSessions::new(id, now));
+                self.events.push_back(Event::Met(label));
+                Some(label)
+            }
+        }
+    }
+
+    /// Ends all sessions with a peer and forgets it.
+    pub(crate) fn remove(&mut self, peer: HostLabel) {
+        let indices: Vec<u32> = self.peer(peer).into_iter().flat_map(|peer| &peer.all).map(|s| s.index).collect();
+        indices.into_iter().for_each(|index| self.drop_session(peer, index));
+        if let Some(key) = self.peers.remove(&peer).and_then(|peer| peer.id.noise_public()) {
+            self.by_noise_key.remove(&key);
+        }
+    }
+
+    /// Uses new secrets. Sessions under others end now; returns the peers that have none left.
+    pub(crate) fn set_keyring(&mut self, keyring: Keyring) -> Vec<HostLabel> {
+        self.handshakes.keep_under(&keyring);
+        let over: Vec<(HostLabel, u32)> = (self.peers.iter())
+            .flat_map(|(label, peer)| peer.all.iter().map(|session| (*label, session)))
+            .filter(|(_, session)| !keyring.holds(&session.secret))
+            .map(|(label, session)| (label, session.index))
+            .collect();
+        self.keyring = keyring;
+        over.iter().for_each(|(label, index)| self.drop_session(*label, *index));
+        let without = over.into_iter().map(|(label, _)| label);
+        without.filter(|label| self.current_index(*label).is_none()).collect()
+    }
+
+    /// A link with a peer came up or went down: the next handshake need not wait.
+    pub(crate) fn on_path_change(&mut self, peer: HostLabel, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.retry.reset(now);
+        }
+    }
+
+    pub(crate) fn peer(&self, peer: HostLabel) -> Option<&PeerSessions> {
+        self.peers.get(&peer)
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = (HostLabel, PeerId)> {
+        self.peers.iter().map(|(label, peer)| (*label, peer.id))
+    }
+
+    /// The key of a peer.
+    pub(crate) fn id_of(&self, peer: HostLabel) -> Option<PeerId> {
+        self.peers.get(&peer).map(|peer| peer.id)
+    }
+
+    /// The counters of a peer.
+    pub(crate) fn meter_of(&self, peer: HostLabel) -> Arc<Meter> {
+        self.peers.get(&peer).map(|peer| peer.meter.clone()).unwrap_or_default()
+    }
+
+    /// The index of the session used for sending to a peer.
+    pub(crate) fn current_index(&self, peer: HostLabel) -> Option<u32> {
+        self.peers.get(&peer)?.current
+    }
+
+    /// The sending side of the session used for sending to a peer.
+    pub(crate) fn current_keys(&self, peer: HostLabel) -> Option<&SendKeys> {
+        Some(&self.peers.get(&peer)?.current()?.keys)
+    }
+
+    /// The sending side of one session with a peer.
+    pub(crate) fn keys(&self, peer: HostLabel, index: u32) -> Option<&SendKeys> {
+        Some(&self.peers.get(&peer)?.session(index)?.keys)
+    }
+
+    /// Whether a peer has no session, and one may be tried now.
+    pub(crate) fn is_wanting(&self, peer: HostLabel, now: Time) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.current.is_none() && peer.retry.is_due(now))
+    }
+
+    /// Handshakes over relays that failed in a row.
+    pub(crate) fn failures(&self, peer: HostLabel) -> u32 {
+        self.peers.get(&peer).map_or(0, |peer| peer.retry.failures())
+    }
+
+    /// Whether a handshake straight to an address is under way.
+    pub(crate) fn is_trying(&self, at: SocketAddr) -> bool {
+        self.handshakes.is_trying(None, Some(at))
+    }
+
+    /// Handshake packets refused so far: of no member, damaged or replayed.
+    pub(crate) fn refused(&self) -> u64 {
+        self.handshakes.refused
+    }
+}

@@ -1,0 +1,271 @@
+//! A direct path to a peer, judged by what comes back over it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use weft_crypto::Time;
+
+use crate::wire::{Lane, MIN_DATAGRAM};
+
+/// Pings whose answers are awaited, of one peer.
+const MAX_PINGS: usize = 64;
+/// Datagrams within [`IN_USE`] that make a link a used one, for as long again. Fewer are what hosts say to each other all the
+/// time, for themselves or for others: the link is then probed as an idle one.
+const USE: u64 = 10;
+pub(super) const IN_USE: Duration = Duration::from_secs(1);
+
+/// A direct path that answered.
+pub(crate) struct Link {
+    pub(crate) remote: SocketAddr,
+    pub(super) since: Time,
+    /// When its address last changed, and when that was last reported.
+    pub(super) moved: Time,
+    pub(super) reported_moved: Time,
+    pub(crate) srtt: Option<Duration>,
+    /// Share of pings unanswered, smoothed.
+    pub(super) loss: f64,
+    pub(super) last_ping: Time,
+    /// When a control message last came from `remote`.
+    pub(super) last_from_remote: Time,
+    /// Datagrams sent until a moment less than [`IN_USE`] ago, and that moment.
+    sent_before: (u64, Time),
+    /// The largest datagram (UDP payload) that it is known to take, in bytes.
+    pub(crate) max_datagram: usize,
+    /// When a ping of that size was last answered.
+    pub(super) size_confirmed: Time,
+    pub(super) last_size_probe: Time,
+    /// Cost and size as last announced.
+    pub(super) announced: Option<(u32, u16)>,
+    pub(super) last_used: Time,
+    /// When this host last looked whether it can do without it.
+    pub(super) needed_at: Time,
+}
+
+impl Link {
+    pub(super) fn new(remote: SocketAddr, now: Time) -> Self {
+        Link {
+            remote,
+            since: now,
+            moved: now,
+            reported_moved: Time::ZERO,
+            srtt: None,
+            loss: 0.0,
+            last_ping: now,
+            last_from_remote: now,
+            sent_before: (0, now),
+            max_datagram: MIN_DATAGRAM,
+            size_confirmed: now,
+            last_size_probe: Time::ZERO,
+            announced: None,
+            last_used: now,
+            needed_at: now,
+        }
+    }
+
+    /// Takes a round-trip time (smoothing after RFC 6298, section 2).
+    pub(super) fn on_rtt(&mut self, rtt: Duration) {
+        self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
+        self.loss *= 0.95;
+    }
+
+    pub(super) fn on_lost_ping(&mut self) {
+        self.loss = self.loss * 0.95 + 0.05;
+    }
+
+    /// How long a ping may go unanswered.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(60) + self.srtt.unwrap_or(Duration::from_millis(100)) * 2
+    }
+
+    /// Notes how many datagrams were sent over the link so far.
+    pub(super) fn on_sent(&mut self, sent: u64, now: Time) {
+        let (before, then) = self.sent_before;
+        let is_used = sent.saturating_sub(before) >= USE;
+        if is_used {
+            self.last_used = now;
+        }
+        if is_used || now.since(then) >= IN_USE {
+            self.sent_before = (sent, now);
+        }
+    }
+
+    /// Starts over from the size that every path takes.
+    pub(super) fn distrust_size(&mut self, now: Time) {
+        self.max_datagram = MIN_DATAGRAM;
+        self.size_confirmed = now;
+        self.last_size_probe = Time::ZERO;
+    }
+
+    /// Goes on at another address.
+    pub(super) fn move_to(&mut self, remote: SocketAddr, now: Time) {
+        self.remote = remote;
+        self.moved = now;
+        self.last_from_remote = now;
+        self.distrust_size(now);
+    }
+
+    /// Takes the answer to a size probe; true if the link takes larger datagrams than was known.
+    pub(super) fn on_size(&mut self, size: usize, now: Time) -> bool {
+        if size >= self.max_datagram {
+            self.size_confirmed = now;
+        }
+        let grows = size > self.max_datagram;
+        self.max_datagram = self.max_datagram.max(size);
+        grows
+    }
+}
+
+/// Pings to one peer that were not answered yet.
+#[derive(Default)]
+pub(super) struct Pings(BTreeMap<u32, PingSent>);
+
+/// A ping that was not answered yet.
+pub(super) struct PingSent {
+    pub(super) to: SocketAddr,
+    pub(super) at: Time,
+    pub(super) is_size_probe: bool,
+    pub(super) lane: Lane,
+}
+
+impl Pings {
+    pub(super) fn add(&mut self, id: u32, ping: PingSent) {
+        while self.0.len() >= MAX_PINGS {
+            self.0.pop_first();
+        }
+        self.0.insert(id, ping);
+    }
+
+    pub(super) fn take(&mut self, id: u32) -> Option<PingSent> {
+        self.0.remove(&id)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether an address was asked less than `within` ago, and did not answer yet.
+    pub(super) fn has_asked(&self, to: SocketAddr, within: Duration, now: Time) -> bool {
+        self.0.values().any(|ping| ping.to == to && now.since(ping.at) < within)
+    }
+
+    /// Pings to an address since a packet was last heard, unanswered for longer than `patience`.
+    pub(super) fn unanswered(&self, to: SocketAddr, heard: Time, patience: Duration, now: Time) -> usize {
+        let is_lost = |ping: &&PingSent| {
+            ping.to == to && !ping.is_size_probe && ping.at >= heard && now.since(ping.at) > patience
+        };
+        self.0.values().filter(is_lost).count()
+    }
+
+    /// Gives up pings older than `patience`; returns how many of them went to an address and were no size probes.
+    pub(super) fn give_up(&mut self, to: SocketAddr, patience: Duration, now: Time) -> usize {
+        let mut lost = 0;
+        self.0.retain(|_, ping| {
+            let is_lost = now.since(ping.at) > patience;
+            lost += usize::from(is_lost && ping.to == to && !ping.is_size_probe);
+            !is_lost
+        });
+        lost
+    }
+}
+
+/// Whether a network passes datagrams marked as urgent (DSCP, RFC 2474): some drop them. Pings of both kinds tell.
+#[derive(Default)]
+pub(super) struct Marks {
+    /// Marked pings sent, and unmarked ones answered, since a marked one was answered.
+    marked: u32,
+    unmarked_answered: u32,
+    was_marked: bool,
+}
+
+impl Marks {
+    /// Marked pings that may be lost before an unmarked one is tried, and before, with so many unmarked ones answered, marks
+    /// are given up: on a network that loses half of all datagrams that happens once in a thousand times.
+    const PATIENCE: u32 = 2;
+    const MARKED_LOST: u32 = 12;
+    const UNMARKED_ANSWERED: u32 = 6;
+
+    /// Returns the lane that the next ping leaves by.
+    pub(super) fn next_lane(&mut self) -> Lane {
+        let is_marked = self.marked < Self::PATIENCE || !self.was_marked;
+        self.was_marked = is_marked;
+        self.marked += u32::from(is_marked);
+        if is_marked { Lane::Urgent } else { Lane::Main }
+    }
+
+    /// Takes the answer to a ping; returns whether marks should be given up.
+    pub(super) fn on_answer(&mut self, lane: Lane) -> bool {
+        if lane == Lane::Urgent {
+            *self = Marks::default();
+            return false;
+        }
+        self.unmarked_answered += 1;
+        self.marked >= Self::MARKED_LOST && self.unmarked_answered >= Self::UNMARKED_ANSWERED
+    }
+
+    /// Whether unmarked pings are answered and marked ones are not.
+    pub(super) fn are_suspicious(&self) -> bool {
+        self.marked >= Self::PATIENCE && self.unmarked_answered > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_link_is_used_from_ten_datagrams_a_second_on() {
+        let mut link = Link::new(([192, 0, 2, 1], 1).into(), at(0));
+        link.on_sent(9, at(900));
+        assert_eq!(link.last_used, at(0));
+        link.on_sent(10, at(950));
+        assert_eq!(link.last_used, at(950));
+        link.on_sent(19, at(2000));
+        link.on_sent(28, at(3000));
+        assert_eq!(link.last_used, at(950), "nine in each second");
+    }
+
+    #[test]
+    fn the_largest_size_answered_counts_and_is_distrusted_when_the_link_moves() {
+        let mut link = Link::new(([192, 0, 2, 1], 1).into(), at(0));
+        assert!(link.on_size(1472, at(1)) && !link.on_size(1420, at(2)));
+        assert_eq!((link.max_datagram, link.size_confirmed), (1472, at(1)));
+        link.move_to(([192, 0, 2, 2], 1).into(), at(3));
+        assert_eq!(link.max_datagram, MIN_DATAGRAM);
+    }
+
+    #[test]
+    fn marks_are_given_up_only_if_unmarked_pings_are_answered_and_marked_ones_are_not() {
+        let mut marks = Marks::default();
+        let mut given_up = false;
+        for _ in 0..60 {
+            let lane = marks.next_lane();
+            given_up |= lane == Lane::Main && marks.on_answer(lane);
+        }
+        assert!(given_up && marks.are_suspicious());
+        let mut marks = Marks::default();
+        let lost = (0..60).any(|_| {
+            let lane = marks.next_lane();
+            marks.on_answer(lane)
+        });
+        assert!(!lost && !marks.are_suspicious());
+    }
+
+    #[test]
+    fn lost_pings_are_counted_by_address_and_size_probes_are_not() {
+        let (here, there) = (SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 1)));
+        let mut pings = Pings::default();
+        for (id, to, is_size_probe) in [(1, here, false), (2, there, false), (3, here, true), (4, here, false)] {
+            pings.add(id, PingSent { to, at: at(u64::from(id)), is_size_probe, lane: Lane::Urgent });
+        }
+        let patience = Duration::from_millis(100);
+        assert_eq!(pings.unanswered(here, at(2), patience, at(200)), 1);
+        assert!(pings.has_asked(there, patience, at(100)) && !pings.has_asked(there, patience, at(102)));
+        assert_eq!(pings.give_up(here, patience, at(200)), 2);
+        assert!(pings.take(4).is_none());
+    }
+}

@@ -1,0 +1,462 @@
+//! Direct paths to peers: finding them, and judging them by what comes back.
+//!
+//! A link is up once a ping to its address was answered. A link that carries frames is probed as soon as
+//! nothing came back for [`QUIET`], and is down after [`DOWN_AFTER`] of silence with [`LOST_PINGS`] pings lost;
+//! an idle one is probed each second.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::RngExt;
+use weft_crypto::{HostLabel, Time};
+
+use super::link::IN_USE;
+use super::routes::announced_cost;
+use super::{Event, ON_DEMAND, SessionTable, Topology};
+use crate::api;
+use crate::records::LinkRecord;
+use crate::wire::{Control, MIN_DATAGRAM};
+
+/// Changed costs are announced together, so that they share a batch of records, and the more seldom the more
+/// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
+const COST_INTERVAL: Duration = Duration::from_millis(500);
+const COST_INTERVAL_PER_HOST: Duration = Duration::from_millis(50);
+/// Silence on a used link that is worth a question.
+pub(super) const QUIET: Duration = Duration::from_millis(100);
+/// Silence, with pings lost, that ends a link.
+const DOWN_AFTER: Duration = Duration::from_millis(250);
+const LOST_PINGS: usize = 3;
+/// How long a ping is waited for before it counts as lost in the link's loss, at least.
+const PING_LOST: Duration = Duration::from_secs(2);
+/// Interval between questions to a silent link.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
+/// Interval between probes of an idle link, and of one that lost probes lately, whose cost should be known again soon.
+const IDLE_PROBE: Duration = Duration::from_secs(1);
+const LOSSY_PROBE: Duration = Duration::from_millis(250);
+const LOSSY: f64 = 0.02;
+/// Interval between pings while it seems that only unmarked datagrams pass.
+const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
+/// Interval between probes of a link's size, at first and later, and the time without an answer until it is distrusted.
+const FIRST_SIZE_PROBES: Duration = Duration::from_secs(3);
+const EAGER_SIZE_PROBE: Duration = Duration::from_millis(500);
+const SIZE_PROBE: Duration = Duration::from_secs(15);
+const SIZE_DISTRUST: Duration = Duration::from_secs(35);
+/// UDP payloads of MTUs in use: 9,000 of jumbo frames, 1,500, and what tunnels and PPPoE leave of it; in bytes.
+const USUAL_SIZES: [usize; 6] = [8952, 1472, 1452, 1420, 1372, 1320];
+/// Bytes of IP and UDP headers.
+const IPV4_HEADERS: usize = 28;
+const IPV6_HEADERS: usize = 48;
+/// How long a link has to be silent before the host that chose its address gives it up for another.
+const MOVE_AFTER: Duration = Duration::from_millis(1200);
+/// How long a host whose peer chooses the address stays with one: less than [`MOVE_AFTER`], or both would go on looking for
+/// each other where the other has just been.
+const FOLLOW_AFTER: Duration = Duration::from_secs(1);
+/// How often a move of one link is reported.
+const REPORT_MOVED: Duration = Duration::from_secs(60);
+/// Tries of addresses in one tick.
+const TRIES_PER_TICK: usize = 16;
+
+impl Topology {
+    /// Looks after every link, and with `all` after every peer that should have one.
+    pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) {
+        self.announces_costs = now >= self.costs_after;
+        if self.announces_costs {
+            self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.fingers.len() as u32;
+        }
+        if all {
+            self.fingers.refresh(self.own);
+        }
+        let labels: Vec<HostLabel> =
+            if all { self.peers.keys().copied().collect() } else { self.linked.iter().copied().collect() };
+        let mut tries = TRIES_PER_TICK;
+        for label in labels {
+            let Some(peer) = self.peers.get_mut(&label) else { continue };
+            peer.note_traffic(now);
+            let current = sessions.current(label);
+            if peer.link.is_some() {
+                self.tend_link(label, current, now);
+            } else if self.wants_link(label, now) {
+                self.try_candidates(label, current, &mut tries, now);
+            }
+        }
+    }
+
+    /// Tries addresses that the operator named and that have not answered yet.
+    pub(crate) fn tend_targets(&mut self, sessions: &impl SessionTable, now: Time) {
+        let is_busy = |address: SocketAddr, peer: Option<HostLabel>| {
+            let is_own = self.addresses.local().contains(&address);
+            is_own || peer.is_some_and(|peer| self.peers.contains_key(&peer)) || sessions.is_trying(address)
+        };
+        for (at, tries) in self.targets.due(is_busy, now) {
+            for name in self.targets.fallen_silent(at, tries, self.addresses.local()) {
+                self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
+            }
+            self.events.push_back(Event::Handshake { peer: None, at, tries });
+        }
+    }
+
+    fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
+        if let Some(reason) = self.reason_to_give_up(label, current, now) {
+            return self.link_down(label, reason, now);
+        }
+        self.probe(label, current, now);
+        self.tend_link_size(label, current, now);
+        self.announce_link(label);
+        self.offer_idle(label, now);
+    }
+
+    /// Why a link is to be given up, if it is.
+    fn reason_to_give_up(&mut self, label: HostLabel, current: Option<u32>, now: Time) -> Option<&'static str> {
+        let peer = self.peers.get_mut(&label)?;
+        let heard = peer.last_heard();
+        let link = peer.link.as_mut()?;
+        link.on_sent(peer.meter.sent.link_datagrams.load(Ordering::Relaxed), now);
+        let (quiet, patience) = (now.since(heard.max(link.since)), link.patience());
+        if current.is_none() && quiet > 2 * IDLE_PROBE {
+            return Some("there is no session any more");
+        }
+        let is_lost = peer.pings.unanswered(link.remote, heard, patience, now) >= LOST_PINGS;
+        (is_lost && quiet > DOWN_AFTER.max(patience)).then_some("nothing comes back")
+    }
+
+    /// Pings a link that is due for it.
+    fn probe(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let heard = peer.last_heard();
+        let Some(link) = &mut peer.link else { return };
+        let (quiet, patience, since_ping) =
+            (now.since(heard.max(link.since)), link.patience(), now.since(link.last_ping));
+        let lost = peer.pings.unanswered(link.remote, heard, patience, now);
+        for _ in 0..peer.pings.give_up(link.remote, patience.max(PING_LOST), now) {
+            link.on_lost_ping();
+        }
+        // Treat recently used links as in use: a host that only replies falls silent when the link fails and would stop probing.
+        let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
+        let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || is_unanswered);
+        if is_silent {
+            self.events.push_back(Event::Wake(now + ASK_AGAIN));
+        }
+        let interval = match link.loss > LOSSY {
+            _ if self.marks && peer.marks.are_suspicious() => SUSPICIOUS_PROBE,
+            true => LOSSY_PROBE,
+            false => IDLE_PROBE,
+        };
+        if since_ping >= interval || (is_silent && since_ping >= ASK_AGAIN) {
+            link.last_ping = now;
+            let remote = link.remote;
+            if let Some(index) = current {
+                self.ping(label, index, remote, 0, now);
+            }
+        }
+    }
+
+    /// Offers the peer to do without a link that was opened for traffic that has ended, in a mesh too large for all to
+    /// be linked to all. The peer may have been told of this host, or have frames for it, and keep the link.
+    fn offer_idle(&mut self, label: HostLabel, now: Time) {
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        if now.since(link.last_used.max(link.needed_at)) <= ON_DEMAND {
+            return;
+        }
+        link.needed_at = now;
+        if self.can_do_without(label, now) && !self.fingers.is_finger_of(label) {
+            self.events.push_back(Event::Message(label, Control::Needless));
+        }
+    }
+
+    /// The peer does without the link.
+    pub(crate) fn on_needless(&mut self, label: HostLabel, now: Time) {
+        // Others' frames may go over it, too.
+        let is_idle = self.link(label).is_some_and(|link| now.since(link.last_used) > ON_DEMAND - IN_USE);
+        if is_idle && self.can_do_without(label, now) {
+            self.events.push_back(Event::Message(label, Control::Bye));
+            self.let_go(label, "no longer needed", now);
+        }
+    }
+
+    /// Ends a link because a host wants it so, and not because it is lost.
+    pub(crate) fn let_go(&mut self, label: HostLabel, reason: &'static str, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_some()) {
+            peer.let_go = now;
+        }
+        self.link_down(label, reason, now);
+    }
+
+    /// Finds the largest datagram a link takes: pings of several sizes, the largest answered counts.
+    fn tend_link_size(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        let Some(index) = current else { return };
+        let headers = if link.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
+        let top = self.underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
+        if link.max_datagram > MIN_DATAGRAM && now.since(link.size_confirmed) > SIZE_DISTRUST {
+            // Large datagrams vanish while small ones pass.
+            link.distrust_size(now);
+            return self.routing.touch();
+        }
+        let is_eager = link.max_datagram < top && now.since(link.since) < FIRST_SIZE_PROBES;
+        let interval = if is_eager { EAGER_SIZE_PROBE } else { SIZE_PROBE };
+        if link.last_size_probe != Time::ZERO && now.since(link.last_size_probe) < interval {
+            return;
+        }
+        link.last_size_probe = now;
+        let (remote, known) = (link.remote, link.max_datagram);
+        let larger = [top].into_iter().chain(USUAL_SIZES).filter(|size| *size <= top && *size > known);
+        for size in [known].into_iter().chain(larger) {
+            self.ping(label, index, remote, size, now);
+        }
+    }
+
+    /// Announces what the link costs, when that has changed enough.
+    pub(super) fn announce_link(&mut self, label: HostLabel) {
+        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
+        let Some(srtt) = link.srtt else { return };
+        let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
+        let max_datagram = link.max_datagram.min(usize::from(u16::MAX)) as u16;
+        let is_news = link.announced != Some((cost, max_datagram));
+        let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
+        if !is_news || (may_wait && !self.announces_costs) {
+            return;
+        }
+        link.announced = Some((cost, max_datagram));
+        let record = LinkRecord { cost, max_datagram };
+        self.routing.set_own(label, Some(record));
+        self.events.push_back(Event::Announce(label, Some(record)));
+    }
+
+    fn try_candidates(&mut self, label: HostLabel, current: Option<u32>, tries: &mut usize, now: Time) {
+        let jitter = self.rng.random();
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        for due in peer.candidates.due(self.addresses.local(), tries, jitter, now) {
+            // With a session a ping is enough; but the peer may have lost its side of it.
+            if let Some(index) = current {
+                self.ping(label, index, due.address, 0, now);
+            }
+            let is_doubtful = due.failures % 3 == 2 || (due.is_likely && due.failures > 0);
+            if current.is_none() || is_doubtful {
+                let handshake = Event::Handshake { peer: Some(label), at: due.address, tries: due.failures };
+                self.events.push_back(handshake);
+            }
+        }
+    }
+
+    pub(super) fn link_up(&mut self, label: HostLabel, remote: SocketAddr, now: Time) {
+        self.linked.insert(label);
+        self.targets.claim(remote, label);
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        peer.candidates.add(remote, true);
+        peer.candidates.reset(remote, now);
+        let likely = peer.candidates.likely();
+        self.events.push_back(Event::LinkUp(label, remote));
+        self.events.push_back(Event::Up(label, likely));
+    }
+
+    /// Ends a link. Routes over it take their precomputed alternative at once; the rest is computed anew.
+    pub(crate) fn link_down(&mut self, label: HostLabel, reason: &'static str, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(link) = peer.link.take() else { return };
+        self.linked.remove(&label);
+        peer.pings.clear();
+        peer.candidates.reset(link.remote, now);
+        self.addresses.unsee(label);
+        self.routing.set_own(label, None);
+        let affected = self.routing.fail_over(label);
+        self.events.push_back(Event::Announce(label, None));
+        self.events.extend(affected.into_iter().chain([label]).map(Event::Refresh));
+        self.events.push_back(Event::Down(label));
+        self.events.push_back(Event::LinkDown(label, reason));
+    }
+
+    /// Takes note of an authenticated packet that came straight from a peer, under the session for sending if `is_current`.
+    pub(crate) fn on_heard_from(
+        &mut self,
+        label: HostLabel,
+        index: u32,
+        is_current: bool,
+        from: SocketAddr,
+        now: Time,
+    ) {
+        let own = self.own;
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(link) = &mut peer.link else {
+            let is_asked = peer.pings.has_asked(from, Duration::MAX, now);
+            if is_current && !is_asked && !self.is_straggler(label, now) {
+                self.ping(label, index, from, 0, now);
+            }
+            return;
+        };
+        if link.remote == from {
+            link.last_from_remote = now;
+            return;
+        }
+        // Of two hosts with several paths between them the one with the lower label chooses, and leaves an address only once
+        // that is silent; the other follows. What was under way when either moved is no reason to move again.
+        let (settled, silent) = if own < label { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
+        let is_settled = now.since(link.moved) >= settled && now.since(link.last_from_remote) >= silent;
+        if !is_settled || !is_current {
+            return;
+        }
+        link.move_to(from, now);
+        let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
+        if !is_reported {
+            link.reported_moved = now;
+            self.events.push_back(Event::LinkMoved(label, from));
+        }
+        peer.candidates.add(from, true);
+        self.routing.touch();
+        self.ping(label, index, from, 0, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use weft_crypto::{envelope, session};
+
+    use super::*;
+    use crate::snapshot::Meter;
+    use crate::topology::{SMALL_MESH, Setup};
+
+    const OWN: HostLabel = HostLabel([1; 6]);
+    const PEER: HostLabel = HostLabel([2; 6]);
+
+    /// A session with index 7 with each host named.
+    #[derive(Default)]
+    struct Table(BTreeMap<HostLabel, u32>);
+
+    impl SessionTable for Table {
+        fn current(&self, peer: HostLabel) -> Option<u32> {
+            self.0.get(&peer).copied()
+        }
+
+        fn is_trying(&self, _: SocketAddr) -> bool {
+            false
+        }
+    }
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    fn remote() -> SocketAddr {
+        ([192, 0, 2, 2], 6783).into()
+    }
+
+    /// Topology of a host that has a session with a peer, of whose address it knows.
+    fn topology() -> (Topology, Table, Arc<Meter>) {
+        let setup = Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
+        let mut topology = Topology::new(setup, at(0));
+        let meter = Arc::new(Meter::default());
+        topology.meet(PEER, meter.clone());
+        topology.add_candidate(PEER, remote(), true);
+        (topology, Table([(PEER, 7)].into()), meter)
+    }
+
+    fn events(topology: &mut Topology) -> Vec<Event> {
+        std::iter::from_fn(|| topology.poll_event()).collect()
+    }
+
+    /// Answers the pings among events whose datagrams are no larger than `largest`; returns their number and the other events.
+    fn answer(topology: &mut Topology, meter: &Meter, largest: usize, now: Time) -> (usize, Vec<Event>) {
+        let (mut pings, mut others) = (0, Vec::new());
+        for event in events(topology) {
+            match event {
+                Event::Straight { control: Control::Ping { id, .. }, to, size, .. } => {
+                    let datagram = size + envelope::LEN + session::OVERHEAD;
+                    if datagram <= largest {
+                        pings += 1;
+                        meter.received.on_link(1, now);
+                        let seen = ([203, 0, 113, 1], 6783).into();
+                        topology.on_pong(PEER, to, id, seen, datagram as u16, now);
+                    }
+                }
+                event => others.push(event),
+            }
+        }
+        (pings, others)
+    }
+
+    #[test]
+    fn a_candidate_that_answers_becomes_a_link_and_one_that_falls_silent_is_given_up() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        let (pings, others) = answer(&mut topology, &meter, 1400, at(10));
+        assert_eq!(pings, 1);
+        assert!(others.is_empty(), "{others:?}");
+        let more = events(&mut topology);
+        let is_up = |event: &Event| matches!(event, Event::Up(PEER, likely) if *likely == [remote()]);
+        assert!(more.iter().any(is_up), "{more:?}");
+        assert!(more.iter().any(|event| matches!(event, Event::Announce(PEER, Some(_)))), "{more:?}");
+        assert!(more.iter().any(|event| matches!(event, Event::AddressesChanged)));
+        let mut now = 10;
+        let down = loop {
+            now += 50;
+            topology.tend_links(false, &table, at(now));
+            if events(&mut topology).iter().any(|event| matches!(event, Event::LinkDown(PEER, "nothing comes back"))) {
+                break now;
+            }
+            assert!(now < 5000, "the link stays up");
+        };
+        assert!((250..1000).contains(&down), "{down}");
+        assert!(topology.neighbours().is_empty() && topology.routing().routes().is_empty());
+    }
+
+    #[test]
+    fn the_size_of_a_link_is_what_its_largest_answered_probe_had() {
+        let (mut topology, table, meter) = topology();
+        for now in (0..4000).step_by(50) {
+            topology.tend_links(true, &table, at(now));
+            answer(&mut topology, &meter, 1430, at(now + 10));
+        }
+        assert_eq!(topology.link(PEER).map(|link| link.max_datagram), Some(1420));
+    }
+
+    #[test]
+    fn a_link_moves_to_where_the_peer_is_heard_only_after_the_old_address_fell_silent() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        let elsewhere = SocketAddr::from(([192, 0, 2, 3], 6783));
+        topology.on_heard_from(PEER, 7, true, elsewhere, at(500));
+        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(remote()));
+        topology.on_heard_from(PEER, 7, false, elsewhere, at(1300));
+        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(remote()), "not under an old session");
+        topology.on_heard_from(PEER, 7, true, elsewhere, at(1300));
+        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(elsewhere));
+    }
+
+    #[test]
+    fn in_a_large_mesh_an_idle_link_is_offered_and_let_go_when_the_peer_agrees() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        let others = (10..).map(|n| HostLabel([n; 6])).take(SMALL_MESH);
+        others.for_each(|label| topology.meet(label, Arc::default()));
+        let mut is_offered = false;
+        for now in (50..60_000).step_by(50) {
+            meter.received.on_link(1, at(now));
+            topology.tend_links(false, &table, at(now));
+            let offers = events(&mut topology);
+            is_offered |= offers.iter().any(|event| matches!(event, Event::Message(PEER, Control::Needless)));
+        }
+        assert!(is_offered);
+        topology.on_needless(PEER, at(60_000));
+        assert!(events(&mut topology).iter().any(|event| matches!(event, Event::Message(PEER, Control::Bye))));
+        assert!(topology.neighbours().is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_the_operator_forgot_is_not_answered() {
+        let (mut topology, ..) = topology();
+        let id = |_| Some(weft_crypto::Identity::from_seed(&[9; 32]).peer_id());
+        let forgotten = id(PEER).map(|id| id.label()).unwrap();
+        topology.connect(&[api::Target { name: "host2".into(), addresses: vec![remote()] }], &Table::default(), at(0));
+        topology.on_found(forgotten, remote());
+        topology.meet(forgotten, Arc::default());
+        assert_eq!(topology.forget("host2", id, at(1)), id(PEER));
+        events(&mut topology);
+        topology.on_ping(forgotten, 7, remote(), (1, crate::wire::Lane::Main), 100, at(2));
+        assert_eq!(events(&mut topology).len(), 0);
+    }
+}

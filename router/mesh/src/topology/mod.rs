@@ -1,0 +1,352 @@
+//! Links with peers and routes over them: candidates, paths, their liveness, cost and size.
+//!
+//! Call a method with the time, then drain [`Topology::poll_event`]. What links need to know of sessions is passed in as
+//! a [`SessionTable`]. In a mesh of up to [`SMALL_MESH`] hosts all link with all; in a larger one each links with its
+//! fingers, with the peers that the operator named, and with those that frames go to.
+
+mod candidates;
+mod fingers;
+mod link;
+mod links;
+mod own_addresses;
+mod ping;
+pub mod routes;
+mod routing;
+mod targets;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use candidates::Candidates;
+use fingers::Fingers;
+pub(crate) use link::Link;
+use link::{Marks, Pings};
+use own_addresses::OwnAddresses;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use routes::Route;
+use routing::Routing;
+use targets::Targets;
+use weft_crypto::{HostLabel, PeerId, Time};
+
+use crate::api::{self, Target};
+use crate::records::LinkRecord;
+use crate::snapshot::Meter;
+use crate::wire::{Control, Lane};
+
+/// Hosts up to which all link with all.
+const SMALL_MESH: usize = 24;
+/// How long a link opened for traffic stays without any.
+const ON_DEMAND: Duration = Duration::from_secs(25);
+/// How long datagrams sent over a link that was let go may still come.
+const STRAGGLING: Duration = Duration::from_secs(1);
+
+/// What topology asks of sessions.
+pub(crate) trait SessionTable {
+    /// The index of the session used for sending to a peer.
+    fn current(&self, peer: HostLabel) -> Option<u32>;
+    /// Whether a handshake straight to an address is under way.
+    fn is_trying(&self, at: SocketAddr) -> bool;
+}
+
+/// What comes of a call.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A message to seal under a session, straight to an address, padded to `size` bytes of text.
+    Straight {
+        peer: HostLabel,
+        index: u32,
+        to: SocketAddr,
+        lane: Lane,
+        control: Control,
+        size: usize,
+    },
+    /// A message to a peer along its route.
+    Message(HostLabel, Control),
+    /// A handshake to start, straight at an address; `tries` so far failed.
+    Handshake {
+        peer: Option<HostLabel>,
+        at: SocketAddr,
+        tries: u32,
+    },
+    /// This host's record of a link.
+    Announce(HostLabel, Option<LinkRecord>),
+    /// The addresses that this host announces changed.
+    AddressesChanged,
+    /// A direct link is up; these addresses of the peer are worth keeping across restarts.
+    Up(HostLabel, Vec<SocketAddr>),
+    /// A direct link is down.
+    Down(HostLabel),
+    /// A host's entry in the forwarding table has to be refreshed.
+    Refresh(HostLabel),
+    /// Topology wants to be called again at a time.
+    Wake(Time),
+    /// The network drops marked datagrams: this host marks none any more.
+    MarksLost(HostLabel),
+    /// Something people may want to know. Peers are named by the node.
+    LinkUp(HostLabel, SocketAddr),
+    LinkDown(HostLabel, &'static str),
+    LinkMoved(HostLabel, SocketAddr),
+    Notice(api::Event),
+}
+
+/// Links, candidates and routes of this host.
+pub(crate) struct Topology {
+    own: HostLabel,
+    /// Whether this host links with hosts it was not told of.
+    discovery: bool,
+    /// MTU of the underlay in bytes.
+    underlay_mtu: usize,
+    /// Whether datagrams of the urgent lane leave marked as such.
+    marks: bool,
+    rng: ChaCha20Rng,
+    peers: BTreeMap<HostLabel, Peer>,
+    /// Peers with a link.
+    linked: BTreeSet<HostLabel>,
+    targets: Targets,
+    addresses: OwnAddresses,
+    routing: Routing,
+    fingers: Fingers,
+    /// When changed costs may be announced again, and whether this tick may.
+    costs_after: Time,
+    announces_costs: bool,
+    events: VecDeque<Event>,
+}
+
+/// What topology knows of a peer.
+struct Peer {
+    meter: Arc<Meter>,
+    link: Option<Link>,
+    /// When the last link was let go: packets that come straight from the peer right after it open no new one.
+    let_go: Time,
+    pings: Pings,
+    /// Whether datagrams marked as urgent reach the peer and come back.
+    marks: Marks,
+    candidates: Candidates,
+    /// Bytes sent when last looked at, and since when there has been traffic.
+    sent_seen: u64,
+    last_traffic: Time,
+}
+
+/// How topology is set up.
+pub(crate) struct Setup {
+    pub(crate) own: HostLabel,
+    pub(crate) discovery: bool,
+    pub(crate) underlay_mtu: usize,
+    pub(crate) port: u16,
+    pub(crate) entropy: [u8; 32],
+}
+
+impl Topology {
+    pub(crate) fn new(setup: Setup, now: Time) -> Self {
+        Topology {
+            own: setup.own,
+            discovery: setup.discovery,
+            underlay_mtu: setup.underlay_mtu,
+            marks: true,
+            rng: ChaCha20Rng::from_seed(setup.entropy),
+            peers: BTreeMap::new(),
+            linked: BTreeSet::new(),
+            targets: Targets::default(),
+            addresses: OwnAddresses::new(setup.port, now),
+            routing: Routing::new(setup.own, now),
+            fingers: Fingers::default(),
+            costs_after: now,
+            announces_costs: false,
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Takes note of a peer; `meter` counts what is sent to it and received from it.
+    pub(crate) fn meet(&mut self, peer: HostLabel, meter: Arc<Meter>) {
+        self.peers.entry(peer).or_insert_with(|| Peer {
+            meter,
+            link: None,
+            let_go: Time::ZERO,
+            pings: Pings::default(),
+            marks: Marks::default(),
+            candidates: Candidates::default(),
+            sent_seen: 0,
+            last_traffic: Time::ZERO,
+        });
+    }
+
+    /// Forgets a peer.
+    pub(crate) fn remove(&mut self, peer: HostLabel) {
+        self.peers.remove(&peer);
+        self.linked.remove(&peer);
+    }
+
+    /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
+    pub(crate) fn on_host(&mut self, host: HostLabel, addresses: Option<&[SocketAddr]>) {
+        self.fingers.set(host, addresses.is_some());
+        if let Some(peer) = self.peers.get_mut(&host).filter(|_| self.discovery) {
+            addresses.into_iter().flatten().for_each(|address| peer.candidates.add(*address, false));
+        }
+    }
+
+    /// Adds an address at which a peer may be; a likely one is tried often.
+    pub(crate) fn add_candidate(&mut self, peer: HostLabel, address: SocketAddr, is_likely: bool) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.candidates.add(address, is_likely);
+        }
+    }
+
+    /// A finished handshake proves that a peer is at an address.
+    pub(crate) fn on_found(&mut self, peer: HostLabel, address: SocketAddr) {
+        self.add_candidate(peer, address, true);
+        self.targets.claim(address, peer);
+    }
+
+    /// A session with a peer is used for sending from now on: packets under the last link have had their time.
+    pub(crate) fn on_session(&mut self, peer: HostLabel) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.let_go = Time::ZERO;
+        }
+    }
+
+    /// Sets the addresses of this host's interfaces.
+    pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.addresses.set_local(addresses);
+        self.events.push_back(Event::AddressesChanged);
+    }
+
+    /// Sets the underlay's MTU, in bytes.
+    pub(crate) fn set_underlay_mtu(&mut self, mtu: usize) {
+        self.underlay_mtu = mtu;
+    }
+
+    /// Links with named peers from now on.
+    pub(crate) fn connect(&mut self, targets: &[Target], sessions: &impl SessionTable, now: Time) {
+        self.targets.connect(targets, now);
+        self.tend_targets(sessions, now);
+    }
+
+    /// No longer links with a peer by a name; `id_of` gives the key of a peer. Returns that peer's key.
+    pub(crate) fn forget(
+        &mut self,
+        name: &str,
+        id_of: impl Fn(HostLabel) -> Option<PeerId>,
+        now: Time,
+    ) -> Option<PeerId> {
+        let peer = self.targets.remove(name);
+        if let Some(peer) = peer {
+            self.events.push_back(Event::Message(peer, Control::Bye));
+            self.let_go(peer, "it was forgotten", now);
+        }
+        let id = peer.and_then(id_of);
+        self.targets.forget(name.to_owned(), id);
+        for peer in self.peers.values_mut() {
+            peer.candidates.keep_likely(|address| self.targets.has_address(address));
+        }
+        id
+    }
+
+    pub(crate) fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    pub(crate) fn targets_mut(&mut self) -> &mut Targets {
+        &mut self.targets
+    }
+
+    pub(crate) fn addresses(&self) -> &OwnAddresses {
+        &self.addresses
+    }
+
+    pub(crate) fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    pub(crate) fn routing_mut(&mut self) -> &mut Routing {
+        &mut self.routing
+    }
+
+    /// Another host announces a link, or takes it back.
+    pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>) {
+        self.routing.hear(from, to, link);
+    }
+
+    /// Whether datagrams of the urgent lane leave marked as such.
+    pub(crate) fn marks(&self) -> bool {
+        self.marks
+    }
+
+    /// Peers with a link.
+    pub(crate) fn neighbours(&self) -> &BTreeSet<HostLabel> {
+        &self.linked
+    }
+
+    /// The link with a peer.
+    pub(crate) fn link(&self, peer: HostLabel) -> Option<&Link> {
+        self.peers.get(&peer)?.link.as_ref()
+    }
+
+    /// Whether there is a route to a host.
+    pub(crate) fn has_route(&self, to: HostLabel) -> bool {
+        self.routing.route(to).is_some()
+    }
+
+    /// The neighbour that datagrams for a host go to, and the route if there is one: a link is a way before routes know of it.
+    pub(crate) fn next_hop(&self, to: HostLabel) -> Option<(HostLabel, Option<&Route>)> {
+        match self.routing.route(to) {
+            Some(route) => Some((route.via, Some(route))),
+            None => self.link(to).map(|_| (to, None)),
+        }
+    }
+
+    /// When frames last went to a peer.
+    pub(crate) fn last_traffic(&self, peer: HostLabel) -> Time {
+        self.peers.get(&peer).map_or(Time::ZERO, |peer| peer.last_traffic)
+    }
+
+    /// Computes routes if that is due.
+    pub(crate) fn recompute_routes(&mut self, now: Time) {
+        let changed = self.routing.recompute(now);
+        self.events.extend(changed.into_iter().map(Event::Refresh));
+    }
+
+    /// Whether this host should try to have a direct link with a peer.
+    fn wants_link(&self, label: HostLabel, now: Time) -> bool {
+        let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
+        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
+            return true;
+        }
+        peer.candidates.addresses().any(|address| self.targets.has_address(address))
+    }
+
+    /// Whether this host, for its part, needs no direct link with a peer.
+    fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
+        self.peers.len() > SMALL_MESH && !self.wants_link(label, now)
+    }
+
+    /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
+    fn is_straggler(&self, label: HostLabel, now: Time) -> bool {
+        let was_let_go = |peer: &Peer| peer.let_go != Time::ZERO && now.since(peer.let_go) < STRAGGLING;
+        self.peers.get(&label).is_some_and(was_let_go) && self.can_do_without(label, now)
+    }
+}
+
+impl Peer {
+    /// When a packet was last opened that came straight from the peer.
+    fn last_heard(&self) -> Time {
+        self.meter.received.link_last()
+    }
+
+    /// Notes whether frames went to the peer lately: a path worth shortening, a session worth keeping.
+    fn note_traffic(&mut self, now: Time) {
+        let sent = self.meter.sent.bytes.load(Ordering::Relaxed);
+        if sent != self.sent_seen {
+            self.sent_seen = sent;
+            self.last_traffic = now;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where this host may be reached: its own addresses, and those at which peers see it.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use weft_crypto::{HostLabel, Time};
+
+use crate::records::MAX_LIST;
+
+/// How often a change of the addresses that others see is announced.
+const SEEN_INTERVAL: Duration = Duration::from_secs(30);
+/// Addresses at which others see this host that are announced.
+const MAX_SEEN: usize = 4;
+
+/// The addresses of this host.
+pub(crate) struct OwnAddresses {
+    port: u16,
+    local: Vec<SocketAddr>,
+    /// Where each neighbour sees this host.
+    seen_by: BTreeMap<HostLabel, SocketAddr>,
+    /// What of it is announced, and when that may change.
+    seen: Vec<SocketAddr>,
+    seen_after: Time,
+}
+
+impl OwnAddresses {
+    pub(super) fn new(port: u16, now: Time) -> Self {
+        OwnAddresses { port, local: Vec::new(), seen_by: BTreeMap::new(), seen: Vec::new(), seen_after: now }
+    }
+
+    /// Sets the addresses of this host's interfaces.
+    pub(super) fn set_local(&mut self, addresses: Vec<IpAddr>) {
+        self.local = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
+    }
+
+    /// The addresses of this host's interfaces, with its port.
+    pub(crate) fn local(&self) -> &[SocketAddr] {
+        &self.local
+    }
+
+    /// Returns what others are told: this host's own addresses, then those at which peers see it.
+    pub(crate) fn announced(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.local.clone();
+        addresses.extend(self.seen.iter().filter(|seen| !self.local.contains(seen)));
+        addresses.truncate(MAX_LIST);
+        addresses
+    }
+
+    /// Forgets where a lost neighbour saw this host.
+    pub(super) fn unsee(&mut self, by: HostLabel) {
+        self.seen_by.remove(&by);
+    }
+
+    /// Notes where a peer sees this host: it may be the way in through a NAT. True if what is announced changed. Only what most
+    /// peers see is announced, and not every change of it: a NAT may show each peer another address, and a peer may say
+    /// anything.
+    pub(super) fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) -> bool {
+        if self.local.contains(&seen) {
+            self.seen_by.remove(&by);
+        } else if self.seen_by.insert(by, seen) == Some(seen) {
+            return false;
+        }
+        if !self.seen.is_empty() && now < self.seen_after {
+            return false;
+        }
+        let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        self.seen_by.values().for_each(|address| *counts.entry(*address).or_default() += 1);
+        let mut counts: Vec<(SocketAddr, usize)> = counts.into_iter().collect();
+        counts.sort_by_key(|(address, count)| (Reverse(*count), *address));
+        let seen: Vec<SocketAddr> = counts.into_iter().take(MAX_SEEN).map(|(address, _)| address).collect();
+        let is_news = seen != self.seen;
+        if is_news {
+            self.seen = seen;
+            self.seen_after = now + SEEN_INTERVAL;
+        }
+        is_news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_most_peers_see_is_announced_after_own_addresses_and_changes_seldom() {
+        let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
+        let peer = |n: u8| HostLabel([n; 6]);
+        let second = |n: u64| Time::ZERO + Duration::from_secs(n);
+        let mut addresses = OwnAddresses::new(6783, second(0));
+        addresses.set_local(vec![[192, 0, 2, 1].into()]);
+        assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
+        assert!(addresses.note_seen(peer(1), at(9), second(2)));
+        assert_eq!(addresses.announced(), [at(1), at(9)]);
+        assert!(!addresses.note_seen(peer(2), at(8), second(3)) && !addresses.note_seen(peer(3), at(8), second(4)));
+        assert!(addresses.note_seen(peer(4), at(8), second(33)));
+        assert_eq!(addresses.announced(), [at(1), at(8), at(9)]);
+        addresses.unsee(peer(1));
+        assert!(addresses.note_seen(peer(5), at(8), second(66)));
+        assert_eq!(addresses.announced(), [at(1), at(8)]);
+    }
+}

@@ -1,0 +1,96 @@
+//! Pings: what they ask, and what their answers say of a link.
+
+use std::net::SocketAddr;
+
+use rand::Rng;
+use weft_crypto::{HostLabel, Time, envelope, session};
+
+use super::link::{Link, PingSent};
+use super::links::QUIET;
+use super::{Event, Topology};
+use crate::wire::{Control, Lane};
+
+impl Topology {
+    /// Asks a peer, straight at an address, whether it hears this; `size` pads the datagram, in bytes.
+    pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: SocketAddr, size: usize, now: Time) {
+        let id = self.rng.next_u32();
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let is_size_probe = size > 0;
+        let lane = if self.marks && !is_size_probe { known.marks.next_lane() } else { Lane::Urgent };
+        known.pings.add(id, PingSent { to, at: now, is_size_probe, lane });
+        let (control, size) = (Control::Ping { id, lane }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
+        self.events.push_back(Event::Straight { peer, index, to, lane, control, size });
+    }
+
+    /// Answers a ping of `size` bytes that came straight from an address; a new peer is pinged in turn.
+    pub(crate) fn on_ping(
+        &mut self,
+        peer: HostLabel,
+        index: u32,
+        from: SocketAddr,
+        (id, lane): (u32, Lane),
+        size: usize,
+        now: Time,
+    ) {
+        // A peer with which the operator wants no link finds none.
+        if self.targets.is_forgotten(peer) {
+            return;
+        }
+        let control = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
+        self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
+        if self.is_straggler(peer, now) {
+            return;
+        }
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.link.is_none()) else { return };
+        known.candidates.add(from, true);
+        if !known.pings.has_asked(from, QUIET, now) {
+            self.ping(peer, index, from, 0, now);
+        }
+    }
+
+    /// Takes the answer to a ping: `seen` is where the peer sees this host, `size` the size of the ping it got, in bytes.
+    pub(crate) fn on_pong(
+        &mut self,
+        peer: HostLabel,
+        from: SocketAddr,
+        id: u32,
+        seen: SocketAddr,
+        size: u16,
+        now: Time,
+    ) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let Some(ping) = known.pings.take(id) else { return };
+        if self.marks && known.marks.on_answer(ping.lane) {
+            self.do_without_marks(peer, now);
+        }
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        if known.link.is_none() {
+            known.link = Some(Link::new(from, now));
+            self.link_up(peer, from, now);
+        }
+        let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
+        if link.remote != from {
+            return;
+        }
+        link.last_from_remote = now;
+        if !ping.is_size_probe {
+            link.on_rtt(now.since(ping.at));
+        } else if link.on_size(usize::from(size), now) {
+            self.routing.touch();
+        }
+        self.announce_link(peer);
+        if self.addresses.note_seen(peer, seen, now) {
+            self.events.push_back(Event::AddressesChanged);
+        }
+    }
+
+    /// The network to a peer drops datagrams marked as urgent: this host marks none any more.
+    fn do_without_marks(&mut self, peer: HostLabel, now: Time) {
+        self.marks = false;
+        // Sizes were probed by marked datagrams.
+        for link in self.peers.values_mut().filter_map(|peer| peer.link.as_mut()) {
+            (link.since, link.last_size_probe) = (now, Time::ZERO);
+        }
+        self.events.push_back(Event::MarksLost(peer));
+    }
+}
