@@ -35,6 +35,7 @@
 //! # Ok::<(), weft_gossip::PutError>(())
 //! ```
 
+mod log;
 pub mod membership;
 pub mod record;
 pub mod store;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use weft_crypto::{HostLabel, Identity, PeerId};
 
-use crate::record::{Batch, Change, LogId, MAX_KEY, MAX_VALUE, Version, pack};
+use crate::log::{Log, Origin};
+use crate::record::{Batch, Change, MAX_KEY, MAX_VALUE, Version, pack};
 use crate::sync::{DELTA_BYTES, DIGEST_ENTRIES, Held, Message};
 
 /// What one origin may hold in all, in bytes of batches.
@@ -100,76 +101,6 @@ pub struct Store {
     bytes: usize,
     events: Vec<StoreEvent>,
     refused: u64,
-}
-
-struct Origin {
-    id: PeerId,
-    /// The newest log that is held whole.
-    current: Option<Log>,
-    /// A newer log whose snapshot is still arriving.
-    staging: Option<Log>,
-}
-
-struct Log {
-    incarnation: u64,
-    generation: u64,
-    boot: u32,
-    snapshot: u64,
-    /// As they came, and signed.
-    batches: Vec<Bytes>,
-    bytes: usize,
-}
-
-impl Log {
-    fn new(batch: &Batch) -> Self {
-        let Version { incarnation, generation, .. } = batch.version;
-        Log { incarnation, generation, boot: batch.boot, snapshot: batch.snapshot, batches: Vec::new(), bytes: 0 }
-    }
-
-    fn version(&self) -> Version {
-        Version { incarnation: self.incarnation, generation: self.generation, sequence: self.batches.len() as u64 }
-    }
-
-    fn id(&self) -> LogId {
-        self.version().log(self.boot)
-    }
-
-    fn is_whole(&self) -> bool {
-        self.batches.len() as u64 >= self.snapshot
-    }
-
-    fn push(&mut self, encoded: Bytes) {
-        self.bytes += encoded.len();
-        self.batches.push(encoded);
-    }
-
-    /// What it says, all batches together.
-    fn values(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let mut values = BTreeMap::new();
-        // They were read, and their signatures checked, when they came.
-        for change in self.batches.iter().filter_map(|batch| Batch::parse(batch).ok()).flat_map(|batch| batch.changes) {
-            match change.value {
-                Some(value) => values.insert(change.key, value),
-                None => values.remove(&change.key),
-            };
-        }
-        values
-    }
-}
-
-impl Origin {
-    /// The newest log, whole or not: what digests speak of.
-    fn newest(&self) -> Option<&Log> {
-        self.staging.as_ref().or(self.current.as_ref())
-    }
-
-    fn held(&self) -> Held {
-        let label = self.id.label();
-        match self.newest() {
-            Some(log) => Held { origin: label, version: log.version(), boot: log.boot },
-            None => Held { origin: label, version: Version::default(), boot: 0 },
-        }
-    }
 }
 
 impl Store {

@@ -3,9 +3,11 @@
 //! The engines share the machine's cgroups and nothing else: `/run/docker` (plugin sockets, container namespaces),
 //! `/run/containerd` and `/etc/docker` are each host's own. Images are made from Debian's static busybox.
 
-use std::collections::BTreeMap;
+mod inspect;
+mod surroundings;
+
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,7 @@ use weft_router::cli::client;
 use weft_router::daemon::state;
 use weft_router::lab::{Ns, await_true};
 
+use self::surroundings::{answer_names, make_image, run};
 use crate::netns::{weft, write_secret};
 
 /// What containers are made from.
@@ -443,43 +446,6 @@ impl EngineHost {
         self.dir.join("weft.sock")
     }
 
-    /// How many addresses the host has handed out, in all rings.
-    pub fn used(&self) -> u64 {
-        self.status()["ipam"]["rings"].as_array().into_iter().flatten().filter_map(|ring| ring["used"].as_u64()).sum()
-    }
-
-    /// weft's interfaces.
-    pub fn interfaces(&self) -> Vec<String> {
-        let names = self.ns.net(async |net| net.names().await).expect("interfaces");
-        let ours = |name: &String| ["weft", "wt", "wd", "wq", "wv", "wp"].iter().any(|prefix| name.starts_with(prefix));
-        names.into_iter().filter(ours).collect()
-    }
-
-    /// How much of the kernel, of the mesh and of the process the router uses: links, routes, rules, leases, endpoints that are
-    /// known, names, descriptors.
-    pub fn footprint(&self) -> BTreeMap<&'static str, usize> {
-        let lines = |command: &[&str]| String::from_utf8_lossy(&self.run(command).stdout).lines().count();
-        let status = self.status();
-        let counted = |of: &Value| of.as_array().map_or(0, Vec::len);
-        let router = self.router().as_ref().map_or(0, Child::id);
-        let descriptors = std::fs::read_dir(format!("/proc/{router}/fd")).map_or(0, Iterator::count);
-        BTreeMap::from([
-            ("links", lines(&["ip", "-o", "link"])),
-            ("routes", lines(&["ip", "route", "show", "table", "all"])),
-            ("rules", lines(&["ip", "rule"])),
-            ("firewall", lines(&["nft", "-s", "list", "table", "inet", "weft"])),
-            ("leases", self.used() as usize),
-            ("endpoints", counted(&status["endpoints"])),
-            ("names", counted(&status["dns"]["names"])),
-            ("descriptors", descriptors),
-        ])
-    }
-
-    /// What the router logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("router.log")).unwrap_or_default()
-    }
-
     /// Simulates a power failure: engine, router and containers end at once, and interfaces are gone.
     pub fn crash(&mut self) {
         self.kill_router();
@@ -522,49 +488,3 @@ impl EngineHost {
 
 /// The name that only the resolver outside knows, and its address.
 pub const OUTSIDE_NAME: (&str, IpAddr) = ("outside.example", IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99)));
-
-/// A resolver outside: it knows one name.
-fn answer_names(outside: &Ns, ended: Arc<AtomicBool>) {
-    let socket = outside.run(|| UdpSocket::bind("10.98.0.254:53")).expect("a namespace").expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
-    std::thread::spawn(move || {
-        let mut packet = [0; 512];
-        while !ended.load(Ordering::Relaxed) {
-            let Ok((length, from)) = socket.recv_from(&mut packet) else { continue };
-            let question = &packet[12..length];
-            let end = question.iter().position(|byte| *byte == 0).map_or(0, |root| root + 5);
-            let is_known = question.starts_with(b"\x07outside\x07example\x00\x00\x01");
-            let code = if is_known || question.starts_with(b"\x07outside\x07example\x00") { 0 } else { 3 };
-            let mut answer = [&packet[..2], &[0x81, 0x80 | code, 0, 1, 0, is_known as u8, 0, 0, 0, 0]].concat();
-            answer.extend_from_slice(&question[..end]);
-            if is_known {
-                answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 99]);
-            }
-            let _ = socket.send_to(&answer, from);
-        }
-    });
-}
-
-/// An image of nothing but busybox.
-fn make_image(dir: &Path) -> String {
-    let busybox = Path::new("/bin/busybox");
-    assert!(busybox.exists(), "there is no {}: apt install busybox-static, or run scripts/test", busybox.display());
-    let bin = dir.join("image/bin");
-    std::fs::create_dir_all(&bin).expect("a directory");
-    std::fs::copy(busybox, bin.join("busybox")).expect("a copy of busybox");
-    for applet in ["sh", "sleep", "ping", "nslookup", "ip", "wget", "httpd", "cat", "touch", "rm", "test", "nc", "true"]
-    {
-        std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("a link");
-    }
-    let tar = dir.join("image.tar").to_string_lossy().into_owned();
-    run(&["tar", "-C", &dir.join("image").to_string_lossy(), "-cf", &tar, "."], None);
-    tar
-}
-
-/// Runs a program, in a network namespace if one is given; it has to work.
-fn run(command: &[&str], namespace: Option<&str>) {
-    let inside = namespace.map(|path| vec!["nsenter".to_owned(), format!("--net={path}"), "--".to_owned()]);
-    let all: Vec<String> = inside.into_iter().flatten().chain(command.iter().map(|word| (*word).to_owned())).collect();
-    let output = Command::new(&all[0]).args(&all[1..]).output().expect("the program runs");
-    assert!(output.status.success(), "{}: {}", command.join(" "), String::from_utf8_lossy(&output.stderr));
-}

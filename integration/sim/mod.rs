@@ -9,6 +9,8 @@ pub mod null;
 mod queue;
 pub mod scale;
 pub mod scenario;
+mod sink;
+pub mod weather;
 pub mod world;
 
 pub use scenario::{Outcome, Scenario, run};

@@ -13,7 +13,8 @@ use weft_mesh::stored::Stored;
 
 use super::model::Model;
 use super::null;
-use super::world::{HostNumber, Weather, World};
+use super::weather::Weather;
+use super::world::{HostNumber, World};
 
 /// How long hosts may disagree on the way when a cost has changed.
 const TREMOR: Duration = Duration::from_millis(500);

@@ -16,33 +16,18 @@ use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::records::{EndpointId, EndpointRecord};
-use weft_mesh::sink::{Punt, Sink, TapOffloads};
+use weft_mesh::sink::TapOffloads;
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 
 use super::queue::Queue;
+use super::sink::HostSink;
+use super::weather::Weather;
 
 /// A host's number: its place in [`World::hosts`].
 pub type HostNumber = usize;
-
-/// What the network does to datagrams on its way.
-#[derive(Clone, Copy, Debug)]
-pub struct Weather {
-    /// Share lost.
-    pub loss: f64,
-    /// Share delivered twice.
-    pub duplication: f64,
-    /// Shortest and longest time on the way; what differs also reorders.
-    pub delay: (Duration, Duration),
-}
-
-impl Weather {
-    /// A quiet local network.
-    pub const FAIR: Weather =
-        Weather { loss: 0.0, duplication: 0.0, delay: (Duration::from_micros(100), Duration::from_micros(200)) };
-}
 
 /// A simulated host.
 pub struct Host {
@@ -499,38 +484,5 @@ impl World {
                 self.queue.push(at, What::Deliver { host, from: source, data, stride });
             }
         }
-    }
-}
-
-/// Collects a batch's results.
-struct HostSink {
-    offloads: TapOffloads,
-    frames: Vec<(SegmentId, Vec<u8>)>,
-    relayed: Vec<(SocketAddr, Vec<u8>, usize)>,
-    punts: Vec<Punt>,
-    dropped: Vec<DropReason>,
-}
-
-impl HostSink {
-    fn new(offloads: TapOffloads) -> Self {
-        HostSink { offloads, frames: Vec::new(), relayed: Vec::new(), punts: Vec::new(), dropped: Vec::new() }
-    }
-}
-
-impl Sink for HostSink {
-    fn offloads(&self, _: SegmentId) -> TapOffloads {
-        self.offloads
-    }
-    fn to_tap(&mut self, segment: SegmentId, _: &VnetHeader, parts: &[&[u8]]) {
-        self.frames.push((segment, parts.concat()));
-    }
-    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
-        self.relayed.push((to, datagrams.to_vec(), stride));
-    }
-    fn punt(&mut self, punt: Punt) {
-        self.punts.push(punt);
-    }
-    fn dropped(&mut self, reason: DropReason) {
-        self.dropped.push(reason);
     }
 }

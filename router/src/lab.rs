@@ -16,7 +16,8 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::attach::attachments::AttachRequest;
-use crate::attach::netlink::{Net, Prefix, in_namespace};
+use crate::attach::netlink::{Net, in_namespace};
+use crate::attach::prefix::Prefix;
 use crate::cli::client;
 use crate::cli::options::TapMode;
 use crate::daemon::state;

@@ -1,6 +1,7 @@
 //! How fast containers of two hosts reach each other: weft beside kernel VXLAN, no overlay at all, and other overlays in
 //! userspace, in turn, over two kinds of underlay.
 
+mod candidates;
 pub mod floor;
 pub mod growth;
 mod load;
@@ -109,7 +110,7 @@ fn measure_all(options: &Options, dir: &std::path::Path) -> Result<Vec<Series>> 
         false => Ok(()),
     };
     peers::install(wanted)?;
-    let pairs = pairs::all(dir, options, |name| goes_on().map(|()| wanted(name)))?;
+    let pairs = candidates::all(dir, options, |name| goes_on().map(|()| wanted(name)))?;
     let mut series = Vec::new();
     for underlay in [Underlay::Veth, Underlay::Nic] {
         pairs.iter().try_for_each(|pair| pair.set(underlay))?;

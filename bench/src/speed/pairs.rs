@@ -1,4 +1,4 @@
-//! The candidates: two hosts and a container on each, all in network namespaces of their own.
+//! Two hosts and a container on each, all in network namespaces of their own.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,8 +12,6 @@ use weft_router::cli::options::TapMode;
 use weft_router::daemon::state;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, wire};
-
-use super::{Options, peers};
 
 /// What is between the hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,34 +71,6 @@ const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 32, 0, 2));
 const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 32, 0, 3));
 const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
 const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2));
-
-/// All candidates that are wanted.
-pub fn all(dir: &Path, options: &Options, wanted: impl Fn(&str) -> Result<bool>) -> Result<Vec<Pair>> {
-    let mut pairs = Vec::new();
-    let mut add = |name: &str, make: &dyn Fn(&str) -> Result<Pair>| -> Result<()> {
-        if wanted(name)? {
-            eprintln!("setting up {name}");
-            pairs.push(make(name)?);
-        }
-        Ok(())
-    };
-    add("no overlay", &bridged)?;
-    add("kernel VXLAN, in clear", &vxlan)?;
-    add("weft", &|name| weft(name, 2, TapMode::Fast, &[], dir))?;
-    if let Some(binary) = &options.against {
-        add("weft, the other build", &|name| weft_of(binary, name, 2, TapMode::Fast, &[], dir))?;
-    } else if !options.quick {
-        add("weft, ChaCha20-Poly1305", &|name| weft(name, 2, TapMode::Fast, &["--no-aes"], dir))?;
-        add("weft, one worker", &|name| weft(name, 2, TapMode::Fast, &["--workers", "1"], dir))?;
-        add("weft, --busy-poll 0", &|name| weft(name, 2, TapMode::Fast, &["--busy-poll", "0"], dir))?;
-        add("weft, --tap basic", &|name| weft(name, 2, TapMode::Basic, &[], dir))?;
-        add("weft through a relay", &|name| weft(name, 3, TapMode::Fast, &[], dir))?;
-    }
-    for peer in peers::ALL {
-        add(peer.name, &|_| peer.start(dir))?;
-    }
-    Ok(pairs)
-}
 
 impl Pair {
     /// Makes the underlay one kind or the other.
@@ -162,12 +132,12 @@ pub fn hosts() -> Result<[Ns; 2]> {
 }
 
 /// The containers' bridges joined by the wire itself.
-fn bridged(name: &str) -> Result<Pair> {
+pub fn bridged(name: &str) -> Result<Pair> {
     in_bridges(name, 1500, |_, _| Vec::new(), "eth0")
 }
 
 /// A kernel VXLAN device between two bridges, in clear, as its documentation has it: MTU 1450, checksums offloaded.
-fn vxlan(name: &str) -> Result<Pair> {
+pub fn vxlan(name: &str) -> Result<Pair> {
     let device = |local: Ipv4Addr, remote: Ipv4Addr| {
         let port = "4789".to_owned();
         let fixed = ["link", "add", "vxlan0", "mtu", "1450", "type", "vxlan", "id", "42", "dev", "eth0", "dstport"];
@@ -222,7 +192,7 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
     weft_of(&binary()?, name, count, tap, arguments, dir)
 }
 
-fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
+pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
     let secret = secret_of(dir, name);
     let dir = secret.with_file_name("");
     state::open_dir(&dir)?;

@@ -214,7 +214,7 @@ mod tests {
         addresses.ipam().allocate(1, Request { range, id: [1; 16], want: None, within: None }, now);
         let mut said = Vec::new();
         for _ in 0..200 {
-            now = now + Duration::from_millis(100);
+            now += Duration::from_millis(100);
             if addresses.wants_hosts(now) {
                 addresses.set_hosts(Vec::new(), std::iter::empty(), now);
             }

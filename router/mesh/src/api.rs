@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
+use crate::datapath::sink::Punt;
+use crate::datapath::snapshot::Snapshot;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
 use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::report::Status;
-use crate::sink::Punt;
-use crate::snapshot::Snapshot;
 use crate::wire::Lane;
 use crate::wire::SegmentId;
 

@@ -54,7 +54,7 @@ mod tests {
         for wait in [500, 1000, 2000, 2000].map(Duration::from_millis) {
             backoff.on_try(now, longest, 0.5);
             assert!(!backoff.is_due(now + (wait - Duration::from_millis(1))) && backoff.is_due(now + wait));
-            now = now + wait;
+            now += wait;
         }
         assert_eq!(backoff.failures(), 4);
         backoff.on_try(now, longest, 0.0);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use weft_crypto::{HostLabel, Secret, Time, envelope, session};
 
-use crate::egress::Sender;
-use crate::snapshot::{Hop, Inbound, Outbound, Segment, Snapshot};
-use crate::vnet::VnetHeader;
+use crate::datapath::sender::Sender;
+use crate::datapath::snapshot::{Hop, Inbound, Outbound, Segment, Snapshot};
+use crate::datapath::vnet::VnetHeader;
 use crate::wire::{Lane, SegmentId};
 
 /// Frames that wait for a session with one peer, in number and bytes.
@@ -209,7 +209,7 @@ mod tests {
     use weft_crypto::session::SendKey;
 
     use super::*;
-    use crate::snapshot::{Hashing, Meter};
+    use crate::datapath::snapshot::{Hashing, Meter};
     use crate::wire::MIN_DATAGRAM;
 
     const OWN: HostLabel = HostLabel([1; 6]);

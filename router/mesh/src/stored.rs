@@ -9,7 +9,7 @@ use weft_crypto::PeerId;
 
 use crate::ipam::ring::Range;
 
-/// A key of the store, and in its description the type of its value ([`crate::codec`]).
+/// A key of the store, and in its description the type of its value, written with postcard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Stored {
     /// `u64`: the incarnation that this host last wrote its records under.

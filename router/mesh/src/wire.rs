@@ -23,7 +23,7 @@ pub const USUAL_ROOM: usize = 1500 - UNDERLAY_HEADERS - OVERHEAD;
 const VXLAN_OVERHEAD: usize = 50;
 
 /// The containers' MTU over an underlay of `underlay` bytes MTU; not below [`MIN_MTU`]. It is VXLAN's, which containers are
-/// used to, and a little more than fits one datagram: TCP is told of less ([`crate::frame::clamp_mss`]), and a datagram of
+/// used to, and a little more than fits one datagram: TCP is told of less (its MSS option is clamped), and a datagram of
 /// this size travels as two, which costs less than two IP fragments.
 pub fn container_mtu(underlay: usize) -> usize {
     underlay.saturating_sub(VXLAN_OVERHEAD).max(MIN_MTU)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use weft_mesh::ipam::AllocationId;
 use weft_mesh::ipam::ring::Range;
 
-use crate::attach::netlink::Prefix;
+use crate::attach::prefix::Prefix;
 
 /// An address that a ring gave to this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

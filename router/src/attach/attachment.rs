@@ -8,7 +8,7 @@ use weft_mesh::records::{EndpointId, EndpointRecord, Health, Service};
 use weft_mesh::wire::SegmentId;
 
 use crate::attach::addresses::Lease;
-use crate::attach::netlink::Prefix;
+use crate::attach::prefix::Prefix;
 use crate::dataplane::taps::bridge_name;
 
 /// Begins the keys of endpoints in the store.

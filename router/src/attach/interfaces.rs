@@ -9,7 +9,8 @@ use weft_mesh::frame::GATEWAY_MAC;
 use weft_mesh::wire::SegmentId;
 
 use crate::attach::attachment::{Attachment, Place, own_name};
-use crate::attach::netlink::{Net, Prefix, alone, in_namespace, network, overlaps};
+use crate::attach::netlink::{Net, in_namespace};
+use crate::attach::prefix::{Prefix, alone, network, overlaps};
 use crate::attach::target::{self, Namespace};
 use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};

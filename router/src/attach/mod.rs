@@ -5,6 +5,7 @@ pub mod attachment;
 pub mod attachments;
 pub mod interfaces;
 pub mod netlink;
+pub mod prefix;
 pub mod restore;
 pub mod running;
 mod table;

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use weft_mesh::records;
 
-use crate::attach::netlink::{Prefix, network};
+use crate::attach::prefix::{Prefix, network};
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};

@@ -5,6 +5,8 @@
 
 mod framing;
 mod sandbox;
+mod sharing;
+mod tally;
 mod tcp;
 mod udp;
 mod upstream;

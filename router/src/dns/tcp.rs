@@ -10,7 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::framing::{read, write};
-use super::upstream::{Tally, Upstream, failure};
+use super::tally::Tally;
+use super::upstream::{Upstream, failure};
 use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
 

@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, oneshot};
 use weft_mesh::records::digest_of;
 
 use super::framing;
+use super::sharing::Sharing;
+use super::tally::Tally;
 use super::zone::Transport;
 use crate::attach::netlink::on_thread_in;
 use crate::error::{Doing, Result};
@@ -84,50 +86,6 @@ impl WayOut {
         let is_there = fd.is_some_and(|fd| on_thread_in(Some(fd), look).unwrap_or(true));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), is_there));
         is_there
-    }
-}
-
-/// Who waits for the answer to a question that another one asked first.
-type Waiters = Vec<oneshot::Sender<Option<Vec<u8>>>>;
-
-/// Equal questions under way.
-#[derive(Default)]
-struct Sharing(Mutex<BTreeMap<[u8; 16], Waiters>>);
-
-/// The first of equal questions. Dropped, it gives its answer to those who wait, if it has one.
-struct First<'a> {
-    sharing: &'a Sharing,
-    key: [u8; 16],
-    answer: Option<Vec<u8>>,
-}
-
-impl Sharing {
-    /// The first one asks, the others wait.
-    fn enter(&self, key: [u8; 16]) -> Result<First<'_>, oneshot::Receiver<Option<Vec<u8>>>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match all.get_mut(&key) {
-            Some(waiting) => {
-                let (sender, answer) = oneshot::channel();
-                waiting.push(sender);
-                Err(answer)
-            }
-            None => {
-                all.insert(key, Vec::new());
-                Ok(First { sharing: self, key, answer: None })
-            }
-        }
-    }
-}
-
-impl Drop for First<'_> {
-    fn drop(&mut self) {
-        let mut all = self.sharing.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = all.remove(&self.key).unwrap_or_default();
-        drop(all);
-        for waiting in waiting {
-            // An asker that gave up needs no answer.
-            let _ = waiting.send(self.answer.clone());
-        }
     }
 }
 
@@ -199,46 +157,6 @@ impl Upstream {
                     // No other resolver can be asked.
                     Err(_) => has_none.then(|| denial(packet)),
                 }
-            }
-        }
-    }
-}
-
-/// How much of each is under way.
-pub struct Tally<K>(Mutex<BTreeMap<K, usize>>);
-
-/// One of them; counted until dropped.
-pub struct Counted<'a, K: Ord + Copy> {
-    tally: &'a Tally<K>,
-    key: K,
-}
-
-impl<K> Default for Tally<K> {
-    fn default() -> Self {
-        Tally(Mutex::default())
-    }
-}
-
-impl<K: Ord + Copy> Tally<K> {
-    /// One more; none if there are `most` already.
-    pub fn count(&self, key: K, most: usize) -> Option<Counted<'_, K>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(key).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { tally: self, key })
-    }
-}
-
-impl<K: Ord + Copy> Drop for Counted<'_, K> {
-    fn drop(&mut self) {
-        let mut all = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.key);
             }
         }
     }
@@ -491,15 +409,6 @@ mod tests {
         answer[13] = b'x';
         assert!(!is_answer_to(&answer, [9, 9], &packet));
         assert!(!is_answer_to(&answer[..5], [9, 9], &packet));
-    }
-
-    #[test]
-    fn what_one_asker_has_under_way_is_bounded() {
-        let all = Tally::default();
-        let counted: Vec<_> = (0..MAX_OF_ONE).map(|_| all.count(1, MAX_OF_ONE).unwrap()).collect();
-        assert!(all.count(1, MAX_OF_ONE).is_none() && all.count(2, MAX_OF_ONE).is_some());
-        drop(counted);
-        assert!(all.count(1, MAX_OF_ONE).is_some());
     }
 
     /// A resolver that answers once it was asked `all` questions, and counts them.

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use weft_mesh::names::{Holder, Names, Scope};
 use weft_mesh::records::Health;
 
-use crate::attach::netlink::{Prefix, alone, overlaps};
+use crate::attach::prefix::{Prefix, alone, overlaps};
 use crate::error::{Doing, Result};
 
 /// How long an answer may be kept, in seconds: containers come and go.

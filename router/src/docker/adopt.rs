@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::Docker;
-use super::driver::cidr;
+use super::network::cidr;
 use super::plugin::NAME;
-use super::pools::{ChosenPool, Pools, parse_address};
+use super::pools::{ChosenPool, Pools};
+use super::prefixes::parse_address;
 use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData};
 use crate::cli::options::Cidr;
 use crate::error::{Failure, Result};

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tracing::warn;
 use weft_mesh::frame::colons;
 use weft_mesh::node::Command;
@@ -13,6 +12,10 @@ use weft_mesh::wire::{MIN_MTU, SegmentId};
 
 use super::DriverContext;
 use super::firewall::Firewall;
+use super::network::{
+    BRIDGE_HOST_BINDING, Endpoint, HOST_BINDING, LIMITS, Network, SCOPE_OPTION, SEGMENT_OPTION, attachment_id, cidr,
+    parse_mac, short_id,
+};
 use super::plugin::NAME;
 use super::pools::Pools;
 use super::ports::{Ports, Publishing, end_flows_to, written};
@@ -22,86 +25,11 @@ use super::protocol::{
 };
 use crate::attach::attachment::{Attachment, Place};
 use crate::attach::attachments::SegmentSubnet;
-use crate::attach::netlink::{Prefix, network as network_of, overlaps};
+use crate::attach::prefix::{Prefix, network as network_of, overlaps};
 use crate::cli::options::Cidr;
 use crate::daemon::state::{Table, random};
 use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};
-
-/// The option that names a network's segment.
-const SEGMENT_OPTION: &str = "weft.segment";
-/// The option that says who has a network: every host of the mesh, or this one alone.
-const SCOPE_OPTION: &str = "weft.scope";
-/// The host's address that ports without one are published on.
-const HOST_BINDING: &str = "com.docker.network.host_ipv4";
-/// See there; what bridge networks call it.
-const BRIDGE_HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
-/// Options of bridge networks that limit what containers can do or who reaches them, and the one value that changes nothing:
-/// they are refused rather than passed over.
-const LIMITS: [(&str, &str); 6] = [
-    ("com.docker.network.bridge.enable_icc", "true"),
-    ("com.docker.network.bridge.enable_ip_masquerade", "true"),
-    ("com.docker.network.bridge.inhibit_ipv4", "false"),
-    ("com.docker.network.bridge.gateway_mode_ipv4", "nat"),
-    ("com.docker.network.bridge.gateway_mode_ipv6", "nat"),
-    ("com.docker.network.bridge.trusted_host_interfaces", ""),
-];
-
-/// A network of the engine.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Network {
-    /// Its subnets and their gateways.
-    pub subnets: Vec<(Prefix, Option<IpAddr>)>,
-    /// Names of addresses that are not for containers.
-    pub set_aside: Vec<(String, IpAddr)>,
-    /// Whether its containers have no way out.
-    pub internal: bool,
-    /// Whether its containers have IPv4.
-    #[serde(default = "yes")]
-    pub ipv4: bool,
-    /// Whether its containers have IPv6.
-    pub ipv6: bool,
-    /// Its containers' MTU, if it has its own.
-    pub mtu: Option<u32>,
-    /// Its segment, if it is not its name.
-    pub segment: Option<String>,
-    /// What it was made with, in order.
-    #[serde(default)]
-    pub options: Vec<(String, String)>,
-    /// Its labels, in order, and whether it is attachable, once that is known: the engine does not tell.
-    #[serde(default)]
-    pub labels: Vec<(String, String)>,
-    /// See there.
-    #[serde(default)]
-    pub attachable: bool,
-    /// Its name, once that is known.
-    pub name: Option<String>,
-    /// What the mesh knows it by.
-    pub uid: NetworkUid,
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// A container's place in a network.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// The engine's id of the network.
-    pub network: String,
-    /// Its addresses.
-    pub ips: Vec<Prefix>,
-    /// Its MAC.
-    pub mac: [u8; 6],
-    /// The ports that it publishes while it gives its container the way out, with the numbers that were found for them.
-    #[serde(default)]
-    pub ports: Vec<PortBinding>,
-    /// Whether it publishes them now.
-    #[serde(default)]
-    pub is_published: bool,
-    /// The container's network namespace, while it is joined.
-    pub sandbox: Option<String>,
-}
 
 /// The driver's networks and endpoints.
 pub struct Driver {
@@ -117,28 +45,6 @@ pub struct Driver {
     pub networks: Table<Network>,
     /// Endpoints, by the engine's ids.
     pub endpoints: Table<Endpoint>,
-}
-
-impl Network {
-    /// Its segment's name, if that is known.
-    pub fn segment(&self) -> Option<&str> {
-        self.segment.as_deref().or(self.name.as_deref())
-    }
-
-    /// Whether other hosts are to have it, too.
-    pub fn is_of_mesh(&self) -> bool {
-        self.option(SCOPE_OPTION) != Some("host")
-    }
-
-    fn option(&self, key: &str) -> Option<&str> {
-        self.options.iter().find(|(own, _)| own == key).map(|(_, value)| value.as_str())
-    }
-
-    /// The host's address that ports without one are published on, if not all.
-    fn host_binding(&self) -> Option<Ipv4Addr> {
-        let given = self.option(BRIDGE_HOST_BINDING).or_else(|| self.option(HOST_BINDING));
-        given.and_then(|text| text.parse().ok())
-    }
 }
 
 impl Driver {
@@ -577,29 +483,4 @@ impl Driver {
     pub fn used(&self) -> BTreeSet<IpAddr> {
         self.endpoints.all().into_iter().flat_map(|(_, endpoint)| endpoint.ips).map(|(ip, _)| ip).collect()
     }
-}
-
-/// The attachment's id for the engine's id of an endpoint.
-pub fn attachment_id(endpoint: &str) -> Result<EndpointId> {
-    short_id(endpoint).ok_or_else(|| Failure::new("no endpoint id of an engine"))
-}
-
-/// The first half of the engine's ids is as unique as the whole.
-pub fn short_id(text: &str) -> Option<[u8; 16]> {
-    let mut id = [0; 16];
-    hex::decode_to_slice(text.get(..32)?, &mut id).ok().map(|()| id)
-}
-
-/// An address and its prefix length, as engines write them.
-pub fn cidr(text: &str) -> Result<Prefix> {
-    text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|error| Failure::new(format!("{text}: {error}")))
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next().filter(|part| part.len() == 2)?, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }

@@ -16,14 +16,16 @@ use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::node::Command;
 
 use super::plugin::NAME;
+use super::prefixes::{derived_ula, first, parse_address, parse_network, random_in};
 use super::protocol::{RequestAddress, RequestPool};
 use crate::attach::addresses::{Lease, range_of};
 use crate::attach::attachments::ATTACHED;
-use crate::attach::netlink::{Prefix, alone, in_namespace, network, overlaps};
+use crate::attach::netlink::in_namespace;
+use crate::attach::prefix::{Prefix, alone, overlaps};
 use crate::cli::options::Cidr;
 use crate::daemon::node_task::NodeHandle;
 use crate::daemon::state::{Store, Table, random};
-use crate::error::{Doing, Failure, Result};
+use crate::error::{Failure, Result};
 
 const TABLE: &str = "docker/pool/";
 /// Begins the id of the default pool.
@@ -481,66 +483,4 @@ fn is_attached(lease: &Lease) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An address, with a prefix length or without.
-pub fn parse_address(text: &str) -> Result<IpAddr> {
-    text.split('/').next().unwrap_or(text).parse().doing(|| format!("no address {text}"))
-}
-
-fn parse_network(text: &str) -> Result<Prefix> {
-    let cidr: Cidr = text.parse().map_err(|error| Failure::new(format!("no subnet {text}: {error}")))?;
-    Ok((network(cidr.0), cidr.0.1))
-}
-
-/// The first address of a prefix that can be an interface's.
-fn first((base, _): Prefix) -> IpAddr {
-    match base {
-        IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from_bits(base.to_bits() | 1)),
-        IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | 1)),
-    }
-}
-
-fn random_in((base, length): Prefix) -> Result<IpAddr> {
-    let IpAddr::V6(base) = base else { return Err(Failure::new("only IPv6 addresses are random")) };
-    let bytes: [u8; 16] = random()?;
-    let host = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-    // Neither the network's own address nor its gateway's.
-    let own = (u128::from_be_bytes(bytes) & host).max(2);
-    Ok(IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | own)))
-}
-
-/// The mesh's IPv6 prefix: unique-local (RFC 4193), the same on every host without agreement.
-fn derived_ula(range: Range, domain: &str) -> Ipv6Addr {
-    let seed = [&range.to_bytes()[..], domain.as_bytes()].concat();
-    let hash = weft_mesh::records::digest_of(&seed);
-    let mut bytes = [0; 16];
-    bytes[0] = 0xfd;
-    bytes[1..8].copy_from_slice(&hash[..7]);
-    Ipv6Addr::from(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_derived_prefix_is_unique_local_and_the_same_everywhere() {
-        let range = |base: [u8; 4]| Range::new(Ipv4Addr::from(base), 12).unwrap();
-        let a = derived_ula(range([10, 32, 0, 0]), "weft.internal");
-        assert_eq!(a, derived_ula(range([10, 32, 0, 0]), "weft.internal"));
-        assert_ne!(a, derived_ula(range([10, 48, 0, 0]), "weft.internal"));
-        assert_ne!(a, derived_ula(range([10, 32, 0, 0]), "other.internal"));
-        assert_eq!((a.octets()[0], &a.octets()[8..]), (0xfd, &[0; 8][..]));
-    }
-
-    #[test]
-    fn random_addresses_stay_within_their_prefix() {
-        let base: Ipv6Addr = "fd50:0:0:7::".parse().unwrap();
-        for length in [48, 64, 112] {
-            let ip = random_in((IpAddr::V6(base), length)).unwrap();
-            assert!(overlaps((ip, 128), (IpAddr::V6(base), length)), "{ip}");
-            assert_ne!(ip, first((IpAddr::V6(base), length)));
-        }
-    }
 }

@@ -14,7 +14,8 @@ use tracing::debug;
 
 use super::protocol::PortBinding;
 use super::proxy;
-use crate::attach::netlink::{has_ipv6, in_namespace, is_link_local, is_own_interface};
+use crate::attach::netlink::{in_namespace, is_own_interface};
+use crate::attach::prefix::{has_ipv6, is_link_local};
 use crate::error::{Doing, Failure, Result};
 use crate::host::conntrack::{self, Flow};
 

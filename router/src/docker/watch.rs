@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::adopt::adopt_all;
 use super::api::EngineIdentity;
-use super::driver::attachment_id;
+use super::network::attachment_id;
 use super::{Docker, stacks};
 use crate::attach::attachment::Place;
 use crate::error::{Failure, Result};

@@ -26,7 +26,8 @@ use rtnetlink::packet_route::route::RouteHeader;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use tracing::warn;
 
-use crate::attach::netlink::{Prefix, has_ipv6, in_namespace};
+use crate::attach::netlink::in_namespace;
+use crate::attach::prefix::{Prefix, has_ipv6};
 use crate::error::Result;
 
 /// The table of routes to containers: weft's port number.

@@ -16,9 +16,8 @@ use weft_mesh::node::Command;
 use weft_mesh::records::MAX_LIST;
 use weft_mesh::wire::container_mtu;
 
-use crate::attach::netlink::{
-    Interface, Prefix, Route, alone, in_namespace, is_link_local, is_own_interface, overlaps,
-};
+use crate::attach::netlink::{Interface, Route, in_namespace, is_own_interface};
+use crate::attach::prefix::{Prefix, alone, is_link_local, overlaps};
 use crate::cli::options::Options;
 use crate::daemon::api::Api;
 use crate::error::Result;

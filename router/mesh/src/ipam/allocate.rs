@@ -26,7 +26,7 @@ impl Ipam {
     pub(super) fn advance_once(&mut self, range: Range, now: Time) {
         let Some(local) = self.locals.get(&range) else { return };
         if local.ring.is_none() {
-            if !local.pending.is_empty() || !local.taking.is_empty() || local.wanted_until > now {
+            if !local.pending.is_empty() || !local.parts.taking.is_empty() || local.wanted_until > now {
                 self.seek_ring(range, now);
             }
             return;
@@ -52,7 +52,7 @@ impl Ipam {
     pub(super) fn serve(&mut self, range: Range, now: Time) {
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
-        local.resting.retain(|address, until| {
+        local.leases.resting.retain(|address, until| {
             let is_lent_here = local.ring.as_ref().is_some_and(|ring| ring.loans.get(address) == Some(&own));
             *until > now || is_lent_here
         });
@@ -67,9 +67,9 @@ impl Ipam {
             };
             match local.take(own, &pending, now) {
                 Some(Ok(address)) => {
-                    let is_new = local.held.insert(address, pending.id).is_none();
-                    local.by_id.insert(pending.id, address);
-                    local.resting.remove(&address);
+                    let is_new = local.leases.held.insert(address, pending.id).is_none();
+                    local.leases.by_id.insert(pending.id, address);
+                    local.leases.resting.remove(&address);
                     if is_new {
                         self.persist(&Stored::Address(range, address), Some(encode(&pending.id)));
                     }
@@ -100,13 +100,16 @@ impl Ipam {
             return Some(Change::Register { host: own, start });
         }
         // What was promised out of a window that is another's now cannot be had any more.
-        let mut lent =
-            local.lending.iter().map(|(address, (to, _))| Change::Lend { address: *address, from: own, to: *to });
+        let mut lent = local.leases.lending.iter().map(|(address, (to, _))| Change::Lend {
+            address: *address,
+            from: own,
+            to: *to,
+        });
         if let Some(change) = lent.find(|change| ring.after(change).is_some()) {
             return Some(change);
         }
         let takes = |part: &&Range| !ring.has_part(own, **part) && ring.has_room_for(**part);
-        if let Some(part) = local.parts.iter().flatten().find(takes) {
+        if let Some(part) = local.parts.wanted.iter().flatten().find(takes) {
             return Some(Change::TakePart { part: *part, host: own });
         }
         let free = ring.free_window(self.first_window(ring));
@@ -126,9 +129,9 @@ impl Ipam {
         let local = self.locals.get(&range)?;
         let ring = local.ring.as_ref()?;
         let done = |(address, borrower): (&Ipv4Addr, &HostLabel)| {
-            let rests = local.resting.get(address).is_some_and(|until| *until > now);
+            let rests = local.leases.resting.get(address).is_some_and(|until| *until > now);
             let is_wanted = local.pending.iter().any(|pending| pending.want == Some(*address));
-            (*borrower == own && !local.held.contains_key(address) && !rests && !is_wanted).then_some(*address)
+            (*borrower == own && !local.leases.held.contains_key(address) && !rests && !is_wanted).then_some(*address)
         };
         if let Some(address) = ring.loans.iter().find_map(done) {
             self.leave(range, Leaving::Address(address));
@@ -144,7 +147,7 @@ impl Ipam {
         if closing.is_some() {
             return closing;
         }
-        let wishes = local.wishes.values().filter(|(_, until)| *until > now).map(|(wish, _)| wish);
+        let wishes = local.votes.wishes.values().filter(|(_, until)| *until > now).map(|(wish, _)| wish);
         wishes.clone().find(|wish| ring.after(wish).is_some()).cloned()
     }
 
@@ -218,7 +221,7 @@ impl Ipam {
                 && want.is_none_or(|want| want == *address)
                 && within.is_none_or(|within| within.contains(*address))
         };
-        if local.lending.iter().any(is_theirs) {
+        if local.leases.lending.iter().any(is_theirs) {
             return self.advance(range, now);
         }
         if has_it {
@@ -226,10 +229,10 @@ impl Ipam {
         }
         if let Some(want) = want.filter(|want| ring.loans.get(want) == Some(&own)) {
             // Lent to this host: it goes back to its holder if no container has it any more.
-            if local.held.contains_key(&want) {
+            if local.leases.held.contains_key(&want) {
                 return self.send(from, range, Body::NotLent(id));
             }
-            local.resting.remove(&want);
+            local.leases.resting.remove(&want);
             return self.advance(range, now);
         }
         let given = match want {
@@ -241,7 +244,7 @@ impl Ipam {
             return self.send(from, range, Body::NotLent(id));
         };
         let lent = (from, n + 8);
-        local.lending.insert(address, lent);
+        local.leases.lending.insert(address, lent);
         self.persist(&Stored::Lending(range, address), Some(encode(&lent)));
         self.advance(range, now);
     }
@@ -263,9 +266,9 @@ impl Ipam {
     /// The right to an address is lost for good.
     pub(super) fn fence(&mut self, range: Range, id: AllocationId, address: Ipv4Addr) {
         let Some(local) = self.locals.get_mut(&range) else { return };
-        local.claims.remove(&address);
-        local.held.remove(&address);
-        local.by_id.remove(&id);
+        local.leases.claims.remove(&address);
+        local.leases.held.remove(&address);
+        local.leases.by_id.remove(&id);
         self.persist(&Stored::Address(range, address), None);
         self.outputs.push_back(Output::Fence(id, address));
     }
@@ -275,11 +278,11 @@ impl Local {
     /// An address for a request, or why there cannot be one; `None`: it takes others.
     pub(super) fn take(&mut self, own: HostLabel, pending: &Pending, now: Time) -> Option<Result<Ipv4Addr, Error>> {
         let ring = self.ring.as_ref()?;
-        if let Some(address) = self.by_id.get(&pending.id).copied() {
+        if let Some(address) = self.leases.by_id.get(&pending.id).copied() {
             // Asked again: the same answer, once it is certain that it still holds.
             return match pending.want {
                 Some(want) if want != address => Some(Err(Error::InUse { address: want })),
-                _ => (!self.claims.contains(&address)).then_some(Ok(address)),
+                _ => (!self.leases.claims.contains(&address)).then_some(Ok(address)),
             };
         }
         // No window is open in a part, so no host is entitled to an address of it.
@@ -289,10 +292,10 @@ impl Local {
             return Some(Err(Error::OfNetwork { address, part }));
         }
         match pending.want {
-            Some(want) if self.held.contains_key(&want) => Some(Err(Error::InUse { address: want })),
+            Some(want) if self.leases.held.contains_key(&want) => Some(Err(Error::InUse { address: want })),
             // Asked for by name it need not rest.
             Some(want) if self.is_leaving(ring, want) => None,
-            Some(want) if ring.is_entitled(own, want) && !self.lending.contains_key(&want) => {
+            Some(want) if ring.is_entitled(own, want) && !self.leases.lending.contains_key(&want) => {
                 let is_usable =
                     ring.loans.contains_key(&want) || ring.holder_of(want).is_some_and(|held| !held.retired);
                 is_usable.then_some(Ok(want))
@@ -308,8 +311,8 @@ impl Local {
                 let spare = ring.loans.iter().find(|(address, borrower)| {
                     **borrower == own
                         && !self.leaving.contains(&Leaving::Address(**address))
-                        && !self.held.contains_key(address)
-                        && !self.resting.contains_key(address)
+                        && !self.leases.held.contains_key(address)
+                        && !self.leases.resting.contains_key(address)
                         && pending.within.is_none_or(|within| within.contains(**address))
                 });
                 let spare = spare.map(|(address, _)| *address);
@@ -329,12 +332,12 @@ impl Local {
         let Some(ring) = &self.ring else { return false };
         ring.holder_of(address).is_some_and(|held| held.holder == own && !held.retired)
             && !ring.range.is_reserved(address)
-            && !self.set_aside.contains(&address)
-            && !self.held.contains_key(&address)
+            && !self.leases.set_aside.contains(&address)
+            && !self.leases.held.contains_key(&address)
             && !ring.loans.contains_key(&address)
-            && !self.lending.contains_key(&address)
+            && !self.leases.lending.contains_key(&address)
             && !self.is_leaving(ring, address)
-            && self.resting.get(&address).is_none_or(|until| *until <= now)
+            && self.leases.resting.get(&address).is_none_or(|until| *until <= now)
     }
 
     /// Of the own addresses the one that has rested longest, if there is no window left to take others from: a container that
@@ -347,6 +350,7 @@ impl Local {
             within.is_none_or(|within| within.contains(**address)) && self.is_free(own, **address, Time::MAX)
         };
         let mut resting: Vec<(&Time, &Ipv4Addr)> = self
+            .leases
             .resting
             .iter()
             .filter(|(address, _)| rested(address))

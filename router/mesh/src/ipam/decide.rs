@@ -16,19 +16,19 @@ use crate::stored::Stored;
 impl Ipam {
     pub(super) fn persist_ring(&mut self, range: Range) {
         let Some(local) = self.locals.get(&range) else { return };
-        let (ring, acceptor, leaving) = (local.ring.clone(), local.acceptor.clone(), local.leaving.clone());
+        let (ring, acceptor, leaving) = (local.ring.clone(), local.votes.acceptor.clone(), local.leaving.clone());
         let kept = Kept { ring, acceptor, leaving, is_confirmed: local.is_confirmed };
         self.persist(&Stored::Ring(range), Some(encode(&kept)));
     }
 
     pub(super) fn on_prepare(&mut self, from: HostLabel, range: Range, ballot: Ballot) {
         let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
-        let before = local.acceptor.promised;
-        let answer = match local.acceptor.prepare(ballot) {
+        let before = local.votes.acceptor.promised;
+        let answer = match local.votes.acceptor.prepare(ballot) {
             Ok(accepted) => Body::Promise(ballot, accepted),
             Err(promised) => Body::Refuse(promised),
         };
-        if local.acceptor.promised != before {
+        if local.votes.acceptor.promised != before {
             self.persist_ring(range);
         }
         self.send(from, range, answer);
@@ -43,7 +43,7 @@ impl Ipam {
         if !makes_sense || !local.may_vote() {
             return;
         }
-        let answer = match local.acceptor.accept(ballot, change) {
+        let answer = match local.votes.acceptor.accept(ballot, change) {
             Ok(()) => Body::Vote(ballot),
             Err(promised) => Body::Refuse(promised),
         };
@@ -55,7 +55,9 @@ impl Ipam {
         match step {
             Step::Wait => {}
             Step::Ask(change) => {
-                let Some(running) = self.locals.get(&range).and_then(|local| local.running.as_ref()) else { return };
+                let Some(running) = self.locals.get(&range).and_then(|local| local.votes.running.as_ref()) else {
+                    return;
+                };
                 let (own, ballot, voters) = (self.own, running.proposal.ballot, running.proposal.voters.clone());
                 for voter in voters.iter().copied().filter(|voter| *voter != own) {
                     self.send(voter, range, Body::Accept(ballot, change.clone()));
@@ -78,11 +80,11 @@ impl Ipam {
     pub(super) fn vote_for_own(&mut self, range: Range, ballot: Ballot, change: Change, now: Time) {
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
-        if let Err(promised) = local.acceptor.accept(ballot, change) {
+        if let Err(promised) = local.votes.acceptor.accept(ballot, change) {
             return self.back_off(range, promised.round, now);
         }
         self.persist_ring(range);
-        let running = self.locals.get_mut(&range).and_then(|local| local.running.as_mut());
+        let running = self.locals.get_mut(&range).and_then(|local| local.votes.running.as_mut());
         let step = running.map(|running| running.proposal.on_vote(own));
         self.on_step(range, step.unwrap_or(Step::Wait), now);
     }
@@ -91,15 +93,15 @@ impl Ipam {
     pub(super) fn hosts_to_tell(&self, range: Range) -> BTreeSet<HostLabel> {
         let Some(local) = self.locals.get(&range) else { return BTreeSet::new() };
         let members = local.ring.iter().flat_map(|ring| ring.members.keys().chain(&ring.voters));
-        let asked = local.running.iter().flat_map(|running| &running.proposal.voters);
-        let all = members.chain(asked).chain(local.wishes.keys()).copied();
+        let asked = local.votes.running.iter().flat_map(|running| &running.proposal.voters);
+        let all = members.chain(asked).chain(local.votes.wishes.keys()).copied();
         all.filter(|host| *host != self.own && self.reachable.contains(host)).collect()
     }
 
     pub(super) fn propose(&mut self, range: Range, change: Change, now: Time) {
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
-        if local.running.is_some() || now < local.retry_after {
+        if local.votes.running.is_some() || now < local.votes.retry_after {
             return;
         }
         let (voters, needed) = match &local.ring {
@@ -116,10 +118,10 @@ impl Ipam {
         }
         let change = self.together(range, change);
         let Some(local) = self.locals.get_mut(&range) else { return };
-        local.round = local.round.max(local.acceptor.promised.round) + 1;
-        let ballot = Ballot { round: local.round, proposer: own };
+        local.votes.round = local.votes.round.max(local.votes.acceptor.promised.round) + 1;
+        let ballot = Ballot { round: local.votes.round, proposer: own };
         let proposal = Proposal::new(ballot, change.clone(), voters.clone(), needed);
-        local.running = Some(Running { proposal, started: now });
+        local.votes.running = Some(Running { proposal, started: now });
         if voters.is_empty() {
             // No voter is left to be asked: the operator who gave them up decided.
             return self.on_step(range, Step::Decided(change), now);
@@ -129,8 +131,8 @@ impl Ipam {
         }
         if voters.contains(&own) && self.locals.get(&range).is_some_and(Local::may_vote) {
             let Some(local) = self.locals.get_mut(&range) else { return };
-            let Ok(accepted) = local.acceptor.prepare(ballot) else { return };
-            let step = local.running.as_mut().map(|running| running.proposal.on_promise(own, accepted));
+            let Ok(accepted) = local.votes.acceptor.prepare(ballot) else { return };
+            let step = local.votes.running.as_mut().map(|running| running.proposal.on_promise(own, accepted));
             self.persist_ring(range);
             self.on_step(range, step.unwrap_or(Step::Wait), now);
         }
@@ -144,13 +146,13 @@ impl Ipam {
             _ => return false,
         };
         let Some(local) = self.locals.get_mut(&range) else { return false };
-        let since = local.wishing.map_or(now, |(since, _)| since);
+        let since = local.votes.wishing.map_or(now, |(since, _)| since);
         if now.since(since) > WISH_PATIENCE {
             return false;
         }
-        let is_due = local.wishing.is_none_or(|(_, last)| now.since(last) >= WISH_AGAIN);
+        let is_due = local.votes.wishing.is_none_or(|(_, last)| now.since(last) >= WISH_AGAIN);
         if is_due {
-            local.wishing = Some((since, now));
+            local.votes.wishing = Some((since, now));
             self.send(first, range, Body::Wish(change));
         }
         true
@@ -160,8 +162,8 @@ impl Ipam {
         let Some(local) = self.locals.get_mut(&range) else { return };
         match change {
             None => local.wanted_until = now + PATIENCE,
-            Some(change) if Ring::may_wish(from, &change) && local.wishes.len() < MAX_PENDING => {
-                local.wishes.insert(from, (change, now + WISH_PATIENCE));
+            Some(change) if Ring::may_wish(from, &change) && local.votes.wishes.len() < MAX_PENDING => {
+                local.votes.wishes.insert(from, (change, now + WISH_PATIENCE));
             }
             Some(_) => return,
         }
@@ -173,7 +175,7 @@ impl Ipam {
         let Some(local) = self.locals.get_mut(&range) else { return change };
         let Some(ring) = &local.ring else { return change };
         let makes_sense = |wish: &&Change| **wish != change && ring.after(wish).is_some();
-        let wishes = local.wishes.values().map(|(wish, _)| wish).filter(makes_sense);
+        let wishes = local.votes.wishes.values().map(|(wish, _)| wish).filter(makes_sense);
         let wishes: Vec<Change> = wishes.take(MAX_TOGETHER - 1).cloned().collect();
         // Whose quorum differs stands alone.
         let is_alone = |change: &Change| matches!(change, Change::GiveUp(_));
@@ -186,9 +188,9 @@ impl Ipam {
     pub(super) fn back_off(&mut self, range: Range, round: u32, now: Time) {
         let wait = Duration::from_millis(self.rng.random_range(20..300));
         let Some(local) = self.locals.get_mut(&range) else { return };
-        local.round = local.round.max(round);
-        local.running = None;
-        local.retry_after = now + wait;
+        local.votes.round = local.votes.round.max(round);
+        local.votes.running = None;
+        local.votes.retry_after = now + wait;
     }
 
     /// A change is decided: on to the next state.
@@ -207,13 +209,13 @@ impl Ipam {
     pub(super) fn adopt(&mut self, range: Range, ring: Ring, now: Time) {
         let (own, nonce) = (self.own, self.start.nonce);
         let Some(local) = self.locals.get_mut(&range) else { return };
-        let is_stranger = local.ring.is_none() && local.acceptor.accepted.is_none();
-        (local.acceptor, local.running, local.round) = (Acceptor::default(), None, 0);
-        (local.wishing, local.deserted_for) = (None, None);
+        let is_stranger = local.ring.is_none() && local.votes.acceptor.accepted.is_none();
+        (local.votes.acceptor, local.votes.running, local.votes.round) = (Acceptor::default(), None, 0);
+        (local.votes.wishing, local.deserted_for) = (None, None);
         // A wish may have been granted and taken back in states that this host has not seen: it holds for the next state only, and
         // is repeated.
         let is_next = local.ring.as_ref().is_none_or(|before| before.id == ring.id && before.n + 1 == ring.n);
-        local.wishes.retain(|_, (wish, until)| is_next && *until > now && ring.after(wish).is_some());
+        local.votes.wishes.retain(|_, (wish, until)| is_next && *until > now && ring.after(wish).is_some());
         let known = ring.members.get(&own).copied();
         let is_known = known.is_some_and(|known| known.nonce == nonce);
         local.is_amnesiac |= is_stranger && known.is_some() && !is_known;
@@ -262,10 +264,10 @@ impl Ipam {
     pub(super) fn look_at_parts(&mut self, range: Range) {
         let own = self.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
-        let Some(parts) = &mut local.parts else { return };
+        let Some(parts) = &mut local.parts.wanted else { return };
         let ring = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none());
         let mut answers = Vec::new();
-        local.taking.retain(|ticket, (taken, _)| {
+        local.parts.taking.retain(|ticket, (taken, _)| {
             let refused = taken.iter().find(|part| ring.is_some_and(|ring| !ring.has_room_for(**part)));
             let has = |part: &Range| {
                 !local.leaving.contains(&Leaving::Part(*part)) && ring.is_some_and(|ring| ring.has_part(own, *part))
@@ -285,7 +287,7 @@ impl Ipam {
             false
         });
         let unwanted = |part: &&Range| {
-            local.knows_parts && ring.is_some_and(|ring| ring.has_part(own, **part)) && !parts.contains(part)
+            local.parts.knows_parts && ring.is_some_and(|ring| ring.has_part(own, **part)) && !parts.contains(part)
         };
         let left: Vec<Range> = ring.iter().flat_map(|ring| ring.parts.keys().filter(unwanted)).copied().collect();
         for part in left {
@@ -300,6 +302,7 @@ impl Ipam {
         let n = local.state().1;
         let is_lent = |address: &Ipv4Addr| local.ring.as_ref().is_some_and(|ring| ring.loans.contains_key(address));
         let dead: Vec<Ipv4Addr> = local
+            .leases
             .lending
             .iter()
             .filter(|(address, (_, until))| n > *until || is_lent(address))
@@ -307,7 +310,7 @@ impl Ipam {
             .collect();
         for address in dead {
             if let Some(local) = self.locals.get_mut(&range) {
-                local.lending.remove(&address);
+                local.leases.lending.remove(&address);
             }
             self.persist(&Stored::Lending(range, address), None);
         }
@@ -319,22 +322,22 @@ impl Ipam {
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = local.ring.as_ref().filter(|ring| ring.superseded_by.is_none()) else { return };
         let mut lost = Vec::new();
-        for (address, id) in &local.held {
+        for (address, id) in &local.leases.held {
             if ring.is_entitled(own, *address) {
-                local.claims.remove(address);
+                local.leases.claims.remove(address);
             } else if ring.part_of(*address).is_some()
                 || ring.loans.contains_key(address)
                 || ring.holder_of(*address).is_some_and(|held| held.retired)
             {
                 lost.push((*id, *address));
-            } else if local.claims.insert(*address) {
+            } else if local.leases.claims.insert(*address) {
                 let refused = BTreeSet::new();
                 let (until, asked) = (Time::from_nanos(u64::MAX), Time::ZERO);
                 let (want, within) = (Some(*address), None);
                 local.pending.push(Pending { ticket: None, id: *id, want, within, until, asked, refused });
             }
         }
-        let claims = &local.claims;
+        let claims = &local.leases.claims;
         local.pending.retain(|p| p.ticket.is_some() || p.want.is_some_and(|want| claims.contains(&want)));
         for (id, address) in lost {
             self.fence(range, id, address);

@@ -12,10 +12,13 @@
 
 mod allocate;
 mod api;
+mod change;
 mod decide;
 mod learn;
+mod local;
 pub mod message;
 pub mod paxos;
+mod range;
 pub mod ring;
 mod upkeep;
 
@@ -25,10 +28,10 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, Time};
 
 pub use api::*;
+use local::{Download, Kept, Leaving, Local, Pending, Running};
 
 use crate::codec::{decode, encode};
 use crate::stored::Stored;
@@ -89,96 +92,6 @@ pub struct Ipam {
     next_upkeep: Time,
 }
 
-/// What this host knows and does about one range.
-#[derive(Default)]
-struct Local {
-    ring: Option<Ring>,
-    acceptor: Acceptor,
-    running: Option<Running>,
-    round: u32,
-    retry_after: Time,
-    /// When it was last looked what is waited for.
-    looked: Time,
-    /// This run is known to the ring, or remembers all that the last one did.
-    is_confirmed: bool,
-    /// The ring knows this host from a life of which it has forgotten what it voted for.
-    is_amnesiac: bool,
-    /// A ring that most voters of this host's ring have joined.
-    deserted_for: Option<RingId>,
-    /// Not to be handed out by this host.
-    set_aside: BTreeSet<Ipv4Addr>,
-    held: BTreeMap<Ipv4Addr, AllocationId>,
-    by_id: BTreeMap<AllocationId, Ipv4Addr>,
-    /// Released addresses, until when they rest.
-    resting: BTreeMap<Ipv4Addr, Time>,
-    /// Addresses promised to others, and from which state on they are free again if nothing came of it.
-    lending: BTreeMap<Ipv4Addr, (HostLabel, u64)>,
-    /// Addresses and windows that this host has asked to give back: whenever that is decided, they are not used
-    /// again.
-    leaving: BTreeSet<Leaving>,
-    /// Held addresses whose right has to be won anew.
-    claims: BTreeSet<Ipv4Addr>,
-    pending: Vec<Pending>,
-    /// Since when, and when last, another was asked to see to a change in the present state.
-    wishing: Option<(Time, Time)>,
-    /// What others asked this host to see to.
-    wishes: BTreeMap<HostLabel, (Change, Time)>,
-    /// Others want a ring until then.
-    wanted_until: Time,
-    give_up: BTreeMap<Ticket, (HostLabel, Time)>,
-    /// Parts of the range that this host's networks are to have for themselves, once it was told; and which of them are
-    /// waited for, until when.
-    parts: Option<BTreeSet<Range>>,
-    taking: BTreeMap<Ticket, (BTreeSet<Range>, Time)>,
-    /// Those are all that this host's networks have: others that the ring has for this host are left.
-    knows_parts: bool,
-    heard: BTreeMap<HostLabel, Announcement>,
-    announced: Option<Announcement>,
-    download: Option<Download>,
-    asked_state: Time,
-    cursor: u32,
-    empty_since: BTreeMap<u32, Time>,
-}
-
-struct Running {
-    proposal: Proposal,
-    started: Time,
-}
-
-struct Pending {
-    ticket: Option<Ticket>,
-    id: AllocationId,
-    want: Option<Ipv4Addr>,
-    within: Option<Range>,
-    until: Time,
-    asked: Time,
-    refused: BTreeSet<HostLabel>,
-}
-
-struct Download {
-    from: HostLabel,
-    ring: RingId,
-    n: u64,
-    parts: Vec<Option<Vec<u8>>>,
-}
-
-/// What a host gives back: a lent address, a window, or a part of the range that a network had.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-enum Leaving {
-    Address(Ipv4Addr),
-    Window(u32),
-    Part(Range),
-}
-
-/// A ring as it is kept.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    ring: Option<Ring>,
-    acceptor: Acceptor,
-    leaving: BTreeSet<Leaving>,
-    is_confirmed: bool,
-}
-
 impl Ipam {
     /// Picks up from what was persisted.
     pub fn new(setup: Setup, kept: &BTreeMap<Vec<u8>, Vec<u8>>) -> Self {
@@ -212,7 +125,7 @@ impl Ipam {
                 Stored::Ring(range) => {
                     if let Some(Kept { ring, acceptor, leaving, is_confirmed }) = decode(value) {
                         let local = self.locals.entry(range).or_default();
-                        (local.ring, local.acceptor, local.leaving) = (ring, acceptor, leaving);
+                        (local.ring, local.votes.acceptor, local.leaving) = (ring, acceptor, leaving);
                         // A start that was not known to the ring yet is not known by going on, either.
                         local.is_confirmed = continues && is_confirmed;
                     }
@@ -220,13 +133,13 @@ impl Ipam {
                 Stored::Address(range, address) => {
                     if let Some(id) = decode::<AllocationId>(value) {
                         let local = self.locals.entry(range).or_default();
-                        local.held.insert(address, id);
-                        local.by_id.insert(id, address);
+                        local.leases.held.insert(address, id);
+                        local.leases.by_id.insert(id, address);
                     }
                 }
                 Stored::Lending(range, address) => {
                     if let Some(lent) = decode(value) {
-                        self.locals.entry(range).or_default().lending.insert(address, lent);
+                        self.locals.entry(range).or_default().leases.lending.insert(address, lent);
                     }
                 }
                 Stored::Incarnation
@@ -256,7 +169,7 @@ impl Ipam {
         let Some(local) = self.local(range).filter(|local| local.pending.len() < MAX_PENDING) else {
             return self.reply(ticket, Err(Error::Busy));
         };
-        if let Some(address) = want.filter(|address| local.set_aside.contains(address)) {
+        if let Some(address) = want.filter(|address| local.leases.set_aside.contains(address)) {
             return self.reply(ticket, Err(Error::Reserved(address)));
         }
         let until = now + PATIENCE;
@@ -268,7 +181,7 @@ impl Ipam {
     /// Addresses that this host does not hand out, because a network uses them for something else.
     pub fn set_aside(&mut self, range: Range, addresses: BTreeSet<Ipv4Addr>) {
         if let Some(local) = self.local(range) {
-            local.set_aside = addresses;
+            local.leases.set_aside = addresses;
         }
     }
 
@@ -283,9 +196,9 @@ impl Ipam {
         let Some(local) = self.local(range) else {
             return self.outputs.push_back(Output::Done(ticket, Err(Error::Busy)));
         };
-        let before = local.parts.replace(parts.clone()).unwrap_or_else(|| parts.clone());
-        local.knows_parts |= is_complete;
-        local.taking.insert(ticket, (parts.difference(&before).copied().collect(), now + PATIENCE));
+        let before = local.parts.wanted.replace(parts.clone()).unwrap_or_else(|| parts.clone());
+        local.parts.knows_parts |= is_complete;
+        local.parts.taking.insert(ticket, (parts.difference(&before).copied().collect(), now + PATIENCE));
         let is_had = |part: &&Range| local.ring.as_ref().is_some_and(|ring| ring.has_part(own, **part));
         let left: Vec<Range> = before.difference(&parts).filter(is_had).copied().collect();
         for part in left {
@@ -300,11 +213,11 @@ impl Ipam {
         let Some(local) = self.locals.get_mut(&range) else { return };
         // A request that is still waiting is not wanted any more.
         local.pending.retain(|pending| pending.id != id || pending.ticket.is_none());
-        let Some(address) = local.by_id.remove(&id) else { return };
-        local.held.remove(&address);
-        local.claims.remove(&address);
+        let Some(address) = local.leases.by_id.remove(&id) else { return };
+        local.leases.held.remove(&address);
+        local.leases.claims.remove(&address);
         local.pending.retain(|pending| pending.id != id);
-        local.resting.insert(address, now + QUARANTINE);
+        local.leases.resting.insert(address, now + QUARANTINE);
         self.persist(&Stored::Address(range, address), None);
         self.advance(range, now);
     }
@@ -317,7 +230,9 @@ impl Ipam {
     /// What this host has handed out of a range, and whether the right to it still has to be won anew.
     pub fn allocations(&self, range: Range) -> impl Iterator<Item = (Ipv4Addr, AllocationId, bool)> {
         let local = self.locals.get(&range).into_iter();
-        local.flat_map(|local| local.held.iter().map(|(address, id)| (*address, *id, local.claims.contains(address))))
+        local.flat_map(|local| {
+            local.leases.held.iter().map(|(address, id)| (*address, *id, local.leases.claims.contains(address)))
+        })
     }
 
     /// Takes back what a host had that is off for good; an [`Output::Done`] follows within [`PATIENCE`].
@@ -387,7 +302,7 @@ impl Ipam {
                 self.on_step(range, step.unwrap_or(Step::Wait), now);
             }
             Body::Refuse(promised) if is_same => {
-                let is_outbid = local.running.as_ref().is_some_and(|running| running.proposal.ballot < promised);
+                let is_outbid = local.votes.running.as_ref().is_some_and(|running| running.proposal.ballot < promised);
                 if is_outbid {
                     self.back_off(range, promised.round, now);
                 }
@@ -437,11 +352,11 @@ impl Ipam {
     /// When [`Ipam::handle_timeout`] is next to be called.
     pub fn next_timeout(&self) -> Option<Time> {
         let of_local = |local: &Local| {
-            let proposal = local.running.as_ref().map(|running| running.started + RETRY);
+            let proposal = local.votes.running.as_ref().map(|running| running.started + RETRY);
             let over = local.pending.iter().map(|pending| pending.until);
             let over = over.chain(local.give_up.values().map(|(_, until)| *until));
-            let over = over.chain(local.taking.values().map(|(_, until)| *until)).min();
-            let retry = local.is_waiting().then(|| local.retry_after.max(local.looked + LOOK_AGAIN));
+            let over = over.chain(local.parts.taking.values().map(|(_, until)| *until)).min();
+            let retry = local.is_waiting().then(|| local.votes.retry_after.max(local.looked + LOOK_AGAIN));
             [proposal, over, retry].into_iter().flatten().min()
         };
         let due = self.locals.values().filter_map(of_local).min();
@@ -464,14 +379,14 @@ impl Ipam {
                     ring.windows.values().filter(|held| is_counted(held.holder)).count() as u32 * size
                 })
             };
-            let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty() || !local.taking.is_empty();
+            let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty() || !local.parts.taking.is_empty();
             let waiting_for = if is_waiting { self.waiting_for(local) } else { Vec::new() };
             RingStatus {
                 range: *range,
                 is_ready: ring.is_some() && waiting_for.is_empty(),
                 waiting_for,
                 owned: count(&|host| host == self.own),
-                used: local.held.len() as u32,
+                used: local.leases.held.len() as u32,
                 unreachable: count(&|host| host != self.own && !self.reachable.contains(&host)),
                 voters: ring.map(|ring| ring.voters.clone()).unwrap_or_default(),
                 contested: ring.map(|ring| local.contested(ring).collect()).unwrap_or_default(),
@@ -497,47 +412,5 @@ impl Ipam {
     fn send(&mut self, to: HostLabel, range: Range, body: Body) {
         let (ring, n) = self.locals.get(&range).map(Local::state).unwrap_or_default();
         self.outputs.push_back(Output::Send(to, Message { range, ring, n, body }.encode()));
-    }
-}
-
-impl Local {
-    fn state(&self) -> (RingId, u64) {
-        self.ring.as_ref().map(|ring| (ring.id, ring.n)).unwrap_or_default()
-    }
-
-    /// The proposal under way, if it is the one with this ballot.
-    fn proposal(&mut self, ballot: Ballot) -> Option<&mut Proposal> {
-        self.running.as_mut().map(|running| &mut running.proposal).filter(|proposal| proposal.ballot == ballot)
-    }
-
-    /// A voter that forgot what it voted for does not vote again in the state it finds, unless it is the only one.
-    fn may_vote(&self) -> bool {
-        !self.is_amnesiac || self.ring.as_ref().is_some_and(|ring| ring.voters.len() == 1)
-    }
-
-    /// Whether there is something that others have to do, which may have to be asked for again.
-    fn is_waiting(&self) -> bool {
-        let is_moving = self.ring.as_ref().is_some_and(|ring| ring.superseded_by.is_some());
-        is_moving
-            || !self.wishes.is_empty()
-            || !self.pending.is_empty()
-            || !self.give_up.is_empty()
-            || !self.taking.is_empty()
-            || !self.lending.is_empty()
-            || !self.leaving.is_empty()
-    }
-
-    /// Parts that are to be a network's and cannot be.
-    fn contested<'a>(&'a self, ring: &'a Ring) -> impl Iterator<Item = Range> + 'a {
-        self.parts.iter().flatten().filter(|part| !ring.has_room_for(**part)).copied()
-    }
-
-    /// Whether a state of another host is one to go on from.
-    fn wants_state(&self, (id, n): (RingId, u64)) -> bool {
-        match &self.ring {
-            None => true,
-            Some(ring) if ring.id == id => n > ring.n,
-            Some(ring) => ring.superseded_by == Some(id) || self.deserted_for == Some(id),
-        }
     }
 }

@@ -10,120 +10,11 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use weft_crypto::HostLabel;
 
-/// The most addresses of one window; small ranges have smaller ones, so that there are enough to go round.
-const MAX_WINDOW: u32 = 1024;
-const MIN_WINDOW: u32 = 4;
-const WINDOWS_WANTED: u32 = 64;
+pub use super::change::{Change, RingId, Start};
+pub use super::range::Range;
+
 /// Voters of a ring, at most. Always an odd number: an even one needs more votes and bears no more losses.
 pub const MAX_VOTERS: usize = 5;
-
-/// An IPv4 range.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(try_from = "UncheckedRange")]
-pub struct Range {
-    /// Its first address.
-    pub base: Ipv4Addr,
-    /// Its prefix length, 8 to 30.
-    pub length: u8,
-}
-
-impl Range {
-    /// A range; `None` if it has host bits set, or is too large or too small to hand out of.
-    pub fn new(base: Ipv4Addr, length: u8) -> Option<Range> {
-        let fits = (8..=30).contains(&length) && base.to_bits().trailing_zeros() >= 32 - u32::from(length);
-        fits.then_some(Range { base, length })
-    }
-
-    /// Its number of addresses.
-    pub fn size(&self) -> u32 {
-        1 << (32 - self.length)
-    }
-
-    /// Whether an address is in it.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address.to_bits().wrapping_sub(self.base.to_bits()) < self.size()
-    }
-
-    /// The gateway: the first address that can be a host's.
-    pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.base.to_bits() + 1)
-    }
-
-    /// Returns whether an address is never handed out: network, broadcast and gateway.
-    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
-        let offset = address.to_bits() - self.base.to_bits();
-        offset <= 1 || offset == self.size() - 1
-    }
-
-    /// Addresses of one window.
-    pub fn window_size(&self) -> u32 {
-        (self.size() / WINDOWS_WANTED).clamp(MIN_WINDOW, MAX_WINDOW)
-    }
-
-    /// How many windows there are.
-    pub fn windows(&self) -> u32 {
-        self.size() / self.window_size()
-    }
-
-    /// The window an address is in.
-    pub fn window_of(&self, address: Ipv4Addr) -> u32 {
-        (address.to_bits() - self.base.to_bits()) / self.window_size()
-    }
-
-    /// The addresses of a window, the reserved ones left out.
-    pub fn addresses(&self, window: u32) -> impl Iterator<Item = Ipv4Addr> {
-        let first = self.base.to_bits() + window * self.window_size();
-        let range = *self;
-        (first..=first + (self.window_size() - 1)).map(Ipv4Addr::from_bits).filter(move |a| !range.is_reserved(*a))
-    }
-
-    /// A window, as a range of its own.
-    pub fn window(&self, window: u32) -> Range {
-        let base = Ipv4Addr::from_bits(self.base.to_bits() + window * self.window_size());
-        Range { base, length: (32 - self.window_size().trailing_zeros()) as u8 }
-    }
-
-    /// Whether two ranges share addresses.
-    pub fn overlaps(&self, other: &Range) -> bool {
-        self.contains(other.base) || other.contains(self.base)
-    }
-
-    /// For keys: base and length.
-    pub fn to_bytes(self) -> [u8; 5] {
-        let [a, b, c, d] = self.base.octets();
-        [a, b, c, d, self.length]
-    }
-
-    /// From [`Range::to_bytes`].
-    pub fn from_bytes([a, b, c, d, length]: [u8; 5]) -> Option<Range> {
-        Range::new(Ipv4Addr::new(a, b, c, d), length)
-    }
-}
-
-/// A range as it is read.
-#[derive(Deserialize)]
-struct UncheckedRange {
-    base: Ipv4Addr,
-    length: u8,
-}
-
-impl TryFrom<UncheckedRange> for Range {
-    type Error = &'static str;
-
-    fn try_from(UncheckedRange { base, length }: UncheckedRange) -> Result<Range, Self::Error> {
-        Range::new(base, length).ok_or("not a range of addresses")
-    }
-}
-
-impl std::fmt::Display for Range {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.base, self.length)
-    }
-}
-
-/// Tells rings of one range apart; chosen at random by the founder.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-pub struct RingId(pub u64);
 
 /// An open window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -132,22 +23,6 @@ pub struct Window {
     pub holder: HostLabel,
     /// Its holder lost track of what it handed out: it is closed to all until the holder is given up.
     pub retired: bool,
-}
-
-/// One start of a host: a disk put back to an earlier state shows by a number that was used before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Start {
-    /// How often the host has started.
-    pub number: u64,
-    /// Tells two starts of one number apart.
-    pub nonce: u64,
-}
-
-impl Start {
-    /// Whether a host known by `known` may be in this start of its.
-    fn may_follow(self, known: Option<Start>) -> bool {
-        known.is_none_or(|known| known == self || known.number < self.number)
-    }
 }
 
 /// What the voters decided so far.
@@ -175,86 +50,6 @@ pub struct Ring {
     pub succeeds: Vec<RingId>,
     /// The ring of the same range whose members have met this one's, and which goes on in its place.
     pub superseded_by: Option<RingId>,
-}
-
-/// One step.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Change {
-    /// The ring comes to be.
-    Found {
-        /// The new ring.
-        id: RingId,
-        /// Who founds it.
-        founder: HostLabel,
-        /// The founder's start.
-        start: Start,
-        /// Its first voters.
-        voters: Vec<HostLabel>,
-    },
-    /// A host opens a free window.
-    Open {
-        /// The window.
-        window: u32,
-        /// Who.
-        host: HostLabel,
-        /// The host's start.
-        start: Start,
-    },
-    /// A host gives a window back in which nothing is handed out.
-    Close {
-        /// The window.
-        window: u32,
-        /// Who.
-        host: HostLabel,
-    },
-    /// A host that may have lost its memory says how often it has started. If as many starts or more are known, its disk
-    /// is an old one: its windows are retired.
-    Register {
-        /// Who.
-        host: HostLabel,
-        /// Its start.
-        start: Start,
-    },
-    /// The holder of a window lets another host have one address of it.
-    Lend {
-        /// The address.
-        address: Ipv4Addr,
-        /// Whose window it is in.
-        from: HostLabel,
-        /// Who gets it.
-        to: HostLabel,
-    },
-    /// A host is done with an address it was lent.
-    Return {
-        /// The address.
-        address: Ipv4Addr,
-        /// Who had it.
-        host: HostLabel,
-    },
-    /// A host has a network whose subnet is a part of the range.
-    TakePart {
-        /// The subnet.
-        part: Range,
-        /// Who.
-        host: HostLabel,
-    },
-    /// A host has that network no more; the last one leaves the part to the ring.
-    LeavePart {
-        /// The subnet.
-        part: Range,
-        /// Who.
-        host: HostLabel,
-    },
-    /// Others decide from now on.
-    Voters(Vec<HostLabel>),
-    /// An operator says that these hosts are off for good: what they had is free again.
-    GiveUp(Vec<HostLabel>),
-    /// Two rings of one range met, and the other one goes on: nothing is handed out of this one any more.
-    Supersede(RingId),
-    /// The other ring has given way to this one at the same time: this one goes on after all.
-    Revive,
-    /// Several at once, in this order; what makes no sense any more is passed over.
-    All(Vec<Change>),
 }
 
 /// Rings remembered as gone on from.
@@ -530,22 +325,6 @@ mod tests {
     fn ring() -> Ring {
         let found = Change::Found { id: RingId(1), founder: host(1), start: start(1), voters: vec![host(1)] };
         Ring::found(range("10.32.0.0/24"), &found).unwrap()
-    }
-
-    #[test]
-    fn ranges_are_cut_into_windows_without_what_is_reserved() {
-        for (text, size, count) in
-            [("10.32.0.0/12", 1024, 1024), ("10.0.0.0/16", 1024, 64), ("10.0.0.0/24", 4, 64), ("10.0.0.0/30", 4, 1)]
-        {
-            let range = range(text);
-            assert_eq!((range.window_size(), range.windows()), (size, count), "{text}");
-            let all: usize = (0..range.windows()).map(|window| range.addresses(window).count()).sum();
-            assert_eq!(all, range.size() as usize - 3, "{text}");
-            assert!((0..range.windows()).all(|w| range.addresses(w).all(|a| range.window_of(a) == w)));
-            assert_eq!(Range::from_bytes(range.to_bytes()), Some(range));
-        }
-        assert_eq!(Range::new(Ipv4Addr::new(10, 0, 0, 1), 24), None);
-        assert_eq!(Range::new(Ipv4Addr::new(0, 0, 0, 0), 0), None);
     }
 
     #[test]

@@ -13,8 +13,8 @@ impl Ipam {
     /// Ends what has waited too long.
     pub(super) fn expire(&mut self, range: Range, now: Time) {
         let Some(local) = self.locals.get_mut(&range) else { return };
-        if local.running.as_ref().is_some_and(|running| now.since(running.started) >= RETRY) {
-            let round = local.round;
+        if local.votes.running.as_ref().is_some_and(|running| now.since(running.started) >= RETRY) {
+            let round = local.votes.round;
             self.back_off(range, round, now);
         }
         let Some(local) = self.locals.get(&range) else { return };
@@ -23,7 +23,7 @@ impl Ipam {
             .collect();
         let given_up: Vec<Ticket> =
             local.give_up.iter().filter(|(_, (_, until))| *until <= now).map(|(ticket, _)| *ticket).collect();
-        let is_taking_over = local.taking.values().any(|(_, until)| *until <= now);
+        let is_taking_over = local.parts.taking.values().any(|(_, until)| *until <= now);
         if over.is_empty() && given_up.is_empty() && !is_taking_over {
             return;
         }
@@ -32,9 +32,9 @@ impl Ipam {
         local.pending.retain(|pending| pending.until > now);
         local.give_up.retain(|_, (_, until)| *until > now);
         let mut taking = Vec::new();
-        local.taking.retain(|ticket, (taken, until)| {
+        local.parts.taking.retain(|ticket, (taken, until)| {
             if *until <= now {
-                local.parts.iter_mut().for_each(|parts| parts.retain(|part| !taken.contains(part)));
+                local.parts.wanted.iter_mut().for_each(|parts| parts.retain(|part| !taken.contains(part)));
                 taking.push(*ticket);
             }
             *until > now
@@ -63,7 +63,7 @@ impl Ipam {
         let is_away = |host: &HostLabel| *host != self.own && !self.reachable.contains(host);
         match &local.ring {
             Some(ring) => {
-                let silent: Vec<HostLabel> = match &local.running {
+                let silent: Vec<HostLabel> = match &local.votes.running {
                     Some(running) => running.proposal.missing().filter(|host| *host != self.own).collect(),
                     None => ring.voters.iter().copied().filter(is_away).collect(),
                 };
@@ -88,7 +88,7 @@ impl Ipam {
         let free: usize = windows.iter().map(|(_, free)| free).sum();
         let is_empty = |window: u32| {
             let is_in = |address: &Ipv4Addr| range.window_of(*address) == window;
-            let used = local.held.keys().chain(local.resting.keys()).chain(local.lending.keys());
+            let used = local.leases.held.keys().chain(local.leases.resting.keys()).chain(local.leases.lending.keys());
             !used.chain(ring.loans.keys()).any(is_in)
         };
         let empty: Vec<u32> = windows.iter().map(|(window, _)| *window).filter(|window| is_empty(*window)).collect();

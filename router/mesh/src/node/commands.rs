@@ -24,40 +24,46 @@ impl Node {
                 self.connect(&targets, now)
             }
             Command::ConnectUnlessForgotten(mut targets) => {
-                targets.retain(|target| !self.topology.targets().is_forgotten_name(&target.name));
+                targets.retain(|target| !self.parts.topology.targets.is_forgotten_name(&target.name));
                 self.connect(&targets, now)
             }
             Command::Forget(names) => self.forget_targets(&names, now),
             Command::Attach(id, record) => self.attach(id, &record, now),
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
-            Command::SetAddresses(addresses) => infallible(|| self.topology.set_local_addresses(addresses)),
+            Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses)),
             Command::SetMtu(underlay, containers) => self.set_mtu(underlay, containers),
-            Command::SetGateways(segment, gateways) => infallible(|| self.segments.set_gateways(segment, gateways)),
+            Command::SetGateways(segment, gateways) => {
+                infallible(|| self.parts.segments.set_gateways(segment, gateways))
+            }
             Command::Leave => self.leave(now),
-            Command::AddName(name, ips) => self.write(|node| node.directory.add_name(&name, &ips), now),
-            Command::RemoveName(name, ips) => self.write(|node| node.directory.remove_name(&name, &ips), now),
-            Command::SetNetwork(record) => self.write(|node| node.directory.networks.set(&record), now),
-            Command::UnsetNetwork(uid) => self.write(|node| Ok(node.directory.networks.unset(uid)), now),
+            Command::AddName(name, ips) => self.write(|node| node.parts.directory.add_name(&name, &ips), now),
+            Command::RemoveName(name, ips) => self.write(|node| node.parts.directory.remove_name(&name, &ips), now),
+            Command::SetNetwork(record) => self.write(|node| node.parts.directory.networks.set(&record), now),
+            Command::UnsetNetwork(uid) => self.write(|node| Ok(node.parts.directory.networks.unset(uid)), now),
             Command::RemoveNetwork(uid) => self.remove_network(uid, now),
-            Command::Release(range, allocation) => infallible(|| self.addresses.release(range, allocation, now)),
-            Command::Unfence(address) => infallible(|| self.addresses.unfence(address)),
-            Command::SetAside(range, addresses) => infallible(|| self.addresses.ipam().set_aside(range, addresses)),
-            Command::Status => return Some(Ok(Reply::Status(Box::new(self.status(now))))),
+            Command::Release(range, allocation) => infallible(|| self.parts.addresses.release(range, allocation, now)),
+            Command::Unfence(address) => infallible(|| self.parts.addresses.unfence(address)),
+            Command::SetAside(range, addresses) => {
+                infallible(|| self.parts.addresses.ipam().set_aside(range, addresses))
+            }
+            Command::Status => return Some(Ok(Reply::Status(Box::new(self.parts.status(now))))),
             Command::Targets => return Some(Ok(Reply::Targets(self.target_names()))),
             Command::Networks => return Some(Ok(Reply::Networks(Box::new(self.known_networks())))),
-            Command::Allocations(range) => return Some(Ok(Reply::Allocations(self.addresses.allocations(range)))),
+            Command::Allocations(range) => {
+                return Some(Ok(Reply::Allocations(self.parts.addresses.allocations(range))));
+            }
             Command::Allocate(request) => {
-                self.addresses.ipam().allocate(id, request, now);
+                self.parts.addresses.ipam().allocate(id, request, now);
                 return None;
             }
             Command::SetParts(range, parts, is_complete) => {
-                self.addresses.ipam().set_parts(id, range, parts, is_complete, now);
+                self.parts.addresses.ipam().set_parts(id, range, parts, is_complete, now);
                 return None;
             }
             Command::Reclaim(name) => match self.host_to_reclaim(&name) {
                 Ok(host) => {
-                    self.addresses.reclaim(id, host, now);
+                    self.parts.addresses.reclaim(id, host, now);
                     return None;
                 }
                 Err(error) => Err(error),
@@ -72,61 +78,61 @@ impl Node {
         plan: impl FnOnce(&Node) -> Result<Writes, CommandError>,
         now: Time,
     ) -> Result<(), CommandError> {
-        self.settle(now);
-        plan(self).and_then(|writes| self.commit(writes))
+        self.parts.settle(now);
+        plan(self).and_then(|writes| self.parts.commit(writes))
     }
 
     fn set_mtu(&mut self, underlay: usize, containers: u16) -> Result<(), CommandError> {
-        self.topology.set_underlay_mtu(underlay);
-        let writes = self.segments.set_container_mtu(containers);
-        self.commit(writes)
+        self.parts.topology.set_underlay_mtu(underlay);
+        let writes = self.parts.segments.set_container_mtu(containers);
+        self.parts.commit(writes)
     }
 
     fn target_names(&self) -> Vec<String> {
-        self.topology.targets().iter().map(|(name, _)| name.clone()).collect()
+        self.parts.topology.targets.iter().map(|(name, _)| name.clone()).collect()
     }
 
     fn connect(&mut self, targets: &[Target], now: Time) -> Result<(), CommandError> {
         for target in targets {
-            self.persist(&Stored::Target(target.name.clone()), Some(encode(&target.addresses)));
+            self.parts.persist(&Stored::Target(target.name.clone()), Some(encode(&target.addresses)));
         }
-        self.addresses.look_at_hosts();
-        self.topology.connect(targets, &self.sessions, now);
+        self.parts.addresses.look_at_hosts();
+        self.parts.topology.connect(targets, &self.parts.sessions, now);
         Ok(())
     }
 
     fn forget_targets(&mut self, names: &[String], now: Time) -> Result<(), CommandError> {
-        if let Some(unknown) = names.iter().find(|name| !self.topology.targets().has_name(name)) {
+        if let Some(unknown) = names.iter().find(|name| !self.parts.topology.targets.has_name(name)) {
             return Err(CommandError::UnknownTarget(unknown.clone()));
         }
         for name in names {
-            let peer = self.topology.forget(name, |peer| self.sessions.id_of(peer), now);
-            self.persist(&Stored::Target(name.clone()), None);
-            self.persist(&Stored::Forgotten(name.clone()), Some(encode(&peer)));
+            let peer = self.parts.topology.forget(name, |peer| self.parts.sessions.id_of(peer), now);
+            self.parts.persist(&Stored::Target(name.clone()), None);
+            self.parts.persist(&Stored::Forgotten(name.clone()), Some(encode(&peer)));
         }
         Ok(())
     }
 
     /// A peer is named again: it is no longer forgotten.
     fn remember(&mut self, name: &str) {
-        if self.topology.targets_mut().remember(name) {
-            self.persist(&Stored::Forgotten(name.to_owned()), None);
+        if self.parts.topology.targets.remember(name) {
+            self.parts.persist(&Stored::Forgotten(name.to_owned()), None);
         }
     }
 
     fn attach(&mut self, id: EndpointId, record: &EndpointRecord, now: Time) -> Result<(), CommandError> {
-        self.settle(now);
-        let writes = self.segments.attach(id, record).map_err(|error| self.explain_attach(record, error))?;
-        self.commit(writes)?;
+        self.parts.settle(now);
+        let writes = self.parts.segments.attach(id, record).map_err(|error| self.explain_attach(record, error))?;
+        self.parts.commit(writes)?;
         // A look-up after this answer finds it.
-        self.settle(now);
+        self.parts.settle(now);
         Ok(())
     }
 
     fn detach(&mut self, id: EndpointId, now: Time) -> Result<(), CommandError> {
-        self.settle(now);
-        let writes = self.segments.detach(id).ok_or(CommandError::UnknownEndpoint)?;
-        self.commit(writes)
+        self.parts.settle(now);
+        let writes = self.parts.segments.detach(id).ok_or(CommandError::UnknownEndpoint)?;
+        self.parts.commit(writes)
     }
 
     fn explain_attach(&self, record: &EndpointRecord, error: AttachError) -> CommandError {
@@ -134,48 +140,49 @@ impl Node {
             AttachError::Invalid(problem) => CommandError::Invalid(problem),
             AttachError::SegmentCollision(other) => CommandError::SegmentCollision(record.segment.to_string(), other),
             AttachError::AddressInUse(ip, host, other) => {
-                let mut owner = self.describe_endpoint(host, &other);
-                if host != self.own && !self.topology.has_route(host) {
+                let mut owner = self.parts.describe_endpoint(host, &other);
+                if host != self.parts.own && !self.parts.topology.has_route(host) {
                     owner.push_str(" (out of reach; if that host is off for good: weft reclaim)");
                 }
                 CommandError::AddressInUse { ip, owner, segment: record.segment.to_string() }
             }
             AttachError::MacInUse(host, other) => {
-                CommandError::MacInUse { owner: self.describe_endpoint(host, &other) }
+                CommandError::MacInUse { owner: self.parts.describe_endpoint(host, &other) }
             }
         }
     }
 
     fn remove_network(&mut self, uid: NetworkUid, now: Time) -> Result<(), CommandError> {
-        self.settle(now);
-        let writes = self.directory.networks.remove(uid);
-        self.commit(writes)?;
-        self.directory.networks.note_own_removal(uid);
+        self.parts.settle(now);
+        let writes = self.parts.directory.networks.remove(uid);
+        self.parts.commit(writes)?;
+        self.parts.directory.networks.note_own_removal(uid);
         Ok(())
     }
 
     /// Container networks of hosts that can be reached, and networks that were removed.
     fn known_networks(&self) -> Networks {
-        let of_others = self.directory.networks.elsewhere().filter(|(host, _)| self.topology.has_route(*host));
+        let of_others =
+            self.parts.directory.networks.elsewhere().filter(|(host, _)| self.parts.topology.has_route(*host));
         Networks {
-            elsewhere: of_others.map(|(host, record)| (self.directory.name_of(host), record.clone())).collect(),
-            removed: self.directory.networks.removed(),
+            elsewhere: of_others.map(|(host, record)| (self.parts.directory.name_of(host), record.clone())).collect(),
+            removed: self.parts.directory.networks.removed(),
         }
     }
 
     /// Uses new secrets; sessions under others end now.
     fn set_keyring(&mut self, keyring: Keyring, now: Time) -> Result<(), CommandError> {
-        self.publisher.set_secrets(keyring.secrets());
-        for peer in self.sessions.set_keyring(keyring) {
-            self.topology.link_down(peer, "its session's secret is no longer live", now);
+        self.parts.publisher.set_secrets(keyring.secrets());
+        for peer in self.parts.sessions.set_keyring(keyring) {
+            self.parts.topology.link_down(peer, "its session's secret is no longer live", now);
         }
         Ok(())
     }
 
     /// Finds the host that a nickname or key names, for taking back its addresses.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
-        let host = self.directory.find(name)?;
-        if host == self.own || self.topology.has_route(host) {
+        let host = self.parts.directory.find(name)?;
+        if host == self.parts.own || self.parts.topology.has_route(host) {
             return Err(CommandError::StillThere(name.to_owned()));
         }
         Ok(host)
@@ -183,10 +190,10 @@ impl Node {
 
     /// Says goodbye to the neighbours, so that they need not find out.
     fn leave(&mut self, now: Time) -> Result<(), CommandError> {
-        self.presence.leave(now);
-        self.route_events(now);
-        let neighbours: Vec<HostLabel> = self.topology.neighbours().iter().copied().collect();
-        neighbours.into_iter().for_each(|peer| self.send(peer, &Control::Bye, now));
+        self.parts.presence.leave(now);
+        self.parts.route_events(now);
+        let neighbours: Vec<HostLabel> = self.parts.topology.neighbours().iter().copied().collect();
+        neighbours.into_iter().for_each(|peer| self.parts.send(peer, &Control::Bye, now));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use weft_crypto::{HostLabel, PeerId, Time};
 
-use super::{Event, Node, Output, encode};
+use super::{Components, Event, Output, encode};
 use crate::api::Reply;
 use crate::records::sync;
 use crate::records::writes::Writes;
@@ -14,7 +14,7 @@ use crate::stored::Stored;
 use crate::wire::{Control, Lane};
 use crate::{addresses, presence, sessions, topology};
 
-impl Node {
+impl Components {
     /// Carries out the events of all components until none has any.
     pub(super) fn route_events(&mut self, now: Time) {
         loop {
@@ -56,7 +56,7 @@ impl Node {
                     self.topology.on_session(peer);
                 }
                 // Every route through this neighbour carries its link's index and key.
-                let through = self.topology.routing().via(peer);
+                let through = self.topology.routing.via(peer);
                 through.into_iter().filter(|to| *to != peer).chain([peer]).for_each(|to| self.refresh(to, now));
             }
             Said::Found(peer, at) => self.topology.on_found(peer, at),
@@ -73,7 +73,7 @@ impl Node {
         use topology::Event as Said;
         match event {
             Said::Straight { peer, index, to, lane, control, size } => {
-                if let Some(keys) = self.sessions.keys(peer, index) {
+                if let Some(keys) = self.sessions.peer(peer).and_then(|peer| peer.keys(index)) {
                     let outbound = keys.straight(peer, to);
                     self.publisher.send_over(&outbound, lane, &control.encode(size), now);
                 }
@@ -173,7 +173,7 @@ impl Node {
             Record::Link(to, link) => {
                 // Own links are in the graph when they come up.
                 if !is_own {
-                    self.topology.on_link_record(host, to, link);
+                    self.topology.routing.hear(host, to, link);
                 }
             }
             Record::Segment(id, record) => self.segments.on_segment(host, id, record),

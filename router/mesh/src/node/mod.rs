@@ -23,6 +23,8 @@ use weft_crypto::{HostLabel, PeerId, Time, envelope};
 use crate::addresses::Addresses;
 pub use crate::api::*;
 use crate::codec::{decode, encode};
+use crate::datapath::sink::Punt;
+use crate::datapath::snapshot::{Hashing, Hop, Outbound, Snapshot};
 use crate::ipam::{self, Ipam};
 use crate::presence::Presence;
 use crate::publisher::{Publisher, WaitingFrame};
@@ -33,8 +35,6 @@ pub use crate::report::*;
 use crate::segments::Segments;
 use crate::segments::directory::Directory;
 use crate::sessions::{self, PathView, Sessions};
-use crate::sink::Punt;
-use crate::snapshot::{Hashing, Hop, Outbound, Snapshot};
 use crate::stored::Stored;
 use crate::topology::{self, SessionTable, Topology};
 use crate::wire::Control;
@@ -46,8 +46,15 @@ const PEERS_PER_TICK: usize = 64;
 /// How often what is old or gone is cleared away.
 const CLEAR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The protocol state of a host of the mesh, without I/O, clock or OS randomness.
+/// The protocol state of a host of the mesh, without I/O, clock or OS randomness: takes inputs, passes time, gives outputs.
 pub struct Node {
+    parts: Components,
+    next_round: Time,
+    next_clearing: Time,
+}
+
+/// The components, and what they need of each other.
+struct Components {
     own: HostLabel,
     peer_id: PeerId,
     /// Tells this life of the host from others.
@@ -62,10 +69,9 @@ pub struct Node {
     publisher: Publisher,
     /// The DNS server does not know yet which hosts can be reached, or what they are called.
     reach_stale: bool,
-    outputs: VecDeque<Output>,
+    /// When links and sessions are looked after again.
     next_tick: Time,
-    next_round: Time,
-    next_clearing: Time,
+    outputs: VecDeque<Output>,
 }
 
 impl SessionTable for Sessions {
@@ -103,7 +109,7 @@ impl Node {
             ciphers: config.ciphers,
             entropy: rng.random(),
         };
-        let mut node = Node {
+        let parts = Components {
             own,
             peer_id,
             boot,
@@ -116,20 +122,24 @@ impl Node {
             addresses: Addresses::new(Ipam::new(ipam, &restored)),
             publisher,
             reach_stale: true,
-            outputs: VecDeque::new(),
             next_tick: now,
-            next_round: now,
-            next_clearing: now + CLEAR_INTERVAL,
+            outputs: VecDeque::new(),
         };
+        let mut node = Node { parts, next_round: now, next_clearing: now + CLEAR_INTERVAL };
         node.restore(&restored, now);
-        node.write_host_record();
+        node.parts.write_host_record();
         node.finish(now);
         node
     }
 
     /// This host's key.
     pub fn peer_id(&self) -> PeerId {
-        self.peer_id
+        self.parts.peer_id
+    }
+
+    /// Reports what this node knows now.
+    pub fn status(&self, now: Time) -> Status {
+        self.parts.status(now)
     }
 
     /// Takes an input; everything it leads to waits in [`Node::poll_output`].
@@ -137,16 +147,16 @@ impl Node {
         match input {
             Input::Timeout => {}
             Input::Punt(punt) => self.handle_punt(punt, now),
-            Input::Durable { mark, is_kept } => self.addresses.on_durable(mark, is_kept),
+            Input::Durable { mark, is_kept } => self.parts.addresses.on_durable(mark, is_kept),
             Input::Command(id, command) => {
                 if let Some(reply) = self.handle_command(id, command, now) {
-                    self.outputs.push_back(Output::Reply(id, reply));
+                    self.parts.outputs.push_back(Output::Reply(id, reply));
                 }
             }
         }
-        self.presence.handle_timeout(now);
-        if now >= self.next_tick {
-            self.next_tick = now + TICK;
+        self.parts.presence.handle_timeout(now);
+        if now >= self.parts.next_tick {
+            self.parts.next_tick = now + TICK;
             self.tick(now);
         }
         self.finish(now);
@@ -154,12 +164,12 @@ impl Node {
 
     /// Returns the next thing to do; once it is the timeout, there is nothing more until the next input.
     pub fn poll_output(&mut self) -> Output {
-        self.outputs.pop_front().unwrap_or_else(|| {
-            let tick = (self.next_tick, "links and sessions");
-            let swim = self.presence.next_timeout().map(|at| (at, "SWIM"));
-            let routes = self.topology.routing().next_timeout().map(|at| (at, "routes"));
-            let records = self.records.next_timeout().map(|at| (at, "records"));
-            let addresses = self.addresses.next_timeout().map(|at| (at, "addresses"));
+        self.parts.outputs.pop_front().unwrap_or_else(|| {
+            let tick = (self.parts.next_tick, "links and sessions");
+            let swim = self.parts.presence.next_timeout().map(|at| (at, "SWIM"));
+            let routes = self.parts.topology.routing.next_timeout().map(|at| (at, "routes"));
+            let records = self.parts.records.next_timeout().map(|at| (at, "records"));
+            let addresses = self.parts.addresses.next_timeout().map(|at| (at, "addresses"));
             let (at, why) = [swim, routes, records, addresses].into_iter().flatten().fold(tick, std::cmp::min);
             Output::Timeout(at, why)
         })
@@ -167,34 +177,34 @@ impl Node {
 
     fn handle_punt(&mut self, punt: Punt, now: Time) {
         match punt {
-            Punt::Handshake { from, packet } => self.sessions.on_handshake(Some(from), &packet, now),
-            Punt::RelayedHandshake { packet } => self.sessions.on_handshake(None, &packet, now),
+            Punt::Handshake { from, packet } => self.parts.sessions.on_handshake(Some(from), &packet, now),
+            Punt::RelayedHandshake { packet } => self.parts.sessions.on_handshake(None, &packet, now),
             Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, now),
             Punt::Control { index, peer, direct, size, text } => {
                 self.on_heard(index, peer, direct, now);
-                if !self.sessions.is_in_doubt(peer, index)
+                if !self.parts.sessions.is_in_doubt(peer, index)
                     && let Some(control) = Control::decode(&text)
                 {
                     self.on_control(index, peer, direct, size, control, now);
                 }
             }
             Punt::NoSession { host, segment, vnet, frame } => {
-                if self.sessions.peer(host).is_some() {
-                    self.publisher.wait(host, WaitingFrame { segment, vnet, frame });
-                    self.publisher.send_waiting(host, now);
-                    self.want_session(host, now);
+                if self.parts.sessions.peer(host).is_some() {
+                    self.parts.publisher.wait(host, WaitingFrame { segment, vnet, frame });
+                    self.parts.publisher.send_waiting(host, now);
+                    self.parts.want_session(host, now);
                 }
             }
             Punt::Learn { segment, mac, host } => {
-                self.segments.learn(segment, mac, host, now);
+                self.parts.segments.tables.learn(segment, mac, host, now);
             }
         }
     }
 
     fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<SocketAddr>, now: Time) {
-        self.presence.on_heard(peer, now);
-        self.sessions.on_heard(index, peer, direct, path_view(&self.topology, peer), now);
-        self.route_events(now);
+        self.parts.presence.on_heard(peer, now);
+        self.parts.sessions.on_heard(index, peer, direct, path_view(&self.parts.topology, peer), now);
+        self.parts.route_events(now);
     }
 
     /// Takes a control message that was opened under a session with a peer.
@@ -210,72 +220,194 @@ impl Node {
         match control {
             Control::Ping { id, lane } => {
                 if let Some(from) = direct {
-                    self.topology.on_ping(peer, index, from, (id, lane), size, now);
+                    self.parts.topology.on_ping(peer, index, from, (id, lane), size, now);
                 }
             }
             Control::Pong { id, seen, size } => {
                 if let Some(from) = direct {
-                    self.topology.on_pong(peer, from, id, seen, size, now);
+                    self.parts.topology.on_pong(peer, from, id, seen, size, now);
                 }
             }
-            Control::Records(bytes) => self.records.receive(peer, &bytes, now),
-            Control::Swim(packet) => self.presence.receive(peer, &packet, now),
-            Control::Ring(bytes) => self.addresses.ipam().receive(peer, &bytes, now),
+            Control::Records(bytes) => self.parts.records.receive(peer, &bytes, now),
+            Control::Swim(packet) => self.parts.presence.receive(peer, &packet, now),
+            Control::Ring(bytes) => self.parts.addresses.ipam().receive(peer, &bytes, now),
             Control::AreYouThere => {
-                if let Some(keys) = self.sessions.keys(peer, index).cloned() {
-                    self.send_under(peer, &keys, None, &Control::StillHere, now);
+                if let Some(keys) = self.parts.sessions.peer(peer).and_then(|known| known.keys(index)).cloned() {
+                    self.parts.send_under(peer, &keys, None, &Control::StillHere, now);
                 }
             }
-            Control::StillHere => self.sessions.on_still_here(peer, index),
-            Control::Cloned => self.records.on_clone(now),
+            Control::StillHere => self.parts.sessions.on_still_here(peer, index),
+            Control::Cloned => self.parts.records.on_clone(now),
             Control::Forgotten { host, incarnation } => {
-                let is_reachable = self.hop_towards(host.label()).is_some();
-                self.records.on_told_forgotten(host, incarnation, is_reachable, now);
+                let is_reachable = self.parts.hop_towards(host.label()).is_some();
+                self.parts.records.on_told_forgotten(host, incarnation, is_reachable, now);
             }
-            Control::Bye => self.topology.let_go(peer, "the peer said goodbye", now),
-            Control::Needless => self.topology.on_needless(peer, now),
+            Control::Bye => self.parts.topology.let_go(peer, "the peer said goodbye", now),
+            Control::Needless => self.parts.topology.on_needless(peer, now),
         }
     }
 
     /// Looks after everything that time changes.
     fn tick(&mut self, now: Time) {
-        let all = now >= self.next_round || self.sessions.peers().nth(PEERS_PER_TICK).is_none();
-        self.topology.tend_links(all, &self.sessions, now);
-        self.route_events(now);
+        let all = now >= self.next_round || self.parts.sessions.peers().nth(PEERS_PER_TICK).is_none();
+        self.parts.topology.tend_links(all, &self.parts.sessions, now);
+        self.parts.route_events(now);
         if all {
             self.next_round = now + ROUND;
-            self.sessions.tend(|peer| path_view(&self.topology, peer), now);
+            self.parts.sessions.tend(|peer| path_view(&self.parts.topology, peer), now);
             self.tend_waiting(now);
-            self.route_events(now);
+            self.parts.route_events(now);
         }
-        self.topology.tend_targets(&self.sessions, now);
-        self.route_events(now);
+        self.parts.topology.tend_targets(&self.parts.sessions, now);
+        self.parts.route_events(now);
         self.open_sessions(all, now);
-        self.records.compare(now);
+        self.parts.records.compare(now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
-            self.segments.age(now);
+            self.parts.segments.age(now);
             self.clear_gone(now);
         }
     }
 
     /// Carries out what an input led to: records first, then routes, then the tables.
     fn finish(&mut self, now: Time) {
-        self.route_events(now);
-        if self.addresses.wants_hosts(now) {
-            let named = self.topology.targets().named_hosts(self.topology.addresses().local());
-            self.addresses.set_hosts(named, self.topology.routing().routes().keys().copied(), now);
+        self.parts.route_events(now);
+        if self.parts.addresses.wants_hosts(now) {
+            let named = self.parts.topology.targets.named_hosts(self.parts.topology.addresses.local());
+            self.parts.addresses.set_hosts(named, self.parts.topology.routing.routes().keys().copied(), now);
         }
-        self.addresses.tend(now);
-        self.route_events(now);
-        self.records.flush(now);
-        self.read_records(now);
-        self.records.pass_on(|origin| self.topology.routing().neighbours_of(origin));
-        self.topology.recompute_routes(now);
-        self.route_events(now);
+        self.parts.addresses.tend(now);
+        self.parts.route_events(now);
+        self.parts.records.flush(now);
+        self.parts.read_records(now);
+        self.parts.records.pass_on(|origin| self.parts.topology.routing.neighbours_of(origin));
+        self.parts.topology.recompute_routes(now);
+        self.parts.route_events(now);
         self.publish();
     }
 
+    /// Looks after frames and messages that wait for a session.
+    fn tend_waiting(&mut self, now: Time) {
+        for peer in self.parts.publisher.waiting_for() {
+            self.parts.want_session(peer, now);
+            if !self.parts.topology.has_route(peer) {
+                self.parts.publisher.drop_waiting(peer);
+            }
+        }
+    }
+
+    /// Opens sessions with the hosts this one shares segments with. With `all` it is looked which these are.
+    fn open_sessions(&mut self, all: bool, now: Time) {
+        if all {
+            let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
+            let is_wanted =
+                |host: &HostLabel| self.parts.topology.has_route(*host) && self.parts.sessions.is_wanting(*host, now);
+            self.parts.sessions.set_wanted(sharing.filter(is_wanted).collect());
+        }
+        self.parts.sessions.open_wanted(|peer| path_view(&self.parts.topology, peer), now);
+    }
+
+    /// Drops the records of hosts that have been gone for longer than the grace. One host of those that reach each other says so
+    /// for all: the one with the lowest label.
+    fn clear_gone(&mut self, now: Time) {
+        let gone = self.parts.presence.gone(|host| self.parts.topology.has_route(host), now);
+        let speaks = self.parts.topology.routing.routes().keys().next().is_none_or(|first| self.parts.own < *first);
+        self.parts.records.take_back_forgotten(now);
+        for label in gone {
+            let Some(id) = self.parts.sessions.id_of(label) else { continue };
+            if self.parts.records.holds(id) {
+                if speaks {
+                    self.parts.records.forget_records(id);
+                }
+            } else if !self.parts.topology.targets.leads_to(label) {
+                self.drop_peer(label, id, now);
+            }
+        }
+    }
+
+    fn drop_peer(&mut self, label: HostLabel, id: PeerId, now: Time) {
+        self.parts.sessions.remove(label);
+        self.parts.topology.remove(label);
+        self.parts.presence.remove(label);
+        self.parts.records.remove(label);
+        self.parts.directory.remove(label);
+        self.parts.publisher.drop_waiting(label);
+        self.parts.persist(&Stored::Peer(id), None);
+        self.parts.refresh(label, now);
+    }
+
+    /// Publishes tables, names and frames for containers if anything in them changed, and what is to be sent.
+    fn publish(&mut self) {
+        if self.parts.topology.routing.take_news() | std::mem::take(&mut self.parts.reach_stale) {
+            let routes = self.parts.topology.routing.routes().iter().map(|(host, route)| (*host, route.cost));
+            let reach = routes.chain([(self.parts.own, 0)]);
+            let reach = reach.map(|(host, cost)| (host, (cost, self.parts.directory.name_of(host)))).collect();
+            self.parts.segments.set_reach(reach);
+        }
+        for (id, segment) in self.parts.segments.tables.take_changed() {
+            self.parts.publisher.set_segment(id, segment);
+        }
+        let mtus =
+            self.parts.segments.tables.take_new_mtus().into_iter().map(|(segment, mtu)| Output::Mtu(segment, mtu));
+        let frames = self.parts.segments.take_announcements().into_iter();
+        self.parts.outputs.extend(self.parts.publisher.take_snapshot().map(Output::Publish));
+        self.parts.outputs.extend(mtus);
+        self.parts.outputs.extend(frames.map(|(segment, frame)| Output::Tap { segment, frame }));
+        self.parts.outputs.extend(self.parts.segments.take_names().map(|names| Output::Names(Box::new(names))));
+        let transmits = self.parts.publisher.take_transmits().into_iter();
+        self.parts.outputs.extend(transmits.map(|sent| {
+            let crate::publisher::Transmit { lane, to, data, stride } = sent;
+            Output::Transmit { lane, to, data, stride }
+        }));
+    }
+
+    /// Picks up from what was persisted.
+    fn restore(&mut self, restored: &BTreeMap<Vec<u8>, Vec<u8>>, now: Time) {
+        for (key, value) in restored.iter().filter_map(|(key, value)| Some((Stored::parse(key)?, value))) {
+            let writes = match key {
+                Stored::Endpoint(id) => {
+                    decode::<EndpointRecord>(value).and_then(|record| self.parts.segments.restore(id, &record))
+                }
+                Stored::Entry(digest) => {
+                    decode::<EntryRecord>(value).and_then(|record| self.parts.directory.restore_entry(digest, &record))
+                }
+                Stored::Removed(uid) => {
+                    decode(value).map(|number| self.parts.directory.networks.restore_removal(uid, number))
+                }
+                Stored::Target(name) => {
+                    decode(value).into_iter().for_each(|addresses: Vec<SocketAddr>| {
+                        self.parts.topology.targets.restore(name.clone(), addresses);
+                    });
+                    None
+                }
+                Stored::Forgotten(name) => {
+                    decode(value).into_iter().for_each(|peer| {
+                        self.parts.topology.targets.restore_forgotten(name.clone(), peer);
+                    });
+                    None
+                }
+                Stored::Peer(id) => {
+                    self.restore_peer(id, decode(value).unwrap_or_default(), now);
+                    None
+                }
+                // Read when the components were made.
+                Stored::Incarnation | Stored::Starts | Stored::Ring(_) | Stored::Address(..) | Stored::Lending(..) => {
+                    None
+                }
+            };
+            // What was once written is within the limits now.
+            let _ = writes.map(|writes| self.parts.commit(writes));
+        }
+    }
+
+    fn restore_peer(&mut self, id: PeerId, addresses: Vec<SocketAddr>, now: Time) {
+        let Some(label) = self.parts.sessions.meet(id, now) else { return };
+        self.parts.route_events(now);
+        addresses.into_iter().for_each(|address| self.parts.topology.add_candidate(label, address, false));
+    }
+}
+
+impl Components {
     /// Carries over into the components what records have come to say.
     fn read_records(&mut self, now: Time) {
         self.route_events(now);
@@ -302,7 +434,7 @@ impl Node {
     }
 
     fn write_host_record(&mut self) {
-        let addresses = self.topology.addresses().announced();
+        let addresses = self.topology.addresses.announced();
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
         writes.put(Key::Host, &HostRecord { name, addresses, boot: self.boot });
@@ -348,124 +480,6 @@ impl Node {
         };
         self.publisher.set_outbound(to, outbound);
         self.publisher.send_waiting(to, now);
-    }
-
-    /// Looks after frames and messages that wait for a session.
-    fn tend_waiting(&mut self, now: Time) {
-        for peer in self.publisher.waiting_for() {
-            self.want_session(peer, now);
-            if !self.topology.has_route(peer) {
-                self.publisher.drop_waiting(peer);
-            }
-        }
-    }
-
-    /// Opens sessions with the hosts this one shares segments with. With `all` it is looked which these are.
-    fn open_sessions(&mut self, all: bool, now: Time) {
-        if all {
-            let sharing = self.segments.local_segments().flat_map(|segment| self.segments.hosts_in(segment));
-            let is_wanted = |host: &HostLabel| self.topology.has_route(*host) && self.sessions.is_wanting(*host, now);
-            self.sessions.set_wanted(sharing.filter(is_wanted).collect());
-        }
-        self.sessions.open_wanted(|peer| path_view(&self.topology, peer), now);
-    }
-
-    /// Drops the records of hosts that have been gone for longer than the grace. One host of those that reach each other says so
-    /// for all: the one with the lowest label.
-    fn clear_gone(&mut self, now: Time) {
-        let gone = self.presence.gone(|host| self.topology.has_route(host), now);
-        let speaks = self.topology.routing().routes().keys().next().is_none_or(|first| self.own < *first);
-        self.records.take_back_forgotten(now);
-        for label in gone {
-            let Some(id) = self.sessions.id_of(label) else { continue };
-            if self.records.holds(id) {
-                if speaks {
-                    self.records.forget_records(id);
-                }
-            } else if !self.topology.targets().leads_to(label) {
-                self.drop_peer(label, id, now);
-            }
-        }
-    }
-
-    fn drop_peer(&mut self, label: HostLabel, id: PeerId, now: Time) {
-        self.sessions.remove(label);
-        self.topology.remove(label);
-        self.presence.remove(label);
-        self.records.remove(label);
-        self.directory.remove(label);
-        self.publisher.drop_waiting(label);
-        self.persist(&Stored::Peer(id), None);
-        self.refresh(label, now);
-    }
-
-    /// Publishes tables, names and frames for containers if anything in them changed, and what is to be sent.
-    fn publish(&mut self) {
-        if self.topology.routing_mut().take_news() | std::mem::take(&mut self.reach_stale) {
-            let routes = self.topology.routing().routes().iter().map(|(host, route)| (*host, route.cost));
-            let reach = routes.chain([(self.own, 0)]);
-            let reach = reach.map(|(host, cost)| (host, (cost, self.directory.name_of(host)))).collect();
-            self.segments.set_reach(reach);
-        }
-        for (id, segment) in self.segments.take_changed() {
-            self.publisher.set_segment(id, segment);
-        }
-        let mtus = self.segments.take_new_mtus().into_iter().map(|(segment, mtu)| Output::Mtu(segment, mtu));
-        let frames = self.segments.take_announcements().into_iter();
-        self.outputs.extend(self.publisher.take_snapshot().map(Output::Publish));
-        self.outputs.extend(mtus);
-        self.outputs.extend(frames.map(|(segment, frame)| Output::Tap { segment, frame }));
-        self.outputs.extend(self.segments.take_names().map(|names| Output::Names(Box::new(names))));
-        let transmits = self.publisher.take_transmits().into_iter();
-        self.outputs.extend(transmits.map(|sent| {
-            let crate::publisher::Transmit { lane, to, data, stride } = sent;
-            Output::Transmit { lane, to, data, stride }
-        }));
-    }
-
-    /// Picks up from what was persisted.
-    fn restore(&mut self, restored: &BTreeMap<Vec<u8>, Vec<u8>>, now: Time) {
-        for (key, value) in restored.iter().filter_map(|(key, value)| Some((Stored::parse(key)?, value))) {
-            let writes = match key {
-                Stored::Endpoint(id) => {
-                    decode::<EndpointRecord>(value).and_then(|record| self.segments.restore(id, &record))
-                }
-                Stored::Entry(digest) => {
-                    decode::<EntryRecord>(value).and_then(|record| self.directory.restore_entry(digest, &record))
-                }
-                Stored::Removed(uid) => {
-                    decode(value).map(|number| self.directory.networks.restore_removal(uid, number))
-                }
-                Stored::Target(name) => {
-                    decode(value).into_iter().for_each(|addresses: Vec<SocketAddr>| {
-                        self.topology.targets_mut().restore(name.clone(), addresses);
-                    });
-                    None
-                }
-                Stored::Forgotten(name) => {
-                    decode(value).into_iter().for_each(|peer| {
-                        self.topology.targets_mut().restore_forgotten(name.clone(), peer);
-                    });
-                    None
-                }
-                Stored::Peer(id) => {
-                    self.restore_peer(id, decode(value).unwrap_or_default(), now);
-                    None
-                }
-                // Read when the components were made.
-                Stored::Incarnation | Stored::Starts | Stored::Ring(_) | Stored::Address(..) | Stored::Lending(..) => {
-                    None
-                }
-            };
-            // What was once written is within the limits now.
-            let _ = writes.map(|writes| self.commit(writes));
-        }
-    }
-
-    fn restore_peer(&mut self, id: PeerId, addresses: Vec<SocketAddr>, now: Time) {
-        let Some(label) = self.sessions.meet(id, now) else { return };
-        self.route_events(now);
-        addresses.into_iter().for_each(|address| self.topology.add_candidate(label, address, false));
     }
 }
 

@@ -5,19 +5,19 @@ use std::sync::atomic::Ordering;
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use super::{
-    CommandError, EndpointStatus, LinkStatus, Node, PeerState, PeerStatus, Refusals, RingReport, RouteStatus, Status,
-    TargetStatus,
+    CommandError, Components, EndpointStatus, LinkStatus, PeerState, PeerStatus, Refusals, RingReport, RouteStatus,
+    Status, TargetStatus,
 };
-use crate::frame::colons;
+use crate::datapath::frame::colons;
 use crate::ipam::{Awaited, Error};
 use crate::records::{EndpointId, EndpointRecord};
 use crate::wire::OVERHEAD;
 
-impl Node {
+impl Components {
     /// Reports what this node knows now.
-    pub fn status(&self, now: Time) -> Status {
+    pub(super) fn status(&self, now: Time) -> Status {
         let name = |host: HostLabel| self.directory.name_of(host);
-        let routing = self.topology.routing();
+        let routing = &self.topology.routing;
         let links = routing.links();
         let routes = routing.routes().iter();
         let endpoints = self.segments.iter();
@@ -40,7 +40,7 @@ impl Node {
                 .collect(),
             endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
             targets: self.target_reports(),
-            addresses: self.topology.addresses().announced(),
+            addresses: self.topology.addresses.announced(),
             marks: self.topology.marks(),
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),
@@ -56,7 +56,7 @@ impl Node {
         let state = match (current, self.topology.has_route(label)) {
             (Some(_), true) => PeerState::Connected,
             // Without traffic there need not be a session: one is opened by the first frame.
-            (None, true) if self.sessions.failures(label) == 0 => PeerState::Connected,
+            (None, true) if self.sessions.peer(label).is_some_and(|peer| peer.failures() == 0) => PeerState::Connected,
             (None, true) => PeerState::Connecting,
             (_, false) if !self.presence.is_alive(label) && self.records.holds(id) => PeerState::Dead,
             (_, false) => PeerState::Unreachable,
@@ -79,7 +79,7 @@ impl Node {
     }
 
     fn target_reports(&self) -> Vec<TargetStatus> {
-        let (targets, own) = (self.topology.targets(), self.topology.addresses().local());
+        let (targets, own) = (&self.topology.targets, self.topology.addresses.local());
         let report = |(name, addresses): (&String, &Vec<_>)| TargetStatus {
             name: name.clone(),
             addresses: addresses.clone(),

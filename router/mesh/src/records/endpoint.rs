@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{MAX_MORE_NAMES_BYTES, MoreNames};
 use super::{MAX_LIST, bytes_of, decode, is_endpoint_name, is_name};
-use crate::frame::{GATEWAY_MAC, Mac};
+use crate::datapath::frame::{GATEWAY_MAC, Mac};
 
 pub(super) const TAG: u8 = 4;
 /// Names of one endpoint: more than any Compose file gives, and a bound on what a member makes others hold.
@@ -105,7 +105,7 @@ impl EndpointRecord {
         let usable = |(ip, _): &(IpAddr, u8)| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
         if !is_name(&self.segment) {
             Some("a segment's name is 1 to 63 letters, digits, '-', '_' or '.'")
-        } else if crate::frame::is_group(&self.mac) || self.mac == [0; 6] || self.mac == GATEWAY_MAC {
+        } else if crate::datapath::frame::is_group(&self.mac) || self.mac == [0; 6] || self.mac == GATEWAY_MAC {
             Some("not the MAC of a single interface")
         } else if self.ips.len() > MAX_LIST || self.names.len() > MAX_NAMES || self.services.len() > MAX_SERVICES {
             Some("at most 8 addresses, 256 names and 16 ports")

@@ -9,6 +9,7 @@ mod endpoint;
 mod entry;
 mod forgotten;
 mod host;
+mod life;
 mod link;
 mod names;
 mod network;

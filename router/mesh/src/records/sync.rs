@@ -12,6 +12,7 @@ use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Identity, PeerId, Time};
 use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
 
+use super::life::{Jump, Life};
 use super::writes::Writes;
 use super::{Key, MAX_INCARNATION, Record, encode};
 use crate::codec::decode;
@@ -27,12 +28,6 @@ const PULL_INTERVAL: Duration = Duration::from_millis(100);
 const FORGOTTEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often own changes are signed and sent, at most.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
-/// How long another host with this host's key counts as being around.
-const CLONE_MEMORY: Duration = Duration::from_secs(60);
-/// Times this host writes itself above records it did not write, within [`CLONE_MEMORY`], before it believes in
-/// another host with its key.
-const MAX_JUMPS: usize = 4;
-
 /// What comes of a call.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -75,16 +70,6 @@ pub(crate) struct RecordSync {
     invalid: u64,
     life: Life,
     events: VecDeque<Event>,
-}
-
-/// This life of the host's key, beside others.
-#[derive(Default)]
-struct Life {
-    /// When another host with this key was last heard of, true or not.
-    cloned: Option<Time>,
-    /// When the key last proved to be used by another; until that is past this host writes nothing above the other.
-    contested: Option<Time>,
-    jumps: VecDeque<Time>,
 }
 
 impl RecordSync {
@@ -345,22 +330,19 @@ impl RecordSync {
 
     /// A handshake under this host's own key was finished: another host holds it.
     pub(crate) fn on_own_key_elsewhere(&mut self, now: Time) {
-        self.life.contested = Some(now);
-        self.on_clone(now);
+        let is_news = self.life.contest(now);
+        self.events.extend(is_news.then_some(Event::Cloned));
     }
 
     /// Notes that another host is said to live with this host's key. Said once; neither tries to outdo the other.
     pub(crate) fn on_clone(&mut self, now: Time) {
-        let is_news = self.life.cloned.is_none_or(|seen| now.since(seen) > 10 * CLONE_MEMORY);
-        self.life.cloned = Some(now);
-        if is_news {
-            self.events.push_back(Event::Cloned);
-        }
+        let is_news = self.life.on_clone(now);
+        self.events.extend(is_news.then_some(Event::Cloned));
     }
 
     /// Whether another host was lately said to live with this host's key.
     pub(crate) fn is_cloned(&self, now: Time) -> bool {
-        self.life.cloned.is_some_and(|seen| now.since(seen) < CLONE_MEMORY)
+        self.life.is_cloned(now)
     }
 
     /// Writes this host above records of it that another life wrote, unless that life goes on: if they are `signed` by this
@@ -369,23 +351,15 @@ impl RecordSync {
         if incarnation < self.store.incarnation() || incarnation >= MAX_INCARNATION {
             return;
         }
-        if self.life.contested.is_some_and(|seen| now.since(seen) < CLONE_MEMORY) {
-            self.life.contested = Some(now);
-            return;
-        }
-        while self.life.jumps.front().is_some_and(|at| now.since(*at) > CLONE_MEMORY) {
-            self.life.jumps.pop_front();
-        }
-        if self.life.jumps.len() >= MAX_JUMPS {
-            if signed {
-                self.on_own_key_elsewhere(now);
+        match self.life.may_jump(now) {
+            Jump::Allowed => {
+                let (incarnation, batches) = self.store.jump_above(incarnation);
+                self.events.push_back(Event::Reincarnated(incarnation));
+                self.tell_neighbours(&batches);
             }
-            return;
+            Jump::TooOften if signed => self.on_own_key_elsewhere(now),
+            Jump::TooOften | Jump::Contested => {}
         }
-        self.life.jumps.push_back(now);
-        let (incarnation, batches) = self.store.jump_above(incarnation);
-        self.events.push_back(Event::Reincarnated(incarnation));
-        self.tell_neighbours(&batches);
     }
 
     /// Batches refused so far (malformed, forged or over a limit), records refused by the rules of their kind, and records

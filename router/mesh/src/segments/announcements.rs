@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
-use crate::frame::Mac;
-use crate::neighbour::announcement;
+use crate::datapath::frame::Mac;
+use crate::datapath::neighbour::announcement;
 use crate::wire::SegmentId;
 
 /// How long after the start neighbours may know MACs of before it: as long as a kernel keeps a neighbour that it does not

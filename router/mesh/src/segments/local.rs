@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use weft_crypto::HostLabel;
 
 use super::{ALL, Segments};
-use crate::frame::Mac;
+use crate::datapath::frame::Mac;
 use crate::records::writes::Writes;
 use crate::records::{EndpointId, EndpointRecord, Key, SegmentRecord};
 use crate::stored::Stored;
@@ -142,8 +142,8 @@ mod tests {
     use weft_crypto::Time;
 
     use super::*;
+    use crate::datapath::snapshot::Hashing;
     use crate::records::Record;
-    use crate::snapshot::Hashing;
 
     const OWN: HostLabel = HostLabel([1; 6]);
 
@@ -189,7 +189,7 @@ mod tests {
         assert!(detached.records.iter().all(|(key, value)| value.is_none() && put.contains(&key)));
         assert_eq!(detached.records.len(), put.len());
         apply(&mut segments, &detached);
-        assert!(segments.detach([1; 16]).is_none() && segments.local_segments().next().is_none());
+        assert!(segments.detach([1; 16]).is_none() && segments.tables.ids().next().is_none());
     }
 
     #[test]
@@ -215,6 +215,6 @@ mod tests {
         assert!(segments.set_container_mtu(1450).records.is_empty());
         let writes = segments.set_container_mtu(1400);
         apply(&mut segments, &writes);
-        assert_eq!(segments.take_new_mtus().into_values().collect::<Vec<_>>(), [1400]);
+        assert_eq!(segments.tables.take_new_mtus().into_values().collect::<Vec<_>>(), [1400]);
     }
 }

@@ -4,52 +4,42 @@ mod announcements;
 pub(crate) mod directory;
 pub(crate) mod local;
 pub(crate) mod networks;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use announcements::Announcements;
+use tables::Tables;
 use weft_crypto::{HostLabel, Time};
 
-use crate::frame::{GATEWAY_MAC, Mac};
+use crate::datapath::frame::{GATEWAY_MAC, Mac};
+use crate::datapath::snapshot::{Hashing, Owner};
 use crate::names::{HIGHEST, LOWEST, Names};
 use crate::records::{EndpointId, EndpointRecord, MAX_NAMES, MoreNames, SegmentRecord};
-use crate::snapshot::{Hashing, Learnt, Owner, Segment};
-use crate::wire::{MIN_MTU, SegmentId};
+use crate::wire::SegmentId;
 
-/// How long a learnt MAC stays without a frame from it.
-const LEARNT_LIFETIME: Duration = Duration::from_secs(300);
-/// How soon a learnt MAC may move again.
-const MOVE_INTERVAL: Duration = Duration::from_secs(1);
-/// Learnt MACs of one segment.
-const MAX_LEARNT: usize = 4096;
 /// Conflicts remembered, so that each is reported once.
 const MAX_CONFLICTS: usize = 256;
 
 /// All that is known of segments and endpoints.
 pub(crate) struct Segments {
     own: HostLabel,
-    hashing: Hashing,
     /// The largest packet that this host's containers take, in bytes.
     container_mtu: u16,
     /// The hosts in a segment, with the name they give it and the largest packet that their containers take there.
     presence: BTreeMap<SegmentId, BTreeMap<HostLabel, SegmentRecord>>,
     /// Names of endpoints that have more than their records take.
     more_names: BTreeMap<(HostLabel, EndpointId), AllNames>,
-    /// Segments of this host whose MTU has changed.
-    new_mtus: BTreeMap<SegmentId, u16>,
     /// Claims to MACs, the lowest label first.
     macs: BTreeSet<(SegmentId, Mac, HostLabel, EndpointId)>,
     announcements: Announcements,
     /// The addresses of segments' gateways: every host has them, none lets them out.
     gateways: BTreeMap<SegmentId, BTreeSet<IpAddr>>,
     /// The forwarding tables of this host's segments.
-    segments: BTreeMap<SegmentId, Segment>,
-    changed: BTreeSet<SegmentId>,
+    pub(crate) tables: Tables,
     /// Conflicts that were reported.
     conflicts: BTreeSet<(String, HostLabel)>,
     /// All endpoints and their names, as the DNS server sees them, and whether that changed.
@@ -79,16 +69,13 @@ impl Segments {
     pub(crate) fn new(own: HostLabel, container_mtu: u16, hashing: Hashing, now: Time) -> Self {
         Segments {
             own,
-            hashing,
             container_mtu,
             presence: BTreeMap::new(),
             more_names: BTreeMap::new(),
-            new_mtus: BTreeMap::new(),
             macs: BTreeSet::new(),
             announcements: Announcements::new(now),
             gateways: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            changed: BTreeSet::new(),
+            tables: Tables::new(hashing),
             conflicts: BTreeSet::new(),
             names: Names::new(own),
             names_changed: false,
@@ -110,11 +97,6 @@ impl Segments {
         self.presence.get(&segment).into_iter().flat_map(|hosts| hosts.keys().copied())
     }
 
-    /// The segments of this host.
-    pub(crate) fn local_segments(&self) -> impl Iterator<Item = SegmentId> {
-        self.segments.keys().copied()
-    }
-
     /// A host is in a segment, or (with `None`) left it.
     pub(crate) fn on_segment(&mut self, host: HostLabel, segment: SegmentId, record: Option<SegmentRecord>) {
         match record {
@@ -125,7 +107,7 @@ impl Segments {
 
     fn enter(&mut self, host: HostLabel, segment: SegmentId, record: SegmentRecord) {
         self.presence.entry(segment).or_default().insert(host, record);
-        if host == self.own && !self.segments.contains_key(&segment) {
+        if host == self.own && !self.tables.contains(segment) {
             self.open(segment);
         }
         self.refresh_flood(segment);
@@ -140,9 +122,8 @@ impl Segments {
             }
         }
         if host == self.own {
-            self.segments.remove(&segment);
+            self.tables.close(segment);
             self.announcements.leave(segment);
-            self.changed.insert(segment);
         }
         self.refresh_flood(segment);
         self.refresh_mtu(segment);
@@ -151,34 +132,17 @@ impl Segments {
     /// Packets of a segment are no larger than all of its hosts' containers take.
     fn refresh_mtu(&mut self, segment: SegmentId) {
         let smallest = self.presence.get(&segment).and_then(|hosts| hosts.values().map(|record| record.mtu).min());
-        let (Some(switch), Some(mtu)) = (self.segments.get_mut(&segment), smallest) else { return };
-        let mtu = mtu.max(MIN_MTU as u16);
-        if switch.mtu != mtu {
-            switch.mtu = mtu;
-            self.new_mtus.insert(segment, mtu);
-            self.changed.insert(segment);
-        }
-    }
-
-    /// Segments of this host whose MTU has changed since the last call, with the new one in bytes.
-    pub(crate) fn take_new_mtus(&mut self) -> BTreeMap<SegmentId, u16> {
-        std::mem::take(&mut self.new_mtus)
+        smallest.into_iter().for_each(|mtu| self.tables.set_mtu(segment, mtu));
     }
 
     fn refresh_flood(&mut self, segment: SegmentId) {
-        let own = self.own;
-        let hosts: Arc<[HostLabel]> = self.hosts_in(segment).filter(|host| *host != own).collect();
-        if let Some(switch) = self.segments.get_mut(&segment)
-            && switch.flood != hosts
-        {
-            switch.flood = hosts;
-            self.changed.insert(segment);
-        }
+        let hosts = self.hosts_in(segment).filter(|host| *host != self.own).collect();
+        self.tables.set_flood(segment, hosts);
     }
 
     /// Builds a segment's tables when this host enters it.
     fn open(&mut self, segment: SegmentId) {
-        self.segments.insert(segment, Segment::empty(segment, self.hashing));
+        self.tables.open(segment);
         let macs: Vec<Mac> = self.macs.iter().filter(|claim| claim.0 == segment).map(|claim| claim.1).collect();
         let inside = self.iter().filter(|(_, _, record)| SegmentId::of(&record.segment) == segment);
         let mut ips: Vec<IpAddr> = inside.flat_map(|(_, _, record)| record.ips.iter().map(|(ip, _)| *ip)).collect();
@@ -186,7 +150,6 @@ impl Segments {
         self.refresh_mac(segment, GATEWAY_MAC);
         macs.into_iter().for_each(|mac| self.refresh_mac(segment, mac));
         ips.into_iter().for_each(|ip| self.refresh_ip(segment, ip));
-        self.changed.insert(segment);
     }
 
     /// The segment's gateway has these addresses on every host.
@@ -274,40 +237,24 @@ impl Segments {
 
     /// Of several claims the lowest label's holds, on every host alike.
     fn refresh_mac(&mut self, segment: SegmentId, mac: Mac) {
-        if !self.segments.contains_key(&segment) {
+        if !self.tables.contains(segment) {
             return;
         }
         let claim = self.mac_claims(segment, mac, ALL).next().map(|(host, _)| host);
         let claim = if mac == GATEWAY_MAC { Some(self.own) } else { claim };
-        let Some(switch) = self.segments.get_mut(&segment) else { return };
-        match claim {
-            Some(host) => {
-                switch.learnt.remove(&mac);
-                switch.macs.insert(mac, host);
-            }
-            None => {
-                switch.macs.remove(&mac);
-            }
-        }
-        self.changed.insert(segment);
+        self.tables.set_mac(segment, mac, claim);
     }
 
     fn refresh_ip(&mut self, segment: SegmentId, ip: IpAddr) {
-        if !self.segments.contains_key(&segment) {
+        if !self.tables.contains(segment) {
             return;
         }
         let claim = self.ip_claims(segment, ip, ALL).next();
         let owner = claim.and_then(|(host, id)| Some(Owner { mac: self.get(host, &id)?.mac, host }));
         let is_gateway = self.is_gateway(segment, ip);
         let owner = if is_gateway { Some(Owner { mac: GATEWAY_MAC, host: self.own }) } else { owner };
-        let Some(switch) = self.segments.get_mut(&segment) else { return };
-        let before = match owner {
-            Some(owner) => switch.ips.insert(ip, owner),
-            None => switch.ips.remove(&ip),
-        };
-        self.changed.insert(segment);
-        let moved =
-            self.announcements.note_move((segment, ip), before.map(|owner| owner.mac), owner.map(|owner| owner.mac));
+        let before = self.tables.set_ip(segment, ip, owner);
+        let moved = self.announcements.note_move((segment, ip), before, owner.map(|owner| owner.mac));
         if let Some(owner) = owner.filter(|_| moved) {
             self.announce((segment, ip), owner);
         }
@@ -327,40 +274,10 @@ impl Segments {
         self.announcements.take()
     }
 
-    /// A frame came from a MAC that no record has. True if the table changed.
-    pub(crate) fn learn(&mut self, segment: SegmentId, mac: Mac, host: HostLabel, now: Time) -> bool {
-        let Some(switch) = self.segments.get_mut(&segment) else { return false };
-        if switch.macs.contains_key(&mac) {
-            return false;
-        }
-        match switch.learnt.get(&mac) {
-            Some(learnt) if learnt.host == host || now.since(learnt.moved) < MOVE_INTERVAL => return false,
-            None if switch.learnt.len() >= MAX_LEARNT => return false,
-            _ => {}
-        }
-        switch.learnt.insert(mac, Learnt { host, moved: now, seen: Arc::new(AtomicU64::new(now.as_nanos())) });
-        self.changed.insert(segment);
-        true
-    }
-
     /// Drops learnt MACs that have been silent; notes that time has passed.
     pub(crate) fn age(&mut self, now: Time) {
         self.announcements.age(now);
-        let is_live =
-            |learnt: &Learnt| now.since(Time::from_nanos(learnt.seen.load(Ordering::Relaxed))) < LEARNT_LIFETIME;
-        for (id, switch) in &mut self.segments {
-            // What is published shares the table: it is not copied for nothing.
-            if !switch.learnt.values().all(is_live) {
-                switch.learnt.retain(|_, learnt| is_live(learnt));
-                self.changed.insert(*id);
-            }
-        }
-    }
-
-    /// Segments whose tables changed since the last call; `None` for one that is gone.
-    pub(crate) fn take_changed(&mut self) -> Vec<(SegmentId, Option<Arc<Segment>>)> {
-        let changed = std::mem::take(&mut self.changed);
-        changed.into_iter().map(|id| (id, self.segments.get(&id).cloned().map(Arc::new))).collect()
+        self.tables.age(now);
     }
 
     /// Returns the conflicts of a record with this host's endpoints that were not reported yet.
@@ -417,8 +334,10 @@ impl Segments {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::neighbour::announcement;
+    use crate::datapath::neighbour::announcement;
 
     fn host(n: u8) -> HostLabel {
         HostLabel([n; 6])
@@ -451,18 +370,18 @@ mod tests {
     fn records_beat_what_was_learnt_and_the_next_claim_takes_over() {
         let (mut table, segment) = table();
         let mac = [2, 0, 0, 0, 0, 9];
-        let port = |table: &Segments| table.segments[&segment].port(&mac).map(|port| (port.host, port.is_recorded()));
-        assert!(table.learn(segment, mac, host(5), Time::ZERO));
+        let port = |table: &Segments| table.tables.get(segment).port(&mac).map(|port| (port.host, port.is_recorded()));
+        assert!(table.tables.learn(segment, mac, host(5), Time::ZERO));
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(port(&table), Some((host(3), true)));
-        assert!(!table.learn(segment, mac, host(5), Time::ZERO));
+        assert!(!table.tables.learn(segment, mac, host(5), Time::ZERO));
         table.set(host(2), [2; 16], record(9, [10, 0, 0, 9]));
         assert_eq!(port(&table), Some((host(2), true)));
         table.unset(host(2), [2; 16]);
         assert_eq!(port(&table), Some((host(3), true)));
         table.unset(host(3), [3; 16]);
         assert_eq!(port(&table), None);
-        assert_eq!(table.segments[&segment].ips.len(), 0);
+        assert_eq!(table.tables.get(segment).ips.len(), 0);
     }
 
     #[test]
@@ -497,32 +416,18 @@ mod tests {
     }
 
     #[test]
-    fn learnt_macs_move_slowly_and_age() {
-        let (mut table, segment) = table();
-        let mac = [2, 0, 0, 0, 0, 9];
-        let at = |millis| Time::ZERO + Duration::from_millis(millis);
-        assert!(table.learn(segment, mac, host(5), at(0)));
-        assert!(!table.learn(segment, mac, host(6), at(500)));
-        assert!(table.learn(segment, mac, host(6), at(1500)));
-        table.age(at(200_000));
-        assert!(table.segments[&segment].port(&mac).is_some());
-        table.age(at(302_000));
-        assert!(table.segments[&segment].port(&mac).is_none());
-    }
-
-    #[test]
     fn a_segment_has_the_smallest_mtu_of_its_hosts() {
         let (mut table, segment) = table();
-        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
+        assert_eq!(table.tables.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
         table.on_segment(host(2), segment, present(8950));
-        assert_eq!(table.take_new_mtus(), BTreeMap::new());
+        assert_eq!(table.tables.take_new_mtus(), BTreeMap::new());
         table.on_segment(host(3), segment, present(1300));
-        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1300)]));
+        assert_eq!(table.tables.take_new_mtus(), BTreeMap::from([(segment, 1300)]));
         table.on_segment(host(3), segment, present(7));
-        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1280)]), "no member makes it unusable");
+        assert_eq!(table.tables.take_new_mtus(), BTreeMap::from([(segment, 1280)]), "no member makes it unusable");
         table.on_segment(host(3), segment, None);
-        assert_eq!(table.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
-        assert_eq!(table.segments[&segment].mtu, 1450);
+        assert_eq!(table.tables.take_new_mtus(), BTreeMap::from([(segment, 1450)]));
+        assert_eq!(table.tables.get(segment).mtu, 1450);
     }
 
     #[test]
@@ -550,9 +455,9 @@ mod tests {
         let segment = SegmentId::of("s");
         table.set(host(3), [3; 16], record(9, [10, 0, 0, 9]));
         table.on_segment(host(3), segment, present(1450));
-        assert!(table.segments.is_empty());
+        assert!(table.tables.ids().next().is_none());
         table.on_segment(host(1), segment, present(1450));
-        let switch = &table.segments[&segment];
+        let switch = table.tables.get(segment);
         // The gateway's MAC is there, too.
         assert_eq!((switch.macs.len(), switch.ips.len(), &switch.flood[..]), (2, 1, &[host(3)][..]));
     }

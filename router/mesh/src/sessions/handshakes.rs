@@ -16,7 +16,7 @@ use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie};
 
 use super::session::{Proof, SendKeys, Session, renew_after};
 use super::{Event, Sessions};
-use crate::snapshot::Inbound;
+use crate::datapath::snapshot::Inbound;
 use crate::wire::{HandshakePacket, Step};
 
 /// How long an answer is awaited.
@@ -147,7 +147,7 @@ impl Sessions {
         let index = self.random_index();
         let packet = HandshakePacket {
             step: Step::First(initiator.pattern()),
-            offer: self.offer(),
+            offer: Offer { suites: self.ciphers.offered, boot: self.boot },
             source: self.own,
             sender: index,
             receiver: 0,
@@ -156,10 +156,6 @@ impl Sessions {
         self.send_packet(direct, peer, packet.encode(&secret, None));
         let attempt = Attempt { initiator, secret, peer, direct, started: now, first: Some(packet) };
         self.handshakes.initiated.insert(index, attempt);
-    }
-
-    fn offer(&self) -> Offer {
-        Offer { suites: self.ciphers.offered, boot: self.boot }
     }
 
     /// Takes a handshake packet, straight from an address or (`None`) relayed.
@@ -207,7 +203,8 @@ impl Sessions {
             let (signed, mac) = HandshakePacket::cookie_parts(bytes).ok_or(HandshakeError::Unverified)?;
             if !self.cookies.verify(&source, signed, mac, now) {
                 let cookie = self.cookies.make(&source, now);
-                self.send_cookie(from, &packet, &secret, cookie);
+                let reply = answer_packet(self.own, Step::Cookie, 0, packet.sender, cookie.to_vec());
+                self.send_packet(from, Some(packet.source), reply.encode(&secret, None));
                 return Ok(());
             }
         }
@@ -290,17 +287,6 @@ impl Sessions {
         self.send_packet(direct, peer, bytes);
     }
 
-    fn send_cookie(
-        &mut self,
-        from: Option<SocketAddr>,
-        packet: &HandshakePacket,
-        secret: &Secret,
-        cookie: [u8; cookie::LEN],
-    ) {
-        let reply = answer_packet(self.own, Step::Cookie, 0, packet.sender, cookie.to_vec());
-        self.send_packet(from, Some(packet.source), reply.encode(secret, None));
-    }
-
     /// Sends a packet straight to an address, or along the route to a host.
     fn send_packet(&mut self, direct: Option<SocketAddr>, to: Option<HostLabel>, bytes: Vec<u8>) {
         self.events.push_back(Event::Packet { direct, to, bytes });
@@ -377,5 +363,80 @@ fn source_bytes(from: Option<SocketAddr>, label: HostLabel) -> Vec<u8> {
     match from {
         Some(from) => from.to_string().into_bytes(),
         None => label.0.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lab::*;
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn two_hosts_that_start_at_once_end_with_one_session_in_use() {
+        let (mut a, mut b) = (host(1, 1, keyring(1), at(0)), host(2, 2, keyring(1), at(0)));
+        let (to_a, to_b) = (a.at, b.at);
+        a.sessions.start_handshake(None, Some(to_b), 0, at(1000));
+        b.sessions.start_handshake(None, Some(to_a), 0, at(1000));
+        run(&mut a, &mut b, at(1010));
+        assert!(are_connected(&a, &b));
+        let (of_a, of_b) = (a.sessions.current_keys(b.label()), b.sessions.current_index(a.label()));
+        assert_eq!(of_a.map(|keys| keys.remote_index), of_b);
+        assert!(a.events.iter().any(|event| matches!(event, Event::Met(label) if *label == b.label())));
+    }
+
+    #[test]
+    fn strangers_damaged_packets_and_replays_meet_silence_and_are_counted() {
+        let (mut a, mut b) = (host(1, 1, keyring(1), at(0)), host(2, 2, keyring(2), at(0)));
+        a.sessions.start_handshake(None, Some(b.at), 0, at(1000));
+        let [(_, packet)] = &a.packets()[..] else { panic!("one packet") };
+        b.sessions.on_handshake(Some(a.at), packet, at(1000));
+        assert!(b.packets().is_empty() && b.sessions.refused() == 1);
+        let mut member = host(3, 3, keyring(1), at(0));
+        for cut in 0..packet.len() {
+            member.sessions.on_handshake(Some(a.at), &packet[..cut], at(1000));
+        }
+        assert!(member.packets().is_empty() && member.sessions.refused() == packet.len() as u64);
+        member.sessions.on_handshake(Some(a.at), packet, at(1000));
+        assert_eq!(member.packets().len(), 1);
+        member.sessions.on_handshake(Some(a.at), packet, at(1001));
+        assert!(member.packets().is_empty(), "a replay is not answered");
+    }
+
+    #[test]
+    fn under_load_an_initiator_has_to_show_a_cookie_and_then_gets_through() {
+        let mut b = host(2, 2, keyring(1), at(0));
+        let mut others: Vec<Host> = (10..130).map(|n| host(n, 1, keyring(1), at(0))).collect();
+        for other in &mut others {
+            other.sessions.start_handshake(None, Some(b.at), 0, at(1000));
+            for (_, packet) in other.packets() {
+                b.sessions.on_handshake(Some(other.at), &packet, at(1000));
+            }
+        }
+        let answered = b.sessions.handshakes.answered.len();
+        assert_eq!(answered, LOAD_LIMIT as usize, "the others were sent cookies");
+        for (to, cookie) in b.packets() {
+            let other = others.iter_mut().find(|other| other.at == to).unwrap();
+            other.sessions.on_handshake(Some(b.at), &cookie, at(1001));
+            for (_, again) in other.packets() {
+                b.sessions.on_handshake(Some(other.at), &again, at(1001));
+            }
+        }
+        assert!(b.sessions.handshakes.answered.len() + b.sessions.peers.len() > answered);
+    }
+
+    #[test]
+    fn attempts_without_an_answer_are_forgotten() {
+        let mut a = host(1, 1, keyring(1), at(0));
+        let to = ([192, 0, 2, 9], 6783).into();
+        a.sessions.start_handshake(None, Some(to), 0, at(1000));
+        a.sessions.start_handshake(None, Some(to), 1, at(1001));
+        assert_eq!(a.packets().len(), 1, "one at a time");
+        assert!(a.sessions.is_trying(to));
+        a.sessions.tend(|_| REACHABLE, at(1000) + PATIENCE);
+        assert!(!a.sessions.is_trying(to));
     }
 }

@@ -192,3 +192,72 @@ impl Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lab::*;
+    use super::*;
+
+    fn second(n: u64) -> Time {
+        Time::ZERO + Duration::from_secs(n)
+    }
+
+    /// Two hosts with a session that is used from the second named on.
+    fn connected(now: Time) -> (Host, Host) {
+        let (mut a, mut b) = (host(1, 1, keyring(1), now), host(2, 2, keyring(1), now));
+        a.sessions.start_handshake(None, Some(b.at), 0, now);
+        run(&mut a, &mut b, now);
+        assert!(are_connected(&a, &b));
+        (a, b)
+    }
+
+    #[test]
+    fn an_old_session_in_use_is_renewed_and_the_last_one_goes_after_its_time() {
+        let (mut a, mut b) = connected(second(1));
+        let first = a.sessions.current_index(b.label());
+        let view = |now| PathView { link: Some(([192, 0, 2, 2], 6783).into()), last_traffic: now, ..REACHABLE };
+        for now in (2..200).map(second) {
+            a.sessions.tend(|_| view(now), now);
+            run(&mut a, &mut b, now);
+        }
+        assert!(are_connected(&a, &b));
+        let kept = &a.sessions.peers[&b.label()].all;
+        assert!(kept.len() <= 2 && kept.iter().all(|session| Some(session.index) != first), "the first one is gone");
+    }
+
+    #[test]
+    fn a_session_that_nothing_uses_expires() {
+        let (mut a, b) = connected(second(1));
+        let view = PathView { last_traffic: Time::ZERO, ..REACHABLE };
+        a.sessions.tend(|_| view, second(200));
+        assert!(a.packets().is_empty() && a.sessions.current_index(b.label()).is_some());
+        a.sessions.tend(|_| view, second(300));
+        assert!(a.sessions.current_index(b.label()).is_none());
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_and_then_met_anew() {
+        let (mut a, b) = connected(second(1));
+        a.events.clear();
+        let mut packets = 0;
+        for millis in (2000..6000).step_by(50) {
+            let now = Time::ZERO + Duration::from_millis(millis);
+            a.sessions.tend(|_| PathView { link: Some(b.at), last_traffic: now, ..REACHABLE }, now);
+            packets += a.packets().len();
+        }
+        let asks = |event: &&Event| matches!(event, Event::Message { control: Control::AreYouThere, .. });
+        assert!(a.events.iter().filter(asks).count() >= 4);
+        assert!(packets > 0, "a new handshake after questions without an answer");
+    }
+
+    #[test]
+    fn wanted_sessions_are_opened_a_few_at_a_time() {
+        let mut a = host(1, 1, keyring(1), second(0));
+        let others = (10..40).map(|n| host(n, 1, keyring(1), second(0)).sessions.identity.peer_id());
+        let labels: BTreeSet<HostLabel> = others.filter_map(|id| a.sessions.meet(id, second(0))).collect();
+        a.sessions.set_wanted(labels);
+        let view = PathView { link: Some(([192, 0, 2, 2], 6783).into()), ..REACHABLE };
+        a.sessions.open_wanted(|_| PathView { link: None, ..view }, second(1));
+        assert_eq!(a.sessions.wanted.len(), 30 - OPENED_PER_TICK);
+    }
+}

@@ -69,3 +69,59 @@ impl Sessions {
         dead.into_iter().for_each(|index| self.drop_session(label, index));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lab::*;
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    /// A host connected with another, and a second life of the other that has just proved its key.
+    fn two_lives() -> (Host, Host, Host) {
+        let (mut a, mut old) = (host(1, 1, keyring(1), at(0)), host(2, 2, keyring(1), at(0)));
+        a.sessions.start_handshake(None, Some(old.at), 0, at(1000));
+        run(&mut a, &mut old, at(1000));
+        let mut new = host(2, 3, keyring(1), at(2000));
+        new.at = ([192, 0, 2, 3], 6783).into();
+        new.sessions.start_handshake(None, Some(a.at), 0, at(5000));
+        run(&mut a, &mut new, at(5000));
+        (a, old, new)
+    }
+
+    #[test]
+    fn a_second_life_takes_over_when_the_first_does_not_object() {
+        let (mut a, old, new) = two_lives();
+        assert!(are_connected(&a, &old) && a.sessions.peers[&old.label()].challenge.is_some());
+        let in_doubt: Vec<u32> = a.sessions.peers[&old.label()].all.iter().map(|session| session.index).collect();
+        assert_eq!(in_doubt.iter().filter(|index| a.sessions.is_in_doubt(old.label(), **index)).count(), 1);
+        a.sessions.tend(|_| REACHABLE, at(5000) + OBJECTION);
+        assert!(are_connected(&a, &new) && !are_connected(&a, &old));
+    }
+
+    #[test]
+    fn the_first_life_is_kept_when_it_objects_and_both_are_told() {
+        let (mut a, old, _) = two_lives();
+        a.packets();
+        a.events.clear();
+        let current = a.sessions.current_index(old.label()).unwrap();
+        a.sessions.on_still_here(old.label(), current);
+        a.packets();
+        let told = a.events.iter().filter(|event| matches!(event, Event::Message { control: Control::Cloned, .. }));
+        assert_eq!(told.count(), 2);
+        assert!(a.notices().any(|notice| matches!(notice, api::Event::PeerCloned(_))));
+        a.sessions.tend(|_| REACHABLE, at(9000));
+        assert!(are_connected(&a, &old));
+    }
+
+    #[test]
+    fn a_host_record_of_another_life_ends_sessions_unless_a_link_proves_them() {
+        let (mut a, old, _) = two_lives();
+        a.sessions.on_boot(old.label(), 9, true);
+        assert!(a.sessions.current_index(old.label()).is_some());
+        a.sessions.on_boot(old.label(), 9, false);
+        assert!(a.sessions.current_index(old.label()).is_none());
+    }
+}

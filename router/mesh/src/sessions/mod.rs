@@ -20,7 +20,7 @@ use weft_crypto::cookie::CookieJar;
 use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 
 use crate::api;
-use crate::snapshot::{Inbound, Meter};
+use crate::datapath::snapshot::{Inbound, Meter};
 use crate::wire::Control;
 
 /// Hosts that sessions are kept for.
@@ -195,19 +195,9 @@ impl Sessions {
         Some(&self.peers.get(&peer)?.current()?.keys)
     }
 
-    /// The sending side of one session with a peer.
-    pub(crate) fn keys(&self, peer: HostLabel, index: u32) -> Option<&SendKeys> {
-        Some(&self.peers.get(&peer)?.session(index)?.keys)
-    }
-
     /// Whether a peer has no session, and one may be tried now.
     pub(crate) fn is_wanting(&self, peer: HostLabel, now: Time) -> bool {
         self.peers.get(&peer).is_some_and(|peer| peer.current.is_none() && peer.retry.is_due(now))
-    }
-
-    /// Handshakes over relays that failed in a row.
-    pub(crate) fn failures(&self, peer: HostLabel) -> u32 {
-        self.peers.get(&peer).map_or(0, |peer| peer.retry.failures())
     }
 
     /// Whether a handshake straight to an address is under way.
@@ -218,5 +208,141 @@ impl Sessions {
     /// Handshake packets refused so far: of no member, damaged or replayed.
     pub(crate) fn refused(&self) -> u64 {
         self.handshakes.refused
+    }
+}
+
+/// Hosts whose sessions run against each other without a data path.
+#[cfg(test)]
+mod lab {
+    use std::sync::atomic::Ordering;
+
+    use weft_crypto::Secret;
+
+    use super::*;
+
+    pub(super) const REACHABLE: PathView = PathView { is_reachable: true, link: None, last_traffic: Time::ZERO };
+
+    pub(super) struct Host {
+        pub(super) sessions: Sessions,
+        pub(super) at: SocketAddr,
+        /// Events beside packets, oldest first.
+        pub(super) events: Vec<Event>,
+    }
+
+    pub(super) fn host(n: u8, boot: u64, keyring: Keyring, now: Time) -> Host {
+        let identity = Identity::from_seed(&[n; 32]);
+        let setup = Setup { identity, boot, keyring, ciphers: Ciphers::native(false), entropy: [boot as u8 ^ n; 32] };
+        Host { sessions: Sessions::new(setup, now), at: ([192, 0, 2, n], 6783).into(), events: Vec::new() }
+    }
+
+    pub(super) fn keyring(n: u8) -> Keyring {
+        let text = Secret::generate(&core::array::from_fn(|i| (i as u8).wrapping_mul(37) ^ n.wrapping_mul(91)));
+        Keyring::parse(&text).unwrap()
+    }
+
+    impl Host {
+        pub(super) fn label(&self) -> HostLabel {
+            self.sessions.own
+        }
+
+        /// The packets that wait to be sent; other events are kept.
+        pub(super) fn packets(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+            let mut packets = Vec::new();
+            while let Some(event) = self.sessions.poll_event() {
+                match event {
+                    Event::Packet { direct: Some(to), bytes, .. } => packets.push((to, bytes)),
+                    event => self.events.push(event),
+                }
+            }
+            packets
+        }
+
+        /// Has a packet of `peer` opened under a session, as the data path would.
+        pub(super) fn hear(&mut self, peer: HostLabel, index: u32, now: Time) {
+            let session = self.sessions.peers[&peer].session(index).unwrap();
+            session.inbound.heard.store(now.as_nanos(), Ordering::Relaxed);
+            self.sessions.on_heard(index, peer, None, REACHABLE, now);
+        }
+
+        pub(super) fn notices(&self) -> impl Iterator<Item = &api::Event> {
+            self.events.iter().filter_map(|event| match event {
+                Event::Notice(notice) => Some(notice),
+                _ => None,
+            })
+        }
+    }
+
+    /// Carries packets between two hosts until both are silent, and a packet under each session that one asks to be probed.
+    pub(super) fn run(a: &mut Host, b: &mut Host, now: Time) {
+        loop {
+            let (from_a, from_b) = (a.packets(), b.packets());
+            if from_a.is_empty() && from_b.is_empty() {
+                break;
+            }
+            from_a.iter().filter(|(to, _)| *to == b.at).for_each(|(_, p)| b.sessions.on_handshake(Some(a.at), p, now));
+            from_b.iter().filter(|(to, _)| *to == a.at).for_each(|(_, p)| a.sessions.on_handshake(Some(b.at), p, now));
+        }
+        for _ in 0..2 {
+            probe(a, b, now);
+            probe(b, a, now);
+        }
+        a.packets();
+        b.packets();
+    }
+
+    fn probe(from: &mut Host, to: &mut Host, now: Time) {
+        let (own, peer) = (from.label(), to.label());
+        let under = from.sessions.current_keys(peer).map(|keys| keys.remote_index);
+        if let Some(index) = under.filter(|index| to.sessions.peer(own).and_then(|peer| peer.keys(*index)).is_some()) {
+            to.hear(own, index, now);
+        }
+    }
+
+    /// Whether each of two hosts sends under a session that the other has.
+    pub(super) fn are_connected(a: &Host, b: &Host) -> bool {
+        let has = |from: &Host, to: &Host| {
+            let keys = from.sessions.current_keys(to.label());
+            keys.is_some_and(|keys| {
+                to.sessions.peer(from.label()).is_some_and(|peer| peer.keys(keys.remote_index).is_some())
+            })
+        };
+        has(a, b) && has(b, a)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::lab::*;
+    use super::*;
+
+    #[test]
+    fn a_secret_that_is_no_longer_live_ends_its_sessions() {
+        let now = Time::ZERO + Duration::from_secs(1);
+        let (mut a, mut b) = (host(1, 1, keyring(1), now), host(2, 2, keyring(1), now));
+        a.sessions.start_handshake(None, Some(b.at), 0, now);
+        run(&mut a, &mut b, now);
+        assert!(are_connected(&a, &b));
+        assert_eq!(a.sessions.set_keyring(keyring(1)), []);
+        assert_eq!(a.sessions.set_keyring(keyring(2)), [b.label()]);
+        assert!(a.sessions.current_keys(b.label()).is_none());
+        a.packets();
+        assert!(matches!(a.events[..], [.., Event::Closed(_), Event::Current(_)]));
+    }
+
+    #[test]
+    fn a_peer_that_is_removed_leaves_nothing_and_may_be_met_again() {
+        let now = Time::ZERO + Duration::from_secs(1);
+        let (mut a, mut b) = (host(1, 1, keyring(1), now), host(2, 2, keyring(1), now));
+        a.sessions.start_handshake(None, Some(b.at), 0, now);
+        run(&mut a, &mut b, now);
+        let id = a.sessions.id_of(b.label()).unwrap();
+        a.sessions.remove(b.label());
+        assert!(a.sessions.peer(b.label()).is_none() && a.sessions.indices.is_empty());
+        assert!(a.sessions.by_noise_key.is_empty());
+        assert_eq!(a.sessions.meet(id, now), Some(b.label()));
+        let own = a.sessions.identity.peer_id();
+        assert_eq!(a.sessions.meet(own, now), None);
     }
 }

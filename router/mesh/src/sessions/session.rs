@@ -9,7 +9,7 @@ use weft_crypto::session::{REKEY_AFTER_PACKETS, SendKey};
 use weft_crypto::{HostLabel, PeerId, Secret, Suite, Time, envelope};
 
 use crate::backoff::Backoff;
-use crate::snapshot::{Hop, Inbound, Meter, Outbound};
+use crate::datapath::snapshot::{Hop, Inbound, Meter, Outbound};
 use crate::wire::MIN_DATAGRAM;
 
 /// Age at which a session is replaced, at most. The initiator of the last handshake goes first; the spread keeps a mesh
@@ -132,6 +132,16 @@ impl PeerSessions {
     /// The session used for sending.
     pub(crate) fn current(&self) -> Option<&Session> {
         self.session(self.current?)
+    }
+
+    /// The sending side of one session.
+    pub(crate) fn keys(&self, index: u32) -> Option<&SendKeys> {
+        Some(&self.session(index)?.keys)
+    }
+
+    /// Handshakes over relays that failed in a row.
+    pub(crate) fn failures(&self) -> u32 {
+        self.retry.failures()
     }
 
     pub(super) fn session(&self, index: u32) -> Option<&Session> {

@@ -309,73 +309,11 @@ impl Topology {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use weft_crypto::{envelope, session};
-
     use super::*;
-    use crate::snapshot::Meter;
-    use crate::topology::{SMALL_MESH, Setup};
-
-    const OWN: HostLabel = HostLabel([1; 6]);
-    const PEER: HostLabel = HostLabel([2; 6]);
-
-    /// A session with index 7 with each host named.
-    #[derive(Default)]
-    struct Table(BTreeMap<HostLabel, u32>);
-
-    impl SessionTable for Table {
-        fn current(&self, peer: HostLabel) -> Option<u32> {
-            self.0.get(&peer).copied()
-        }
-
-        fn is_trying(&self, _: SocketAddr) -> bool {
-            false
-        }
-    }
-
-    fn at(millis: u64) -> Time {
-        Time::ZERO + Duration::from_millis(millis)
-    }
-
-    fn remote() -> SocketAddr {
-        ([192, 0, 2, 2], 6783).into()
-    }
-
-    /// Topology of a host that has a session with a peer, of whose address it knows.
-    fn topology() -> (Topology, Table, Arc<Meter>) {
-        let setup = Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
-        let mut topology = Topology::new(setup, at(0));
-        let meter = Arc::new(Meter::default());
-        topology.meet(PEER, meter.clone());
-        topology.add_candidate(PEER, remote(), true);
-        (topology, Table([(PEER, 7)].into()), meter)
-    }
-
-    fn events(topology: &mut Topology) -> Vec<Event> {
-        std::iter::from_fn(|| topology.poll_event()).collect()
-    }
-
-    /// Answers the pings among events whose datagrams are no larger than `largest`; returns their number and the other events.
-    fn answer(topology: &mut Topology, meter: &Meter, largest: usize, now: Time) -> (usize, Vec<Event>) {
-        let (mut pings, mut others) = (0, Vec::new());
-        for event in events(topology) {
-            match event {
-                Event::Straight { control: Control::Ping { id, .. }, to, size, .. } => {
-                    let datagram = size + envelope::LEN + session::OVERHEAD;
-                    if datagram <= largest {
-                        pings += 1;
-                        meter.received.on_link(1, now);
-                        let seen = ([203, 0, 113, 1], 6783).into();
-                        topology.on_pong(PEER, to, id, seen, datagram as u16, now);
-                    }
-                }
-                event => others.push(event),
-            }
-        }
-        (pings, others)
-    }
+    use crate::topology::SMALL_MESH;
+    use crate::topology::lab::*;
 
     #[test]
     fn a_candidate_that_answers_becomes_a_link_and_one_that_falls_silent_is_given_up() {
@@ -399,7 +337,7 @@ mod tests {
             assert!(now < 5000, "the link stays up");
         };
         assert!((250..1000).contains(&down), "{down}");
-        assert!(topology.neighbours().is_empty() && topology.routing().routes().is_empty());
+        assert!(topology.neighbours().is_empty() && topology.routing.routes().is_empty());
     }
 
     #[test]

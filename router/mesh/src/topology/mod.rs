@@ -33,8 +33,8 @@ use targets::Targets;
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use crate::api::{self, Target};
+use crate::datapath::snapshot::Meter;
 use crate::records::LinkRecord;
-use crate::snapshot::Meter;
 use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
@@ -106,9 +106,12 @@ pub(crate) struct Topology {
     peers: BTreeMap<HostLabel, Peer>,
     /// Peers with a link.
     linked: BTreeSet<HostLabel>,
-    targets: Targets,
-    addresses: OwnAddresses,
-    routing: Routing,
+    /// What the operator said about links.
+    pub(crate) targets: Targets,
+    /// Where this host may be reached.
+    pub(crate) addresses: OwnAddresses,
+    /// Announced links, and the routes over them.
+    pub(crate) routing: Routing,
     fingers: Fingers,
     /// When changed costs may be announced again, and whether this tick may.
     costs_after: Time,
@@ -249,31 +252,6 @@ impl Topology {
         id
     }
 
-    pub(crate) fn targets(&self) -> &Targets {
-        &self.targets
-    }
-
-    pub(crate) fn targets_mut(&mut self) -> &mut Targets {
-        &mut self.targets
-    }
-
-    pub(crate) fn addresses(&self) -> &OwnAddresses {
-        &self.addresses
-    }
-
-    pub(crate) fn routing(&self) -> &Routing {
-        &self.routing
-    }
-
-    pub(crate) fn routing_mut(&mut self) -> &mut Routing {
-        &mut self.routing
-    }
-
-    /// Another host announces a link, or takes it back.
-    pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>) {
-        self.routing.hear(from, to, link);
-    }
-
     /// Whether datagrams of the urgent lane leave marked as such.
     pub(crate) fn marks(&self) -> bool {
         self.marks
@@ -348,5 +326,105 @@ impl Peer {
             self.sent_seen = sent;
             self.last_traffic = now;
         }
+    }
+}
+
+/// A host with one peer, without a data path.
+#[cfg(test)]
+mod lab {
+    use weft_crypto::{envelope, session};
+
+    use super::*;
+
+    pub(super) const OWN: HostLabel = HostLabel([1; 6]);
+    pub(super) const PEER: HostLabel = HostLabel([2; 6]);
+
+    /// A session with index 7 with each host named.
+    #[derive(Default)]
+    pub(super) struct Table(pub(super) BTreeMap<HostLabel, u32>);
+
+    impl SessionTable for Table {
+        fn current(&self, peer: HostLabel) -> Option<u32> {
+            self.0.get(&peer).copied()
+        }
+
+        fn is_trying(&self, _: SocketAddr) -> bool {
+            false
+        }
+    }
+
+    pub(super) fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    pub(super) fn remote() -> SocketAddr {
+        ([192, 0, 2, 2], 6783).into()
+    }
+
+    /// Topology of a host that has a session with a peer, of whose address it knows.
+    pub(super) fn topology() -> (Topology, Table, Arc<Meter>) {
+        let setup = Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
+        let mut topology = Topology::new(setup, at(0));
+        let meter = Arc::new(Meter::default());
+        topology.meet(PEER, meter.clone());
+        topology.add_candidate(PEER, remote(), true);
+        (topology, Table([(PEER, 7)].into()), meter)
+    }
+
+    pub(super) fn events(topology: &mut Topology) -> Vec<Event> {
+        std::iter::from_fn(|| topology.poll_event()).collect()
+    }
+
+    /// Answers the pings among events whose datagrams are no larger than `largest`; returns their number and the other events.
+    pub(super) fn answer(topology: &mut Topology, meter: &Meter, largest: usize, now: Time) -> (usize, Vec<Event>) {
+        let (mut pings, mut others) = (0, Vec::new());
+        for event in events(topology) {
+            match event {
+                Event::Straight { control: Control::Ping { id, .. }, to, size, .. } => {
+                    let datagram = size + envelope::LEN + session::OVERHEAD;
+                    if datagram <= largest {
+                        pings += 1;
+                        meter.received.on_link(1, now);
+                        let seen = ([203, 0, 113, 1], 6783).into();
+                        topology.on_pong(PEER, to, id, seen, datagram as u16, now);
+                    }
+                }
+                event => others.push(event),
+            }
+        }
+        (pings, others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lab::*;
+    use super::*;
+
+    #[test]
+    fn announced_addresses_are_candidates_and_hosts_of_a_large_mesh_are_fingers() {
+        let (mut topology, ..) = topology();
+        topology.on_host(PEER, Some(&[([192, 0, 2, 9], 6783).into()]));
+        assert_eq!(topology.peers[&PEER].candidates.addresses().count(), 2);
+        assert!(topology.wants_link(PEER, at(0)), "all link with all in a small mesh");
+        let others = (10..).map(|n| HostLabel([n; 6])).take(SMALL_MESH);
+        others.for_each(|label| topology.meet(label, Arc::default()));
+        assert!(!topology.wants_link(PEER, at(0)) && topology.can_do_without(PEER, at(0)));
+        [OWN, PEER].into_iter().for_each(|label| topology.on_host(label, Some(&[])));
+        topology.fingers.refresh(OWN);
+        assert!(topology.wants_link(PEER, at(0)));
+    }
+
+    #[test]
+    fn a_link_is_a_way_before_there_are_routes_and_a_route_after() {
+        let (mut topology, table, meter) = topology();
+        assert!(topology.next_hop(PEER).is_none());
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        assert!(matches!(topology.next_hop(PEER), Some((PEER, None))));
+        topology.recompute_routes(at(200));
+        assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.has_route(PEER));
+        topology.remove(PEER);
+        assert!(topology.link(PEER).is_none() && topology.neighbours().is_empty());
     }
 }

@@ -94,3 +94,55 @@ impl Topology {
         self.events.push_back(Event::MarksLost(peer));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::lab::*;
+
+    #[test]
+    fn a_ping_is_answered_where_it_came_from_and_a_new_peer_is_pinged_in_turn() {
+        let (mut topology, ..) = topology();
+        let from = SocketAddr::from(([192, 0, 2, 7], 6783));
+        topology.on_ping(PEER, 7, from, (5, Lane::Main), 1300, at(0));
+        let said = events(&mut topology);
+        let is_pong = |event: &Event| {
+            let Event::Straight { to, lane, control, .. } = event else { return false };
+            (*to, *lane) == (from, Lane::Main)
+                && matches!(control, Control::Pong { id: 5, size: 1300, seen } if *seen == from)
+        };
+        let is_ping =
+            |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if *to == from);
+        assert!(said.iter().any(is_pong) && said.iter().any(is_ping), "{said:?}");
+        topology.on_ping(PEER, 7, from, (6, Lane::Main), 1300, at(50));
+        assert!(!events(&mut topology).iter().any(is_ping), "it was asked a moment ago");
+    }
+
+    #[test]
+    fn an_answer_to_no_question_changes_nothing() {
+        let (mut topology, ..) = topology();
+        topology.on_pong(PEER, remote(), 77, remote(), 100, at(0));
+        assert!(topology.link(PEER).is_none() && events(&mut topology).is_empty());
+    }
+
+    #[test]
+    fn a_network_that_drops_marked_pings_ends_marks_for_all() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        let mut said = Vec::new();
+        for now in (20..20_000).step_by(50) {
+            topology.tend_links(false, &table, at(now));
+            for event in events(&mut topology) {
+                match event {
+                    Event::Straight { lane: Lane::Main, control: Control::Ping { id, .. }, to, .. } => {
+                        meter.received.on_link(1, at(now));
+                        topology.on_pong(PEER, to, id, to, 100, at(now + 1));
+                    }
+                    event => said.push(event),
+                }
+            }
+        }
+        assert!(!topology.marks() && said.iter().any(|event| matches!(event, Event::MarksLost(PEER))));
+    }
+}

@@ -39,7 +39,7 @@ impl Routing {
     }
 
     /// Another host announces a link, or (with `None`) takes it back.
-    pub(super) fn hear(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>) {
+    pub(crate) fn hear(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>) {
         let link = link.filter(|_| self.graph.of(from).nth(MAX_LINKS).is_none());
         self.is_stale |= match link {
             Some(link) => self.graph.set(from, to, link),

@@ -197,7 +197,7 @@ mod tests {
             for (at, tries) in targets.due(|_, _| false, now) {
                 silent.extend(targets.fallen_silent(at, tries, &[]));
             }
-            now = now + Duration::from_millis(50);
+            now += Duration::from_millis(50);
         }
         assert_eq!(silent, ["host1"]);
         assert_eq!(targets.state(&[address(1)], &[]), TargetState::Silent);

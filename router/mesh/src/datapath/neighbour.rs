@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::frame::{
+use crate::datapath::frame::{
     ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Mac, complete_checksum, fold, priority_tags, put_u16,
     source, sum, u16_at,
 };
@@ -274,7 +274,7 @@ mod tests {
             assert_eq!(source(&answer), Some(owner));
             let announced = announcement(owner, question.target);
             assert_eq!(claim(&announced), Some((owner, question.target)));
-            assert!(crate::frame::is_group(&announced[..6].try_into().unwrap()));
+            assert!(crate::datapath::frame::is_group(&announced[..6].try_into().unwrap()));
             assert_ne!(source(&announced), Some(owner));
         }
         let gratuitous = Solicitation::parse(&announcement(owner, v4.target)).unwrap();

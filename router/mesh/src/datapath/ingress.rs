@@ -15,12 +15,12 @@ use weft_crypto::envelope::Envelope;
 use weft_crypto::session::{self, OpenError, Opener};
 use weft_crypto::{HostLabel, Time, envelope};
 
-use crate::egress::DropReason;
-use crate::flows::Flows;
-use crate::join::Join;
-use crate::reassembly::Reassembly;
-use crate::sink::{Punt, Sink};
-use crate::snapshot::{Hop, Inbound, Snapshot};
+use crate::datapath::egress::DropReason;
+use crate::datapath::flows::Flows;
+use crate::datapath::join::Join;
+use crate::datapath::reassembly::Reassembly;
+use crate::datapath::sink::{Punt, Sink};
+use crate::datapath::snapshot::{Hop, Inbound, Snapshot};
 use crate::wire::{HandshakePacket, TEXT_HEADER, TextHeader, TextKind};
 
 /// A received buffer: one datagram, or a GRO run of them.

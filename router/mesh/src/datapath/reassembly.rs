@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
-use crate::egress::{DropReason, MAX_FRAGMENTS};
-use crate::frame;
+use crate::datapath::egress::DropReason;
+use crate::datapath::frame;
+use crate::datapath::sender::MAX_FRAGMENTS;
 use crate::wire::{SegmentId, TextHeader};
 
 /// Frames that may be incomplete at once, and for how long.

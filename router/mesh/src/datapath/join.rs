@@ -2,12 +2,13 @@
 
 use weft_crypto::{HostLabel, Time};
 
-use crate::egress::{DropReason, may_speak};
-use crate::flows::Flows;
-use crate::frame::{self, ETHERNET_LEN, Headers, Mac, TcpCut, Transport};
-use crate::sink::{Punt, Sink, TapOffloads};
-use crate::snapshot::{Segment, Snapshot};
-use crate::vnet::{Gso, VnetHeader};
+use crate::datapath::egress::{DropReason, may_speak};
+use crate::datapath::flows::Flows;
+use crate::datapath::frame::{self, ETHERNET_LEN, Headers, Mac, Transport};
+use crate::datapath::sink::{Punt, Sink, TapOffloads};
+use crate::datapath::snapshot::{Segment, Snapshot};
+use crate::datapath::tcp::TcpCut;
+use crate::datapath::vnet::{Gso, VnetHeader};
 use crate::wire::TextHeader;
 
 /// The piece a super-frame begins with.

@@ -14,7 +14,7 @@ use siphasher::sip::SipHasher13;
 use weft_crypto::session::{ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Secret, Time, envelope};
 
-use crate::frame::Mac;
+use crate::datapath::frame::Mac;
 use crate::wire::SegmentId;
 
 /// A persistent hash map with a keyed, seeded hash: neither order nor collisions are up to the outside.

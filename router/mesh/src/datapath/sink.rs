@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use weft_crypto::HostLabel;
 
-use crate::egress::DropReason;
-use crate::frame::Mac;
-use crate::vnet::VnetHeader;
+use crate::datapath::egress::DropReason;
+use crate::datapath::frame::Mac;
+use crate::datapath::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
 /// What a TAP can take on write.
