@@ -2,7 +2,7 @@
 //! micro-benchmarks and the instruction counts measure.
 
 use std::hint::black_box;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -13,6 +13,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::frame::{Headers, Mac};
 use weft_mesh::ingress::RxBuffer;
+use weft_mesh::path::Path;
 use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::{Hashing, Hop, Inbound, Meter, Outbound, Owner, Segment, Snapshot};
 use weft_mesh::vnet::{Gso, VnetHeader};
@@ -28,7 +29,7 @@ impl Sink for Nowhere {
     fn to_tap(&mut self, _: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]) {
         black_box((vnet, parts));
     }
-    fn relay(&mut self, _: SocketAddr, datagrams: &[u8], _: usize) {
+    fn relay(&mut self, _: Path, datagrams: &[u8], _: usize) {
         black_box(datagrams);
     }
     fn punt(&mut self, punt: Punt) {
@@ -101,7 +102,7 @@ pub fn tables(own: HostLabel, peer: HostLabel, seal: Seal, (peers, endpoints): (
         let meter = Arc::new(Meter::default());
         let hop = Hop {
             via: label(number),
-            remote: SocketAddr::from(([10, 0, 0, 2], 6783)),
+            path: Path::udp(([10, 0, 0, 2], 6783).into()),
             link_index: 7 + number,
             hop_send: [own.0[0]; 16],
             max_datagram: 1452,
@@ -110,7 +111,7 @@ pub fn tables(own: HostLabel, peer: HostLabel, seal: Seal, (peers, endpoints): (
         let outbound = Outbound {
             send: Some(Arc::new(SendKey::new(key(own), 7 + number))),
             envelope: hop.envelope(envelope::MAX_TTL, label(number)),
-            link: Some(hop.remote),
+            link: Some(hop.path),
             hop: Some(hop),
             meter: meter.clone(),
         };
@@ -156,7 +157,7 @@ pub fn wire(
 
 /// Takes datagrams from the wire.
 pub fn receive(path: &mut Datapath, tables: &Snapshot, wire: &mut [(Vec<u8>, usize)], now: Time) {
-    let from = SocketAddr::from(([10, 0, 0, 2], 6783));
+    let from = Path::udp(([10, 0, 0, 2], 6783).into());
     let mut buffers: Vec<RxBuffer<'_>> =
         wire.iter_mut().map(|(data, stride)| RxBuffer { from, data, stride: *stride }).collect();
     path.datagrams(tables, now, &mut buffers, &mut Nowhere);

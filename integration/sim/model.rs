@@ -77,7 +77,7 @@ impl Model {
             let Some(hop) = &outbound.hop else {
                 return Some(format!("h{at} has no next hop to h{to} (from h{from})"));
             };
-            let next = world.host_at(hop.remote).filter(|next| world.hosts[*next].label == hop.via);
+            let next = world.host_at(hop.path.remote).filter(|next| world.hosts[*next].label == hop.via);
             match next {
                 Some(next) if next == to => return None,
                 Some(next) if world.is_cut(at, next) || !self.running.contains(&next) => {

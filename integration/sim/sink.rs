@@ -1,8 +1,7 @@
 //! Where a simulated host's data path puts what comes of a batch.
 
-use std::net::SocketAddr;
-
 use weft_mesh::egress::DropReason;
+use weft_mesh::path::Path;
 use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
@@ -11,7 +10,7 @@ use weft_mesh::wire::SegmentId;
 pub(super) struct HostSink {
     pub(super) offloads: TapOffloads,
     pub(super) frames: Vec<(SegmentId, Vec<u8>)>,
-    pub(super) relayed: Vec<(SocketAddr, Vec<u8>, usize)>,
+    pub(super) relayed: Vec<(Path, Vec<u8>, usize)>,
     pub(super) punts: Vec<Punt>,
     pub(super) dropped: Vec<DropReason>,
 }
@@ -29,7 +28,7 @@ impl Sink for HostSink {
     fn to_tap(&mut self, segment: SegmentId, _: &VnetHeader, parts: &[&[u8]]) {
         self.frames.push((segment, parts.concat()));
     }
-    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+    fn relay(&mut self, to: Path, datagrams: &[u8], stride: usize) {
         self.relayed.push((to, datagrams.to_vec(), stride));
     }
     fn punt(&mut self, punt: Punt) {

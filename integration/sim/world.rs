@@ -15,6 +15,7 @@ use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
+use weft_mesh::path::Path;
 use weft_mesh::records::{EndpointId, EndpointRecord};
 use weft_mesh::sink::TapOffloads;
 use weft_mesh::snapshot::{Hashing, Snapshot};
@@ -354,7 +355,12 @@ impl World {
         }
         let snapshot = host.snapshot.clone();
         let mut sink = HostSink::new(host.offloads);
-        host.path.datagrams(&snapshot, self.now, &mut [RxBuffer { from, data: &mut data, stride }], &mut sink);
+        host.path.datagrams(
+            &snapshot,
+            self.now,
+            &mut [RxBuffer { from: Path::udp(from), data: &mut data, stride }],
+            &mut sink,
+        );
         self.carry_out(number, sink);
     }
 
@@ -367,7 +373,7 @@ impl World {
         for (segment, frame) in sink.frames {
             host.delivered.push((segment, frame));
         }
-        let runs: Vec<(Lane, SocketAddr, Vec<u8>, usize)> =
+        let runs: Vec<(Lane, Path, Vec<u8>, usize)> =
             host.path.sender.batch.runs().map(|(run, bytes)| (run.lane, run.to, bytes.to_vec(), run.stride)).collect();
         host.path.sender.batch.clear();
         let relayed = sink.relayed.into_iter().map(|(to, data, stride)| (Lane::Main, to, data, stride));
@@ -459,8 +465,8 @@ impl World {
     }
 
     /// Puts a run on the network; each of its datagrams has its own fate.
-    fn transmit(&mut self, from: HostNumber, lane: Lane, to: SocketAddr, data: Vec<u8>, stride: usize) {
-        let Some(host) = self.host_at(to) else { return };
+    fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
+        let Some(host) = self.host_at(to.remote) else { return };
         let source = match &self.hosts[from] {
             Host { second: Some(second), .. } if self.rng.random() => *second,
             first => first.address,

@@ -216,7 +216,7 @@ impl Guest {
         match self.socket.recv_from(&mut buffer) {
             Ok((len, from)) => {
                 let mut sink = Punts::default();
-                let datagram = RxBuffer { from, data: &mut buffer[..len], stride: len.max(1) };
+                let datagram = RxBuffer { from: weft_mesh::path::Path::udp(from), data: &mut buffer[..len], stride: len.max(1) };
                 self.path.datagrams(&self.snapshot.clone(), time(self.started), &mut [datagram], &mut sink);
                 sink.0.into_iter().try_for_each(|punt| self.take(Input::Punt(punt)))?;
             }
@@ -233,7 +233,7 @@ impl Guest {
                 Output::Transmit { to, data, stride, .. } => {
                     for datagram in data.chunks(stride.max(1)) {
                         // What does not leave is like what is lost on the way.
-                        let _ = self.socket.send_to(datagram, to);
+                        let _ = self.socket.send_to(datagram, to.remote);
                     }
                 }
                 Output::Publish(snapshot) => self.snapshot = snapshot,
@@ -265,7 +265,7 @@ impl Sink for Punts {
         TapOffloads::NONE
     }
     fn to_tap(&mut self, _: SegmentId, _: &VnetHeader, _: &[&[u8]]) {}
-    fn relay(&mut self, _: SocketAddr, _: &[u8], _: usize) {}
+    fn relay(&mut self, _: weft_mesh::path::Path, _: &[u8], _: usize) {}
     fn punt(&mut self, punt: Punt) {
         self.0.push(punt);
     }

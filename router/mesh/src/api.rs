@@ -12,6 +12,7 @@ use crate::datapath::snapshot::Snapshot;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
+use crate::path::Path;
 use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::report::Status;
 use crate::wire::Lane;
@@ -135,8 +136,8 @@ pub enum Output {
     Transmit {
         /// By which lane.
         lane: Lane,
-        /// Where to.
-        to: SocketAddr,
+        /// The path to the next host.
+        to: Path,
         /// The bytes.
         data: Vec<u8>,
         /// Size of each datagram but the last.

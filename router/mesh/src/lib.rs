@@ -60,6 +60,7 @@ pub mod datapath;
 pub mod ipam;
 pub mod names;
 pub mod node;
+pub mod path;
 mod presence;
 mod publisher;
 pub mod records;

@@ -2,7 +2,6 @@
 //! sends.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weft_crypto::{HostLabel, Secret, Time, envelope, session};
@@ -10,6 +9,7 @@ use weft_crypto::{HostLabel, Secret, Time, envelope, session};
 use crate::datapath::sender::Sender;
 use crate::datapath::snapshot::{Hop, Inbound, Outbound, Segment, Snapshot};
 use crate::datapath::vnet::VnetHeader;
+use crate::path::Path;
 use crate::wire::{Lane, SegmentId};
 
 /// Frames that wait for a session with one peer, in number and bytes.
@@ -31,7 +31,7 @@ pub(crate) struct WaitingFrame {
 #[derive(Debug)]
 pub(crate) struct Transmit {
     pub(crate) lane: Lane,
-    pub(crate) to: SocketAddr,
+    pub(crate) to: Path,
     pub(crate) data: Vec<u8>,
     pub(crate) stride: usize,
 }
@@ -132,7 +132,7 @@ impl Publisher {
 
     /// Sends a handshake packet straight to an address. It is not marked as urgent: a network that drops marked packets would
     /// never let hosts find that out.
-    pub(crate) fn send_packet(&mut self, to: SocketAddr, packet: Vec<u8>) {
+    pub(crate) fn send_packet(&mut self, to: Path, packet: Vec<u8>) {
         let stride = packet.len();
         self.transmits.push_back(Transmit { lane: Lane::Main, to, data: packet, stride });
     }
@@ -142,7 +142,7 @@ impl Publisher {
         let header = [0; session::HEADER_LEN];
         let data = [&hop.envelope(envelope::MAX_TTL, to)[..], &header, packet].concat();
         hop.meter.sent.on_link(1, now);
-        self.send_packet(hop.remote, data);
+        self.send_packet(hop.path, data);
     }
 
     /// Keeps a frame for when there is a session with a host.
@@ -218,7 +218,7 @@ mod tests {
     fn outbound(has_session: bool, has_hop: bool) -> Outbound {
         let hop = Hop {
             via: PEER,
-            remote: ([192, 0, 2, 2], 6783).into(),
+            path: Path::udp(([192, 0, 2, 2], 6783).into()),
             link_index: 7,
             hop_send: [3; 16],
             max_datagram: MIN_DATAGRAM,

@@ -20,6 +20,7 @@ use crate::attach::addresses::Lease;
 use crate::daemon::state::{Change, Store};
 use crate::dataplane::worker::{Clock, PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
+use crate::transport;
 use crate::transport::udp::UdpPort;
 
 /// How soon what could not be written is tried again.
@@ -278,7 +279,7 @@ impl NodeTask {
             match self.node.poll_output() {
                 Output::Transmit { lane, to, data, stride } => {
                     // What matters is sent again; a send that fails is like a datagram lost.
-                    let _ = self.udp.send(lane, to, &data, stride);
+                    let _ = transport::send(&self.udp, lane, to, &data, stride);
                 }
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),

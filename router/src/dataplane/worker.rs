@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,6 +24,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::frame::MAX_FRAME;
 use weft_mesh::ingress::RxBuffer;
+use weft_mesh::path::Path;
 use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::Snapshot;
 use weft_mesh::vnet::VnetHeader;
@@ -34,6 +34,7 @@ use weft_sys::TapIo;
 
 use crate::dataplane::polling::{Last, Pauses};
 use crate::error::{Doing, Result};
+use crate::transport;
 use crate::transport::udp::{BATCH, BUFFER, UdpPort};
 
 /// What epoll says when something is there: datagrams of the lane with this number, an order, or frames of the TAP with this
@@ -347,7 +348,11 @@ impl Run {
         self.out.lane = lane;
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
-            .map(|(data, meta)| RxBuffer { from: meta.addr, data: &mut data[..meta.len], stride: meta.stride })
+            .map(|(data, meta)| RxBuffer {
+                from: Path::udp(meta.addr),
+                data: &mut data[..meta.len],
+                stride: meta.stride,
+            })
             .collect();
         let carried = self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
         self.pauses.carried(Last::Datagrams, carried);
@@ -413,8 +418,8 @@ struct Outlets {
 }
 
 impl Outlets {
-    fn send(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) {
-        if self.udp.send(lane, to, datagrams, stride).is_err() {
+    fn send(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) {
+        if transport::send(&self.udp, lane, to, datagrams, stride).is_err() {
             self.counters.send_failed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -433,7 +438,7 @@ impl Sink for Outlets {
         }
     }
 
-    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+    fn relay(&mut self, to: Path, datagrams: &[u8], stride: usize) {
         self.send(self.lane, to, datagrams, stride);
     }
 

@@ -1,7 +1,6 @@
 //! Datagrams that wait to be sent, in runs: each run one `sendmsg` with `UDP_SEGMENT`.
 
-use std::net::SocketAddr;
-
+use crate::path::Path;
 use crate::wire::Lane;
 
 /// Datagrams waiting to be sent, in runs of one destination and one size.
@@ -56,7 +55,7 @@ pub struct Run {
     /// Which way.
     pub lane: Lane,
     /// Where to.
-    pub to: SocketAddr,
+    pub to: Path,
     /// Size of each datagram but the last.
     pub stride: usize,
     buffer: usize,
@@ -98,7 +97,7 @@ impl TxBatch {
     }
 
     /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
-    pub(super) fn datagram(&mut self, place: Place, to: SocketAddr, len: usize) -> &mut [u8] {
+    pub(super) fn datagram(&mut self, place: Place, to: Path, len: usize) -> &mut [u8] {
         if place == Place::Main && self.buffers[Place::Tails.buffer()].open.take().is_some() {
             // What is no fragment does not overtake those before it.
             self.buffers[place.buffer()].open = None;

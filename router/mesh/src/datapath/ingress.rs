@@ -7,7 +7,6 @@
 //!    first header counts, and is checked. Any gap or the end of the batch ends a super-frame.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -21,12 +20,13 @@ use crate::datapath::join::Join;
 use crate::datapath::reassembly::Reassembly;
 use crate::datapath::sink::{Punt, Sink};
 use crate::datapath::snapshot::{Hop, Inbound, Snapshot};
+use crate::path::Path;
 use crate::wire::{HandshakePacket, TEXT_HEADER, TextHeader, TextKind};
 
 /// A received buffer: one datagram, or a GRO run of them.
 pub struct RxBuffer<'a> {
     /// Where from.
-    pub from: SocketAddr,
+    pub from: Path,
     /// The bytes.
     pub data: &'a mut [u8],
     /// Size of each datagram but the last.
@@ -197,7 +197,7 @@ struct Text {
 }
 
 struct RelayRun {
-    to: SocketAddr,
+    to: Path,
     buffer: usize,
     range: Range<usize>,
     stride: usize,
@@ -325,7 +325,7 @@ impl Receiver {
                         carried += len;
                         neighbour.meter.received.relayed.fetch_add(1, Ordering::Relaxed);
                         hop.meter.sent.on_link(1, now);
-                        self.relay(hop.remote, number, offset..offset + len, stride);
+                        self.relay(hop.path, number, offset..offset + len, stride);
                     }
                     _ => sink.dropped(DropReason::RelayBudget),
                 },
@@ -350,7 +350,7 @@ impl Receiver {
     }
 
     /// A datagram that follows its predecessor in the buffer joins its run.
-    fn relay(&mut self, to: SocketAddr, buffer: usize, range: Range<usize>, stride: usize) {
+    fn relay(&mut self, to: Path, buffer: usize, range: Range<usize>, stride: usize) {
         match self.relays.last_mut() {
             Some(run) if run.to == to && run.buffer == buffer && run.range.end == range.start => {
                 run.range.end = range.end;

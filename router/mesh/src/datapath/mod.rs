@@ -1,7 +1,7 @@
 //! The data path of one worker: egress and ingress, with their state between batches. Production runs one in each worker
 //! thread, the simulator one in each host.
 //!
-//! A frame from a container: [`Datapath::frame`] → [`egress`] decides on the snapshot alone → [`sender`] cuts and seals →
+//! A frame from a container: [`Datapath::frame`] → [`mod@egress`] decides on the snapshot alone → [`sender`] cuts and seals →
 //! [`batch`] holds runs, each run one `sendmsg`. A datagram from the wire: [`Datapath::datagrams`] → [`ingress`] checks envelope
 //! and seal → `reassembly` and `join` → the [`sink`]: a TAP, a relay, or the node.
 

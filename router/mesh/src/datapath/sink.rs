@@ -1,12 +1,11 @@
 //! Where the data path puts what comes of a batch: TAPs, relays, the node.
 
-use std::net::SocketAddr;
-
 use weft_crypto::HostLabel;
 
 use crate::datapath::egress::DropReason;
 use crate::datapath::frame::Mac;
 use crate::datapath::vnet::VnetHeader;
+use crate::path::Path;
 use crate::wire::SegmentId;
 
 /// What a TAP can take on write.
@@ -31,7 +30,7 @@ pub enum Punt {
     /// A handshake packet, straight from an address.
     Handshake {
         /// Where it came from.
-        from: SocketAddr,
+        from: Path,
         /// The packet.
         packet: Vec<u8>,
     },
@@ -47,7 +46,7 @@ pub enum Punt {
         /// Who sent it.
         peer: HostLabel,
         /// The address it came from if it came straight from the peer.
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
         /// Bytes of the datagram.
         size: usize,
         /// The text.
@@ -61,7 +60,7 @@ pub enum Punt {
         /// Who.
         peer: HostLabel,
         /// From where, if straight from the peer.
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
     },
     /// A frame for a host there is no session with.
     NoSession {
@@ -92,7 +91,7 @@ pub trait Sink {
     /// A frame, in parts that lie apart.
     fn to_tap(&mut self, segment: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]);
     /// Datagrams to pass on: `stride` bytes each, the last one maybe shorter.
-    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize);
+    fn relay(&mut self, to: Path, datagrams: &[u8], stride: usize);
     /// Something for the node.
     fn punt(&mut self, punt: Punt);
     /// A datagram or frame that went no further.

@@ -4,7 +4,7 @@
 //! the changed entry. Workers take one for a whole batch.
 
 use std::hash::BuildHasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,6 +15,7 @@ use weft_crypto::session::{ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Secret, Time, envelope};
 
 use crate::datapath::frame::Mac;
+use crate::path::Path;
 use crate::wire::SegmentId;
 
 /// A persistent hash map with a keyed, seeded hash: neither order nor collisions are up to the outside.
@@ -90,8 +91,8 @@ pub struct Outbound {
     pub send: Option<Arc<SendKey>>,
     /// Where datagrams go next; `None` while there is no route.
     pub hop: Option<Hop>,
-    /// The address of the direct link, if there is one.
-    pub link: Option<SocketAddr>,
+    /// The path of the direct link, if there is one.
+    pub link: Option<Path>,
     /// The envelope of what this host itself sends there.
     pub envelope: [u8; envelope::LEN],
     /// The peer's counters.
@@ -103,8 +104,8 @@ pub struct Outbound {
 pub struct Hop {
     /// The neighbour.
     pub via: HostLabel,
-    /// Its address.
-    pub remote: SocketAddr,
+    /// The path to it.
+    pub path: Path,
     /// The neighbour's index of the link.
     pub link_index: u32,
     /// Authenticates envelopes to the neighbour.

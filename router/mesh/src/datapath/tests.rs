@@ -2,7 +2,6 @@
 
 mod loss;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -17,6 +16,7 @@ use crate::datapath::frame::tests::{checksums_are_right, tcp_frame};
 use crate::datapath::sink::TapOffloads;
 use crate::datapath::snapshot::{Hashing, Hop, Inbound, Meter, Outbound};
 use crate::datapath::vnet::Gso;
+use crate::path::Path;
 use crate::wire::Lane;
 use crate::wire::OVERHEAD;
 
@@ -25,7 +25,7 @@ const ALL: TapOffloads = TapOffloads { checksum: true, tcp: true, udp: true };
 struct Taps {
     offloads: TapOffloads,
     frames: Vec<(VnetHeader, Vec<u8>)>,
-    relayed: Vec<(SocketAddr, Vec<u8>, usize)>,
+    relayed: Vec<(Path, Vec<u8>, usize)>,
     punts: Vec<Punt>,
     dropped: Vec<DropReason>,
 }
@@ -43,7 +43,7 @@ impl Sink for Taps {
     fn to_tap(&mut self, _: SegmentId, vnet: &VnetHeader, parts: &[&[u8]]) {
         self.frames.push((*vnet, parts.concat()));
     }
-    fn relay(&mut self, to: SocketAddr, datagrams: &[u8], stride: usize) {
+    fn relay(&mut self, to: Path, datagrams: &[u8], stride: usize) {
         self.relayed.push((to, datagrams.to_vec(), stride));
     }
     fn punt(&mut self, punt: Punt) {
@@ -58,8 +58,8 @@ fn label(n: u8) -> HostLabel {
     HostLabel([n; 6])
 }
 
-fn address(n: u8) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, n], 6783))
+fn address(n: u8) -> Path {
+    Path::udp(([10, 0, 0, n], 6783).into())
 }
 
 const MAC_A: Mac = [2, 0, 0, 0, 0, 1];
@@ -80,7 +80,7 @@ fn snapshot(own: u8, neighbours: &[u8], far: Option<(u8, u8)>, datagram: usize) 
         let via = far.filter(|(far, _)| *far == peer).map_or(peer, |(_, relay)| relay);
         let hop = Hop {
             via: label(via),
-            remote: address(via),
+            path: address(via),
             link_index: index(via, own),
             hop_send: hop_key(own, via),
             max_datagram: datagram,
@@ -123,7 +123,7 @@ fn carry(frame: &[u8], vnet: VnetHeader, relayed: bool, datagram: usize, offload
     let mut taps = Taps::new(offloads);
     a.frame(&sender, segment(), &vnet, &mut frame.to_vec(), Time::ZERO, &mut taps);
     assert_eq!((taps.dropped.clone(), taps.punts.clone()), (vec![], vec![]));
-    let mut wire: Vec<(SocketAddr, Vec<u8>, usize)> =
+    let mut wire: Vec<(Path, Vec<u8>, usize)> =
         a.sender.batch.runs().map(|(run, bytes)| (run.to, bytes.to_vec(), run.stride)).collect();
     if relayed {
         let relay = snapshot(2, &[1, 3], None, datagram);

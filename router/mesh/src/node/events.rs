@@ -1,11 +1,10 @@
 //! What the events of each component lead to in the others.
 
-use std::net::SocketAddr;
-
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use super::{Components, Event, Output, encode};
 use crate::api::Reply;
+use crate::path::Path;
 use crate::records::sync;
 use crate::records::writes::Writes;
 use crate::records::{Key, Record};
@@ -241,7 +240,7 @@ impl Components {
         &mut self,
         peer: HostLabel,
         keys: &SendKeys,
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
         control: &Control,
         now: Time,
     ) {

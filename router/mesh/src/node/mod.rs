@@ -26,6 +26,7 @@ use crate::codec::{decode, encode};
 use crate::datapath::sink::Punt;
 use crate::datapath::snapshot::{Hashing, Hop, Outbound, Snapshot};
 use crate::ipam::{self, Ipam};
+use crate::path::Path;
 use crate::presence::Presence;
 use crate::publisher::{Publisher, WaitingFrame};
 use crate::records::sync::RecordSync;
@@ -79,7 +80,7 @@ impl SessionTable for Sessions {
         self.current_index(peer)
     }
 
-    fn is_trying(&self, at: SocketAddr) -> bool {
+    fn is_trying(&self, at: Path) -> bool {
         Sessions::is_trying(self, at)
     }
 }
@@ -201,7 +202,7 @@ impl Node {
         }
     }
 
-    fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<SocketAddr>, now: Time) {
+    fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<Path>, now: Time) {
         self.parts.presence.on_heard(peer, now);
         self.parts.sessions.on_heard(index, peer, direct, path_view(&self.parts.topology, peer), now);
         self.parts.route_events(now);
@@ -212,7 +213,7 @@ impl Node {
         &mut self,
         index: u32,
         peer: HostLabel,
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
         size: usize,
         control: Control,
         now: Time,
@@ -403,7 +404,7 @@ impl Node {
     fn restore_peer(&mut self, id: PeerId, addresses: Vec<SocketAddr>, now: Time) {
         let Some(label) = self.parts.sessions.meet(id, now) else { return };
         self.parts.route_events(now);
-        addresses.into_iter().for_each(|address| self.parts.topology.add_candidate(label, address, false));
+        addresses.into_iter().for_each(|address| self.parts.topology.add_candidate(label, Path::udp(address), false));
     }
 }
 
@@ -460,7 +461,7 @@ impl Components {
         let narrowest = route.filter(|_| via != to).map_or(usize::MAX, |route| route.max_datagram.into());
         Some(Hop {
             via,
-            remote: link.remote,
+            path: link.path,
             link_index: keys.remote_index,
             hop_send: keys.hop,
             max_datagram: link.max_datagram.min(narrowest),
@@ -474,7 +475,7 @@ impl Components {
         let outbound = Outbound {
             send: self.sessions.current_keys(to).map(|keys| keys.seal.clone()),
             envelope: hop.as_ref().map_or([0; envelope::LEN], |hop| hop.envelope(envelope::MAX_TTL, to)),
-            link: self.topology.link(to).map(|link| link.remote),
+            link: self.topology.link(to).map(|link| link.path),
             hop,
             meter: self.sessions.meter_of(to),
         };
@@ -485,7 +486,7 @@ impl Components {
 
 /// What sessions need to know of the way to a peer.
 fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
-    let link = topology.link(peer).map(|link| link.remote);
+    let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.has_route(peer);
     PathView { is_reachable, link, last_traffic: topology.last_traffic(peer) }
 }

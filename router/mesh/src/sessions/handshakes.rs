@@ -4,7 +4,6 @@
 //! computed or kept. Under load an initiator has to show a cookie first.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie};
 use super::session::{Proof, SendKeys, Session, renew_after};
 use super::{Event, Sessions};
 use crate::datapath::snapshot::Inbound;
+use crate::path::Path;
 use crate::wire::{HandshakePacket, Step};
 
 /// How long an answer is awaited.
@@ -60,7 +60,7 @@ impl Handshakes {
 
     /// Whether an own attempt on the same path is under way that may come to something: one that takes the other for known
     /// (IK) does not, if the other asks for an introduction (XX).
-    fn is_trying_same(&self, from: Option<SocketAddr>, source: HostLabel, pattern: Pattern) -> bool {
+    fn is_trying_same(&self, from: Option<Path>, source: HostLabel, pattern: Pattern) -> bool {
         let may_work = |attempt: &Attempt| pattern == Pattern::Ik || attempt.initiator.pattern() == Pattern::Xx;
         self.initiated.values().any(|attempt| is_same_path(attempt, from, source) && may_work(attempt))
     }
@@ -83,7 +83,7 @@ impl Handshakes {
     }
 
     /// Whether an attempt to reach this peer, or the host at this address, is under way.
-    pub(super) fn is_trying(&self, peer: Option<HostLabel>, direct: Option<SocketAddr>) -> bool {
+    pub(super) fn is_trying(&self, peer: Option<HostLabel>, direct: Option<Path>) -> bool {
         self.initiated.values().any(|attempt| match direct {
             Some(address) => attempt.direct == Some(address),
             None => attempt.direct.is_none() && attempt.peer == peer,
@@ -97,7 +97,7 @@ struct Attempt {
     secret: Secret,
     peer: Option<HostLabel>,
     /// Where it was sent; `None`: over relays.
-    direct: Option<SocketAddr>,
+    direct: Option<Path>,
     started: Time,
     /// Kept to be sent again with a cookie, once.
     first: Option<HandshakePacket>,
@@ -114,13 +114,7 @@ struct Answered {
 impl Sessions {
     /// Starts a handshake: straight to an address, or (`None`) over relays. `tries` so far choose among the
     /// live secrets and, after two without an answer, fall back from IK to XX.
-    pub(crate) fn start_handshake(
-        &mut self,
-        peer: Option<HostLabel>,
-        direct: Option<SocketAddr>,
-        tries: u32,
-        now: Time,
-    ) {
+    pub(crate) fn start_handshake(&mut self, peer: Option<HostLabel>, direct: Option<Path>, tries: u32, now: Time) {
         let secrets = self.keyring.secrets();
         let secret = secrets[tries as usize % secrets.len()].clone();
         self.start_handshake_under(secret, peer, direct, tries, now);
@@ -130,7 +124,7 @@ impl Sessions {
         &mut self,
         secret: Secret,
         peer: Option<HostLabel>,
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
         tries: u32,
         now: Time,
     ) {
@@ -159,7 +153,7 @@ impl Sessions {
     }
 
     /// Takes a handshake packet, straight from an address or (`None`) relayed.
-    pub(crate) fn on_handshake(&mut self, from: Option<SocketAddr>, bytes: &[u8], now: Time) {
+    pub(crate) fn on_handshake(&mut self, from: Option<Path>, bytes: &[u8], now: Time) {
         let secret = HandshakePacket::secret_of(bytes, self.keyring.secrets()).cloned();
         let (Some(secret), Some(packet)) = (secret, HandshakePacket::parse(bytes)) else {
             self.handshakes.refused += 1;
@@ -181,7 +175,7 @@ impl Sessions {
 
     fn on_first(
         &mut self,
-        from: Option<SocketAddr>,
+        from: Option<Path>,
         bytes: &[u8],
         packet: HandshakePacket,
         pattern: Pattern,
@@ -246,12 +240,7 @@ impl Sessions {
         Ok(())
     }
 
-    fn on_second(
-        &mut self,
-        from: Option<SocketAddr>,
-        packet: &HandshakePacket,
-        now: Time,
-    ) -> Result<(), HandshakeError> {
+    fn on_second(&mut self, from: Option<Path>, packet: &HandshakePacket, now: Time) -> Result<(), HandshakeError> {
         let index = packet.receiver;
         let attempt = self.handshakes.initiated.remove(&index).ok_or(HandshakeError::Unverified)?;
         let (established, third) = attempt.initiator.finish(&packet.noise)?;
@@ -264,12 +253,7 @@ impl Sessions {
         Ok(())
     }
 
-    fn on_third(
-        &mut self,
-        from: Option<SocketAddr>,
-        packet: &HandshakePacket,
-        now: Time,
-    ) -> Result<(), HandshakeError> {
+    fn on_third(&mut self, from: Option<Path>, packet: &HandshakePacket, now: Time) -> Result<(), HandshakeError> {
         let index = packet.receiver;
         let answered = self.handshakes.answered.remove(&index).ok_or(HandshakeError::Unverified)?;
         let established = answered.responder.finish(&packet.noise)?;
@@ -288,7 +272,7 @@ impl Sessions {
     }
 
     /// Sends a packet straight to an address, or along the route to a host.
-    fn send_packet(&mut self, direct: Option<SocketAddr>, to: Option<HostLabel>, bytes: Vec<u8>) {
+    fn send_packet(&mut self, direct: Option<Path>, to: Option<HostLabel>, bytes: Vec<u8>) {
         self.events.push_back(Event::Packet { direct, to, bytes });
     }
 
@@ -307,7 +291,7 @@ impl Sessions {
         index: u32,
         remote_index: u32,
         secret: Secret,
-        direct: Option<SocketAddr>,
+        direct: Option<Path>,
         proof: Proof,
         now: Time,
     ) {
@@ -352,16 +336,16 @@ fn answer_packet(own: HostLabel, step: Step, sender: u32, receiver: u32, noise: 
 }
 
 /// Whether an attempt went where a packet came from.
-fn is_same_path(attempt: &Attempt, from: Option<SocketAddr>, source: HostLabel) -> bool {
+fn is_same_path(attempt: &Attempt, from: Option<Path>, source: HostLabel) -> bool {
     match from {
         Some(from) => attempt.direct == Some(from),
         None => attempt.direct.is_none() && attempt.peer == Some(source),
     }
 }
 
-fn source_bytes(from: Option<SocketAddr>, label: HostLabel) -> Vec<u8> {
+fn source_bytes(from: Option<Path>, label: HostLabel) -> Vec<u8> {
     match from {
-        Some(from) => from.to_string().into_bytes(),
+        Some(from) => from.remote.to_string().into_bytes(),
         None => label.0.to_vec(),
     }
 }
@@ -431,7 +415,7 @@ mod tests {
     #[test]
     fn attempts_without_an_answer_are_forgotten() {
         let mut a = host(1, 1, keyring(1), at(0));
-        let to = ([192, 0, 2, 9], 6783).into();
+        let to = Path::udp(([192, 0, 2, 9], 6783).into());
         a.sessions.start_handshake(None, Some(to), 0, at(1000));
         a.sessions.start_handshake(None, Some(to), 1, at(1001));
         assert_eq!(a.packets().len(), 1, "one at a time");

@@ -3,7 +3,6 @@
 //! A new session is used for sending only after a packet under it was opened, so a replayed handshake moves nothing.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -12,6 +11,7 @@ use weft_crypto::{HostLabel, Time};
 use super::session::{Proof, SESSION_QUIET, SESSION_SILENT, Session, is_preferred};
 use super::{Event, PathView, Sessions};
 use crate::api;
+use crate::path::Path;
 use crate::wire::Control;
 
 /// Longest wait between two handshakes over relays.
@@ -47,14 +47,7 @@ impl Sessions {
     }
 
     /// Takes a session into use.
-    pub(super) fn accept(
-        &mut self,
-        label: HostLabel,
-        session: Session,
-        direct: Option<SocketAddr>,
-        proof: Proof,
-        now: Time,
-    ) {
+    pub(super) fn accept(&mut self, label: HostLabel, session: Session, direct: Option<Path>, proof: Proof, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let (index, cipher, keys) = (session.index, session.suite.name(), session.keys.clone());
         let is_of_another_life = peer.is_of_another_life(&session);
@@ -107,14 +100,7 @@ impl Sessions {
     }
 
     /// Notes that a packet was opened under a session that is not the one for sending, or that came from a new address.
-    pub(crate) fn on_heard(
-        &mut self,
-        index: u32,
-        label: HostLabel,
-        direct: Option<SocketAddr>,
-        path: PathView,
-        now: Time,
-    ) {
+    pub(crate) fn on_heard(&mut self, index: u32, label: HostLabel, direct: Option<Path>, path: PathView, now: Time) {
         let Some(peer) = self.peers.get(&label) else { return };
         let Some(session) = peer.session(index) else { return };
         if peer.is_of_another_life(session) && session.superseded.is_none() {
@@ -215,7 +201,8 @@ mod tests {
     fn an_old_session_in_use_is_renewed_and_the_last_one_goes_after_its_time() {
         let (mut a, mut b) = connected(second(1));
         let first = a.sessions.current_index(b.label());
-        let view = |now| PathView { link: Some(([192, 0, 2, 2], 6783).into()), last_traffic: now, ..REACHABLE };
+        let view =
+            |now| PathView { link: Some(Path::udp(([192, 0, 2, 2], 6783).into())), last_traffic: now, ..REACHABLE };
         for now in (2..200).map(second) {
             a.sessions.tend(|_| view(now), now);
             run(&mut a, &mut b, now);
@@ -256,7 +243,7 @@ mod tests {
         let others = (10..40).map(|n| host(n, 1, keyring(1), second(0)).sessions.identity.peer_id());
         let labels: BTreeSet<HostLabel> = others.filter_map(|id| a.sessions.meet(id, second(0))).collect();
         a.sessions.set_wanted(labels);
-        let view = PathView { link: Some(([192, 0, 2, 2], 6783).into()), ..REACHABLE };
+        let view = PathView { link: Some(Path::udp(([192, 0, 2, 2], 6783).into())), ..REACHABLE };
         a.sessions.open_wanted(|_| PathView { link: None, ..view }, second(1));
         assert_eq!(a.sessions.wanted.len(), 30 - OPENED_PER_TICK);
     }

@@ -1,6 +1,5 @@
 //! Lives of a key: a host that starts again, and two hosts that live with one key.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
@@ -8,6 +7,7 @@ use weft_crypto::{HostLabel, Time};
 use super::session::Challenge;
 use super::{Event, Sessions};
 use crate::api;
+use crate::path::Path;
 use crate::wire::Control;
 
 /// How long the old life of a peer has to say that it is still there.
@@ -16,7 +16,7 @@ const OBJECTION: Duration = Duration::from_millis(400);
 impl Sessions {
     /// Handles a proof of a peer's key by another life of it: reborn, or a second host with the same key. The
     /// life met first gets a chance to object.
-    pub(super) fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
+    pub(super) fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<Path>, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         if peer.challenge.is_some() {
             return;
@@ -35,7 +35,7 @@ impl Sessions {
     }
 
     /// A peer lives again: nothing under its old life's keys will come any more.
-    pub(super) fn rebirth(&mut self, label: HostLabel, index: u32, direct: Option<SocketAddr>, now: Time) {
+    pub(super) fn rebirth(&mut self, label: HostLabel, index: u32, direct: Option<Path>, now: Time) {
         let Some(peer) = self.peers.get(&label) else { return };
         let Some(session) = peer.session(index) else { return };
         let notice = api::Event::Session { peer: peer.id, cipher: session.suite.name() };
@@ -85,7 +85,7 @@ mod tests {
         a.sessions.start_handshake(None, Some(old.at), 0, at(1000));
         run(&mut a, &mut old, at(1000));
         let mut new = host(2, 3, keyring(1), at(2000));
-        new.at = ([192, 0, 2, 3], 6783).into();
+        new.at = Path::udp(([192, 0, 2, 3], 6783).into());
         new.sessions.start_handshake(None, Some(a.at), 0, at(5000));
         run(&mut a, &mut new, at(5000));
         (a, old, new)

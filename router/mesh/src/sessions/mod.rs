@@ -9,7 +9,6 @@ mod lives;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use handshakes::Handshakes;
@@ -21,6 +20,7 @@ use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
 
 use crate::api;
 use crate::datapath::snapshot::{Inbound, Meter};
+use crate::path::Path;
 use crate::wire::Control;
 
 /// Hosts that sessions are kept for.
@@ -32,7 +32,7 @@ pub(crate) struct PathView {
     /// There is a route or a link.
     pub(crate) is_reachable: bool,
     /// Where the direct link leads.
-    pub(crate) link: Option<SocketAddr>,
+    pub(crate) link: Option<Path>,
     /// When frames last went to the peer.
     pub(crate) last_traffic: Time,
 }
@@ -42,9 +42,9 @@ pub(crate) enum Event {
     /// A peer met for the first time.
     Met(HostLabel),
     /// A handshake packet to send: straight to an address, or (`None`) along the route to a host.
-    Packet { direct: Option<SocketAddr>, to: Option<HostLabel>, bytes: Vec<u8> },
+    Packet { direct: Option<Path>, to: Option<HostLabel>, bytes: Vec<u8> },
     /// A message to seal under a session: straight to an address, or (`None`) along the route.
-    Message { peer: HostLabel, keys: SendKeys, direct: Option<SocketAddr>, control: Control },
+    Message { peer: HostLabel, keys: SendKeys, direct: Option<Path>, control: Control },
     /// Packets under a session of this index are to be opened from now on.
     Opened(u32, Arc<Inbound>),
     /// Packets under this index are no longer to be opened.
@@ -52,11 +52,11 @@ pub(crate) enum Event {
     /// The session for sending changed or is gone.
     Current(HostLabel),
     /// A finished handshake proves that a peer is at an address.
-    Found(HostLabel, SocketAddr),
+    Found(HostLabel, Path),
     /// A peer should be pinged, under a session and at an address.
-    Probe { peer: HostLabel, index: u32, at: SocketAddr },
+    Probe { peer: HostLabel, index: u32, at: Path },
     /// A packet of a peer came straight from an address.
-    HeardFrom { peer: HostLabel, index: u32, is_current: bool, from: SocketAddr },
+    HeardFrom { peer: HostLabel, index: u32, is_current: bool, from: Path },
     /// A handshake was finished under this host's own key: another host holds it.
     OwnKeyElsewhere,
     /// Something people may want to know.
@@ -201,7 +201,7 @@ impl Sessions {
     }
 
     /// Whether a handshake straight to an address is under way.
-    pub(crate) fn is_trying(&self, at: SocketAddr) -> bool {
+    pub(crate) fn is_trying(&self, at: Path) -> bool {
         self.handshakes.is_trying(None, Some(at))
     }
 
@@ -224,7 +224,7 @@ mod lab {
 
     pub(super) struct Host {
         pub(super) sessions: Sessions,
-        pub(super) at: SocketAddr,
+        pub(super) at: Path,
         /// Events beside packets, oldest first.
         pub(super) events: Vec<Event>,
     }
@@ -232,7 +232,7 @@ mod lab {
     pub(super) fn host(n: u8, boot: u64, keyring: Keyring, now: Time) -> Host {
         let identity = Identity::from_seed(&[n; 32]);
         let setup = Setup { identity, boot, keyring, ciphers: Ciphers::native(false), entropy: [boot as u8 ^ n; 32] };
-        Host { sessions: Sessions::new(setup, now), at: ([192, 0, 2, n], 6783).into(), events: Vec::new() }
+        Host { sessions: Sessions::new(setup, now), at: Path::udp(([192, 0, 2, n], 6783).into()), events: Vec::new() }
     }
 
     pub(super) fn keyring(n: u8) -> Keyring {
@@ -246,7 +246,7 @@ mod lab {
         }
 
         /// The packets that wait to be sent; other events are kept.
-        pub(super) fn packets(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+        pub(super) fn packets(&mut self) -> Vec<(Path, Vec<u8>)> {
             let mut packets = Vec::new();
             while let Some(event) = self.sessions.poll_event() {
                 match event {

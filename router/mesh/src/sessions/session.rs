@@ -1,6 +1,5 @@
 //! One peer's sessions: which of them is used for sending, which still receive.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use weft_crypto::{HostLabel, PeerId, Secret, Suite, Time, envelope};
 
 use crate::backoff::Backoff;
 use crate::datapath::snapshot::{Hop, Inbound, Meter, Outbound};
+use crate::path::Path;
 use crate::wire::MIN_DATAGRAM;
 
 /// Age at which a session is replaced, at most. The initiator of the last handshake goes first; the spread keeps a mesh
@@ -79,10 +79,10 @@ impl SendKeys {
     }
 
     /// Returns the sending side straight to an address, link or not. What is sent there does not count as use of a link.
-    pub(crate) fn straight(&self, peer: HostLabel, to: SocketAddr) -> Outbound {
+    pub(crate) fn straight(&self, peer: HostLabel, to: Path) -> Outbound {
         let hop = Hop {
             via: peer,
-            remote: to,
+            path: to,
             link_index: self.remote_index,
             hop_send: self.hop,
             max_datagram: MIN_DATAGRAM,
@@ -95,7 +95,7 @@ impl SendKeys {
 /// A session of a host that proved a peer's key in another life, and the time until which the life met first may object.
 pub(super) struct Challenge {
     pub(super) index: u32,
-    pub(super) direct: Option<SocketAddr>,
+    pub(super) direct: Option<Path>,
     pub(super) until: Time,
 }
 

@@ -1,11 +1,11 @@
 //! A direct path to a peer, judged by what comes back over it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use weft_crypto::Time;
 
+use crate::path::Path;
 use crate::wire::{Lane, MIN_DATAGRAM};
 
 /// Pings whose answers are awaited, of one peer.
@@ -17,16 +17,16 @@ pub(super) const IN_USE: Duration = Duration::from_secs(1);
 
 /// A direct path that answered.
 pub(crate) struct Link {
-    pub(crate) remote: SocketAddr,
+    pub(crate) path: Path,
     pub(super) since: Time,
-    /// When its address last changed, and when that was last reported.
+    /// When its path last changed, and when that was last reported.
     pub(super) moved: Time,
     pub(super) reported_moved: Time,
     pub(crate) srtt: Option<Duration>,
     /// Share of pings unanswered, smoothed.
     pub(super) loss: f64,
     pub(super) last_ping: Time,
-    /// When a control message last came from `remote`.
+    /// When a control message last came by `path`.
     pub(super) last_from_remote: Time,
     /// Datagrams sent until a moment less than [`IN_USE`] ago, and that moment.
     sent_before: (u64, Time),
@@ -43,9 +43,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(remote: SocketAddr, now: Time) -> Self {
+    pub(super) fn new(path: Path, now: Time) -> Self {
         Link {
-            remote,
+            path,
             since: now,
             moved: now,
             reported_moved: Time::ZERO,
@@ -97,9 +97,9 @@ impl Link {
         self.last_size_probe = Time::ZERO;
     }
 
-    /// Goes on at another address.
-    pub(super) fn move_to(&mut self, remote: SocketAddr, now: Time) {
-        self.remote = remote;
+    /// Goes on by another path.
+    pub(super) fn move_to(&mut self, path: Path, now: Time) {
+        self.path = path;
         self.moved = now;
         self.last_from_remote = now;
         self.distrust_size(now);
@@ -122,7 +122,7 @@ pub(super) struct Pings(BTreeMap<u32, PingSent>);
 
 /// A ping that was not answered yet.
 pub(super) struct PingSent {
-    pub(super) to: SocketAddr,
+    pub(super) to: Path,
     pub(super) at: Time,
     pub(super) is_size_probe: bool,
     pub(super) lane: Lane,
@@ -145,12 +145,12 @@ impl Pings {
     }
 
     /// Whether an address was asked less than `within` ago, and did not answer yet.
-    pub(super) fn has_asked(&self, to: SocketAddr, within: Duration, now: Time) -> bool {
+    pub(super) fn has_asked(&self, to: Path, within: Duration, now: Time) -> bool {
         self.0.values().any(|ping| ping.to == to && now.since(ping.at) < within)
     }
 
     /// Pings to an address since a packet was last heard, unanswered for longer than `patience`.
-    pub(super) fn unanswered(&self, to: SocketAddr, heard: Time, patience: Duration, now: Time) -> usize {
+    pub(super) fn unanswered(&self, to: Path, heard: Time, patience: Duration, now: Time) -> usize {
         let is_lost = |ping: &&PingSent| {
             ping.to == to && !ping.is_size_probe && ping.at >= heard && now.since(ping.at) > patience
         };
@@ -158,7 +158,7 @@ impl Pings {
     }
 
     /// Gives up pings older than `patience`; returns how many of them went to an address and were no size probes.
-    pub(super) fn give_up(&mut self, to: SocketAddr, patience: Duration, now: Time) -> usize {
+    pub(super) fn give_up(&mut self, to: Path, patience: Duration, now: Time) -> usize {
         let mut lost = 0;
         self.0.retain(|_, ping| {
             let is_lost = now.since(ping.at) > patience;
@@ -213,13 +213,17 @@ impl Marks {
 mod tests {
     use super::*;
 
+    fn path(host: u8) -> Path {
+        Path::udp(([192, 0, 2, host], 1).into())
+    }
+
     fn at(millis: u64) -> Time {
         Time::ZERO + Duration::from_millis(millis)
     }
 
     #[test]
     fn a_link_is_used_from_ten_datagrams_a_second_on() {
-        let mut link = Link::new(([192, 0, 2, 1], 1).into(), at(0));
+        let mut link = Link::new(path(1), at(0));
         link.on_sent(9, at(900));
         assert_eq!(link.last_used, at(0));
         link.on_sent(10, at(950));
@@ -231,10 +235,10 @@ mod tests {
 
     #[test]
     fn the_largest_size_answered_counts_and_is_distrusted_when_the_link_moves() {
-        let mut link = Link::new(([192, 0, 2, 1], 1).into(), at(0));
+        let mut link = Link::new(path(1), at(0));
         assert!(link.on_size(1472, at(1)) && !link.on_size(1420, at(2)));
         assert_eq!((link.max_datagram, link.size_confirmed), (1472, at(1)));
-        link.move_to(([192, 0, 2, 2], 1).into(), at(3));
+        link.move_to(path(2), at(3));
         assert_eq!(link.max_datagram, MIN_DATAGRAM);
     }
 
@@ -257,7 +261,7 @@ mod tests {
 
     #[test]
     fn lost_pings_are_counted_by_address_and_size_probes_are_not() {
-        let (here, there) = (SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 1)));
+        let (here, there) = (path(1), path(2));
         let mut pings = Pings::default();
         for (id, to, is_size_probe) in [(1, here, false), (2, there, false), (3, here, true), (4, here, false)] {
             pings.add(id, PingSent { to, at: at(u64::from(id)), is_size_probe, lane: Lane::Urgent });

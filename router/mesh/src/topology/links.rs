@@ -15,6 +15,7 @@ use super::link::IN_USE;
 use super::routes::announced_cost;
 use super::{Event, ON_DEMAND, SessionTable, Topology};
 use crate::api;
+use crate::path::Path;
 use crate::records::LinkRecord;
 use crate::wire::{Control, MIN_DATAGRAM};
 
@@ -86,13 +87,13 @@ impl Topology {
     pub(crate) fn tend_targets(&mut self, sessions: &impl SessionTable, now: Time) {
         let is_busy = |address: SocketAddr, peer: Option<HostLabel>| {
             let is_own = self.addresses.local().contains(&address);
-            is_own || peer.is_some_and(|peer| self.peers.contains_key(&peer)) || sessions.is_trying(address)
+            is_own || peer.is_some_and(|peer| self.peers.contains_key(&peer)) || sessions.is_trying(Path::udp(address))
         };
         for (at, tries) in self.targets.due(is_busy, now) {
             for name in self.targets.fallen_silent(at, tries, self.addresses.local()) {
                 self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
             }
-            self.events.push_back(Event::Handshake { peer: None, at, tries });
+            self.events.push_back(Event::Handshake { peer: None, at: Path::udp(at), tries });
         }
     }
 
@@ -116,7 +117,7 @@ impl Topology {
         if current.is_none() && quiet > 2 * IDLE_PROBE {
             return Some("there is no session any more");
         }
-        let is_lost = peer.pings.unanswered(link.remote, heard, patience, now) >= LOST_PINGS;
+        let is_lost = peer.pings.unanswered(link.path, heard, patience, now) >= LOST_PINGS;
         (is_lost && quiet > DOWN_AFTER.max(patience)).then_some("nothing comes back")
     }
 
@@ -127,8 +128,8 @@ impl Topology {
         let Some(link) = &mut peer.link else { return };
         let (quiet, patience, since_ping) =
             (now.since(heard.max(link.since)), link.patience(), now.since(link.last_ping));
-        let lost = peer.pings.unanswered(link.remote, heard, patience, now);
-        for _ in 0..peer.pings.give_up(link.remote, patience.max(PING_LOST), now) {
+        let lost = peer.pings.unanswered(link.path, heard, patience, now);
+        for _ in 0..peer.pings.give_up(link.path, patience.max(PING_LOST), now) {
             link.on_lost_ping();
         }
         // Treat recently used links as in use: a host that only replies falls silent when the link fails and would stop probing.
@@ -144,9 +145,9 @@ impl Topology {
         };
         if since_ping >= interval || (is_silent && since_ping >= ASK_AGAIN) {
             link.last_ping = now;
-            let remote = link.remote;
+            let path = link.path;
             if let Some(index) = current {
-                self.ping(label, index, remote, 0, now);
+                self.ping(label, index, path, 0, now);
             }
         }
     }
@@ -186,7 +187,7 @@ impl Topology {
     fn tend_link_size(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         let Some(index) = current else { return };
-        let headers = if link.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
+        let headers = if link.path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
         let top = self.underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
         if link.max_datagram > MIN_DATAGRAM && now.since(link.size_confirmed) > SIZE_DISTRUST {
             // Large datagrams vanish while small ones pass.
@@ -199,10 +200,10 @@ impl Topology {
             return;
         }
         link.last_size_probe = now;
-        let (remote, known) = (link.remote, link.max_datagram);
+        let (path, known) = (link.path, link.max_datagram);
         let larger = [top].into_iter().chain(USUAL_SIZES).filter(|size| *size <= top && *size > known);
         for size in [known].into_iter().chain(larger) {
-            self.ping(label, index, remote, size, now);
+            self.ping(label, index, path, size, now);
         }
     }
 
@@ -229,24 +230,24 @@ impl Topology {
         for due in peer.candidates.due(self.addresses.local(), tries, jitter, now) {
             // With a session a ping is enough; but the peer may have lost its side of it.
             if let Some(index) = current {
-                self.ping(label, index, due.address, 0, now);
+                self.ping(label, index, due.path, 0, now);
             }
             let is_doubtful = due.failures % 3 == 2 || (due.is_likely && due.failures > 0);
             if current.is_none() || is_doubtful {
-                let handshake = Event::Handshake { peer: Some(label), at: due.address, tries: due.failures };
+                let handshake = Event::Handshake { peer: Some(label), at: due.path, tries: due.failures };
                 self.events.push_back(handshake);
             }
         }
     }
 
-    pub(super) fn link_up(&mut self, label: HostLabel, remote: SocketAddr, now: Time) {
+    pub(super) fn link_up(&mut self, label: HostLabel, path: Path, now: Time) {
         self.linked.insert(label);
-        self.targets.claim(remote, label);
+        self.targets.claim(path.remote, label);
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        peer.candidates.add(remote, true);
-        peer.candidates.reset(remote, now);
+        peer.candidates.add(path, true);
+        peer.candidates.reset(path, now);
         let likely = peer.candidates.likely();
-        self.events.push_back(Event::LinkUp(label, remote));
+        self.events.push_back(Event::LinkUp(label, path.remote));
         self.events.push_back(Event::Up(label, likely));
     }
 
@@ -256,7 +257,7 @@ impl Topology {
         let Some(link) = peer.link.take() else { return };
         self.linked.remove(&label);
         peer.pings.clear();
-        peer.candidates.reset(link.remote, now);
+        peer.candidates.reset(link.path, now);
         self.addresses.unsee(label);
         self.routing.set_own(label, None);
         let affected = self.routing.fail_over(label);
@@ -267,14 +268,7 @@ impl Topology {
     }
 
     /// Takes note of an authenticated packet that came straight from a peer, under the session for sending if `is_current`.
-    pub(crate) fn on_heard_from(
-        &mut self,
-        label: HostLabel,
-        index: u32,
-        is_current: bool,
-        from: SocketAddr,
-        now: Time,
-    ) {
+    pub(crate) fn on_heard_from(&mut self, label: HostLabel, index: u32, is_current: bool, from: Path, now: Time) {
         let own = self.own;
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else {
@@ -284,7 +278,7 @@ impl Topology {
             }
             return;
         };
-        if link.remote == from {
+        if link.path == from {
             link.last_from_remote = now;
             return;
         }
@@ -299,7 +293,7 @@ impl Topology {
         let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
         if !is_reported {
             link.reported_moved = now;
-            self.events.push_back(Event::LinkMoved(label, from));
+            self.events.push_back(Event::LinkMoved(label, from.remote));
         }
         peer.candidates.add(from, true);
         self.routing.touch();
@@ -323,7 +317,7 @@ mod tests {
         assert_eq!(pings, 1);
         assert!(others.is_empty(), "{others:?}");
         let more = events(&mut topology);
-        let is_up = |event: &Event| matches!(event, Event::Up(PEER, likely) if *likely == [remote()]);
+        let is_up = |event: &Event| matches!(event, Event::Up(PEER, likely) if *likely == [remote().remote]);
         assert!(more.iter().any(is_up), "{more:?}");
         assert!(more.iter().any(|event| matches!(event, Event::Announce(PEER, Some(_)))), "{more:?}");
         assert!(more.iter().any(|event| matches!(event, Event::AddressesChanged)));
@@ -355,13 +349,13 @@ mod tests {
         let (mut topology, table, meter) = topology();
         topology.tend_links(true, &table, at(0));
         answer(&mut topology, &meter, 1400, at(10));
-        let elsewhere = SocketAddr::from(([192, 0, 2, 3], 6783));
+        let elsewhere = Path::udp(([192, 0, 2, 3], 6783).into());
         topology.on_heard_from(PEER, 7, true, elsewhere, at(500));
-        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(remote()));
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()));
         topology.on_heard_from(PEER, 7, false, elsewhere, at(1300));
-        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(remote()), "not under an old session");
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()), "not under an old session");
         topology.on_heard_from(PEER, 7, true, elsewhere, at(1300));
-        assert_eq!(topology.link(PEER).map(|link| link.remote), Some(elsewhere));
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(elsewhere));
     }
 
     #[test]
@@ -389,7 +383,11 @@ mod tests {
         let (mut topology, ..) = topology();
         let id = |_| Some(weft_crypto::Identity::from_seed(&[9; 32]).peer_id());
         let forgotten = id(PEER).map(|id| id.label()).unwrap();
-        topology.connect(&[api::Target { name: "host2".into(), addresses: vec![remote()] }], &Table::default(), at(0));
+        topology.connect(
+            &[api::Target { name: "host2".into(), addresses: vec![remote().remote] }],
+            &Table::default(),
+            at(0),
+        );
         topology.on_found(forgotten, remote());
         topology.meet(forgotten, Arc::default());
         assert_eq!(topology.forget("host2", id, at(1)), id(PEER));

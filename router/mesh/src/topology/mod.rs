@@ -34,6 +34,7 @@ use weft_crypto::{HostLabel, PeerId, Time};
 
 use crate::api::{self, Target};
 use crate::datapath::snapshot::Meter;
+use crate::path::Path;
 use crate::records::LinkRecord;
 use crate::wire::{Control, Lane};
 
@@ -49,7 +50,7 @@ pub(crate) trait SessionTable {
     /// The index of the session used for sending to a peer.
     fn current(&self, peer: HostLabel) -> Option<u32>;
     /// Whether a handshake straight to an address is under way.
-    fn is_trying(&self, at: SocketAddr) -> bool;
+    fn is_trying(&self, at: Path) -> bool;
 }
 
 /// What comes of a call.
@@ -59,7 +60,7 @@ pub(crate) enum Event {
     Straight {
         peer: HostLabel,
         index: u32,
-        to: SocketAddr,
+        to: Path,
         lane: Lane,
         control: Control,
         size: usize,
@@ -69,7 +70,7 @@ pub(crate) enum Event {
     /// A handshake to start, straight at an address; `tries` so far failed.
     Handshake {
         peer: Option<HostLabel>,
-        at: SocketAddr,
+        at: Path,
         tries: u32,
     },
     /// This host's record of a link.
@@ -191,21 +192,21 @@ impl Topology {
     pub(crate) fn on_host(&mut self, host: HostLabel, addresses: Option<&[SocketAddr]>) {
         self.fingers.set(host, addresses.is_some());
         if let Some(peer) = self.peers.get_mut(&host).filter(|_| self.discovery) {
-            addresses.into_iter().flatten().for_each(|address| peer.candidates.add(*address, false));
+            addresses.into_iter().flatten().for_each(|address| peer.candidates.add(Path::udp(*address), false));
         }
     }
 
-    /// Adds an address at which a peer may be; a likely one is tried often.
-    pub(crate) fn add_candidate(&mut self, peer: HostLabel, address: SocketAddr, is_likely: bool) {
+    /// Adds a path by which a peer may be reached; a likely one is tried often.
+    pub(crate) fn add_candidate(&mut self, peer: HostLabel, path: Path, is_likely: bool) {
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.candidates.add(address, is_likely);
+            peer.candidates.add(path, is_likely);
         }
     }
 
     /// A finished handshake proves that a peer is at an address.
-    pub(crate) fn on_found(&mut self, peer: HostLabel, address: SocketAddr) {
-        self.add_candidate(peer, address, true);
-        self.targets.claim(address, peer);
+    pub(crate) fn on_found(&mut self, peer: HostLabel, path: Path) {
+        self.add_candidate(peer, path, true);
+        self.targets.claim(path.remote, peer);
     }
 
     /// A session with a peer is used for sending from now on: packets under the last link have had their time.
@@ -247,7 +248,7 @@ impl Topology {
         let id = peer.and_then(id_of);
         self.targets.forget(name.to_owned(), id);
         for peer in self.peers.values_mut() {
-            peer.candidates.keep_likely(|address| self.targets.has_address(address));
+            peer.candidates.keep_likely(|path| self.targets.has_address(&path.remote));
         }
         id
     }
@@ -298,7 +299,7 @@ impl Topology {
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
             return true;
         }
-        peer.candidates.addresses().any(|address| self.targets.has_address(address))
+        peer.candidates.paths().any(|path| self.targets.has_address(&path.remote))
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.
@@ -348,7 +349,7 @@ mod lab {
             self.0.get(&peer).copied()
         }
 
-        fn is_trying(&self, _: SocketAddr) -> bool {
+        fn is_trying(&self, _: Path) -> bool {
             false
         }
     }
@@ -357,8 +358,8 @@ mod lab {
         Time::ZERO + Duration::from_millis(millis)
     }
 
-    pub(super) fn remote() -> SocketAddr {
-        ([192, 0, 2, 2], 6783).into()
+    pub(super) fn remote() -> Path {
+        Path::udp(([192, 0, 2, 2], 6783).into())
     }
 
     /// Topology of a host that has a session with a peer, of whose address it knows.
@@ -405,7 +406,7 @@ mod tests {
     fn announced_addresses_are_candidates_and_hosts_of_a_large_mesh_are_fingers() {
         let (mut topology, ..) = topology();
         topology.on_host(PEER, Some(&[([192, 0, 2, 9], 6783).into()]));
-        assert_eq!(topology.peers[&PEER].candidates.addresses().count(), 2);
+        assert_eq!(topology.peers[&PEER].candidates.paths().count(), 2);
         assert!(topology.wants_link(PEER, at(0)), "all link with all in a small mesh");
         let others = (10..).map(|n| HostLabel([n; 6])).take(SMALL_MESH);
         others.for_each(|label| topology.meet(label, Arc::default()));

@@ -8,11 +8,12 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 use super::link::{Link, PingSent};
 use super::links::QUIET;
 use super::{Event, Topology};
+use crate::path::Path;
 use crate::wire::{Control, Lane};
 
 impl Topology {
     /// Asks a peer, straight at an address, whether it hears this; `size` pads the datagram, in bytes.
-    pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: SocketAddr, size: usize, now: Time) {
+    pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: Path, size: usize, now: Time) {
         let id = self.rng.next_u32();
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let is_size_probe = size > 0;
@@ -27,7 +28,7 @@ impl Topology {
         &mut self,
         peer: HostLabel,
         index: u32,
-        from: SocketAddr,
+        from: Path,
         (id, lane): (u32, Lane),
         size: usize,
         now: Time,
@@ -36,7 +37,7 @@ impl Topology {
         if self.targets.is_forgotten(peer) {
             return;
         }
-        let control = Control::Pong { id, seen: from, size: size.min(usize::from(u16::MAX)) as u16 };
+        let control = Control::Pong { id, seen: from.remote, size: size.min(usize::from(u16::MAX)) as u16 };
         self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
         if self.is_straggler(peer, now) {
             return;
@@ -49,15 +50,7 @@ impl Topology {
     }
 
     /// Takes the answer to a ping: `seen` is where the peer sees this host, `size` the size of the ping it got, in bytes.
-    pub(crate) fn on_pong(
-        &mut self,
-        peer: HostLabel,
-        from: SocketAddr,
-        id: u32,
-        seen: SocketAddr,
-        size: u16,
-        now: Time,
-    ) {
+    pub(crate) fn on_pong(&mut self, peer: HostLabel, from: Path, id: u32, seen: SocketAddr, size: u16, now: Time) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let Some(ping) = known.pings.take(id) else { return };
         if self.marks && known.marks.on_answer(ping.lane) {
@@ -69,7 +62,7 @@ impl Topology {
             self.link_up(peer, from, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
-        if link.remote != from {
+        if link.path != from {
             return;
         }
         link.last_from_remote = now;
@@ -103,13 +96,13 @@ mod tests {
     #[test]
     fn a_ping_is_answered_where_it_came_from_and_a_new_peer_is_pinged_in_turn() {
         let (mut topology, ..) = topology();
-        let from = SocketAddr::from(([192, 0, 2, 7], 6783));
+        let from = Path::udp(([192, 0, 2, 7], 6783).into());
         topology.on_ping(PEER, 7, from, (5, Lane::Main), 1300, at(0));
         let said = events(&mut topology);
         let is_pong = |event: &Event| {
             let Event::Straight { to, lane, control, .. } = event else { return false };
             (*to, *lane) == (from, Lane::Main)
-                && matches!(control, Control::Pong { id: 5, size: 1300, seen } if *seen == from)
+                && matches!(control, Control::Pong { id: 5, size: 1300, seen } if *seen == from.remote)
         };
         let is_ping =
             |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if *to == from);
@@ -121,7 +114,7 @@ mod tests {
     #[test]
     fn an_answer_to_no_question_changes_nothing() {
         let (mut topology, ..) = topology();
-        topology.on_pong(PEER, remote(), 77, remote(), 100, at(0));
+        topology.on_pong(PEER, remote(), 77, remote().remote, 100, at(0));
         assert!(topology.link(PEER).is_none() && events(&mut topology).is_empty());
     }
 
@@ -137,7 +130,7 @@ mod tests {
                 match event {
                     Event::Straight { lane: Lane::Main, control: Control::Ping { id, .. }, to, .. } => {
                         meter.received.on_link(1, at(now));
-                        topology.on_pong(PEER, to, id, to, 100, at(now + 1));
+                        topology.on_pong(PEER, to, id, to.remote, 100, at(now + 1));
                     }
                     event => said.push(event),
                 }

@@ -1,0 +1,53 @@
+//! The way of a datagram between two hosts.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+/// A path to a peer: what a link, a hop, a punt and a transmit speak of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Path {
+    /// What carries the datagrams.
+    pub transport: Transport,
+    /// The address at the other end.
+    pub remote: SocketAddr,
+}
+
+/// What carries datagrams between hosts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Transport {
+    /// One datagram in one UDP datagram.
+    Udp,
+}
+
+impl Path {
+    /// Returns the path by UDP to an address.
+    pub const fn udp(remote: SocketAddr) -> Path {
+        Path { transport: Transport::Udp, remote }
+    }
+}
+
+impl Transport {
+    /// Returns the transport's name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Transport::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.transport.name(), self.remote)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_written_as_people_name_it() {
+        let path = Path::udp("[2001:db8::1]:6783".parse().unwrap());
+        assert_eq!(path.to_string(), "udp://[2001:db8::1]:6783");
+    }
+}
