@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -62,10 +63,25 @@ impl Plugin {
         command.args(["launch", "--insecure", "--name", "host", "--no-spread", "--state-dir", &path("state")]);
         command.args(["--socket", &path("weft.sock"), "--plugin-dir", &path("plugins")]);
         command.args(["--docker-socket", &path("engine.sock")]);
+        let programs = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{programs}", path("bin")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(self.ns.spawn(command).unwrap());
         await_true("the router does not answer", || Ok(self.ask_status().is_ok_and(|(status, _)| status == 200)))
             .unwrap_or_else(|error| panic!("{error}: {}", std::fs::read_to_string(path("log")).unwrap_or_default()));
+    }
+
+    /// Has a program fail from now on, or (with `false`) work again.
+    pub(super) fn break_program(&self, name: &str, is_broken: bool) {
+        let script = self.dir.join("bin").join(name);
+        if !is_broken {
+            return std::fs::remove_file(script).unwrap();
+        }
+        std::fs::create_dir_all(self.dir.join("bin")).unwrap();
+        let fresh = script.with_extension("new");
+        std::fs::write(&fresh, "#!/bin/sh\necho out of order >&2\nexit 1\n").unwrap();
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(fresh, script).unwrap();
     }
 
     pub(super) fn kill(&mut self) {

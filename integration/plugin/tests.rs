@@ -323,6 +323,32 @@ fn ports_are_those_of_the_endpoint_that_was_programmed_last() {
 }
 
 #[test]
+fn a_call_fails_while_its_rules_cannot_be_put_in_force_and_leaves_nothing() {
+    let plugin = Plugin::start("rules");
+    plugin.create_plain(NETWORK, "app");
+    plugin.break_program("nft", true);
+    let request = json!({ "PoolID": DEFAULT_POOL, "Address": "", "Options": null });
+    let address = plugin.call("IpamDriver.RequestAddress", request)["Address"].as_str().unwrap().to_owned();
+    let first = endpoint_id(1);
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint_of(NETWORK, &first, &address, ""));
+    plugin.refused("NetworkDriver.Join", join(NETWORK, &first), "cannot be put in force");
+    plugin.endpoints(0);
+    let left: Vec<String> = plugin.interfaces().into_iter().filter(|name| name.starts_with("wd")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    plugin.break_program("nft", false);
+    plugin.call("NetworkDriver.Join", join(NETWORK, &first));
+    plugin.endpoints(1);
+    // Published ports are rules, too.
+    plugin.break_program("nft", true);
+    let publish = program(NETWORK, &first, &[(6, 80, 0, 0)]);
+    plugin.refused("NetworkDriver.ProgramExternalConnectivity", publish.clone(), "cannot be put in force");
+    assert_eq!(plugin.ports(&first), Vec::<String>::new());
+    plugin.break_program("nft", false);
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", publish);
+    assert_eq!(plugin.ports(&first).len(), 1);
+}
+
+#[test]
 fn limits_of_bridge_networks_are_kept_or_refused() {
     let plugin = Plugin::start("limits");
     let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);

@@ -216,7 +216,8 @@ impl Guest {
         match self.socket.recv_from(&mut buffer) {
             Ok((len, from)) => {
                 let mut sink = Punts::default();
-                let datagram = RxBuffer { from: weft_mesh::path::Path::udp(from), data: &mut buffer[..len], stride: len.max(1) };
+                let datagram =
+                    RxBuffer { from: weft_mesh::path::Path::udp(from), data: &mut buffer[..len], stride: len.max(1) };
                 self.path.datagrams(&self.snapshot.clone(), time(self.started), &mut [datagram], &mut sink);
                 sink.0.into_iter().try_for_each(|punt| self.take(Input::Punt(punt)))?;
             }

@@ -225,7 +225,10 @@ impl Driver {
             self.ports.unpublish(id);
             return Err(error);
         }
-        self.firewall.settle().await;
+        if let Err(error) = self.firewall.settle().await {
+            self.revoke(id).await?;
+            return Err(error);
+        }
         end_flows_to(self.ports.all());
         Ok(())
     }
@@ -237,7 +240,8 @@ impl Driver {
         }
         let ended = self.ports.unpublish(id);
         if !ended.is_empty() {
-            self.firewall.settle().await;
+            // Rules that cannot be changed are a problem in `status`; the engine goes on with ending the container.
+            let _ = self.firewall.settle().await;
             end_flows_to(ended);
         }
         Ok(())
@@ -300,25 +304,13 @@ impl Driver {
             mtu: network.mtu,
             is_internal: network.internal,
         };
-        let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
-        let joined = match self.context.attachments.join(attachment).await {
-            Ok(()) => match self.endpoints.update(&request.endpoint_id, note) {
-                Ok(false) => Err(Failure::new("the engine let go of the endpoint meanwhile")),
-                updated => updated.map(drop),
-            },
-            Err(error) => Err(error),
-        };
-        if joined.is_err() {
+        if let Err(error) = self.bring_in(request, attachment).await {
             self.go(&request.endpoint_id).await?;
+            self.endpoints.update(&request.endpoint_id, |endpoint| endpoint.sandbox = None)?;
+            return Err(error);
         }
-        joined?;
         let is_only_one = !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key);
         self.context.sandboxes.notify_one();
-        // A network without a way out has none from the first packet on.
-        match network.internal {
-            true => self.firewall.settle().await,
-            false => self.firewall.wanted.notify_one(),
-        }
         let gateway = |v4: bool| {
             let mut gateways = network.subnets.iter().filter_map(|(_, gateway)| *gateway);
             let found = gateways.find(|gateway| gateway.is_ipv4() == v4).filter(|_| !network.internal);
@@ -335,6 +327,18 @@ impl Driver {
             },
             disable_gateway_service: network.internal,
         })
+    }
+
+    /// Brings a container in, with the rules of its network in force before its first packet.
+    async fn bring_in(&self, request: &Join, attachment: Attachment) -> Result<()> {
+        let bridge = bridge_name(SegmentId::of(&attachment.segment));
+        let is_internal = attachment.is_internal;
+        self.context.attachments.join(attachment).await?;
+        let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
+        if !self.endpoints.update(&request.endpoint_id, note)? {
+            return Err(Failure::new("the engine let go of the endpoint meanwhile"));
+        }
+        self.firewall.guard(&bridge, is_internal).await
     }
 
     /// Engines refuse to put two interfaces of one subnet into a container, and do not say what to do.

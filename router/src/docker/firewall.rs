@@ -21,23 +21,35 @@ use tracing::info;
 use super::hostfw::{self, Obstacle};
 use super::ports::{Port, UDP};
 use super::rules::{BRIDGES, run};
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Failure, Result};
 use crate::host::routing::MARK;
 
 /// How long new rules are waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The rules of this host.
 pub struct Firewall {
     /// Told when the rules are to be looked at again.
     pub wanted: Notify,
-    /// How often rules were asked for, and how many of those askings are in force.
+    /// How often rules were asked for, and what came of the last time that they were made.
     asked: AtomicU64,
-    applied: watch::Sender<u64>,
+    applied: watch::Sender<Applied>,
     /// Whether there may be rules.
     has_rules: AtomicBool,
     /// Firewalls of the host that are in the way.
     obstacles: Mutex<Vec<Obstacle>>,
+}
+
+/// What came of the last time that rules were made.
+#[derive(Default)]
+struct Applied {
+    /// How often rules had been asked for by then.
+    asked: u64,
+    /// Why they are not in force, if they are not.
+    error: Option<String>,
+    /// Bridges that the rules in force know.
+    open: BTreeSet<String>,
+    internal: BTreeSet<String>,
 }
 
 /// What the rules are made from.
@@ -69,7 +81,7 @@ impl Default for Firewall {
         Firewall {
             wanted: Notify::new(),
             asked: AtomicU64::new(0),
-            applied: watch::Sender::new(0),
+            applied: watch::Sender::default(),
             has_rules: AtomicBool::new(true),
             obstacles: Mutex::default(),
         }
@@ -77,13 +89,30 @@ impl Default for Firewall {
 }
 
 impl Firewall {
-    /// Has the rules made anew and waits until they are in force.
-    pub async fn settle(&self) {
+    /// Has the rules made anew and waits until they are in force. An `Err`: the rules are as they were, or none.
+    pub async fn settle(&self) -> Result<()> {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         self.wanted.notify_one();
         let mut applied = self.applied.subscribe();
-        // Rules that cannot be made are said to be; a call of the engine is not to hang for them.
-        let _ = tokio::time::timeout(PATIENCE, applied.wait_for(|applied| *applied >= asked)).await;
+        let made = tokio::time::timeout(PATIENCE, applied.wait_for(|applied| applied.asked >= asked)).await;
+        let late = || Failure::new("the firewall rules are not in force after 8 s; try again, and see: weft status");
+        match made {
+            Ok(Ok(applied)) => match &applied.error {
+                Some(error) => Err(Failure::new(format!("the firewall rules cannot be put in force: {error}"))),
+                None => Ok(()),
+            },
+            Ok(Err(_)) | Err(_) => Err(late()),
+        }
+    }
+
+    /// Waits until the rules in force know a network's bridge.
+    pub async fn guard(&self, bridge: &str, is_internal: bool) -> Result<()> {
+        let is_known = {
+            let applied = self.applied.borrow();
+            let is_open = !is_internal && applied.open.contains(bridge);
+            applied.error.is_none() && (is_open || applied.internal.contains(bridge))
+        };
+        if is_known { Ok(()) } else { self.settle().await }
     }
 
     /// How often rules were asked for.
@@ -91,9 +120,9 @@ impl Firewall {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// The rules that were asked for so often are in force.
-    pub fn note_applied(&self, asked: u64) {
-        self.applied.send_replace(asked);
+    /// Notes what came of rules made from a plan, after they had been asked for so often.
+    pub fn note_applied(&self, asked: u64, plan: Plan, error: Option<String>) {
+        self.applied.send_replace(Applied { asked, error, open: plan.open, internal: plan.internal });
     }
 
     /// Makes the rules what they are to be, if they are not.

@@ -337,11 +337,12 @@ async fn keep_rules(docker: Arc<Docker>, mut changes: mpsc::Receiver<()>) {
             Ok(()) => docker.driver.firewall.apply(&plan, &docker.driver.ports.all()).await,
             Err(error) => Err(error),
         };
-        let problem = applied.err().map(|error| {
+        let error = applied.err().map(|error| error.to_string());
+        let problem = error.as_ref().map(|error| {
             format!("ports are not published and containers do not reach the outside (is nftables installed?): {error}")
         });
         docker.note_problem("firewall", problem);
-        docker.driver.firewall.note_applied(asked);
+        docker.driver.firewall.note_applied(asked, plan, error);
         // The rules are to change, another program changed them, or it is time to look whether they are still there.
         tokio::select! {
             () = docker.driver.firewall.wanted.notified() => {}
