@@ -9,8 +9,8 @@ use rand::{Rng, RngExt};
 use weft_crypto::Ciphers;
 use weft_mesh::node::Event;
 use weft_mesh::records::{EndpointId, EndpointRecord, Health};
-use weft_mesh::stored::Stored;
 
+use super::disk::endpoints_on;
 use super::model::Model;
 use super::null;
 use super::weather::Weather;
@@ -265,23 +265,12 @@ impl Drama {
     fn restore_disk(&mut self, world: &mut World, host: HostNumber) -> String {
         world.crash(host);
         let disk = self.old_disks.remove(&host).unwrap_or_default();
-        let restored: Vec<EndpointId> = disk
-            .keys()
-            .filter_map(|key| match Stored::parse(key)? {
-                Stored::Endpoint(id) => Some(id),
-                _ => None,
-            })
-            .collect();
+        let restored: BTreeMap<EndpointId, EndpointRecord> = endpoints_on(&disk).into_iter().collect();
         let attached = self.model.endpoints.entry(host).or_default();
-        attached.retain(|id, _| restored.contains(id));
-        // What was detached since is attached again: the old disk says so.
-        for id in restored {
-            if !attached.contains_key(&id)
-                && let Some(record) = disk.get(&Stored::Endpoint(id).encode())
-                && let Some(record) = weft_mesh::records::decode(record)
-            {
-                attached.insert(id, record);
-            }
+        attached.retain(|id, _| restored.contains_key(id));
+        // An endpoint that was detached since is attached again: the old disk says so.
+        for (id, record) in restored {
+            attached.entry(id).or_insert(record);
         }
         world.hosts[host].disk = disk;
         self.restart(world, host);

@@ -9,20 +9,21 @@ use std::time::Duration;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use siphasher::sip::SipHasher13;
-use weft_crypto::{Ciphers, HostLabel, Identity, Keyring, PeerId, Time};
+use weft_crypto::{Ciphers, HostLabel, Identity, PeerId, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::path::Path;
-use weft_mesh::records::{EndpointId, EndpointRecord};
+use weft_mesh::records::{EndpointId, EndpointRecord, encode};
 use weft_mesh::sink::TapOffloads;
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 
+use super::disk::{ATTACHMENT, endpoints_on, keyring};
 use super::queue::Queue;
 use super::sink::HostSink;
 use super::weather::Weather;
@@ -106,11 +107,6 @@ enum What {
     Deliver { host: HostNumber, from: SocketAddr, data: Vec<u8>, stride: usize },
     Publish { host: HostNumber, life: u64, snapshot: Arc<Snapshot> },
     Durable { host: HostNumber, life: u64, mark: u64 },
-}
-
-/// The network secret of all simulated hosts.
-fn keyring() -> Keyring {
-    Keyring::parse("9f3c1d7ae85b40629f3c1d7ae85b40624e6d8a0c5b7f12e3").expect("a strong secret")
 }
 
 impl World {
@@ -197,6 +193,7 @@ impl World {
             founds_alone: false,
             // A disk may be another than the host wrote.
             continues: false,
+            endpoints: endpoints_on(&host.disk),
             restored: host.disk.clone().into_iter().collect(),
         };
         host.node = Some(Node::new(config, entropy, self.now));
@@ -224,11 +221,19 @@ impl World {
 
     /// Attaches an endpoint; panics if the node refuses.
     pub fn attach(&mut self, number: HostNumber, id: EndpointId, record: EndpointRecord) {
+        let host = &mut self.hosts[number];
+        if host.node.is_some() {
+            host.disk.insert([ATTACHMENT, &id].concat(), encode(&record));
+        }
         self.command(number, Command::Attach(id, record));
     }
 
     /// Detaches an endpoint.
     pub fn detach(&mut self, number: HostNumber, id: EndpointId) {
+        let host = &mut self.hosts[number];
+        if host.node.is_some() {
+            host.disk.remove(&[ATTACHMENT, &id].concat());
+        }
         self.command(number, Command::Detach(id));
     }
 

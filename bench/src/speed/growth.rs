@@ -170,6 +170,7 @@ impl Guest {
             grace: Duration::from_secs(3600),
             founds_alone: false,
             continues: false,
+            endpoints: Vec::new(),
             restored: Vec::new(),
         };
         let started = Instant::now();

@@ -42,6 +42,8 @@ pub struct Config {
     pub founds_alone: bool,
     /// The machine has not started anew since this host last ran: its disk is the one it wrote.
     pub continues: bool,
+    /// This host's endpoints that are still there. The node does not persist them: the shell keeps an endpoint with its interfaces.
+    pub endpoints: Vec<(EndpointId, EndpointRecord)>,
     /// What was persisted before: keys and values as [`Output::Persist`] gave them.
     pub restored: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -218,7 +220,7 @@ pub enum CommandError {
         /// Whose it is.
         owner: String,
     },
-    /// Not a valid endpoint.
+    /// What was asked for breaks a rule, which the text names.
     #[error("{0}")]
     Invalid(&'static str),
     /// Two segments whose names collide.

@@ -26,6 +26,7 @@
 //!     grace: Duration::from_secs(3600),
 //!     founds_alone: false,
 //!     continues: false,
+//!     endpoints: Vec::new(),
 //!     restored: Vec::new(),
 //! };
 //! let mut now = Time::ZERO + Duration::from_secs(1);
@@ -57,8 +58,10 @@ mod api;
 mod backoff;
 mod codec;
 pub mod datapath;
+mod directory;
 pub mod ipam;
 pub mod names;
+mod networks;
 pub mod node;
 pub mod path;
 mod presence;

@@ -1,7 +1,8 @@
 //! The storage schema of the node: every key that it persists.
 //!
 //! The shell files the values under these keys in one table and gives all of them back at the next start. Keys of other
-//! parts of the program lie beside them and are passed over.
+//! parts of the program lie beside them and are passed over: `schema`, `boot`, `life`, `range`, `attachment/`, `docker/`. A key
+//! that is added needs no new schema (`SCHEMA` in the shell's store), a changed one does.
 
 use std::net::Ipv4Addr;
 
@@ -17,9 +18,7 @@ pub enum Stored {
     /// `Vec<SocketAddr>`: a peer that the operator named, and the addresses it last resolved to.
     Target(String),
     /// `Option<PeerId>`: a peer that the operator no longer wants a link with, by the name it had.
-    Forgotten(String),
-    /// [`crate::records::EndpointRecord`]: an endpoint of this host, by its id.
-    Endpoint([u8; 16]),
+    ForgottenTarget(String),
     /// `Vec<SocketAddr>`: addresses at which a peer was last reached.
     Peer(PeerId),
     /// [`crate::records::EntryRecord`]: a name that an operator added, by its digest.
@@ -39,7 +38,6 @@ pub enum Stored {
 const INCARNATION: &[u8] = b"incarnation";
 const TARGET: &[u8] = b"target/";
 const FORGOTTEN: &[u8] = b"forgotten/";
-const ENDPOINT: &[u8] = b"endpoint/";
 const PEER: &[u8] = b"peer/";
 const ENTRY: &[u8] = b"entry/\x07";
 const REMOVED: &[u8] = b"removed/";
@@ -54,8 +52,7 @@ impl Stored {
         match self {
             Stored::Incarnation => INCARNATION.to_vec(),
             Stored::Target(name) => [TARGET, name.as_bytes()].concat(),
-            Stored::Forgotten(name) => [FORGOTTEN, name.as_bytes()].concat(),
-            Stored::Endpoint(id) => [ENDPOINT, id].concat(),
+            Stored::ForgottenTarget(name) => [FORGOTTEN, name.as_bytes()].concat(),
             Stored::Peer(id) => [PEER, &id.0].concat(),
             Stored::Entry(digest) => [ENTRY, digest].concat(),
             Stored::Removed(uid) => [REMOVED, uid].concat(),
@@ -77,8 +74,7 @@ impl Stored {
             return Some(Stored::Starts);
         }
         None.or_else(|| after(TARGET).and_then(text).map(Stored::Target))
-            .or_else(|| after(FORGOTTEN).and_then(text).map(Stored::Forgotten))
-            .or_else(|| after(ENDPOINT)?.try_into().ok().map(Stored::Endpoint))
+            .or_else(|| after(FORGOTTEN).and_then(text).map(Stored::ForgottenTarget))
             .or_else(|| after(PEER)?.try_into().ok().map(PeerId).map(Stored::Peer))
             .or_else(|| after(ENTRY)?.try_into().ok().map(Stored::Entry))
             .or_else(|| after(REMOVED)?.try_into().ok().map(Stored::Removed))
@@ -101,21 +97,22 @@ mod tests {
     #[test]
     fn keys_are_read_as_they_were_written_and_others_are_passed_over() {
         let range = Range::new([10, 32, 0, 0].into(), 12).unwrap();
-        let all = [
-            Stored::Incarnation,
-            Stored::Target("host2:6783".into()),
-            Stored::Forgotten("host3".into()),
-            Stored::Endpoint([1; 16]),
-            Stored::Peer(PeerId([2; 32])),
-            Stored::Entry([3; 16]),
-            Stored::Removed([4; 16]),
-            Stored::Starts,
-            Stored::Ring(range),
-            Stored::Address(range, [10, 32, 0, 7].into()),
-            Stored::Lending(range, [10, 32, 0, 8].into()),
-        ];
+        // Leads through all keys: a new one does not compile until it has its place here.
+        let next = |key: &Stored| match key {
+            Stored::Incarnation => Some(Stored::Target("host2:6783".into())),
+            Stored::Target(_) => Some(Stored::ForgottenTarget("host3".into())),
+            Stored::ForgottenTarget(_) => Some(Stored::Peer(PeerId([2; 32]))),
+            Stored::Peer(_) => Some(Stored::Entry([3; 16])),
+            Stored::Entry(_) => Some(Stored::Removed([4; 16])),
+            Stored::Removed(_) => Some(Stored::Starts),
+            Stored::Starts => Some(Stored::Ring(range)),
+            Stored::Ring(_) => Some(Stored::Address(range, [10, 32, 0, 7].into())),
+            Stored::Address(..) => Some(Stored::Lending(range, [10, 32, 0, 8].into())),
+            Stored::Lending(..) => None,
+        };
+        let all: Vec<Stored> = std::iter::successors(Some(Stored::Incarnation), next).collect();
         all.iter().for_each(|key| assert_eq!(Stored::parse(&key.encode()).as_ref(), Some(key)));
-        for other in [&b"endpoint/short"[..], b"docker/network/x", b"ipam/address/", b"", b"incarnation2"] {
+        for other in [&b"entry/short"[..], b"docker/network/x", b"ipam/address/", b"", b"incarnation2"] {
             assert_eq!(Stored::parse(other), None, "{other:?}");
         }
     }

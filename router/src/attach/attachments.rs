@@ -69,16 +69,28 @@ pub struct Attachments {
     table: Mutex<AttachmentTable>,
 }
 
+/// What the endpoints are made from.
+pub struct AttachmentParts {
+    /// The node.
+    pub node: NodeHandle,
+    /// Where endpoints are kept.
+    pub store: Arc<Store>,
+    /// The segments' interfaces on this host.
+    pub segments: Segments,
+    /// The mesh's own range.
+    pub range: Cidr,
+    /// Where the engine answers, which knows containers by name.
+    pub docker_socket: PathBuf,
+    /// Endpoints from before a restart.
+    pub restored: Restored,
+    /// Their copies outside the store.
+    pub running: RunningCopies,
+}
+
 impl Attachments {
     /// Picks up what was there: segments get their interfaces again, traffic flows.
-    pub async fn new(
-        node: NodeHandle,
-        store: Arc<Store>,
-        segments: Segments,
-        range: Cidr,
-        docker_socket: PathBuf,
-        (restored, running): (Restored, RunningCopies),
-    ) -> Result<Self> {
+    pub async fn new(parts: AttachmentParts) -> Result<Self> {
+        let AttachmentParts { node, store, segments, range, docker_socket, restored, running } = parts;
         let changed = Arc::new(Notify::new());
         let Restored { alive: all, lost, unproven, .. } = restored;
         let mut table = AttachmentTable {

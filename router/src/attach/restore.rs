@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use weft_mesh::records::EndpointId;
-use weft_mesh::stored::Stored;
 
 use crate::attach::addresses::Lease;
 use crate::attach::attachment::{Attachment, PERSISTED};
@@ -12,7 +11,7 @@ use crate::attach::running::RunningCopies;
 use crate::error::Result;
 
 /// The endpoints that were there when the router last ran and still have their interfaces; those of them that the store has
-/// lost; the others' keys, which are to be dropped, and their endpoints with them.
+/// lost; and the others' keys, to be dropped.
 pub struct Restored {
     /// The endpoints.
     pub alive: BTreeMap<EndpointId, Attachment>,
@@ -48,12 +47,5 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<R
             None => drop(restored.lost.insert(id, copy)),
         }
     }
-    // An endpoint without an attachment is what a crash between the two left.
-    let is_orphan = |key: &Vec<u8>| match Stored::parse(key) {
-        Some(Stored::Endpoint(id)) => !restored.alive.contains_key(&id),
-        _ => false,
-    };
-    let orphans: Vec<Vec<u8>> = kept.iter().map(|(key, _)| key).filter(|key| is_orphan(key)).cloned().collect();
-    restored.gone.extend(orphans);
     Ok(restored)
 }

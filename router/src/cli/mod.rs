@@ -26,6 +26,24 @@ use crate::error::{Doing, Failure, Result};
 /// The version, with the commit it was built from where that is known.
 const VERSION: &str = env!("WEFT_VERSION");
 
+const LAUNCH_EXAMPLES: &str = "Examples:
+  weft secret new > /etc/weft/secret && chmod 600 /etc/weft/secret
+                                    make the network secret, once; copy it to all hosts
+  weft launch --secret-file /etc/weft/secret
+                                    the first host
+  weft launch --secret-file /etc/weft/secret host1.example:6783
+                                    every other host: name one or more that are up
+  weft launch --insecure --no-docker
+                                    try it without a secret and without Docker";
+const ATTACH_EXAMPLES: &str = "Examples:
+  weft attach web                   a container, in the segment weft, with an address of the mesh's range
+  weft attach web --segment shop --ip 10.9.0.7/24 --name web.shop.example
+  weft attach 4711                  the network namespace of a process
+  weft attach /run/netns/lab        a network namespace by its path";
+const INSTALL_EXAMPLES: &str = "Examples:
+  weft install                      the first host: makes a secret, starts the router
+  weft install host1.example        further hosts, once the first one's /etc/weft/secret is there";
+
 /// An encrypted mesh network for containers.
 #[derive(Parser, Debug)]
 #[command(name = "weft", version = VERSION, propagate_version = false)]
@@ -41,6 +59,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run this host's router in the foreground, until SIGTERM or SIGINT
+    #[command(after_help = LAUNCH_EXAMPLES)]
     Launch(Box<LaunchArgs>),
     /// Stop the router; containers keep their interfaces and addresses
     Stop,
@@ -73,6 +92,7 @@ enum Command {
         host: String,
     },
     /// Give a running container an interface; prints its addresses
+    #[command(after_help = ATTACH_EXAMPLES)]
     Attach {
         /// Container name or id, PID, or network namespace path
         target: String,
@@ -121,6 +141,7 @@ enum Command {
     /// Three hosts and their containers on this machine: see the mesh work
     Demo(demo::DemoArgs),
     /// Put binary, configuration, secret and systemd unit in place, and start the router
+    #[command(after_help = INSTALL_EXAMPLES)]
     Install(InstallArgs),
     /// Print the version
     Version,
@@ -254,7 +275,12 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             print(&found.iter().map(|ip| format!("{ip}\n")).collect::<String>())
         }
         Command::Secret(SecretCommand::Reload) => post("/secret/reload", &Value::Null).await.map(drop),
-        _ => Err(Failure::new("not a command for a running router")),
+        Command::Launch(_)
+        | Command::Install(_)
+        | Command::Demo(_)
+        | Command::DemoStage(_)
+        | Command::Version
+        | Command::Secret(SecretCommand::New) => Err(Failure::new("this command needs no running router")),
     }
 }
 

@@ -7,35 +7,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
-use weft_crypto::Ciphers;
+use weft_crypto::{Ciphers, PeerId};
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Node, Target};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 
-use crate::attach::attachments::Attachments;
+use crate::attach::attachments::{AttachmentParts, Attachments};
 use crate::attach::netlink::{self, in_namespace};
-use crate::attach::restore::restore;
+use crate::attach::restore::{Restored, restore};
 use crate::attach::running::RunningCopies;
 use crate::cli::install;
 use crate::cli::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
 use crate::daemon::api::Api;
 use crate::daemon::control;
-use crate::daemon::node_task::{EndpointChange, NodeTask, Parts, punt_queues};
+use crate::daemon::node_task::{EndpointChange, NodeHandle, NodeTask, Parts, punt_queues};
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
 use crate::dataplane::polling::Pauses;
 use crate::dataplane::taps::{self, Segments};
-use crate::dataplane::worker::{Clock, Counters, Worker};
-use crate::dns::Dns;
-use crate::docker::{self, Docker};
+use crate::dataplane::worker::{Clock, Counters, Shared, Worker};
+use crate::dns::{Dns, DnsParts};
+use crate::docker::{self, Docker, DockerParts};
 use crate::error::{Doing, Failure, Result};
 use crate::host::routing::{self, Policy, Routing};
-use crate::host::underlay;
+use crate::host::underlay::{self, Underlay};
 use crate::transport::udp::UdpPort;
 
 /// How often names of peers and ended containers are looked after.
@@ -74,142 +75,219 @@ impl Drop for RemoveOnDrop {
 }
 
 async fn run(options: Options) -> Result<()> {
-    check_privileges()?;
-    taps::check(options.tap)?;
-    let keyring = options.secrets.read()?;
-    state::open_dir(&options.state_dir)?;
-    let store = Arc::new(Store::open(&options.state_dir)?);
-    let listener = control::bind(&options.socket)?;
-    let _socket = RemoveOnDrop(options.socket.clone());
-    let identity = state::identity(&options.state_dir)?;
-    let changes_below = netlink::watch_interfaces()?;
-    let underlay = underlay::look(&named_addresses(&options))?;
+    let router = Built::new(options)?.start().await?;
+    router.until_told_to_stop().await?;
+    router.stop().await;
+    Ok(())
+}
 
-    let kept = store.read()?;
-    let (noted, overlap) = check_range(&options, &kept)?;
-    store.write(noted.iter().map(|(key, value)| (key, value)))?;
-    let running = RunningCopies::open(&options.socket)?;
-    let restored = restore(&kept, &running)?;
-    store.write(restored.gone.iter().map(|key| (key, &None)))?;
-    let kept: Vec<_> = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
-    // An engine that starts looks for its plugins: calls wait until they are served.
-    let plugin = if options.docker { Some(docker::bind(&options)?) } else { None };
-    let _plugin_socket = plugin.as_ref().map(|plugin| RemoveOnDrop(plugin.path.clone()));
+/// What the store and the control socket's directory remember.
+struct Remembered {
+    store: Arc<Store>,
+    kept: Vec<(Vec<u8>, Vec<u8>)>,
+    restored: Restored,
+    running: RunningCopies,
+    /// What is wrong with the mesh's range on this host, if anything.
+    overlap: Option<String>,
+}
 
-    let clock = Clock::start();
-    let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
-    let sockets = UdpPort::bind(options.listen, worker_count)?;
-    let udp = sockets[0].try_clone()?;
-    let port = udp.port();
-    let label = identity.peer_id().label();
-    let peer_id = identity.peer_id();
-    let mtu = underlay.container_mtu(&options);
-    let config = Config {
-        identity,
-        name: options.name.clone(),
-        keyring,
-        ciphers: Ciphers::native(options.aes && has_aes_hardware()),
-        underlay_mtu: underlay.mtu,
-        container_mtu: mtu,
-        port,
-        discovery: options.discovery,
-        grace: options.grace,
-        founds_alone: options.found,
-        continues: state::note_start(&store, &kept, &options.socket)?,
-        restored: kept.clone(),
-    };
-    let node = Node::new(config, state::entropy()?, clock.now());
-
-    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
-    let (punts, inbox) = punt_queues();
-    let counters = Arc::new(Counters::default());
-    let pauses = Pauses::new(options.busy_poll);
-    let workers: Vec<Worker> = (sockets.into_iter().enumerate())
-        .map(|(number, udp)| {
-            let shared = (punts.clone(), counters.clone());
-            Worker::start(number, udp, pauses.clone(), snapshot.clone(), shared, clock)
-        })
-        .collect::<Result<_>>()?;
-    // Any of them has a queue of each segment.
-    let worker = workers[0].handle();
-    let segments = Segments::new(options.tap, mtu.into(), workers);
-    let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
-    let parts = Parts { node, clock, udp, snapshot, names: names.clone(), punts: inbox, worker, store: store.clone() };
-    let (task, handle, changes) = NodeTask::new(parts);
-    start_node_task(task)?;
-    let (range, socket) = (options.range, options.docker_socket.clone());
-    let attachments =
-        Attachments::new(handle.clone(), store.clone(), segments, range, socket, (restored, running)).await?;
-    let attachments = Arc::new(attachments);
-
-    handle.tell(Command::SetAddresses(underlay.addresses.clone())).await?;
-    if !options.peers.is_empty() {
-        // Who is named counts from the start; looking them up may take its time.
-        let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
-        handle.tell(Command::ConnectUnlessForgotten(named.collect())).await?;
+impl Remembered {
+    fn read(options: &Options) -> Result<Remembered> {
+        let store = Arc::new(Store::open(&options.state_dir)?);
+        let kept = store.read()?;
+        let (noted, overlap) = check_range(options, &kept)?;
+        store.write(noted.iter().map(|(key, value)| (key, value)))?;
+        let running = RunningCopies::open(&options.socket)?;
+        let restored = restore(&kept, &running)?;
+        store.write(restored.gone.iter().map(|key| (key, &None)))?;
+        let kept = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
+        Ok(Remembered { store, kept, restored, running, overlap })
     }
-    attachments.take_up_lost().await;
-    let (options, routing) = (Arc::new(options), Arc::<Routing>::default());
-    let stop = Arc::new(Notify::new());
-    let mut tasks = JoinSet::new();
-    let docker = match plugin {
-        Some(plugin) => {
-            let parts = (handle.clone(), attachments.clone(), routing.clone());
-            Some(Docker::start(plugin, &options, parts, store.clone(), &kept, &mut tasks).await?)
-        }
-        None => {
-            let ranges = [options.range.0].into();
-            routing.set(Policy { ranges, ..Policy::default() })?;
-            None
-        }
-    };
-    let dns = match options.dns {
-        true => Some({
-            let parts = (docker.clone(), routing.clone());
-            Dns::start(&options, names.clone(), attachments.clone(), parts, &mut tasks)?
-        }),
-        false => None,
-    };
-    let api = Api {
-        node: handle.clone(),
-        attachments,
-        docker: docker.clone(),
-        dns: dns.clone(),
-        names,
-        counters,
-        store: store.clone(),
-        overlap,
-        options: options.clone(),
-        stop: stop.clone(),
-    };
-    info!(
-        name = options.name,
-        peer_id = %peer_id.short(),
-        port,
-        mtu,
-        tap = ?options.tap,
-        workers = worker_count,
-        "weft {} is up",
-        env!("CARGO_PKG_VERSION")
-    );
-    tasks.spawn(find_peers(api.clone()));
-    tasks.spawn(underlay::follow(api.clone(), changes_below, api.node.links_changed(), underlay));
-    tasks.spawn(routing::keep(routing));
-    tasks.spawn(control::serve(listener, api.clone()));
-    tasks.spawn(chores(api.clone()));
-    tasks.spawn(change_endpoints(api.clone(), changes));
-    install::notify_ready();
-    wait_for_end(&api).await?;
+}
 
-    info!("stopping; containers keep their interfaces");
-    // The neighbours need not find out; if one misses it, it will.
-    let _ = handle.tell(Command::Leave).await;
-    tokio::time::sleep(GOODBYE).await;
-    tasks.shutdown().await;
-    if let Some(dns) = dns {
-        dns.stop();
+/// A router with files, sockets and node, before it carries anything. What is wrong with options or host is found here.
+struct Built {
+    options: Arc<Options>,
+    remembered: Remembered,
+    node: Node,
+    peer_id: PeerId,
+    clock: Clock,
+    /// One UDP port per packet worker.
+    ports: Vec<UdpPort>,
+    underlay: Underlay,
+    changes_below: Receiver<()>,
+    /// The largest packet of containers, in bytes.
+    mtu: u16,
+    control: UnixListener,
+    plugin: Option<docker::Bound>,
+    sockets: Vec<RemoveOnDrop>,
+}
+
+impl Built {
+    fn new(options: Options) -> Result<Built> {
+        check_privileges()?;
+        taps::check(options.tap)?;
+        let keyring = options.secrets.read()?;
+        state::open_dir(&options.state_dir)?;
+        let remembered = Remembered::read(&options)?;
+        let control = control::bind(&options.socket)?;
+        let mut sockets = vec![RemoveOnDrop(options.socket.clone())];
+        let identity = state::identity(&options.state_dir)?;
+        let changes_below = netlink::watch_interfaces()?;
+        let underlay = underlay::look(&named_addresses(&options))?;
+        // An engine that starts looks for its plugins: calls wait until they are served.
+        let plugin = if options.docker { Some(docker::bind(&options)?) } else { None };
+        sockets.extend(plugin.iter().map(|plugin| RemoveOnDrop(plugin.path.clone())));
+        let clock = Clock::start();
+        let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
+        let ports = UdpPort::bind(options.listen, worker_count)?;
+        let (peer_id, mtu) = (identity.peer_id(), underlay.container_mtu(&options));
+        let alive = remembered.restored.alive.values();
+        let config = Config {
+            identity,
+            name: options.name.clone(),
+            keyring,
+            ciphers: Ciphers::native(options.aes && has_aes_hardware()),
+            underlay_mtu: underlay.mtu,
+            container_mtu: mtu,
+            port: ports[0].port(),
+            discovery: options.discovery,
+            grace: options.grace,
+            founds_alone: options.found,
+            continues: state::note_start(&remembered.store, &remembered.kept, &options.socket)?,
+            endpoints: alive.map(|attachment| (attachment.id, attachment.record())).collect(),
+            restored: remembered.kept.clone(),
+        };
+        let node = Node::new(config, state::entropy()?, clock.now());
+        let options = Arc::new(options);
+        Ok(Built {
+            options,
+            remembered,
+            node,
+            peer_id,
+            clock,
+            ports,
+            underlay,
+            changes_below,
+            mtu,
+            control,
+            plugin,
+            sockets,
+        })
+    }
+
+    /// Starts workers, node task and servers; containers that are there have traffic from here on.
+    async fn start(self) -> Result<Running> {
+        let Built { options, remembered, node, peer_id, clock, ports, underlay, mtu, .. } = self;
+        let Remembered { store, kept, restored, running, overlap } = remembered;
+        let (label, port, worker_count) = (peer_id.label(), ports[0].port(), ports.len());
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
+        let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
+        let (punts, inbox) = punt_queues();
+        let counters = Arc::new(Counters::default());
+        let udp = ports[0].try_clone()?;
+        let shared = Shared {
+            pauses: Pauses::new(options.busy_poll),
+            snapshot: snapshot.clone(),
+            punts,
+            counters: counters.clone(),
+            clock,
+        };
+        let numbered = ports.into_iter().enumerate();
+        let workers: Vec<Worker> =
+            numbered.map(|(number, udp)| Worker::start(number, udp, &shared)).collect::<Result<_>>()?;
+        // Any of them has a queue of each segment.
+        let worker = workers[0].handle();
+        let segments = Segments::new(options.tap, mtu.into(), workers);
+        let parts =
+            Parts { node, clock, udp, snapshot, names: names.clone(), punts: inbox, worker, store: store.clone() };
+        let (task, handle, changes) = NodeTask::new(parts);
+        start_node_task(task)?;
+        let attachments = Attachments::new(AttachmentParts {
+            node: handle.clone(),
+            store: store.clone(),
+            segments,
+            range: options.range,
+            docker_socket: options.docker_socket.clone(),
+            restored,
+            running,
+        });
+        let attachments = Arc::new(attachments.await?);
+        introduce(&handle, &options, &underlay).await?;
+        attachments.take_up_lost().await;
+
+        let routing = Arc::<Routing>::default();
+        let mut tasks = JoinSet::new();
+        let docker = match self.plugin {
+            Some(plugin) => {
+                let (node, attachments, routing) = (handle.clone(), attachments.clone(), routing.clone());
+                let parts = DockerParts { node, attachments, routing, store: store.clone(), kept: &kept };
+                Some(Docker::start(plugin, &options, parts, &mut tasks).await?)
+            }
+            None => {
+                routing.set(Policy { ranges: [options.range.0].into(), ..Policy::default() })?;
+                None
+            }
+        };
+        let dns = match options.dns {
+            true => {
+                let (docker, routing) = (docker.clone(), routing.clone());
+                let parts = DnsParts { names: names.clone(), attachments: attachments.clone(), docker, routing };
+                Some(Dns::start(&options, parts, &mut tasks)?)
+            }
+            false => None,
+        };
+        let stop = Arc::new(Notify::new());
+        let api = Api { node: handle, attachments, docker, dns, names, counters, store, overlap, options, stop };
+        let peer_id = peer_id.short();
+        let (name, tap) = (&api.options.name, api.options.tap);
+        info!(name, peer_id, port, mtu, ?tap, workers = worker_count, "weft {} is up", env!("CARGO_PKG_VERSION"));
+        tasks.spawn(find_peers(api.clone()));
+        tasks.spawn(underlay::follow(api.clone(), self.changes_below, api.node.links_changed(), underlay));
+        tasks.spawn(routing::keep(routing));
+        tasks.spawn(control::serve(self.control, api.clone()));
+        tasks.spawn(chores(api.clone()));
+        tasks.spawn(change_endpoints(api.clone(), changes));
+        install::notify_ready();
+        Ok(Running { api, tasks, _sockets: self.sockets })
+    }
+}
+
+/// Tells the node where it is and which peers the operator named.
+async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) -> Result<()> {
+    node.tell(Command::SetAddresses(underlay.addresses.clone())).await?;
+    if !options.peers.is_empty() {
+        // Named peers count from the start; looking them up may take its time.
+        let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
+        node.tell(Command::ConnectUnlessForgotten(named.collect())).await?;
     }
     Ok(())
+}
+
+/// A router that carries traffic.
+struct Running {
+    api: Api,
+    tasks: JoinSet<()>,
+    _sockets: Vec<RemoveOnDrop>,
+}
+
+impl Running {
+    /// Waits for the end; a SIGHUP on the way reads the secrets again.
+    async fn until_told_to_stop(&self) -> Result<()> {
+        wait_for_end(&self.api).await
+    }
+
+    /// Says goodbye and ends all tasks. Containers keep their interfaces.
+    async fn stop(mut self) {
+        info!("stopping; containers keep their interfaces");
+        // The neighbours need not find out; if one misses it, it will.
+        let _ = self.api.node.tell(Command::Leave).await;
+        tokio::time::sleep(GOODBYE).await;
+        self.tasks.shutdown().await;
+        if let Some(dns) = self.api.dns {
+            dns.stop();
+        }
+    }
 }
 
 /// The addresses of peers that are named by them.
@@ -226,7 +304,6 @@ fn start_node_task(task: NodeTask) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the end; a SIGHUP on the way reads the secrets again.
 async fn wait_for_end(api: &Api) -> Result<()> {
     let on = |kind| signal(kind).doing(|| "cannot listen to signals".into());
     let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);

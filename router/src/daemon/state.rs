@@ -18,7 +18,7 @@ use weft_crypto::{Identity, Keyring, Secret};
 
 use crate::error::{Doing, Failure, Result};
 
-/// One table of bytes: keys are the node's and the attachments'.
+/// One table of bytes. Its keys: the node's ([`weft_mesh::stored`]), `attachment/`, `docker/`, and a few of the router itself.
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("weft");
 const STORE_CACHE: usize = 1 << 20;
 /// Filed under [`SCHEMA_KEY`]: the format of all keys and values. A release that changes one of them raises it, and reads the older

@@ -16,20 +16,36 @@ use crate::error::{Failure, Result};
 
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
 pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
+    // A new field has to be placed here.
+    let Status {
+        name,
+        peer_id,
+        cloned,
+        peers,
+        links,
+        routes,
+        endpoints: _,
+        targets,
+        addresses,
+        marks: _,
+        rings: _,
+        fenced: _,
+        refused: _,
+    } = status;
     let options = &api.options;
     let engine = api.docker.as_ref().and_then(|docker| docker.engine_version());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "name": status.name,
-        "peer_id": status.peer_id,
-        "cloned": status.cloned,
-        "addresses": status.addresses,
+        "name": name,
+        "peer_id": peer_id,
+        "cloned": cloned,
+        "addresses": addresses,
         "problems": problems(status, unproven, api),
-        "peers": status.peers,
-        "links": status.links,
-        "routes": status.routes,
+        "peers": peers,
+        "links": links,
+        "routes": routes,
         "endpoints": endpoints(status, api),
-        "targets": status.targets,
+        "targets": targets,
         "ipam": ipam(status, &options.range.to_string()),
         "dns": dns(api),
         "drops": drops(status, api),

@@ -139,17 +139,26 @@ impl WorkerHandle {
     }
 }
 
+/// What all workers share.
+#[derive(Clone)]
+pub struct Shared {
+    /// When a worker with nothing to do stays awake.
+    pub pauses: Pauses,
+    /// The forwarding tables.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The way to the node.
+    pub punts: PuntSender,
+    /// What was dropped.
+    pub counters: Arc<Counters>,
+    /// The time.
+    pub clock: Clock,
+}
+
 impl Worker {
     /// Starts a worker on a socket. It works with what `snapshot` holds, tells the node by a `PuntSender`, and asks `pauses`
     /// whether to sleep.
-    pub fn start(
-        number: usize,
-        udp: UdpPort,
-        pauses: Pauses,
-        snapshot: Arc<ArcSwap<Snapshot>>,
-        (punts, counters): (PuntSender, Arc<Counters>),
-        clock: Clock,
-    ) -> Result<Worker> {
+    pub fn start(number: usize, udp: UdpPort, shared: &Shared) -> Result<Worker> {
+        let Shared { pauses, snapshot, punts, counters, clock } = shared.clone();
         let what = || "cannot start a packet worker".to_owned();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing(what)?;
         let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).doing(what)?;

@@ -160,15 +160,22 @@ impl Resident {
     }
 }
 
+/// What the server answers from.
+pub struct DnsParts {
+    /// All names.
+    pub names: Arc<ArcSwap<Names>>,
+    /// The endpoints of this host.
+    pub attachments: Arc<Attachments>,
+    /// The network driver, which knows containers' namespaces.
+    pub docker: Option<Arc<Docker>>,
+    /// Routes to containers.
+    pub routing: Arc<Routing>,
+}
+
 impl Dns {
     /// Starts the server; its tasks end with `tasks`.
-    pub fn start(
-        options: &Options,
-        names: Arc<ArcSwap<Names>>,
-        attachments: Arc<Attachments>,
-        (docker, routing): (Option<Arc<Docker>>, Arc<Routing>),
-        tasks: &mut JoinSet<()>,
-    ) -> Result<Arc<Dns>> {
+    pub fn start(options: &Options, parts: DnsParts, tasks: &mut JoinSet<()>) -> Result<Arc<Dns>> {
+        let DnsParts { names, attachments, docker, routing } = parts;
         let shared = Arc::new(Shared { zone: Zone::new(&options.dns_domain)?, names });
         let own = Arc::<Mutex<Vec<SocketAddr>>>::default();
         let dns = Arc::new(Dns {

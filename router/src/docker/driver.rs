@@ -23,6 +23,7 @@ use super::protocol::{
     CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, PORTMAP,
     PortBinding, Program, StaticRoute,
 };
+use super::sandboxes::Sandboxes;
 use crate::attach::attachment::{Attachment, Place};
 use crate::attach::attachments::SegmentSubnet;
 use crate::attach::prefix::{Prefix, network as network_of, overlaps};
@@ -45,6 +46,8 @@ pub struct Driver {
     pub networks: Table<Network>,
     /// Endpoints, by the engine's ids.
     pub endpoints: Table<Endpoint>,
+    /// Network namespaces of joined containers.
+    pub sandboxes: Sandboxes,
 }
 
 impl Driver {
@@ -53,7 +56,7 @@ impl Driver {
         let networks = Table::new(context.store.clone(), "docker/network/", kept);
         let endpoints = Table::new(context.store.clone(), "docker/endpoint/", kept);
         let (ports, firewall, making) = (Ports::default(), Firewall::default(), Mutex::default());
-        Driver { context, pools, ports, firewall, making, networks, endpoints }
+        Driver { context, pools, ports, firewall, making, networks, endpoints, sandboxes: Sandboxes::default() }
     }
 
     /// `CreateNetwork`.
@@ -157,10 +160,6 @@ impl Driver {
         Ok(())
     }
 
-    fn shares_sandbox(&self, id: &str, sandbox: &str) -> bool {
-        self.endpoints.all().iter().any(|(other, endpoint)| other != id && endpoint.sandbox.as_deref() == Some(sandbox))
-    }
-
     /// Tells the attachments which subnets a network's segment has: containers attached to it by hand get addresses of those.
     pub fn report_subnets(&self) {
         let mut subnets: BTreeMap<String, Vec<SegmentSubnet>> = BTreeMap::new();
@@ -200,7 +199,7 @@ impl Driver {
             None => [0x02, id[0], id[1], id[2], id[3], id[4]],
         };
         let (network, ports) = (request.network_id.clone(), Vec::new());
-        let endpoint = Endpoint { network, ips, mac, ports, is_published: false, sandbox: None };
+        let endpoint = Endpoint { network, ips, mac, ports, is_published: false };
         self.endpoints.set(&request.endpoint_id, endpoint)?;
         Ok(given.is_none().then(|| colons(&mac)))
     }
@@ -250,9 +249,10 @@ impl Driver {
     fn publish(&self, id: &str, endpoint: &Endpoint, bindings: &[PortBinding]) -> Result<Vec<PortBinding>> {
         let network = self.known_network(&endpoint.network)?;
         let segment = network.segment().map(SegmentId::of).ok_or_else(|| Failure::new("a network without a name"))?;
+        let sandbox = self.sandboxes.of(id);
         let publishing = Publishing {
             id,
-            sandbox: endpoint.sandbox.as_deref().unwrap_or(id),
+            sandbox: sandbox.as_deref().unwrap_or(id),
             ips: endpoint.ips.iter().map(|(ip, _)| *ip).collect(),
             bridge: bridge_name(segment),
             host: network.host_binding(),
@@ -265,6 +265,7 @@ impl Driver {
         // What is kept goes last: it is what a restarted router knows the rest by.
         self.go(id).await?;
         self.endpoints.remove(id)?;
+        self.sandboxes.remove(id);
         self.context.sandboxes.notify_one();
         Ok(())
     }
@@ -306,10 +307,10 @@ impl Driver {
         };
         if let Err(error) = self.bring_in(request, attachment).await {
             self.go(&request.endpoint_id).await?;
-            self.endpoints.update(&request.endpoint_id, |endpoint| endpoint.sandbox = None)?;
+            self.sandboxes.remove(&request.endpoint_id);
             return Err(error);
         }
-        let is_only_one = !self.shares_sandbox(&request.endpoint_id, &request.sandbox_key);
+        let is_only_one = !self.sandboxes.is_shared(&request.endpoint_id, &request.sandbox_key);
         self.context.sandboxes.notify_one();
         let gateway = |v4: bool| {
             let mut gateways = network.subnets.iter().filter_map(|(_, gateway)| *gateway);
@@ -334,8 +335,8 @@ impl Driver {
         let bridge = bridge_name(SegmentId::of(&attachment.segment));
         let is_internal = attachment.is_internal;
         self.context.attachments.join(attachment).await?;
-        let note = |endpoint: &mut Endpoint| endpoint.sandbox = Some(request.sandbox_key.clone());
-        if !self.endpoints.update(&request.endpoint_id, note)? {
+        self.sandboxes.insert(&request.endpoint_id, &request.sandbox_key);
+        if self.endpoints.find(&request.endpoint_id).is_none() {
             return Err(Failure::new("the engine let go of the endpoint meanwhile"));
         }
         self.firewall.guard(&bridge, is_internal).await
@@ -343,10 +344,9 @@ impl Driver {
 
     /// Engines refuse to put two interfaces of one subnet into a container, and do not say what to do.
     fn refuse_overlap(&self, request: &Join, endpoint: &Endpoint) -> Result<()> {
-        let others =
-            self.endpoints.all().into_iter().filter(|(id, other)| {
-                *id != request.endpoint_id && other.sandbox.as_ref() == Some(&request.sandbox_key)
-            });
+        let others = self.endpoints.all().into_iter().filter(|(id, _)| {
+            *id != request.endpoint_id && self.sandboxes.of(id).as_ref() == Some(&request.sandbox_key)
+        });
         for (_, other) in others {
             let clash = endpoint.ips.iter().find(|ip| other.ips.iter().any(|other| overlaps(**ip, *other)));
             if let Some(clash) = clash {
@@ -365,7 +365,7 @@ impl Driver {
     /// `Leave`. The interface is back, or gone with the container.
     pub async fn leave(&self, id: &str) -> Result<()> {
         self.go(id).await?;
-        self.endpoints.update(id, |endpoint| endpoint.sandbox = None)?;
+        self.sandboxes.remove(id);
         self.context.sandboxes.notify_one();
         Ok(())
     }

@@ -17,6 +17,7 @@ mod prefixes;
 mod protocol;
 mod proxy;
 mod rules;
+mod sandboxes;
 mod spread;
 mod stacks;
 mod watch;
@@ -132,16 +133,29 @@ pub fn bind(options: &Options) -> Result<Bound> {
     Ok(Bound { listener, path })
 }
 
+/// What the driver works with.
+pub struct DockerParts<'a> {
+    /// The node.
+    pub node: NodeHandle,
+    /// The endpoints of this host.
+    pub attachments: Arc<Attachments>,
+    /// Routes to containers.
+    pub routing: Arc<Routing>,
+    /// Where networks, endpoints and pools are kept.
+    pub store: Arc<Store>,
+    /// What it holds from before.
+    pub kept: &'a [(Vec<u8>, Vec<u8>)],
+}
+
 impl Docker {
     /// Picks up what was there and serves the engine; ends with the tasks.
     pub async fn start(
         bound: Bound,
         options: &Options,
-        (node, attachments, routing): (NodeHandle, Arc<Attachments>, Arc<Routing>),
-        store: Arc<Store>,
-        kept: &[(Vec<u8>, Vec<u8>)],
+        parts: DockerParts<'_>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Docker>> {
+        let DockerParts { node, attachments, routing, store, kept } = parts;
         let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
         let range = range_of(options.range.0).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
         let engine_version = Arc::<ArcSwapOption<String>>::default();
@@ -184,6 +198,8 @@ impl Docker {
 
     /// Tells others of the networks, and takes the published ports again. Addresses that are others' by now are not used.
     async fn restore(&self) -> Result<()> {
+        let endpoints = self.driver.endpoints.all().into_iter().map(|(id, _)| id);
+        self.driver.sandboxes.restore(endpoints, &self.context.attachments.all().await);
         self.driver.report_subnets();
         for (_, network) in self.driver.networks.all() {
             self.driver.tell(&network).await;
@@ -224,9 +240,10 @@ impl Docker {
     /// The containers that are on weft's networks.
     pub async fn sandboxes(&self) -> Vec<Sandbox> {
         let mut all: BTreeMap<String, Sandbox> = BTreeMap::new();
-        for (_, endpoint) in self.driver.endpoints.all() {
+        for (id, endpoint) in self.driver.endpoints.all() {
             let Some(network) = self.driver.networks.find(&endpoint.network) else { continue };
-            let (Some(path), Some(segment)) = (endpoint.sandbox, network.segment().map(SegmentId::of)) else {
+            let (Some(path), Some(segment)) = (self.driver.sandboxes.of(&id), network.segment().map(SegmentId::of))
+            else {
                 continue;
             };
             let sandbox = all.entry(path.clone()).or_insert_with(|| Sandbox {

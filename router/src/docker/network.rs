@@ -81,8 +81,6 @@ pub struct Endpoint {
     /// Whether it publishes them now.
     #[serde(default)]
     pub is_published: bool,
-    /// The container's network namespace, while it is joined.
-    pub sandbox: Option<String>,
 }
 
 impl Network {

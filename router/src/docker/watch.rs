@@ -243,7 +243,8 @@ async fn compare(docker: &Docker, before: &Suspects) -> Result<Suspects> {
     for (id, endpoint) in endpoints.into_iter().filter(|(id, _)| !live.contains(id)) {
         let since = before.endpoints.get(&id).copied().unwrap_or_else(Instant::now);
         // A container that is starting is not heard of until it joins.
-        let patience = if endpoint.sandbox.is_some() { PATIENCE_JOINED } else { PATIENCE_STARTING };
+        let is_joined = docker.driver.sandboxes.of(&id).is_some();
+        let patience = if is_joined { PATIENCE_JOINED } else { PATIENCE_STARTING };
         if since.elapsed() < patience {
             found.endpoints.insert(id, since);
             continue;

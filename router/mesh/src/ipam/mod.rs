@@ -142,14 +142,8 @@ impl Ipam {
                         self.locals.entry(range).or_default().leases.lending.insert(address, lent);
                     }
                 }
-                Stored::Incarnation
-                | Stored::Target(_)
-                | Stored::Forgotten(_)
-                | Stored::Endpoint(_)
-                | Stored::Peer(_)
-                | Stored::Entry(_)
-                | Stored::Removed(_)
-                | Stored::Starts => {}
+                // Keys of other components.
+                _ => {}
             }
         }
         let ranges: Vec<Range> = self.locals.keys().copied().collect();

@@ -32,7 +32,7 @@ impl Node {
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
             Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses)),
-            Command::SetMtu(underlay, containers) => self.set_mtu(underlay, containers),
+            Command::SetMtu(underlay, containers) => self.set_mtu(underlay, containers, now),
             Command::SetGateways(segment, gateways) => {
                 infallible(|| self.parts.segments.set_gateways(segment, gateways))
             }
@@ -79,10 +79,15 @@ impl Node {
         now: Time,
     ) -> Result<(), CommandError> {
         self.parts.settle(now);
-        plan(self).and_then(|writes| self.parts.commit(writes))
+        let writes = plan(self)?;
+        self.parts.commit(writes)?;
+        // A look-up after the answer finds it.
+        self.parts.settle(now);
+        Ok(())
     }
 
-    fn set_mtu(&mut self, underlay: usize, containers: u16) -> Result<(), CommandError> {
+    fn set_mtu(&mut self, underlay: usize, containers: u16, now: Time) -> Result<(), CommandError> {
+        self.parts.settle(now);
         self.parts.topology.set_underlay_mtu(underlay);
         let writes = self.parts.segments.set_container_mtu(containers);
         self.parts.commit(writes)
@@ -105,10 +110,14 @@ impl Node {
         if let Some(unknown) = names.iter().find(|name| !self.parts.topology.targets.has_name(name)) {
             return Err(CommandError::UnknownTarget(unknown.clone()));
         }
+        // All goodbyes leave before the first link goes: they may need each other's.
+        let peers: Vec<HostLabel> =
+            names.iter().filter_map(|name| self.parts.topology.targets.peer_named(name)).collect();
+        peers.into_iter().for_each(|peer| self.parts.send(peer, &Control::Bye, now));
         for name in names {
             let peer = self.parts.topology.forget(name, |peer| self.parts.sessions.id_of(peer), now);
             self.parts.persist(&Stored::Target(name.clone()), None);
-            self.parts.persist(&Stored::Forgotten(name.clone()), Some(encode(&peer)));
+            self.parts.persist(&Stored::ForgottenTarget(name.clone()), Some(encode(&peer)));
         }
         Ok(())
     }
@@ -116,7 +125,7 @@ impl Node {
     /// A peer is named again: it is no longer forgotten.
     fn remember(&mut self, name: &str) {
         if self.parts.topology.targets.remember(name) {
-            self.parts.persist(&Stored::Forgotten(name.to_owned()), None);
+            self.parts.persist(&Stored::ForgottenTarget(name.to_owned()), None);
         }
     }
 

@@ -4,16 +4,16 @@
 //! node drains the queues in a fixed order until all are empty.
 //!
 //! The components are `sessions` (handshakes, keys and lives of peers), `topology` (candidates, links, routes), `presence`
-//! (SWIM), `records::sync` (the record store and its exchange), `segments` (endpoints, what the data path sees of them, the
-//! directory of names and networks), `addresses` (the address state machine and the disk) and `publisher` (forwarding tables,
+//! (SWIM), `records::sync` (the record store and its exchange), `segments` (endpoints, and what the data path sees of them), `directory`
+//! (nicknames of hosts, added names, container networks), `addresses` (the address state machine and the disk) and `publisher` (forwarding tables,
 //! and what the node itself sends).
 
 mod commands;
 mod events;
 mod report;
+mod restore;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::{Rng, RngExt, SeedableRng};
@@ -25,16 +25,16 @@ pub use crate::api::*;
 use crate::codec::{decode, encode};
 use crate::datapath::sink::Punt;
 use crate::datapath::snapshot::{Hashing, Hop, Outbound, Snapshot};
+use crate::directory::Directory;
 use crate::ipam::{self, Ipam};
 use crate::path::Path;
 use crate::presence::Presence;
 use crate::publisher::{Publisher, WaitingFrame};
 use crate::records::sync::RecordSync;
 use crate::records::writes::Writes;
-use crate::records::{EndpointRecord, EntryRecord, HostRecord, Key, MAX_INCARNATION};
+use crate::records::{HostRecord, Key, MAX_INCARNATION};
 pub use crate::report::*;
 use crate::segments::Segments;
-use crate::segments::directory::Directory;
 use crate::sessions::{self, PathView, Sessions};
 use crate::stored::Stored;
 use crate::topology::{self, SessionTable, Topology};
@@ -128,6 +128,7 @@ impl Node {
         };
         let mut node = Node { parts, next_round: now, next_clearing: now + CLEAR_INTERVAL };
         node.restore(&restored, now);
+        node.restore_endpoints(&config.endpoints);
         node.parts.write_host_record();
         node.finish(now);
         node
@@ -178,8 +179,8 @@ impl Node {
 
     fn handle_punt(&mut self, punt: Punt, now: Time) {
         match punt {
-            Punt::Handshake { from, packet } => self.parts.sessions.on_handshake(Some(from), &packet, now),
-            Punt::RelayedHandshake { packet } => self.parts.sessions.on_handshake(None, &packet, now),
+            Punt::Handshake { from, packet } => self.on_handshake(Some(from), &packet, now),
+            Punt::RelayedHandshake { packet } => self.on_handshake(None, &packet, now),
             Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, now),
             Punt::Control { index, peer, direct, size, text } => {
                 self.on_heard(index, peer, direct, now);
@@ -200,6 +201,11 @@ impl Node {
                 self.parts.segments.tables.learn(segment, mac, host, now);
             }
         }
+    }
+
+    fn on_handshake(&mut self, from: Option<Path>, packet: &[u8], now: Time) {
+        let Components { sessions, topology, .. } = &mut self.parts;
+        sessions.on_handshake(from, packet, &|peer| path_view(topology, peer), now);
     }
 
     fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<Path>, now: Time) {
@@ -361,51 +367,6 @@ impl Node {
             Output::Transmit { lane, to, data, stride }
         }));
     }
-
-    /// Picks up from what was persisted.
-    fn restore(&mut self, restored: &BTreeMap<Vec<u8>, Vec<u8>>, now: Time) {
-        for (key, value) in restored.iter().filter_map(|(key, value)| Some((Stored::parse(key)?, value))) {
-            let writes = match key {
-                Stored::Endpoint(id) => {
-                    decode::<EndpointRecord>(value).and_then(|record| self.parts.segments.restore(id, &record))
-                }
-                Stored::Entry(digest) => {
-                    decode::<EntryRecord>(value).and_then(|record| self.parts.directory.restore_entry(digest, &record))
-                }
-                Stored::Removed(uid) => {
-                    decode(value).map(|number| self.parts.directory.networks.restore_removal(uid, number))
-                }
-                Stored::Target(name) => {
-                    decode(value).into_iter().for_each(|addresses: Vec<SocketAddr>| {
-                        self.parts.topology.targets.restore(name.clone(), addresses);
-                    });
-                    None
-                }
-                Stored::Forgotten(name) => {
-                    decode(value).into_iter().for_each(|peer| {
-                        self.parts.topology.targets.restore_forgotten(name.clone(), peer);
-                    });
-                    None
-                }
-                Stored::Peer(id) => {
-                    self.restore_peer(id, decode(value).unwrap_or_default(), now);
-                    None
-                }
-                // Read when the components were made.
-                Stored::Incarnation | Stored::Starts | Stored::Ring(_) | Stored::Address(..) | Stored::Lending(..) => {
-                    None
-                }
-            };
-            // What was once written is within the limits now.
-            let _ = writes.map(|writes| self.parts.commit(writes));
-        }
-    }
-
-    fn restore_peer(&mut self, id: PeerId, addresses: Vec<SocketAddr>, now: Time) {
-        let Some(label) = self.parts.sessions.meet(id, now) else { return };
-        self.parts.route_events(now);
-        addresses.into_iter().for_each(|address| self.parts.topology.add_candidate(label, Path::udp(address), false));
-    }
 }
 
 impl Components {
@@ -488,5 +449,6 @@ impl Components {
 fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.has_route(peer);
-    PathView { is_reachable, link, last_traffic: topology.last_traffic(peer) }
+    let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
+    PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer) }
 }

@@ -28,6 +28,11 @@ const PULL_INTERVAL: Duration = Duration::from_millis(100);
 const FORGOTTEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often own changes are signed and sent, at most.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
+/// Records read before the components hear of them: a large log is not decoded as a whole.
+const READ_AT_ONCE: usize = 256;
+/// Records of unknown kinds that are counted; more are stored and passed on like these.
+const MAX_UNKNOWN: usize = 4096;
+
 /// What comes of a call.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -55,6 +60,8 @@ pub(crate) struct RecordSync {
     neighbours: BTreeSet<HostLabel>,
     /// When own changes may be signed and sent again.
     flush_after: Time,
+    /// What the store has said and no component has heard yet.
+    unread: VecDeque<StoreEvent>,
     /// Batches that came in and were new, and their senders.
     to_pass_on: Vec<(Bytes, HostLabel)>,
     next_comparison: Time,
@@ -81,6 +88,7 @@ impl RecordSync {
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
             flush_after: now,
+            unread: VecDeque::new(),
             to_pass_on: Vec::new(),
             next_comparison: now,
             unsettled: None,
@@ -244,24 +252,27 @@ impl RecordSync {
         self.flush(now);
     }
 
-    /// Turns what the store has come to say into events; true if there were any.
+    /// Turns some of what the store has come to say into events; true if there were any.
     pub(crate) fn read_records(&mut self, now: Time) -> bool {
-        let events = self.store.take_events();
-        let had_events = !events.is_empty();
-        for event in events {
+        if self.unread.is_empty() {
+            self.unread.extend(self.store.take_events());
+        }
+        let count = self.unread.len().min(READ_AT_ONCE);
+        for event in self.unread.drain(..count).collect::<Vec<_>>() {
             match event {
                 StoreEvent::Set { origin, key, value } => self.read(origin, key, Some(&value)),
                 StoreEvent::Unset { origin, key } => self.read(origin, key, None),
                 StoreEvent::OwnAhead { incarnation } => self.jump_above(incarnation, true, now),
             }
         }
-        had_events
+        count > 0
     }
 
     fn read(&mut self, origin: PeerId, key: Vec<u8>, value: Option<&[u8]>) {
         let record = Record::read(&key, value);
         match (&record, value) {
-            (Record::Unknown, Some(_)) => drop(self.unknown.insert((origin, key))),
+            (Record::Unknown, Some(_)) if self.unknown.len() < MAX_UNKNOWN => drop(self.unknown.insert((origin, key))),
+            (Record::Unknown, Some(_)) => {}
             (Record::Unknown, None) => drop(self.unknown.remove(&(origin, key))),
             (record, Some(_)) if !record.is_set() => self.invalid += 1,
             _ => {}

@@ -8,7 +8,6 @@ use super::{ALL, Segments};
 use crate::datapath::frame::Mac;
 use crate::records::writes::Writes;
 use crate::records::{EndpointId, EndpointRecord, Key, SegmentRecord};
-use crate::stored::Stored;
 use crate::wire::SegmentId;
 
 /// Why an endpoint may not be attached. Nothing was changed.
@@ -56,7 +55,6 @@ impl Segments {
         for part in self.own_parts(id) {
             writes.delete(Key::Names(id, part));
         }
-        writes.drop_stored(&Stored::Endpoint(id));
         let is_other = |(other, theirs): (EndpointId, &EndpointRecord)| other != id && theirs.segment == record.segment;
         if !self.local_endpoints().any(is_other) {
             writes.delete(Key::Segment(SegmentId::of(&record.segment)));
@@ -64,7 +62,7 @@ impl Segments {
         Some(writes)
     }
 
-    /// Returns what this host writes when its endpoints come back from the store.
+    /// Returns what this host writes of an endpoint that was there before a restart; `None` if the record breaks a rule.
     pub(crate) fn restore(&self, id: EndpointId, record: &EndpointRecord) -> Option<Writes> {
         record.problem().is_none().then(|| self.endpoint_writes(id, record))
     }
@@ -95,7 +93,7 @@ impl Segments {
         writes
     }
 
-    /// The records of an endpoint of this host, and the key that keeps it across restarts.
+    /// The records of an endpoint of this host.
     fn endpoint_writes(&self, id: EndpointId, record: &EndpointRecord) -> Writes {
         let mut writes = Writes::default();
         let (own, more) = record.split();
@@ -108,7 +106,6 @@ impl Segments {
         }
         let segment = SegmentRecord { name: record.segment.to_string(), mtu: self.container_mtu };
         writes.put(Key::Segment(SegmentId::of(&segment.name)), &segment);
-        writes.store(&Stored::Endpoint(id), record);
         writes
     }
 

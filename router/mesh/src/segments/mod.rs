@@ -1,9 +1,7 @@
 //! Segments: endpoint records of all hosts, MACs learnt from frames, and what the data path sees of both.
 
 mod announcements;
-pub(crate) mod directory;
 pub(crate) mod local;
-pub(crate) mod networks;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};

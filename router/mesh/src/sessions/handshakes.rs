@@ -14,7 +14,7 @@ use weft_crypto::session::{ReceiveKey, SendKey};
 use weft_crypto::{HostLabel, Keyring, Secret, SuiteSet, Time, cookie};
 
 use super::session::{Proof, SendKeys, Session, renew_after};
-use super::{Event, Sessions};
+use super::{Event, Paths, Sessions};
 use crate::datapath::snapshot::Inbound;
 use crate::path::Path;
 use crate::wire::{HandshakePacket, Step};
@@ -153,16 +153,16 @@ impl Sessions {
     }
 
     /// Takes a handshake packet, straight from an address or (`None`) relayed.
-    pub(crate) fn on_handshake(&mut self, from: Option<Path>, bytes: &[u8], now: Time) {
+    pub(crate) fn on_handshake(&mut self, from: Option<Path>, bytes: &[u8], paths: Paths<'_>, now: Time) {
         let secret = HandshakePacket::secret_of(bytes, self.keyring.secrets()).cloned();
         let (Some(secret), Some(packet)) = (secret, HandshakePacket::parse(bytes)) else {
             self.handshakes.refused += 1;
             return;
         };
         let result = match packet.step {
-            Step::First(pattern) => self.on_first(from, bytes, packet, pattern, secret, now),
-            Step::Second => self.on_second(from, &packet, now),
-            Step::Third => self.on_third(from, &packet, now),
+            Step::First(pattern) => self.on_first(from, bytes, packet, (pattern, secret), paths, now),
+            Step::Second => self.on_second(from, &packet, paths, now),
+            Step::Third => self.on_third(from, &packet, paths, now),
             Step::Cookie => {
                 self.on_cookie(&packet);
                 Ok(())
@@ -178,8 +178,8 @@ impl Sessions {
         from: Option<Path>,
         bytes: &[u8],
         packet: HandshakePacket,
-        pattern: Pattern,
-        secret: Secret,
+        (pattern, secret): (Pattern, Secret),
+        paths: Paths<'_>,
         now: Time,
     ) -> Result<(), HandshakeError> {
         if packet.source == self.own && packet.offer.boot == self.boot {
@@ -234,13 +234,19 @@ impl Sessions {
             Answer::Done(established, second) => {
                 let reply = reply(second).encode(&secret, None);
                 self.send_packet(from, Some(packet.source), reply);
-                self.on_established(established, index, packet.sender, secret, from, Proof::Pending, now);
+                self.on_established(established, (index, packet.sender), secret, (from, Proof::Pending), paths, now);
             }
         }
         Ok(())
     }
 
-    fn on_second(&mut self, from: Option<Path>, packet: &HandshakePacket, now: Time) -> Result<(), HandshakeError> {
+    fn on_second(
+        &mut self,
+        from: Option<Path>,
+        packet: &HandshakePacket,
+        paths: Paths<'_>,
+        now: Time,
+    ) -> Result<(), HandshakeError> {
         let index = packet.receiver;
         let attempt = self.handshakes.initiated.remove(&index).ok_or(HandshakeError::Unverified)?;
         let (established, third) = attempt.initiator.finish(&packet.noise)?;
@@ -249,15 +255,28 @@ impl Sessions {
             let reply = reply.encode(&attempt.secret, None);
             self.send_packet(from, Some(established.peer.label()), reply);
         }
-        self.on_established(established, index, packet.sender, attempt.secret, from, Proof::Initiator, now);
+        self.on_established(established, (index, packet.sender), attempt.secret, (from, Proof::Initiator), paths, now);
         Ok(())
     }
 
-    fn on_third(&mut self, from: Option<Path>, packet: &HandshakePacket, now: Time) -> Result<(), HandshakeError> {
+    fn on_third(
+        &mut self,
+        from: Option<Path>,
+        packet: &HandshakePacket,
+        paths: Paths<'_>,
+        now: Time,
+    ) -> Result<(), HandshakeError> {
         let index = packet.receiver;
         let answered = self.handshakes.answered.remove(&index).ok_or(HandshakeError::Unverified)?;
         let established = answered.responder.finish(&packet.noise)?;
-        self.on_established(established, index, answered.remote_index, answered.secret, from, Proof::Responder, now);
+        self.on_established(
+            established,
+            (index, answered.remote_index),
+            answered.secret,
+            (from, Proof::Responder),
+            paths,
+            now,
+        );
         Ok(())
     }
 
@@ -288,11 +307,10 @@ impl Sessions {
     fn on_established(
         &mut self,
         established: Established,
-        index: u32,
-        remote_index: u32,
+        (index, remote_index): (u32, u32),
         secret: Secret,
-        direct: Option<Path>,
-        proof: Proof,
+        (direct, proof): (Option<Path>, Proof),
+        paths: Paths<'_>,
         now: Time,
     ) {
         let is_initiator = proof == Proof::Initiator;
@@ -325,7 +343,7 @@ impl Sessions {
             by_lower: is_initiator == (self.own < label),
             superseded: None,
         };
-        self.accept(label, session, direct, proof, now);
+        self.accept(label, session, (direct, proof), paths(label), now);
     }
 }
 
@@ -377,16 +395,16 @@ mod tests {
         let (mut a, mut b) = (host(1, 1, keyring(1), at(0)), host(2, 2, keyring(2), at(0)));
         a.sessions.start_handshake(None, Some(b.at), 0, at(1000));
         let [(_, packet)] = &a.packets()[..] else { panic!("one packet") };
-        b.sessions.on_handshake(Some(a.at), packet, at(1000));
+        b.sessions.on_handshake(Some(a.at), packet, &straight, at(1000));
         assert!(b.packets().is_empty() && b.sessions.refused() == 1);
         let mut member = host(3, 3, keyring(1), at(0));
         for cut in 0..packet.len() {
-            member.sessions.on_handshake(Some(a.at), &packet[..cut], at(1000));
+            member.sessions.on_handshake(Some(a.at), &packet[..cut], &straight, at(1000));
         }
         assert!(member.packets().is_empty() && member.sessions.refused() == packet.len() as u64);
-        member.sessions.on_handshake(Some(a.at), packet, at(1000));
+        member.sessions.on_handshake(Some(a.at), packet, &straight, at(1000));
         assert_eq!(member.packets().len(), 1);
-        member.sessions.on_handshake(Some(a.at), packet, at(1001));
+        member.sessions.on_handshake(Some(a.at), packet, &straight, at(1001));
         assert!(member.packets().is_empty(), "a replay is not answered");
     }
 
@@ -397,16 +415,16 @@ mod tests {
         for other in &mut others {
             other.sessions.start_handshake(None, Some(b.at), 0, at(1000));
             for (_, packet) in other.packets() {
-                b.sessions.on_handshake(Some(other.at), &packet, at(1000));
+                b.sessions.on_handshake(Some(other.at), &packet, &straight, at(1000));
             }
         }
         let answered = b.sessions.handshakes.answered.len();
         assert_eq!(answered, LOAD_LIMIT as usize, "the others were sent cookies");
         for (to, cookie) in b.packets() {
             let other = others.iter_mut().find(|other| other.at == to).unwrap();
-            other.sessions.on_handshake(Some(b.at), &cookie, at(1001));
+            other.sessions.on_handshake(Some(b.at), &cookie, &straight, at(1001));
             for (_, again) in other.packets() {
-                b.sessions.on_handshake(Some(other.at), &again, at(1001));
+                b.sessions.on_handshake(Some(other.at), &again, &straight, at(1001));
             }
         }
         assert!(b.sessions.handshakes.answered.len() + b.sessions.peers.len() > answered);

@@ -47,7 +47,14 @@ impl Sessions {
     }
 
     /// Takes a session into use.
-    pub(super) fn accept(&mut self, label: HostLabel, session: Session, direct: Option<Path>, proof: Proof, now: Time) {
+    pub(super) fn accept(
+        &mut self,
+        label: HostLabel,
+        session: Session,
+        (direct, proof): (Option<Path>, Proof),
+        path: PathView,
+        now: Time,
+    ) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let (index, cipher, keys) = (session.index, session.suite.name(), session.keys.clone());
         let is_of_another_life = peer.is_of_another_life(&session);
@@ -70,7 +77,7 @@ impl Sessions {
         if is_of_another_life {
             // The old life is asked first, and a first message may be a replay from anywhere.
             if proof != Proof::Pending {
-                self.challenge(label, index, direct, now);
+                self.challenge(label, index, direct, path, now);
             }
             return;
         }
@@ -104,10 +111,7 @@ impl Sessions {
         let Some(peer) = self.peers.get(&label) else { return };
         let Some(session) = peer.session(index) else { return };
         if peer.is_of_another_life(session) && session.superseded.is_none() {
-            return match path.is_reachable {
-                true => self.challenge(label, index, direct, now),
-                false => self.rebirth(label, index, direct, now),
-            };
+            return self.challenge(label, index, direct, path, now);
         }
         let switch = peer.current != Some(index)
             && peer.current().is_none_or(|current| match session.superseded {

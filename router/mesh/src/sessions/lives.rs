@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_crypto::{HostLabel, Time};
 
 use super::session::Challenge;
-use super::{Event, Sessions};
+use super::{Event, PathView, Sessions};
 use crate::api;
 use crate::path::Path;
 use crate::wire::Control;
@@ -15,9 +15,13 @@ const OBJECTION: Duration = Duration::from_millis(400);
 
 impl Sessions {
     /// Handles a proof of a peer's key by another life of it: reborn, or a second host with the same key. The
-    /// life met first gets a chance to object.
-    pub(super) fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<Path>, now: Time) {
+    /// life met first gets a chance to object, if there is a way to ask it.
+    pub(super) fn challenge(&mut self, label: HostLabel, index: u32, direct: Option<Path>, path: PathView, now: Time) {
+        let can_ask = path.via.is_some_and(|via| self.current_index(via).is_some());
         let Some(peer) = self.peers.get_mut(&label) else { return };
+        if !can_ask {
+            return self.rebirth(label, index, direct, now);
+        }
         if peer.challenge.is_some() {
             return;
         }
@@ -36,7 +40,8 @@ impl Sessions {
 
     /// A peer lives again: nothing under its old life's keys will come any more.
     pub(super) fn rebirth(&mut self, label: HostLabel, index: u32, direct: Option<Path>, now: Time) {
-        let Some(peer) = self.peers.get(&label) else { return };
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        peer.challenge = None;
         let Some(session) = peer.session(index) else { return };
         let notice = api::Event::Session { peer: peer.id, cipher: session.suite.name() };
         let dead: Vec<u32> = peer.all.iter().filter(|old| old.boot != session.boot).map(|old| old.index).collect();
@@ -99,6 +104,33 @@ mod tests {
         assert_eq!(in_doubt.iter().filter(|index| a.sessions.is_in_doubt(old.label(), **index)).count(), 1);
         a.sessions.tend(|_| REACHABLE, at(5000) + OBJECTION);
         assert!(are_connected(&a, &new) && !are_connected(&a, &old));
+    }
+
+    #[test]
+    fn a_second_life_takes_over_at_once_when_the_first_cannot_be_asked() {
+        for is_known in [true, false] {
+            let (mut a, mut old) = (host(1, 1, keyring(1), at(0)), host(2, 2, keyring(1), at(0)));
+            a.sessions.start_handshake(None, Some(old.at), 0, at(1000));
+            run(&mut a, &mut old, at(1000));
+            let mut new = host(2, 3, keyring(1), at(2000));
+            // By IK, which this host starts, or by XX, which the new life does.
+            match is_known {
+                true => a.sessions.start_handshake(Some(new.label()), Some(new.at), 0, at(5000)),
+                false => new.sessions.start_handshake(None, Some(a.at), 0, at(5000)),
+            }
+            for _ in 0..4 {
+                for (_, packet) in a.packets() {
+                    new.sessions.on_handshake(Some(a.at), &packet, &straight, at(5000));
+                }
+                for (_, packet) in new.packets() {
+                    a.sessions.on_handshake(Some(new.at), &packet, &|_| REACHABLE, at(5000));
+                }
+            }
+            let current = a.sessions.current_keys(new.label()).map(|keys| keys.remote_index);
+            let has_it = |index: u32| new.sessions.peer(a.label()).is_some_and(|peer| peer.keys(index).is_some());
+            assert!(current.is_some_and(has_it), "known: {is_known}");
+            assert!(a.sessions.peers[&new.label()].challenge.is_none());
+        }
     }
 
     #[test]

@@ -31,11 +31,16 @@ const MAX_PEERS: usize = 8192;
 pub(crate) struct PathView {
     /// There is a route or a link.
     pub(crate) is_reachable: bool,
+    /// The neighbour that datagrams to the peer go to, if its link is up.
+    pub(crate) via: Option<HostLabel>,
     /// Where the direct link leads.
     pub(crate) link: Option<Path>,
     /// When frames last went to the peer.
     pub(crate) last_traffic: Time,
 }
+
+/// Tells the way to each peer.
+pub(crate) type Paths<'a> = &'a dyn Fn(HostLabel) -> PathView;
 
 /// What comes of a call.
 pub(crate) enum Event {
@@ -220,7 +225,13 @@ mod lab {
 
     use super::*;
 
-    pub(super) const REACHABLE: PathView = PathView { is_reachable: true, link: None, last_traffic: Time::ZERO };
+    pub(super) const REACHABLE: PathView =
+        PathView { is_reachable: true, via: None, link: None, last_traffic: Time::ZERO };
+
+    /// Every peer is reached straight.
+    pub(super) fn straight(peer: HostLabel) -> PathView {
+        PathView { via: Some(peer), ..REACHABLE }
+    }
 
     pub(super) struct Host {
         pub(super) sessions: Sessions,
@@ -261,7 +272,7 @@ mod lab {
         pub(super) fn hear(&mut self, peer: HostLabel, index: u32, now: Time) {
             let session = self.sessions.peers[&peer].session(index).unwrap();
             session.inbound.heard.store(now.as_nanos(), Ordering::Relaxed);
-            self.sessions.on_heard(index, peer, None, REACHABLE, now);
+            self.sessions.on_heard(index, peer, None, straight(peer), now);
         }
 
         pub(super) fn notices(&self) -> impl Iterator<Item = &api::Event> {
@@ -279,8 +290,14 @@ mod lab {
             if from_a.is_empty() && from_b.is_empty() {
                 break;
             }
-            from_a.iter().filter(|(to, _)| *to == b.at).for_each(|(_, p)| b.sessions.on_handshake(Some(a.at), p, now));
-            from_b.iter().filter(|(to, _)| *to == a.at).for_each(|(_, p)| a.sessions.on_handshake(Some(b.at), p, now));
+            from_a
+                .iter()
+                .filter(|(to, _)| *to == b.at)
+                .for_each(|(_, p)| b.sessions.on_handshake(Some(a.at), p, &straight, now));
+            from_b
+                .iter()
+                .filter(|(to, _)| *to == a.at)
+                .for_each(|(_, p)| a.sessions.on_handshake(Some(b.at), p, &straight, now));
         }
         for _ in 0..2 {
             probe(a, b, now);

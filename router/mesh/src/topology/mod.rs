@@ -242,7 +242,6 @@ impl Topology {
     ) -> Option<PeerId> {
         let peer = self.targets.remove(name);
         if let Some(peer) = peer {
-            self.events.push_back(Event::Message(peer, Control::Bye));
             self.let_go(peer, "it was forgotten", now);
         }
         let id = peer.and_then(id_of);

@@ -108,6 +108,11 @@ impl Targets {
         self.by_name.iter()
     }
 
+    /// The peer found at a target.
+    pub(crate) fn peer_named(&self, name: &str) -> Option<HostLabel> {
+        self.peer_at(self.by_name.get(name)?)
+    }
+
     /// The peer found at one of these addresses.
     pub(crate) fn peer_at(&self, addresses: &[SocketAddr]) -> Option<HostLabel> {
         addresses.iter().find_map(|address| self.addresses.get(address)?.peer)

@@ -25,7 +25,7 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    pub(super) fn new(own: HostLabel) -> Self {
+    pub(crate) fn new(own: HostLabel) -> Self {
         let (whole, heads, parts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Networks { own, whole, heads, parts, removed: BTreeSet::new(), own_removed: BTreeMap::new() }
     }

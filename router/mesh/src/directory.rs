@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use weft_crypto::{HostLabel, PeerId};
 
-use super::networks::Networks;
 use crate::api::CommandError;
+use crate::networks::Networks;
 use crate::records::writes::Writes;
 use crate::records::{EntryRecord, HostRecord};
 use crate::stored::Stored;
@@ -96,7 +96,8 @@ impl Directory {
     pub(crate) fn find(&self, name: &str) -> Result<HostLabel, CommandError> {
         let of_key = name.parse::<PeerId>().ok().map(|id| id.label());
         let has_prefix = |label: &HostLabel| self.ids.get(label).is_some_and(|id| id.to_string().starts_with(name));
-        let short = self.hosts.keys().copied().filter(|label| name.len() >= SHORTEST_KEY && has_prefix(label));
+        let others = self.hosts.keys().copied().filter(|label| *label != self.own);
+        let short = others.filter(|label| name.len() >= SHORTEST_KEY && has_prefix(label));
         let named = self.hosts.iter().filter(|(_, host)| host.name == name).map(|(label, _)| *label);
         let meant: BTreeSet<HostLabel> = of_key.into_iter().chain(short).chain(named).collect();
         match (meant.first().copied(), meant.len()) {
