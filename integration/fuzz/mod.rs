@@ -66,13 +66,21 @@ fn names() -> Names {
             segment: "app".into(),
             mac: [2, 0, 0, 0, 0, number],
             ips: [([10, 0, 0, number].into(), 8), (format!("fd00::{number}").parse().expect("an address"), 64)].into(),
-            names: [if number == 1 { "web" } else { "many" }.into(), format!("id-{number}")].into(),
+            names: [own_name(number), if number == 1 { "web" } else { "many" }.into(), format!("id-{number}")].into(),
             health: Default::default(),
             services: [Service { name: "http".into(), protocol: "tcp".into(), port: 80 }].into(),
         };
         names.set(own, [number; 16], record);
     }
     names
+}
+
+/// One container has the longest name there is.
+fn own_name(number: u8) -> String {
+    match number {
+        2 => [&"x".repeat(63), &"y".repeat(63), &"z".repeat(63), &"w".repeat(61)].map(String::as_str).join("."),
+        number => format!("own-{number}"),
+    }
 }
 
 fn packet(random: &mut ChaCha8Rng) -> Vec<u8> {

@@ -68,7 +68,7 @@ pub enum Scope<'a> {
 pub struct Holder<'a> {
     /// How far away, in classes: 0 is this host, each further one about twice as far.
     pub distance: u32,
-    /// The nickname of the host that it is on.
+    /// The nickname of the host that it is on, or where the name was added. Several hosts may have one nickname.
     pub host: &'a str,
     /// Its addresses, with their prefix lengths.
     pub ips: &'a [(IpAddr, u8)],

@@ -1,22 +1,24 @@
 //! What is answered to a question, without any I/O: names of containers from memory, everything else by others.
 //!
-//! Messages are RFC 1035's; negative answers RFC 2308's, with a SOA; EDNS is RFC 6891's.
+//! [`Zone::answer`] reads the question and finds the holders of its name, in scope, reachable and of the best health there is;
+//! `answers` makes the resource records of each type. Messages are RFC 1035's; negative answers RFC 2308's, with a SOA; EDNS is RFC 6891's.
+
+mod answers;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use answers::resource_records;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use weft_mesh::names::{Holder, Names, Scope};
-use weft_mesh::records::Health;
 
-use crate::attach::prefix::{Prefix, alone, overlaps};
+use crate::attach::prefix::Prefix;
 use crate::error::{Doing, Result};
 
 /// How long an answer may be kept, in seconds: containers come and go.
@@ -94,7 +96,7 @@ impl Zone {
         if message_type == MessageType::Response {
             return Verdict::Drop;
         }
-        let refuse = |code| Verdict::Answer(encode(&Message::error_msg(id, op_code, code)));
+        let refuse = |code| Verdict::Answer(Message::error_msg(id, op_code, code).to_vec().unwrap_or_default());
         if op_code != OpCode::Query {
             return refuse(ResponseCode::NotImp);
         }
@@ -141,7 +143,7 @@ impl Zone {
         }
         if !found.holders.is_empty() {
             in_order(&mut found.holders, random);
-            let records = self.records(query, &found.holders);
+            let records = resource_records(query, &found.holders);
             return Some(Found { records, code: ResponseCode::NoError });
         }
         if found.is_known {
@@ -157,110 +159,6 @@ impl Zone {
             true => nothing(ResponseCode::NXDomain),
             false => None,
         }
-    }
-
-    fn records(&self, query: &Query, holders: &[Holder]) -> Vec<Record> {
-        let kind = query.query_type;
-        let is_wanted = |(ip, _): &&(IpAddr, u8)| match kind {
-            RecordType::A => ip.is_ipv4(),
-            RecordType::AAAA => ip.is_ipv6(),
-            RecordType::ANY => true,
-            _ => false,
-        };
-        let record = |data| Record::from_rdata(query.name.clone(), TTL, data);
-        if kind == RecordType::TXT {
-            let text = |holder: &Holder| {
-                let segment = holder.segment.iter().map(|segment| format!("network={segment}"));
-                let own = holder.names.first().map(|name| format!("name={name}"));
-                let about = own.into_iter().chain([format!("host={}", holder.host)]).chain(segment);
-                let health = match holder.health {
-                    Health::Healthy => "healthy=yes".to_owned(),
-                    other => format!("healthy={}", other.word()),
-                };
-                record(RData::TXT(TXT::new(about.chain([health]).collect())))
-            };
-            return holders.iter().map(text).collect();
-        }
-        let ips = holders.iter().flat_map(|holder| holder.ips).filter(is_wanted);
-        ips.map(|(ip, _)| record(RData::from(*ip))).collect()
-    }
-
-    /// `_port._protocol.name` (RFC 2782); none if the question has another form, or no endpoint has the name.
-    fn find_service(
-        &self,
-        names: &Names,
-        scope: Scope,
-        query: &Query,
-        depth: usize,
-        random: &mut ChaCha8Rng,
-    ) -> Option<Vec<Record>> {
-        let mut labels = query.name.iter().take(depth);
-        let port = std::str::from_utf8(labels.next()?.strip_prefix(b"_")?).ok()?;
-        let rest: Vec<&[u8]> = labels.collect();
-        let Some(protocol) = rest.first().and_then(|label| label.strip_prefix(b"_")) else {
-            // `_protocol.name`: nothing by itself, but there may be something below (RFC 8020).
-            let found = names.lookup(scope, &joined(rest.into_iter())?);
-            return found.is_known.then(Vec::new);
-        };
-        let protocol = std::str::from_utf8(protocol).ok()?;
-        let mut holders = names.lookup(scope, &joined(rest.into_iter().skip(1))?).holders;
-        let serves = |holder: &Holder| {
-            let mut services = holder.services.iter();
-            let is_it = |s: &&weft_mesh::records::Service| {
-                (s.name.eq_ignore_ascii_case(port) || port.parse() == Ok(s.port))
-                    && s.protocol.eq_ignore_ascii_case(protocol)
-            };
-            services.find(is_it).map(|service| service.port)
-        };
-        if holders.iter().all(|holder| serves(holder).is_none()) {
-            return None;
-        }
-        if query.query_type != RecordType::SRV {
-            return Some(Vec::new());
-        }
-        in_order(&mut holders, random);
-        let record = |holder: &Holder| {
-            // A name that several have does not tell which of them serves at this port; the last one does.
-            let is_shared = holders.iter().filter(|other| other.names.first() == holder.names.first()).count() > 1;
-            let own = if is_shared { holder.names.last() } else { holder.names.first() };
-            let target = self.full_name(own?, holder)?;
-            // Nearer ones come first, by priority as well as by order.
-            let srv = SRV::new(holder.distance as u16, 1, serves(holder)?, target);
-            Some(Record::from_rdata(query.name.clone(), TTL, RData::SRV(srv)))
-        };
-        let mut records: Vec<Record> = Vec::new();
-        for record in holders.iter().filter_map(record) {
-            if !records.contains(&record) {
-                records.push(record);
-            }
-        }
-        Some(records)
-    }
-
-    fn find_reverse(&self, names: &Names, scope: Scope, query: &Query) -> Option<Found> {
-        let address = query.name.parse_arpa_name().ok()?;
-        if address.prefix_len() != address.max_prefix_len() {
-            return None;
-        }
-        let found = names.holder_of(scope, address.addr());
-        let Some(holder) = found.holders.first() else {
-            let is_own = || self.ranges.load().iter().any(|range| overlaps(*range, alone(address.addr())));
-            let denied = Found { records: Vec::new(), code: ResponseCode::NXDomain };
-            return (found.is_known || is_own()).then_some(denied);
-        };
-        let target = self.full_name(holder.names.first()?, holder)?;
-        let record = Record::from_rdata(query.name.clone(), TTL, RData::PTR(PTR(target)));
-        let records = if query.query_type == RecordType::PTR { vec![record] } else { Vec::new() };
-        Some(Found { records, code: ResponseCode::NoError })
-    }
-
-    /// The name by which everybody finds a container: `name.network.domain`.
-    fn full_name(&self, own: &str, holder: &Holder) -> Option<Name> {
-        let labels = own.split('.').chain(holder.segment.iter().flat_map(|segment| segment.split('.')));
-        let labels = labels.map(str::as_bytes).chain(self.domain.iter());
-        let mut name = Name::from_labels(labels).ok()?;
-        name.set_fqdn(true);
-        Some(name)
     }
 
     fn write(&self, question: &Message, query: &Query, found: Found, transport: Transport) -> Vec<u8> {
@@ -285,17 +183,19 @@ impl Zone {
                 limit = edns.max_payload().clamp(PLAIN_UDP, MAX_UDP);
             }
         }
-        let mut bytes = encode(&message);
-        while bytes.len() > usize::from(limit) && !message.answers.is_empty() {
-            // Some resolvers never ask by TCP: they are to have what fits.
-            let over = bytes.len() - usize::from(limit);
-            let each = (bytes.len() / message.answers.len()).max(1);
-            let keep = message.answers.len().saturating_sub((over / each).max(1));
+        let mut bytes = message.to_vec().ok();
+        // Some resolvers never ask by TCP: they get what fits.
+        while bytes.as_ref().is_none_or(|bytes| bytes.len() > usize::from(limit)) && !message.answers.is_empty() {
+            // As many as their share of the bytes, and always fewer; what has no form at all is more than a message can hold.
+            let count = message.answers.len();
+            let keep = bytes.as_ref().map_or(count / 2, |bytes| count * usize::from(limit) / bytes.len());
+            let keep = keep.min(count - 1);
             message.answers.truncate(keep);
             message.metadata.truncation = true;
-            bytes = encode(&message);
+            bytes = message.to_vec().ok();
         }
-        bytes
+        // A question that was read can be written again, without answers.
+        bytes.unwrap_or_default()
     }
 }
 
@@ -319,18 +219,13 @@ fn joined<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// An answer of a few hundred records at most always has a form.
-fn encode(message: &Message) -> Vec<u8> {
-    message.to_vec().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use rand::SeedableRng;
     use weft_crypto::HostLabel;
-    use weft_mesh::records::{EndpointRecord, Service};
+    use weft_mesh::records::{EndpointRecord, Health, Service};
     use weft_mesh::wire::SegmentId;
 
     use super::*;
@@ -338,7 +233,7 @@ mod tests {
     const OWN: HostLabel = HostLabel([1; 6]);
     const FAR: HostLabel = HostLabel([2; 6]);
 
-    fn endpoint(name: &str, segment: &str, ips: &[&str]) -> EndpointRecord {
+    pub(super) fn endpoint(name: &str, segment: &str, ips: &[&str]) -> EndpointRecord {
         EndpointRecord {
             segment: segment.into(),
             mac: [2; 6],
@@ -349,7 +244,7 @@ mod tests {
         }
     }
 
-    fn names() -> Names {
+    pub(super) fn names() -> Names {
         let mut names = Names::new(OWN);
         names.set(OWN, [1; 16], endpoint("web", "app", &["10.0.0.1", "fd00::1"]));
         names.set(FAR, [2; 16], endpoint("web", "app", &["10.0.0.2"]));
@@ -358,27 +253,27 @@ mod tests {
         names
     }
 
-    fn ask(names: &Names, packet: &[u8], transport: Transport) -> Verdict {
+    pub(super) fn ask(names: &Names, packet: &[u8], transport: Transport) -> Verdict {
         let (zone, segments) = (Zone::new("weft.internal").unwrap(), [SegmentId::of("app")]);
         let mut random = ChaCha8Rng::seed_from_u64(1);
         zone.answer(names, Scope::Segments(&segments), packet, transport, &mut random)
     }
 
-    fn question(name: &str, kind: RecordType) -> Message {
+    pub(super) fn question(name: &str, kind: RecordType) -> Message {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
         message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
         message
     }
 
-    fn answer(name: &str, kind: RecordType) -> Message {
+    pub(super) fn answer(name: &str, kind: RecordType) -> Message {
         match ask(&names(), &question(name, kind).to_vec().unwrap(), Transport::Udp) {
             Verdict::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
             verdict => panic!("{name}: {verdict:?}"),
         }
     }
 
-    fn data(message: &Message) -> Vec<String> {
+    pub(super) fn data(message: &Message) -> Vec<String> {
         message.answers.iter().map(|record| record.data.to_string()).collect()
     }
 
@@ -423,19 +318,6 @@ mod tests {
             let packet = question(name, RecordType::A).to_vec().unwrap();
             assert_eq!(ask(&names(), &packet, Transport::Udp), Verdict::Forward, "{name}");
         }
-    }
-
-    #[test]
-    fn addresses_services_and_owners_are_told() {
-        assert_eq!(data(&answer("1.0.0.10.in-addr.arpa.", RecordType::PTR)), ["web.app.weft.internal."]);
-        let v6 = Name::from("fd00::1".parse::<IpAddr>().unwrap()).to_ascii();
-        assert_eq!(data(&answer(&v6, RecordType::PTR)), ["web.app.weft.internal."]);
-        for name in ["_http._tcp.web.", "_http._tcp.web.app.weft.internal.", "_80._TCP.web."] {
-            let message = answer(name, RecordType::SRV);
-            assert_eq!(message.answers.len(), 2, "{name}");
-            assert!(data(&message)[0].ends_with("80 id-10-0-0-1.app.weft.internal."), "{:?}", data(&message));
-        }
-        assert!(data(&answer("web.", RecordType::TXT))[0].contains("host=here"));
     }
 
     #[test]
