@@ -117,7 +117,7 @@ impl Membership {
         self.collect_timers(now);
     }
 
-    /// Takes a SWIM packet that `from` is proven to have sent; one that claims another source is dropped.
+    /// Takes a SWIM packet that `from` is proven to have sent; a packet that claims another source is dropped.
     pub fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
         let header = PostcardCodec.decode_header(packet);
         let is_full = self.foca.iter_membership_state().len() >= MAX_MEMBERS;

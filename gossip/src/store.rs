@@ -32,7 +32,7 @@ pub enum StoreEvent {
     Set {
         /// Who says so.
         origin: PeerId,
-        /// Its key.
+        /// What the record is filed under.
         key: Vec<u8>,
         /// The new value.
         value: Vec<u8>,
@@ -41,7 +41,7 @@ pub enum StoreEvent {
     Unset {
         /// Whose value.
         origin: PeerId,
-        /// Its key.
+        /// What the record was filed under.
         key: Vec<u8>,
     },
     /// Another host holds records of this host that it did not write: an old disk was restored, state was

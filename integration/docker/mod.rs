@@ -41,9 +41,9 @@ pub struct Lan {
 
 /// A host with an engine and a router.
 pub struct EngineHost {
-    /// Its nickname.
+    /// Nickname of the host.
     pub name: String,
-    /// Its address.
+    /// Address on the LAN.
     pub ip: IpAddr,
     dir: PathBuf,
     ns: Ns,

@@ -286,7 +286,7 @@ fn networks_that_two_hosts_made_apart_become_one() {
     let is_connected = |host: &EngineHost| host.status()["peers"][0]["state"] == "connected";
     lan.unplug(1);
     await_true("the hosts stay connected", || Ok(!is_connected(a) && !is_connected(b))).unwrap();
-    // A network that nothing uses gives way; one that containers use stays, and that is said.
+    // An unused network gives way; a used one stays, and status says so.
     for (name, number) in [("empty", 75), ("used", 76)] {
         for (host, third) in [(a, 0), (b, 1)] {
             host.docker(&create(&["--subnet", &format!("10.{number}.{third}.0/24"), name]));

@@ -287,7 +287,7 @@ fn fifty_containers_started_at_once_have_their_own_addresses_and_names() {
     let all: Vec<IpAddr> = (0..COUNT).map(|number| lan.hosts[number % 3].ip(&format!("c{number}"), "app")).collect();
     let distinct: std::collections::BTreeSet<&IpAddr> = all.iter().collect();
     assert_eq!(distinct.len(), COUNT, "an address twice");
-    // Its resolver takes 512 bytes and asks no further: it is to have as many as fit, and none that is wrong.
+    // Its resolver takes 512 bytes and asks no further: it gets as many as fit, and none that is wrong.
     let found = lan.hosts[0].resolve("asker", "all");
     assert!(found.len() >= 25 && found.iter().all(|ip| all.contains(&ip.parse().unwrap())), "{found:?}");
     for (number, ip) in all.iter().enumerate() {

@@ -27,17 +27,17 @@ pub struct Mesh {
 
 /// A container on a host.
 pub struct Container {
-    /// Its name.
+    /// Name that it is found by.
     pub name: String,
-    /// Its host.
+    /// Number of its host.
     pub host: usize,
-    /// Its segment.
+    /// Segment it is in.
     pub segment: &'static str,
-    /// Its namespace.
+    /// Network namespace of the container.
     pub ns: Ns,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
-    /// Its addresses.
+    /// An IPv4 and an IPv6 address.
     pub ips: [IpAddr; 2],
 }
 

@@ -79,7 +79,7 @@ fn a_network_has_what_its_creator_chose() {
     let data6 = json!([{ "AddressSpace": "weft", "Gateway": "fd50::1/64", "Pool": "fd50::/64" }]);
     plugin.call("NetworkDriver.CreateNetwork", create(NETWORK, options, data, data6));
     plugin.name_network(NETWORK, "full");
-    // Containers: one that wants its addresses and its MAC, one that does not care.
+    // Containers: the first chooses its addresses and its MAC, the second does not.
     let wanted = |pool: &Value, address: &str| json!({ "PoolID": pool["PoolID"], "Address": address, "Options": null });
     assert_eq!(plugin.call("IpamDriver.RequestAddress", wanted(&v4, "10.50.4.77"))["Address"], "10.50.4.77/16");
     assert_eq!(plugin.call("IpamDriver.RequestAddress", wanted(&v6, "fd50::77"))["Address"], "fd50::77/64");

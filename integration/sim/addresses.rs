@@ -266,7 +266,7 @@ impl World {
             let named: Vec<Named> = self.hosts[number].named.iter().map(met).collect();
             let mut news: Vec<(HostLabel, BTreeMap<Range, Announcement>)> =
                 there.iter().map(|other| (self.hosts[*other].label, self.hosts[*other].announced.clone())).collect();
-            // The records of hosts that are away outlive them, and are told to those who come.
+            // The records of hosts that are away outlive them, and hosts that come hear them.
             let own = &self.hosts[number];
             let is_news = |(label, _): &(&HostLabel, &BTreeMap<Range, Announcement>)| {
                 **label != own.label && !reachable.contains(*label) && !own.heard.contains_key(*label)

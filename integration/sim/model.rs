@@ -109,7 +109,7 @@ impl Model {
         None
     }
 
-    /// Every host of an island must answer each name with exactly those who have it, are well, and are in the island.
+    /// Every host of an island must answer each name with exactly its healthy holders in the island.
     fn names_problem(&self, world: &World, island: &BTreeSet<HostNumber>, at: HostNumber) -> Option<String> {
         let mut expected: BTreeMap<(&str, &str), BTreeSet<IpAddr>> = BTreeMap::new();
         for (host, endpoints) in &self.endpoints {
@@ -136,7 +136,7 @@ impl Model {
 
     /// Sends frames between all endpoints of a segment within each island, and checks that each arrives once, there and
     /// nowhere else. A frame may be lost while sessions are opened and while costs settle after bad weather, but not
-    /// in every round; one that arrives twice or at the wrong host is wrong at once.
+    /// in every round; a frame that arrives twice or at the wrong host is wrong at once.
     pub fn check_frames(&self, world: &mut World) {
         const ROUNDS: u8 = 10;
         let mut clean = 0;

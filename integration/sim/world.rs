@@ -66,7 +66,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Its key.
+    /// Returns the host's key.
     pub fn peer_id(&self) -> PeerId {
         Identity::from_seed(&self.seed).peer_id()
     }
@@ -88,9 +88,9 @@ pub struct World {
     pub drops_marked: bool,
     /// Pairs between which the network carries nothing.
     pub cut: BTreeSet<(HostNumber, HostNumber)>,
-    /// Bytes of datagrams sent, and how many those were.
+    /// Bytes of datagrams sent.
     pub bytes_sent: u64,
-    /// See there.
+    /// Datagrams sent.
     pub datagrams_sent: u64,
     /// How long a host may be gone before the others drop its records.
     pub grace: Duration,

@@ -118,7 +118,7 @@ pub fn wire(a: &Ns, b: &Ns, names: (&str, &str), addresses: (&[Prefix], &[Prefix
 
 /// A router in a namespace.
 pub struct LabHost {
-    /// Its nickname.
+    /// Nickname of the host.
     pub name: String,
     /// Where it runs.
     pub ns: Ns,

@@ -1,5 +1,5 @@
-//! The host's part in handing out addresses: whatever the address state machine says waits until the disk has what it said
-//! before.
+//! The host's part in handing out addresses: messages and answers of the address state machine wait until the disk has
+//! everything it persisted before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;

@@ -22,7 +22,7 @@ use crate::wire::SegmentId;
 pub struct Config {
     /// The host's keys.
     pub identity: Identity,
-    /// Its nickname.
+    /// Nickname of the host; others may have the same.
     pub name: String,
     /// The live network secrets.
     pub keyring: Keyring,
@@ -61,7 +61,7 @@ pub enum Input {
     Command(CommandId, Command),
     /// Answers [`Output::Durable`].
     Durable {
-        /// Its mark.
+        /// The mark of the [`Output::Durable`] answered.
         mark: u64,
         /// Whether everything is on disk; if not, a later answer will say so.
         is_kept: bool,
@@ -323,7 +323,7 @@ pub enum Event {
     Session {
         /// With whom.
         peer: PeerId,
-        /// Its cipher.
+        /// Name of the session's cipher suite.
         cipher: &'static str,
     },
     /// A target does not answer: no router runs there, UDP is dropped on the way, or its secret differs.

@@ -85,7 +85,7 @@ pub struct Holder<'a> {
 /// What is known of a name or an address.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Found<'a> {
-    /// Those who can be answered.
+    /// Holders that can be answered.
     pub holders: Vec<Holder<'a>>,
     /// Whether any endpoint has the name, healthy and reachable or not: no other resolver is asked then.
     pub is_known: bool,
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_found_in_the_segments_of_whoever_asks_only() {
+    fn a_name_is_found_in_the_segments_of_the_asker_only() {
         let mut names = Names::new(host(1));
         names.set(host(1), [1; 16], record("app", "Web", 1));
         names.set(host(1), [2; 16], record("db", "web", 2));
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_healthiest_are_named_and_whoever_asks_for_itself() {
+    fn the_healthiest_holders_are_named_and_an_asker_finds_itself() {
         let mut names = Names::new(host(1));
         let app = [SegmentId::of("app")];
         let set = |names: &mut Names, number: u8, health| {

@@ -126,7 +126,7 @@ pub enum TargetState {
 /// One ring of addresses in a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct RingReport {
-    /// Its range.
+    /// The range that the ring hands out of, as ADDR/LEN.
     pub range: String,
     /// `ready` or `waiting`.
     pub state: &'static str,

@@ -63,7 +63,7 @@ impl Stored {
         }
     }
 
-    /// Reads a key; `None` for one that the node did not write.
+    /// Reads a key; `None` for a key that the node did not write.
     pub fn parse(key: &[u8]) -> Option<Stored> {
         let after = |prefix: &[u8]| key.strip_prefix(prefix);
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();

@@ -26,7 +26,7 @@ impl Lease {
     }
 }
 
-/// The range that a prefix is; none for one that no ring can be of.
+/// Returns a prefix as a range; `None` if no ring can hand out of it.
 pub fn range_of((base, length): Prefix) -> Option<Range> {
     match base {
         IpAddr::V4(base) => Range::new(base, length),

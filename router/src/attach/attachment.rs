@@ -44,13 +44,13 @@ pub enum Place {
 /// An endpoint of this host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Its id.
+    /// Id of the endpoint, in records and for commands.
     pub id: EndpointId,
     /// Its segment's name.
     pub segment: String,
-    /// Its addresses.
+    /// Addresses with prefix lengths.
     pub ips: Vec<Prefix>,
-    /// Its names.
+    /// Names it is found by, its own first.
     pub names: Vec<String>,
     /// Its MAC.
     pub mac: [u8; 6],
@@ -112,7 +112,7 @@ impl Attachment {
 /// What changes about an endpoint while it is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Description {
-    /// Its names.
+    /// Names it is found by now, its own first.
     pub names: Vec<String>,
     /// What it serves.
     pub services: Vec<Service>,

@@ -342,7 +342,7 @@ impl Attachments {
         table.bring_in(attachment, None).await.map(drop)
     }
 
-    /// Lets an endpoint go; one that is gone is fine.
+    /// Lets an endpoint go; a missing one is fine.
     pub async fn leave(&self, id: EndpointId) -> Result<()> {
         self.table.lock().await.remove(id).await
     }

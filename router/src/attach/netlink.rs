@@ -19,9 +19,9 @@ use crate::error::{Doing, Failure, Result};
 /// An interface, as far as it matters here.
 #[derive(Clone, Default, Debug)]
 pub struct Interface {
-    /// Its index.
+    /// The kernel's index of the interface in its namespace.
     pub index: u32,
-    /// Its name.
+    /// The interface's name in its namespace.
     pub name: String,
     /// Its MTU.
     pub mtu: usize,
@@ -121,7 +121,7 @@ pub fn watch_interfaces() -> Result<tokio::sync::mpsc::Receiver<()>> {
     let follow = async move {
         tokio::spawn(connection);
         while messages.next().await.is_some() {
-            // One that was not looked at yet stands for all.
+            // One pending look stands for all.
             if let Err(tokio::sync::mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
                 return;
             }
@@ -131,7 +131,7 @@ pub fn watch_interfaces() -> Result<tokio::sync::mpsc::Receiver<()>> {
     Ok(changes)
 }
 
-/// Whether an interface is one that weft makes: a bridge, a TAP, or either end of a veth pair.
+/// Returns whether weft makes interfaces of this name: a bridge, a TAP, or either end of a veth pair.
 pub fn is_own_interface(name: &str) -> bool {
     let is_made = |prefix: &str, digits: usize| {
         name.strip_prefix(prefix).is_some_and(|id| id.len() == digits && id.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -223,7 +223,7 @@ impl Net {
         Ok(found)
     }
 
-    /// Makes a bridge that learns and floods on its own, with no address of the kernel's choosing; keeps one that is there.
+    /// Makes a bridge that learns and floods on its own, with no address of the kernel's choosing; keeps an existing one.
     pub async fn bridge(&self, name: &str, mtu: u32) -> Result<u32> {
         if self.link(name).await.is_none() {
             // Group membership is not tracked: multicast goes to every port.
@@ -286,7 +286,7 @@ impl Net {
         self.change(message, || format!("cannot move {name} into the container")).await
     }
 
-    /// Deletes an interface; one that is gone is fine.
+    /// Deletes an interface; a missing one is fine.
     pub async fn delete(&self, name: &str) -> Result<()> {
         match self.link(name).await {
             Some(link) => {
@@ -317,7 +317,7 @@ impl Net {
         Ok(messages.iter().filter_map(address_of).filter(|(ip, _)| !is_link_local(ip)).collect())
     }
 
-    /// Takes an address from an interface; one that is gone is fine.
+    /// Takes an address from an interface; a missing one is fine.
     pub async fn delete_address(&self, index: u32, (ip, _): Prefix) -> Result<()> {
         let request = self.handle.address().get().set_link_index_filter(index).set_address_filter(ip).execute();
         let found: Vec<_> = request.try_collect().await.unwrap_or_default();
@@ -351,7 +351,7 @@ impl Net {
         self.handle.route().add(message.build()).replace().execute().await.doing(what)
     }
 
-    /// Takes back a route of a table over an interface; one that is gone is fine.
+    /// Takes back a route of a table over an interface; a missing one is fine.
     pub async fn delete_table_route(&self, table: u32, index: u32, (ip, prefix): Prefix) -> Result<()> {
         let message = table_route(table, index, (ip, prefix))?.build();
         match self.handle.route().del(message).execute().await {
@@ -423,7 +423,7 @@ impl Net {
         request.execute().await.doing(|| "cannot add a routing rule".into())
     }
 
-    /// Removes one; one that is gone is fine.
+    /// Removes a rule; a missing one is fine.
     pub async fn delete_rule(&self, rule: RuleMessage) -> Result<()> {
         match self.handle.rule().del(rule).execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENOENT => Ok(()),

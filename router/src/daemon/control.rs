@@ -36,12 +36,12 @@ pub struct Peers {
 pub struct Entry {
     /// The name.
     pub name: String,
-    /// Its addresses.
+    /// Addresses that the name stands for.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
 }
 
-/// Binds the control socket. One that a dead router left is replaced.
+/// Binds the control socket. A socket that a dead router left is replaced.
 pub fn bind(path: &Path) -> Result<UnixListener> {
     let taken = || Failure::new(format!("a router runs already (on {}); stop it with: weft stop", path.display()));
     bind_private(path, &|| format!("cannot use the control socket {}", path.display()), "--socket", taken)

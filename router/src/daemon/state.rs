@@ -31,8 +31,8 @@ const MAX_SECRET_FILE: u64 = 64 * 1024;
 const LET_GO_POLL: Duration = Duration::from_millis(50);
 const LET_GO_POLLS: u32 = 20;
 
-/// Waits a second for what another router holds: of one that was killed, a child that has just been forked and is not yet
-/// the program it is to run still has all files open.
+/// Waits a second for files that another router holds: a child that a killed router has just forked still has all of them
+/// open until it becomes another program.
 pub fn once_let_go<T, E>(mut attempt: impl FnMut() -> Result<T, E>, is_held: impl Fn(&E) -> bool) -> Result<T, E> {
     for _ in 0..LET_GO_POLLS {
         match attempt() {
@@ -183,7 +183,7 @@ pub struct Store {
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
 impl Store {
-    /// Opens or makes the store in a state directory. On a full disk one that is there can be read.
+    /// Opens or makes the store in a state directory. On a full disk an existing store can be read.
     pub fn open(dir: &Path) -> Result<Store> {
         let path = dir.join("store.redb");
         let is_there = path.exists();

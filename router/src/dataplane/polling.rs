@@ -164,7 +164,7 @@ mod tests {
         awake
     }
 
-    /// One that knows that the next packet comes soon after frames.
+    /// Pauses that expect the next packet soon after frames.
     fn convinced() -> Pauses {
         let mut pauses = Pauses::new(BusyPoll::Adaptive);
         for _ in 0..MOST {

@@ -310,7 +310,7 @@ impl Run {
         }
     }
 
-    /// A worker that carries little needs the core for moments, but soon; one that carries much, for as long as others.
+    /// A worker that carries little needs the core for moments, but soon; a busy worker, for as long as others.
     fn ask_for_turns(&mut self, now: Time) {
         let is_light = self.pauses.is_light(now);
         if is_light != self.is_light {
@@ -420,7 +420,7 @@ fn is_gone(error: &io::Error) -> bool {
 struct Outlets {
     taps: BTreeMap<SegmentId, Tap>,
     udp: UdpPort,
-    /// The one that what is received now came on.
+    /// The lane of the datagrams being received.
     lane: Lane,
     punts: PuntSender,
     counters: Arc<Counters>,

@@ -1,4 +1,4 @@
-//! Names for containers: what weft knows is answered from memory, everything else by those who are asked otherwise.
+//! Names for containers: names that weft knows are answered from memory, all others by the resolvers that were asked before.
 //!
 //! A question's way: `udp` or `tcp` reads it, `zone` answers it or not, `upstream` asks others. `sandbox` brings
 //! the questions of containers here without their doing.
@@ -106,7 +106,7 @@ pub struct Dns {
     shared: Arc<Shared>,
     udp: UdpServer,
     host: Arc<Upstream>,
-    /// For those who are to hear of nothing outside.
+    /// For askers that must not reach outside resolvers.
     closed: Arc<Upstream>,
     /// Where weft itself listens.
     own: Arc<Mutex<Vec<SocketAddr>>>,
@@ -354,7 +354,7 @@ async fn keep_sandboxes(dns: Arc<Dns>, docker: Arc<Docker>) {
             docker.sandboxes().await.into_iter().map(|sandbox| (sandbox.path.clone(), sandbox)).collect();
         let there: Vec<(Sandbox, bool)> = dns.state().sandboxes.values().map(Resident::place).collect();
         for (known, is_hopeless) in &there {
-            // One that came into another network hears of that, too.
+            // A container that joined another network hears of that, too.
             if *is_hopeless || wanted.get(&known.path).is_none_or(|sandbox| sandbox != known) {
                 dns.evict(&known.path);
             }

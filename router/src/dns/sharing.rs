@@ -12,7 +12,7 @@ pub(super) type Waiters = Vec<oneshot::Sender<Option<Vec<u8>>>>;
 #[derive(Default)]
 pub(super) struct Sharing(Mutex<BTreeMap<[u8; 16], Waiters>>);
 
-/// The first of equal questions. Dropped, it gives its answer to those who wait, if it has one.
+/// The first of equal questions. Dropped, it gives its answer, if it has one, to the others.
 pub(super) struct First<'a> {
     sharing: &'a Sharing,
     key: [u8; 16],

@@ -253,7 +253,7 @@ fn question(packet: &[u8]) -> Option<&[u8]> {
 /// Whether an answer is to a question: the same id and the same question, regardless of case.
 fn is_answer_to(answer: &[u8], id: [u8; 2], packet: &[u8]) -> bool {
     let is_same = || Some(question(answer)?.eq_ignore_ascii_case(question(packet)?));
-    // Those who cannot read a question do not repeat it (RFC 1035, section 4.1.1).
+    // Servers that cannot read a question do not repeat it (RFC 1035, section 4.1.1).
     let has_none = || answer[4..6] == [0, 0] && answer[3] & 0x0f != 0;
     answer.len() >= 12 && answer[..2] == id && answer[2] & 0x80 != 0 && (has_none() || is_same() == Some(true))
 }

@@ -23,7 +23,7 @@ use crate::error::{Doing, Result};
 
 /// How long an answer may be kept, in seconds: containers come and go.
 const TTL: u32 = 1;
-/// The largest answer by UDP to those who take more than 512 bytes: it passes every path unfragmented (DNS flag day 2020).
+/// The largest answer by UDP to askers that take more than 512 bytes: it passes every path unfragmented (DNS flag day 2020).
 const MAX_UDP: u16 = 1232;
 /// The largest answer by UDP without EDNS (RFC 1035, section 4.2.1).
 const PLAIN_UDP: u16 = 512;
@@ -39,7 +39,7 @@ pub enum Transport {
     Tcp,
 }
 
-/// What is to be done with a packet.
+/// The response to a packet.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Send this back.

@@ -35,7 +35,7 @@ pub struct EngineApi {
 
 /// What tells one engine from another.
 pub struct EngineIdentity {
-    /// Its version.
+    /// The engine's version.
     pub version: String,
     /// Its id, which it keeps as long as its data.
     pub id: String,

@@ -168,7 +168,7 @@ pub fn watch_rules() -> Result<mpsc::Receiver<()>> {
         let mut buffer = Vec::with_capacity(1 << 16);
         loop {
             buffer.clear();
-            // What was lost is a change, too; one that was not looked at yet stands for all.
+            // Lost messages are changes, too; one pending look stands for all.
             let _ = socket.recv(&mut buffer, 0);
             if let Err(mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
                 return;

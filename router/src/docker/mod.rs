@@ -112,7 +112,7 @@ pub struct Docker {
 pub struct Sandbox {
     /// The path of its network namespace.
     pub path: String,
-    /// Its segments.
+    /// Segments that the container is in.
     pub segments: BTreeSet<SegmentId>,
     /// Its addresses there.
     pub ips: BTreeSet<IpAddr>,

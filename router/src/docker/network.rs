@@ -16,7 +16,7 @@ pub(super) const SEGMENT_OPTION: &str = "weft.segment";
 pub(super) const SCOPE_OPTION: &str = "weft.scope";
 /// The host's address that ports without one are published on.
 pub(super) const HOST_BINDING: &str = "com.docker.network.host_ipv4";
-/// See there; what bridge networks call it.
+/// The same, under the name that bridge networks use.
 pub(super) const BRIDGE_HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 /// Options of bridge networks that limit what containers can do or who reaches them, and the one value that changes nothing:
 /// they are refused rather than passed over.
@@ -50,10 +50,10 @@ pub struct Network {
     /// What it was made with, in order.
     #[serde(default)]
     pub options: Vec<(String, String)>,
-    /// Its labels, in order, and whether it is attachable, once that is known: the engine does not tell.
+    /// Its labels, in order, once they are known: the engine does not pass them.
     #[serde(default)]
     pub labels: Vec<(String, String)>,
-    /// See there.
+    /// Whether it is attachable, once that is known.
     #[serde(default)]
     pub attachable: bool,
     /// Its name, once that is known.
@@ -71,7 +71,7 @@ fn yes() -> bool {
 pub struct Endpoint {
     /// The engine's id of the network.
     pub network: String,
-    /// Its addresses.
+    /// Addresses with prefix lengths, as the engine gave them.
     pub ips: Vec<Prefix>,
     /// Its MAC.
     pub mac: [u8; 6],

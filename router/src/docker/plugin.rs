@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(4700);
 /// What the plugin, its address space and its driver are called.
 pub const NAME: &str = "weft";
 
-/// Binds the plugin socket. One that a dead router left is replaced.
+/// Binds the plugin socket. A socket that a dead router left is replaced.
 pub fn bind(dir: &Path) -> Result<(UnixListener, PathBuf)> {
     let path = dir.join("weft.sock");
     let what =

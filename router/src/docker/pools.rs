@@ -38,7 +38,7 @@ const MAX_IN_A_ROW: usize = 128;
 /// A subnet that a user chose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChosenPool {
-    /// Its prefix.
+    /// The subnet that the user chose.
     pub prefix: Prefix,
     /// The part of it that addresses are handed out of.
     pub part: Option<Prefix>,
@@ -125,7 +125,7 @@ impl Pools {
             }
             let [v4, v6] = self.own();
             let prefix = if request.v6 { v6 } else { v4 };
-            // An engine asks for ever for another pool than one that it finds to overlap a route or a resolver of the host.
+            // An engine that finds a pool to overlap a route or a resolver of the host asks for another one for ever.
             let mut asked = lock(&self.asked_in_a_row);
             asked.retain(|since| since.elapsed() < FRESH);
             if asked.len() >= MAX_IN_A_ROW {
@@ -154,7 +154,7 @@ impl Pools {
             return Ok((id, prefix));
         }
         if part.is_some_and(|part| part.1 < prefix.1 || !overlaps(part, prefix)) {
-            return Err(Failure::new("--ip-range is no part of --subnet; choose one that is"));
+            return Err(Failure::new("--ip-range lies outside --subnet; choose a range within it"));
         }
         self.refuse_unusable(prefix, part)?;
         self.refuse_overlap(prefix).await?;

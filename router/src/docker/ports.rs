@@ -19,9 +19,9 @@ use crate::attach::prefix::{has_ipv6, is_link_local};
 use crate::error::{Doing, Failure, Result};
 use crate::host::conntrack::{self, Flow};
 
-/// TCP and UDP as IP says them (IANA protocol numbers).
+/// TCP in IP headers (IANA protocol numbers).
 pub const TCP: u8 = 6;
-/// See there.
+/// UDP in IP headers.
 pub const UDP: u8 = 17;
 /// The port at which weft's gateways answer: a socket for all addresses of the host would be in their way.
 const DNS_PORT: u16 = 53;
@@ -219,7 +219,7 @@ fn reserve(binding: &PortBinding, default: Option<Ipv4Addr>) -> Result<Reserved>
     Err(Failure::new(format!("cannot publish {port} of this host: {refused}; publish another")))
 }
 
-/// Binds one port at all of some addresses; 0: one that is free at all of them.
+/// Binds one port at all of some addresses; 0 chooses a port that is free at all of them.
 fn take(hosts: &[IpAddr], mut port: u16, protocol: u8) -> Result<(u16, Vec<(IpAddr, Socket)>)> {
     let mut sockets = Vec::new();
     for host in hosts {

@@ -51,7 +51,7 @@ pub struct Pool {
     /// What later requests name it by.
     #[serde(rename = "PoolID")]
     pub pool_id: String,
-    /// Its prefix.
+    /// The pool's subnet, as ADDR/LEN.
     pub pool: String,
     /// Nothing.
     pub data: BTreeMap<String, String>,
@@ -153,7 +153,7 @@ pub struct IpamData {
     /// Whose addresses they are.
     #[serde(default, deserialize_with = "or_default")]
     pub address_space: String,
-    /// Its prefix.
+    /// The subnet, as ADDR/LEN.
     #[serde(default, deserialize_with = "or_default")]
     pub pool: String,
     /// Its gateway, with the prefix length.
@@ -182,7 +182,7 @@ pub struct CreateEndpoint {
     /// The engine's id of it.
     #[serde(rename = "EndpointID")]
     pub endpoint_id: String,
-    /// Its addresses.
+    /// Addresses and MAC that the engine chose, if it did.
     #[serde(default)]
     pub interface: Option<Interface>,
 }

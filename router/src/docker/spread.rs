@@ -1,4 +1,4 @@
-//! Networks spread: one that was made on a host can be used on every other, and one that was removed goes everywhere.
+//! Networks spread: a network made on one host can be used on every other, and its removal reaches all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;

@@ -86,7 +86,7 @@ async fn delete(handle: &ConnectionHandle<NetfilterMessage>, family: NetfilterPr
     let mut is_done = true;
     while let Some(answer) = answers.next().await {
         if let NetlinkPayload::Error(error) = answer.payload {
-            // One that has just ended by itself is fine.
+            // A flow that has just ended by itself is fine.
             is_done = error.code.is_none();
         }
     }

@@ -1,4 +1,4 @@
-//! Datagrams to other hosts, by whatever carries them.
+//! Datagrams to other hosts, by each transport.
 
 pub mod udp;
 

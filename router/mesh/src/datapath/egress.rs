@@ -6,7 +6,7 @@ use crate::datapath::frame;
 use crate::datapath::neighbour::{self, Solicitation};
 use crate::datapath::snapshot::{Outbound, Port, Segment, Snapshot};
 
-/// What is to become of a frame from this host's containers.
+/// The destination of a frame from this host's containers.
 pub enum Verdict<'s> {
     /// Send it to one host.
     ToPeer(HostLabel, &'s Outbound),

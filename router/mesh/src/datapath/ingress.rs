@@ -33,7 +33,7 @@ pub struct RxBuffer<'a> {
     pub stride: usize,
 }
 
-/// What is to become of a datagram.
+/// The destination of a datagram.
 pub enum Verdict<'s> {
     /// A text for this host, opened in place at this range of the datagram.
     Text {

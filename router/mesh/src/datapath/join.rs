@@ -1,4 +1,4 @@
-//! Joining the pieces of one burst into a super-frame again, and checking its first header: the only one that counts.
+//! Joining the pieces of one burst into a super-frame again, and checking its first header, which alone counts.
 
 use weft_crypto::{HostLabel, Time};
 

@@ -42,7 +42,7 @@ const MAX_FLOODERS: usize = 1_024;
 
 /// State of one worker.
 pub struct Datapath {
-    /// Cuts, seals and holds what is to be sent.
+    /// Cuts, seals and holds frames to send.
     pub sender: Sender,
     receiver: Receiver,
     flooders: BTreeMap<(SegmentId, Option<Mac>), Bucket>,

@@ -162,7 +162,7 @@ impl Direction {
 /// One virtual switch, as this host sees it.
 #[derive(Clone)]
 pub struct Segment {
-    /// Its id.
+    /// The id that frames of the segment carry.
     pub id: SegmentId,
     /// Which host has which MAC, by endpoint records: looked up for each frame.
     pub macs: Map<Mac, HostLabel>,
@@ -233,6 +233,6 @@ impl Port<'_> {
 pub struct Owner {
     /// Its MAC.
     pub mac: Mac,
-    /// Its host.
+    /// The host that the address's endpoint is on.
     pub host: HostLabel,
 }

@@ -219,7 +219,7 @@ fn a_flow_that_sends_little_overtakes_one_that_sends_much() {
 }
 
 #[test]
-fn what_acknowledges_bulk_overtakes_nobody() {
+fn acknowledgements_of_bulk_overtake_nothing() {
     let (mut a, mut c) = (Datapath::new(64), Datapath::new(64));
     let (sender, receiver) = (snapshot(1, &[3], None, 1452), snapshot(3, &[1], None, 1452));
     let (now, mut taps) = (Time::from_nanos(1_000_000_000), Taps::new(ALL));

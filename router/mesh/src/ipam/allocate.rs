@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use weft_crypto::{HostLabel, Time};
 
 use super::{
-    ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, LISTEN, Leaving, Local, Output, Pending, Range, Request,
-    Ring, RingId, STEPS, encode,
+    ASK_INTERVAL, AllocationId, Body, Change, Error, Ipam, Leaving, Local, Pending, Range, Request, Ring, RingId,
+    STEPS, encode,
 };
 use crate::stored::Stored;
 
@@ -33,11 +33,13 @@ impl Ipam {
         }
         let newer = (local.heard.iter())
             .find(|(host, heard)| {
-                local.state().0 == heard.ring && heard.n > local.state().1 && self.reachable.contains(host)
+                local.state().0 == heard.ring && heard.n > local.state().1 && self.hosts.reachable.contains(host)
             })
             .map(|(host, _)| *host);
-        if let Some(host) = newer {
-            self.pull(host, range, now);
+        if let Some(host) = newer
+            && let Some((local, outputs)) = self.at(range)
+        {
+            local.pull(host, range, now, outputs);
         }
         self.serve(range, now);
         if let Some(change) = self.next_change(range, now) {
@@ -50,7 +52,7 @@ impl Ipam {
 
     /// Answers the requests that this host can serve alone.
     pub(super) fn serve(&mut self, range: Range, now: Time) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         local.leases.resting.retain(|address, until| {
             let is_lent_here = local.ring.as_ref().is_some_and(|ring| ring.loans.get(address) == Some(&own));
@@ -71,11 +73,11 @@ impl Ipam {
                     local.leases.by_id.insert(pending.id, address);
                     local.leases.resting.remove(&address);
                     if is_new {
-                        self.persist(&Stored::Address(range, address), Some(encode(&pending.id)));
+                        self.outputs.persist(&Stored::Address(range, address), Some(encode(&pending.id)));
                     }
-                    self.reply(ticket, Ok(address));
+                    self.outputs.reply(ticket, Ok(address));
                 }
-                Some(Err(error)) => self.reply(ticket, Err(error)),
+                Some(Err(error)) => self.outputs.reply(ticket, Err(error)),
                 None => local.pending.push(pending),
             }
         }
@@ -86,13 +88,13 @@ impl Ipam {
         if let Some(change) = self.meet_rings(range, now) {
             return Some(change);
         }
-        let (own, start) = (self.own, self.start);
+        let (own, start) = (self.hosts.own, self.start);
         let local = self.locals.get(&range)?;
         let ring = local.ring.as_ref().filter(|ring| ring.superseded_by.is_none())?;
         if let Some((host, _)) = local.give_up.values().next() {
             return Some(Change::GiveUp(vec![*host]));
         }
-        if !local.is_confirmed && ring.members.contains_key(&own) && !self.has_listened(local, ring, now) {
+        if !local.is_confirmed && ring.members.contains_key(&own) && !self.hosts.has_listened(local, ring, now) {
             return None;
         }
         let is_new_voter = ring.voters.contains(&own) && !ring.members.contains_key(&own);
@@ -112,7 +114,7 @@ impl Ipam {
         if let Some(part) = local.parts.wanted.iter().flatten().find(takes) {
             return Some(Change::TakePart { part: *part, host: own });
         }
-        let free = ring.free_window(self.first_window(ring));
+        let free = ring.free_window(self.hosts.first_window(ring));
         for pending in &local.pending {
             let window = match pending.want {
                 None => match pending.within {
@@ -134,7 +136,9 @@ impl Ipam {
             (*borrower == own && !local.leases.held.contains_key(address) && !rests && !is_wanted).then_some(*address)
         };
         if let Some(address) = ring.loans.iter().find_map(done) {
-            self.leave(range, Leaving::Address(address));
+            if let Some((local, outputs)) = self.at(range) {
+                local.leave(range, Leaving::Address(address), outputs);
+            }
             return Some(Change::Return { address, host: own });
         }
         let local = self.locals.get(&range)?;
@@ -151,36 +155,9 @@ impl Ipam {
         wishes.clone().find(|wish| ring.after(wish).is_some()).cloned()
     }
 
-    /// Whether what the others have decided meanwhile has had time to reach this host.
-    fn has_listened(&self, local: &Local, ring: &Ring, now: Time) -> bool {
-        let others = ring.members.keys().filter(|host| **host != self.own);
-        let is_heard = |host: &HostLabel| !self.reachable.contains(host) || local.heard.contains_key(host);
-        let is_alone = !others.clone().any(|host| self.reachable.contains(host));
-        now.since(self.started) >= LISTEN || (!is_alone && others.clone().all(is_heard)) || others.count() == 0
-    }
-
-    /// Notes, before it is asked for, that something is given back.
-    pub(super) fn leave(&mut self, range: Range, what: Leaving) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        if local.leaving.insert(what) {
-            self.persist_ring(range);
-        }
-    }
-
-    /// Where this host begins to look for a free window: elsewhere than others, so that several can open one at once, and at the
-    /// beginning of a large range, so that networks can have parts of the rest.
-    pub(super) fn first_window(&self, ring: &Ring) -> u32 {
-        use std::hash::Hasher;
-        let mut hasher = siphasher::sip::SipHasher13::new();
-        hasher.write(&self.own.0);
-        hasher.write_u64(ring.n);
-        let windows = ring.range.windows();
-        (hasher.finish() % u64::from((windows / 8).max(64).min(windows))) as u32
-    }
-
     /// Asks holders for what no window can be opened for.
     pub(super) fn borrow(&mut self, range: Range, now: Time) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = &local.ring else { return };
         let mut asks = Vec::new();
@@ -195,8 +172,9 @@ impl Ipam {
                 },
                 None => ring.windows.values().filter(|held| !held.retired).map(|held| held.holder).collect(),
             };
-            let eligible =
-                |host: &&HostLabel| **host != own && self.reachable.contains(host) && !pending.refused.contains(host);
+            let eligible = |host: &&HostLabel| {
+                **host != own && self.hosts.reachable.contains(host) && !pending.refused.contains(host)
+            };
             let Some(holder) = holders.iter().find(eligible).copied() else { continue };
             pending.asked = now;
             asks.push((holder, Body::Borrow { id: pending.id, want: pending.want, within: pending.within }));
@@ -208,7 +186,7 @@ impl Ipam {
 
     pub(super) fn on_borrow(&mut self, from: HostLabel, request: Request, now: Time) {
         let Request { range, id, want, within } = request;
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none()) else {
             return;
@@ -225,7 +203,7 @@ impl Ipam {
             return self.advance(range, now);
         }
         if has_it {
-            return self.on_pull(from, range, (RingId::default(), 0));
+            return local.on_pull(from, range, (RingId::default(), 0), &mut self.outputs);
         }
         if let Some(want) = want.filter(|want| ring.loans.get(want) == Some(&own)) {
             // Lent to this host: it goes back to its holder if no container has it any more.
@@ -245,7 +223,7 @@ impl Ipam {
         };
         let lent = (from, n + 8);
         local.leases.lending.insert(address, lent);
-        self.persist(&Stored::Lending(range, address), Some(encode(&lent)));
+        self.outputs.persist(&Stored::Lending(range, address), Some(encode(&lent)));
         self.advance(range, now);
     }
 
@@ -258,19 +236,9 @@ impl Ipam {
         };
         let pending = local.pending.remove(position);
         match pending.ticket {
-            Some(ticket) => self.reply(ticket, Err(Error::InUse { address })),
-            None => self.fence(range, id, address),
+            Some(ticket) => self.outputs.reply(ticket, Err(Error::InUse { address })),
+            None => local.fence(range, id, address, &mut self.outputs),
         }
-    }
-
-    /// The right to an address is lost for good.
-    pub(super) fn fence(&mut self, range: Range, id: AllocationId, address: Ipv4Addr) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        local.leases.claims.remove(&address);
-        local.leases.held.remove(&address);
-        local.leases.by_id.remove(&id);
-        self.persist(&Stored::Address(range, address), None);
-        self.outputs.push_back(Output::Fence(id, address));
     }
 }
 
@@ -340,7 +308,7 @@ impl Local {
             && self.leases.resting.get(&address).is_none_or(|until| *until <= now)
     }
 
-    /// Of the own addresses the one that has rested longest, if there is no window left to take others from: a container that
+    /// Returns the own address that has rested longest, if there is no window left to take others from: a container that
     /// is started again in a small network gets one at once.
     fn resting_address(&self, own: HostLabel, within: Option<Range>) -> Option<Ipv4Addr> {
         let ring = self.ring.as_ref()?;

@@ -77,7 +77,7 @@ pub struct Request {
     pub within: Option<Range>,
 }
 
-/// What is to be done. What is sent and answered has to wait until all persisted before is on disk.
+/// Outputs of the state machine. Messages and answers have to wait until everything persisted before them is on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Send a message to a host.
@@ -100,7 +100,7 @@ pub enum Output {
 pub struct Announcement {
     /// Which ring.
     pub ring: RingId,
-    /// Its state.
+    /// Changes decided so far.
     pub n: u64,
     /// How many windows are open in it.
     pub windows: u32,
@@ -130,7 +130,7 @@ pub struct Named {
 /// How a ring stands, for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RingStatus {
-    /// Its range.
+    /// The range that the ring hands out of.
     pub range: Range,
     /// Whether there is a ring whose state this host knows.
     pub is_ready: bool,

@@ -62,7 +62,7 @@ pub enum Change {
     Register {
         /// Who.
         host: HostLabel,
-        /// Its start.
+        /// How often it has started, with a nonce of this start.
         start: Start,
     },
     /// The holder of a window lets another host have one address of it.

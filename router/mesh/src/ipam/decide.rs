@@ -1,56 +1,19 @@
 //! Deciding: proposals, votes, and what a decided change leads to.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand::RngExt;
+use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Time};
 
 use super::{
-    Acceptor, Announcement, Ballot, Body, Change, Error, Ipam, Kept, Leaving, Local, MAX_PENDING, MAX_TOGETHER, Output,
-    PATIENCE, Pending, Proposal, Range, Ring, Running, Step, Ticket, WISH_AGAIN, WISH_PATIENCE, encode,
+    Acceptor, Ballot, Body, Change, Error, Ipam, Leaving, Local, MAX_PENDING, Output, PATIENCE, Pending, Proposal,
+    Range, Ring, Running, Step, Ticket, WISH_AGAIN, WISH_PATIENCE, encode,
 };
 use crate::stored::Stored;
 
 impl Ipam {
-    pub(super) fn persist_ring(&mut self, range: Range) {
-        let Some(local) = self.locals.get(&range) else { return };
-        let (ring, acceptor, leaving) = (local.ring.clone(), local.votes.acceptor.clone(), local.leaving.clone());
-        let kept = Kept { ring, acceptor, leaving, is_confirmed: local.is_confirmed };
-        self.persist(&Stored::Ring(range), Some(encode(&kept)));
-    }
-
-    pub(super) fn on_prepare(&mut self, from: HostLabel, range: Range, ballot: Ballot) {
-        let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
-        let before = local.votes.acceptor.promised;
-        let answer = match local.votes.acceptor.prepare(ballot) {
-            Ok(accepted) => Body::Promise(ballot, accepted),
-            Err(promised) => Body::Refuse(promised),
-        };
-        if local.votes.acceptor.promised != before {
-            self.persist_ring(range);
-        }
-        self.send(from, range, answer);
-    }
-
-    pub(super) fn on_accept(&mut self, from: HostLabel, range: Range, ballot: Ballot, change: Change) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        let makes_sense = match &local.ring {
-            Some(ring) => ring.after(&change).is_some(),
-            None => Ring::found(range, &change).is_some(),
-        };
-        if !makes_sense || !local.may_vote() {
-            return;
-        }
-        let answer = match local.votes.acceptor.accept(ballot, change) {
-            Ok(()) => Body::Vote(ballot),
-            Err(promised) => Body::Refuse(promised),
-        };
-        self.persist_ring(range);
-        self.send(from, range, answer);
-    }
-
     pub(super) fn on_step(&mut self, range: Range, step: Step, now: Time) {
         match step {
             Step::Wait => {}
@@ -58,16 +21,16 @@ impl Ipam {
                 let Some(running) = self.locals.get(&range).and_then(|local| local.votes.running.as_ref()) else {
                     return;
                 };
-                let (own, ballot, voters) = (self.own, running.proposal.ballot, running.proposal.voters.clone());
+                let (own, ballot, voters) = (self.hosts.own, running.proposal.ballot, running.proposal.voters.clone());
                 for voter in voters.iter().copied().filter(|voter| *voter != own) {
                     self.send(voter, range, Body::Accept(ballot, change.clone()));
                 }
-                if voters.contains(&self.own) {
+                if voters.contains(&self.hosts.own) {
                     self.vote_for_own(range, ballot, change, now);
                 }
             }
             Step::Decided(change) => {
-                let told = self.hosts_to_tell(range);
+                let told = self.locals.get(&range).map(|local| self.hosts.to_tell(local)).unwrap_or_default();
                 for host in told {
                     self.send(host, range, Body::Decided(change.clone()));
                 }
@@ -78,37 +41,30 @@ impl Ipam {
 
     /// The own vote is written down like any other.
     pub(super) fn vote_for_own(&mut self, range: Range, ballot: Ballot, change: Change, now: Time) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range).filter(|local| local.may_vote()) else { return };
         if let Err(promised) = local.votes.acceptor.accept(ballot, change) {
-            return self.back_off(range, promised.round, now);
+            return local.back_off(promised.round, backoff(&mut self.rng), now);
         }
-        self.persist_ring(range);
+        if let Some((local, outputs)) = self.at(range) {
+            local.persist(range, outputs);
+        }
         let running = self.locals.get_mut(&range).and_then(|local| local.votes.running.as_mut());
         let step = running.map(|running| running.proposal.on_vote(own));
         self.on_step(range, step.unwrap_or(Step::Wait), now);
     }
 
-    /// Voters and members hear of a decision at once; everybody else by gossip.
-    pub(super) fn hosts_to_tell(&self, range: Range) -> BTreeSet<HostLabel> {
-        let Some(local) = self.locals.get(&range) else { return BTreeSet::new() };
-        let members = local.ring.iter().flat_map(|ring| ring.members.keys().chain(&ring.voters));
-        let asked = local.votes.running.iter().flat_map(|running| &running.proposal.voters);
-        let all = members.chain(asked).chain(local.votes.wishes.keys()).copied();
-        all.filter(|host| *host != self.own && self.reachable.contains(host)).collect()
-    }
-
     pub(super) fn propose(&mut self, range: Range, change: Change, now: Time) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         if local.votes.running.is_some() || now < local.votes.retry_after {
             return;
         }
         let (voters, needed) = match &local.ring {
             Some(ring) => ring.quorum(&change),
-            None => self.founding_quorum(),
+            None => self.hosts.founding_quorum(),
         };
-        let is_there = |voter: &&HostLabel| **voter == own || self.reachable.contains(voter);
+        let is_there = |voter: &&HostLabel| **voter == own || self.hosts.reachable.contains(voter);
         if voters.iter().filter(is_there).count() < needed {
             return;
         }
@@ -116,8 +72,8 @@ impl Ipam {
         if first != own && self.wish(range, first, &change, now) {
             return;
         }
-        let change = self.together(range, change);
         let Some(local) = self.locals.get_mut(&range) else { return };
+        let change = local.together(change);
         local.votes.round = local.votes.round.max(local.votes.acceptor.promised.round) + 1;
         let ballot = Ballot { round: local.votes.round, proposer: own };
         let proposal = Proposal::new(ballot, change.clone(), voters.clone(), needed);
@@ -133,7 +89,9 @@ impl Ipam {
             let Some(local) = self.locals.get_mut(&range) else { return };
             let Ok(accepted) = local.votes.acceptor.prepare(ballot) else { return };
             let step = local.votes.running.as_mut().map(|running| running.proposal.on_promise(own, accepted));
-            self.persist_ring(range);
+            if let Some((local, outputs)) = self.at(range) {
+                local.persist(range, outputs);
+            }
             self.on_step(range, step.unwrap_or(Step::Wait), now);
         }
     }
@@ -142,7 +100,7 @@ impl Ipam {
     pub(super) fn wish(&mut self, range: Range, first: HostLabel, change: &Change, now: Time) -> bool {
         let change = match change {
             Change::Found { .. } => None,
-            change if Ring::may_wish(self.own, change) => Some(change.clone()),
+            change if Ring::may_wish(self.hosts.own, change) => Some(change.clone()),
             _ => return false,
         };
         let Some(local) = self.locals.get_mut(&range) else { return false };
@@ -170,29 +128,6 @@ impl Ipam {
         self.advance(range, now);
     }
 
-    /// A change and what others wish for, as one.
-    pub(super) fn together(&mut self, range: Range, change: Change) -> Change {
-        let Some(local) = self.locals.get_mut(&range) else { return change };
-        let Some(ring) = &local.ring else { return change };
-        let makes_sense = |wish: &&Change| **wish != change && ring.after(wish).is_some();
-        let wishes = local.votes.wishes.values().map(|(wish, _)| wish).filter(makes_sense);
-        let wishes: Vec<Change> = wishes.take(MAX_TOGETHER - 1).cloned().collect();
-        // Whose quorum differs stands alone.
-        let is_alone = |change: &Change| matches!(change, Change::GiveUp(_));
-        if wishes.is_empty() || is_alone(&change) || wishes.iter().any(is_alone) {
-            return change;
-        }
-        Change::All(std::iter::once(change).chain(wishes).collect())
-    }
-
-    pub(super) fn back_off(&mut self, range: Range, round: u32, now: Time) {
-        let wait = Duration::from_millis(self.rng.random_range(20..300));
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        local.votes.round = local.votes.round.max(round);
-        local.votes.running = None;
-        local.votes.retry_after = now + wait;
-    }
-
     /// A change is decided: on to the next state.
     pub(super) fn decide(&mut self, range: Range, change: &Change, now: Time) {
         let Some(local) = self.locals.get(&range) else { return };
@@ -207,7 +142,7 @@ impl Ipam {
 
     /// Takes over a state that was decided.
     pub(super) fn adopt(&mut self, range: Range, ring: Ring, now: Time) {
-        let (own, nonce) = (self.own, self.start.nonce);
+        let (own, nonce) = (self.hosts.own, self.start.nonce);
         let Some(local) = self.locals.get_mut(&range) else { return };
         let is_stranger = local.ring.is_none() && local.votes.acceptor.accepted.is_none();
         (local.votes.acceptor, local.votes.running, local.votes.round) = (Acceptor::default(), None, 0);
@@ -229,14 +164,21 @@ impl Ipam {
         local.ring = Some(ring);
         if let Some(known) = known.filter(|known| is_known && known.number > self.start.number) {
             self.start = known;
-            self.persist(&Stored::Starts, Some(encode(&known.number)));
+            self.outputs.persist(&Stored::Starts, Some(encode(&known.number)));
         }
-        self.persist_ring(range);
+        if let Some((local, outputs)) = self.at(range) {
+            local.persist(range, outputs);
+        }
         self.answer_given_up(range);
         self.look_at_parts(range);
-        self.drop_dead_loans(range);
+        if let Some((local, outputs)) = self.at(range) {
+            local.drop_dead_loans(range, outputs);
+        }
         self.check_rights(range);
-        self.announce(range);
+        let own = self.hosts.own;
+        if let Some((local, outputs)) = self.at(range) {
+            local.announce(range, own, outputs);
+        }
         self.unsettled.insert(range);
     }
 
@@ -255,14 +197,14 @@ impl Ipam {
                 local.give_up.remove(&ticket);
             }
             if !self.locals.values().any(|local| local.give_up.contains_key(&ticket)) {
-                self.outputs.push_back(Output::Done(ticket, Ok(())));
+                self.outputs.push(Output::Done(ticket, Ok(())));
             }
         }
     }
 
     /// Parts that are no network's any more are left, and who waits for others hears whether they are had.
     pub(super) fn look_at_parts(&mut self, range: Range) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(parts) = &mut local.parts.wanted else { return };
         let ring = local.ring.as_ref().filter(|ring| local.is_confirmed && ring.superseded_by.is_none());
@@ -291,34 +233,16 @@ impl Ipam {
         };
         let left: Vec<Range> = ring.iter().flat_map(|ring| ring.parts.keys().filter(unwanted)).copied().collect();
         for part in left {
-            self.leave(range, Leaving::Part(part));
-        }
-        self.outputs.extend(answers.into_iter().map(|(ticket, answer)| Output::Done(ticket, answer)));
-    }
-
-    /// An address promised to another is free again once the state it was promised in has passed without it.
-    pub(super) fn drop_dead_loans(&mut self, range: Range) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        let n = local.state().1;
-        let is_lent = |address: &Ipv4Addr| local.ring.as_ref().is_some_and(|ring| ring.loans.contains_key(address));
-        let dead: Vec<Ipv4Addr> = local
-            .leases
-            .lending
-            .iter()
-            .filter(|(address, (_, until))| n > *until || is_lent(address))
-            .map(|(address, _)| *address)
-            .collect();
-        for address in dead {
-            if let Some(local) = self.locals.get_mut(&range) {
-                local.leases.lending.remove(&address);
+            if let Some((local, outputs)) = self.at(range) {
+                local.leave(range, Leaving::Part(part), outputs);
             }
-            self.persist(&Stored::Lending(range, address), None);
         }
+        answers.into_iter().for_each(|(ticket, answer)| self.outputs.push(Output::Done(ticket, answer)));
     }
 
     /// Finds handed-out addresses that this host has no right to in the present ring.
     pub(super) fn check_rights(&mut self, range: Range) {
-        let own = self.own;
+        let own = self.hosts.own;
         let Some(local) = self.locals.get_mut(&range) else { return };
         let Some(ring) = local.ring.as_ref().filter(|ring| ring.superseded_by.is_none()) else { return };
         let mut lost = Vec::new();
@@ -340,29 +264,14 @@ impl Ipam {
         let claims = &local.leases.claims;
         local.pending.retain(|p| p.ticket.is_some() || p.want.is_some_and(|want| claims.contains(&want)));
         for (id, address) in lost {
-            self.fence(range, id, address);
+            if let Some((local, outputs)) = self.at(range) {
+                local.fence(range, id, address, outputs);
+            }
         }
     }
+}
 
-    pub(super) fn announce(&mut self, range: Range) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        let Some(ring) = &local.ring else { return };
-        // Voters speak for the ring, members for their part in it: a ring whose voters are gone is still seen. That others
-        // were given up has to reach them from any host that knows.
-        let speaks = ring.mentions(self.own) || local.announced.is_some() || !ring.succeeds.is_empty();
-        if !speaks {
-            return;
-        }
-        let announcement = Announcement {
-            ring: ring.id,
-            n: ring.n,
-            windows: ring.windows.len() as u32,
-            succeeds: ring.succeeds.clone(),
-            superseded_by: ring.superseded_by,
-        };
-        if local.announced.as_ref() != Some(&announcement) {
-            local.announced = Some(announcement.clone());
-            self.outputs.push_back(Output::Announce(range, announcement));
-        }
-    }
+/// How long to wait before the next try, so that two proposers do not disturb each other again and again.
+pub(super) fn backoff(rng: &mut ChaCha20Rng) -> Duration {
+    Duration::from_millis(rng.random_range(20..300))
 }

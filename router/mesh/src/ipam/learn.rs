@@ -3,34 +3,9 @@
 use rand::Rng;
 use weft_crypto::{HostLabel, Time};
 
-use super::{
-    ASK_INTERVAL, Announcement, Body, Change, Download, Ipam, MAX_PARTS, Named, PART, Range, Ring, RingId, decode,
-    encode, make_odd,
-};
+use super::{Announcement, Change, Download, Ipam, MAX_PARTS, Range, Ring, RingId, decode, make_odd};
 
 impl Ipam {
-    pub(super) fn pull(&mut self, from: HostLabel, range: Range, now: Time) {
-        let Some(local) = self.locals.get_mut(&range) else { return };
-        if now.since(local.asked_state) < ASK_INTERVAL && local.asked_state != Time::ZERO {
-            return;
-        }
-        local.asked_state = now;
-        self.send(from, range, Body::Pull);
-    }
-
-    pub(super) fn on_pull(&mut self, from: HostLabel, range: Range, theirs: (RingId, u64)) {
-        let Some(ring) = self.locals.get(&range).and_then(|local| local.ring.as_ref()) else { return };
-        if (ring.id, ring.n) == theirs {
-            return;
-        }
-        let bytes = encode(ring);
-        let parts: Vec<Vec<u8>> = bytes.chunks(PART).map(<[u8]>::to_vec).collect();
-        let count = parts.len() as u16;
-        for (part, bytes) in (0..).zip(parts) {
-            self.send(from, range, Body::State { part, parts: count, bytes });
-        }
-    }
-
     #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(super) fn on_state(
         &mut self,
@@ -66,44 +41,27 @@ impl Ipam {
         }
     }
 
-    /// Whom a founding takes: the peers named that were met, and this host.
-    pub(super) fn electorate(&self) -> Vec<HostLabel> {
-        if self.founds_alone {
-            return vec![self.own];
-        }
-        let mut all: Vec<HostLabel> =
-            self.named.iter().filter_map(|named| named.host).filter(|host| !self.given_up.contains(host)).collect();
-        all.push(self.own);
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    /// Who decides on a founding, and how many it takes: a majority of all named, met or not, and this host.
-    pub(super) fn founding_quorum(&self) -> (Vec<HostLabel>, usize) {
-        let electorate = self.electorate();
-        let met = |named: &&Named| named.host.is_some();
-        let strangers = if self.founds_alone { 0 } else { self.named.len() - self.named.iter().filter(met).count() };
-        let needed = (electorate.len() + strangers) / 2 + 1;
-        (electorate, needed)
-    }
-
     /// Finds or founds a ring for a range that this host wants an address of.
     pub(super) fn seek_ring(&mut self, range: Range, now: Time) {
         let Some(local) = self.locals.get(&range) else { return };
-        let known = local.heard.iter().filter(|(host, _)| self.reachable.contains(host));
+        let known = local.heard.iter().filter(|(host, _)| self.hosts.reachable.contains(host));
         if let Some(host) = known.max_by_key(|(_, heard)| heard.n).map(|(host, _)| *host) {
-            return self.pull(host, range, now);
-        }
-        // A ring that is known of but out of reach is waited for: a second one would have to be mended later.
-        if local.heard.keys().any(|host| !self.given_up.contains(host)) && !self.founds_alone {
+            if let Some((local, outputs)) = self.at(range) {
+                local.pull(host, range, now, outputs);
+            }
             return;
         }
-        let electorate = self.electorate();
-        let mut voters: Vec<HostLabel> =
-            electorate.into_iter().filter(|host| *host == self.own || self.reachable.contains(host)).collect();
+        // A ring that is known of but out of reach is waited for: a second one would have to be mended later.
+        if local.heard.keys().any(|host| !self.hosts.given_up.contains(host)) && !self.hosts.founds_alone {
+            return;
+        }
+        let electorate = self.hosts.electorate();
+        let mut voters: Vec<HostLabel> = electorate
+            .into_iter()
+            .filter(|host| *host == self.hosts.own || self.hosts.reachable.contains(host))
+            .collect();
         make_odd(&mut voters);
-        let (id, founder, start) = (RingId(self.rng.next_u64().max(1)), self.own, self.start);
+        let (id, founder, start) = (RingId(self.rng.next_u64().max(1)), self.hosts.own, self.start);
         self.propose(range, Change::Found { id, founder, start, voters }, now);
     }
 
@@ -130,23 +88,27 @@ impl Ipam {
         let given_way = others.clone().find(|(_, heard)| goes_on(heard)).map(|(host, heard)| (*host, heard.ring));
         let deserted = away.len() * 2 > ring.voters.len();
         let away = given_way.into_iter().chain(away.into_iter().filter(|_| deserted));
-        if let Some((host, other)) = away.into_iter().find(|(host, _)| self.reachable.contains(host)) {
+        if let Some((host, other)) = away.into_iter().find(|(host, _)| self.hosts.reachable.contains(host)) {
             self.locals.get_mut(&range)?.deserted_for = Some(other);
-            self.pull(host, range, now);
+            if let Some((local, outputs)) = self.at(range) {
+                local.pull(host, range, now, outputs);
+            }
             return None;
         }
         match ring.superseded_by {
             None => {
                 // The word of a host that is away outlives it: its ring is met when the host is.
                 let mut live =
-                    others.filter(|(host, heard)| heard.superseded_by.is_none() && self.reachable.contains(host));
+                    others.filter(|(host, heard)| heard.superseded_by.is_none() && self.hosts.reachable.contains(host));
                 live.find(|(_, heard)| heard.outranks(ring)).map(|(_, heard)| Change::Supersede(heard.ring))
             }
             Some(next) => {
-                let mut there = others.filter(|(host, _)| self.reachable.contains(host));
+                let mut there = others.filter(|(host, _)| self.hosts.reachable.contains(host));
                 if let Some((host, _)) = there.clone().find(|(_, heard)| heard.ring == next) {
                     let host = *host;
-                    self.pull(host, range, now);
+                    if let Some((local, outputs)) = self.at(range) {
+                        local.pull(host, range, now, outputs);
+                    }
                     return None;
                 }
                 // That one has given way in turn, and no reachable host announces it.
@@ -155,7 +117,9 @@ impl Ipam {
                     return Some(Change::Revive);
                 };
                 self.locals.get_mut(&range)?.deserted_for = Some(other);
-                self.pull(host, range, now);
+                if let Some((local, outputs)) = self.at(range) {
+                    local.pull(host, range, now, outputs);
+                }
                 None
             }
         }

@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use weft_crypto::{HostLabel, Time};
 
+use super::message::Body;
+use super::outbox::Outbox;
 use super::paxos::{Acceptor, Ballot, Proposal};
 use super::ring::{Change, Range, Ring, RingId};
-use super::{AllocationId, Announcement, Ticket};
+use super::{ASK_INTERVAL, AllocationId, Announcement, MAX_TOGETHER, Output, PART, Ticket};
+use crate::codec::encode;
+use crate::stored::Stored;
 
 /// What this host knows and does about one range.
 #[derive(Default)]
@@ -157,5 +162,145 @@ impl Local {
             Some(ring) if ring.id == id => n > ring.n,
             Some(ring) => ring.superseded_by == Some(id) || self.deserted_for == Some(id),
         }
+    }
+
+    pub(super) fn persist(&self, range: Range, outputs: &mut Outbox) {
+        let (ring, acceptor, leaving) = (self.ring.clone(), self.votes.acceptor.clone(), self.leaving.clone());
+        let kept = Kept { ring, acceptor, leaving, is_confirmed: self.is_confirmed };
+        outputs.persist(&Stored::Ring(range), Some(encode(&kept)));
+    }
+
+    /// Notes, before it is asked for, that something is given back.
+    pub(super) fn leave(&mut self, range: Range, what: Leaving, outputs: &mut Outbox) {
+        if self.leaving.insert(what) {
+            self.persist(range, outputs);
+        }
+    }
+
+    pub(super) fn on_prepare(&mut self, from: HostLabel, range: Range, ballot: Ballot, outputs: &mut Outbox) {
+        if !self.may_vote() {
+            return;
+        }
+        let before = self.votes.acceptor.promised;
+        let answer = match self.votes.acceptor.prepare(ballot) {
+            Ok(accepted) => Body::Promise(ballot, accepted),
+            Err(promised) => Body::Refuse(promised),
+        };
+        if self.votes.acceptor.promised != before {
+            self.persist(range, outputs);
+        }
+        outputs.send(from, range, self.state(), answer);
+    }
+
+    pub(super) fn on_accept(
+        &mut self,
+        from: HostLabel,
+        range: Range,
+        ballot: Ballot,
+        change: Change,
+        outputs: &mut Outbox,
+    ) {
+        let makes_sense = match &self.ring {
+            Some(ring) => ring.after(&change).is_some(),
+            None => Ring::found(range, &change).is_some(),
+        };
+        if !makes_sense || !self.may_vote() {
+            return;
+        }
+        let answer = match self.votes.acceptor.accept(ballot, change) {
+            Ok(()) => Body::Vote(ballot),
+            Err(promised) => Body::Refuse(promised),
+        };
+        self.persist(range, outputs);
+        outputs.send(from, range, self.state(), answer);
+    }
+
+    /// A change and what others wish for, as one.
+    pub(super) fn together(&self, change: Change) -> Change {
+        let Some(ring) = &self.ring else { return change };
+        let makes_sense = |wish: &&Change| **wish != change && ring.after(wish).is_some();
+        let wishes = self.votes.wishes.values().map(|(wish, _)| wish).filter(makes_sense);
+        let wishes: Vec<Change> = wishes.take(MAX_TOGETHER - 1).cloned().collect();
+        // Whose quorum differs stands alone.
+        let is_alone = |change: &Change| matches!(change, Change::GiveUp(_));
+        if wishes.is_empty() || is_alone(&change) || wishes.iter().any(is_alone) {
+            return change;
+        }
+        Change::All(std::iter::once(change).chain(wishes).collect())
+    }
+
+    /// Gives way to another proposer: the next try is in a round above `round`, after `wait`.
+    pub(super) fn back_off(&mut self, round: u32, wait: Duration, now: Time) {
+        self.votes.round = self.votes.round.max(round);
+        self.votes.running = None;
+        self.votes.retry_after = now + wait;
+    }
+
+    /// Frees addresses promised to others once the state they were promised in has passed without a decision.
+    pub(super) fn drop_dead_loans(&mut self, range: Range, outputs: &mut Outbox) {
+        let n = self.state().1;
+        let ring = self.ring.as_ref();
+        self.leases.lending.retain(|address, (_, until)| {
+            let is_lent = ring.is_some_and(|ring| ring.loans.contains_key(address));
+            let is_dead = n > *until || is_lent;
+            if is_dead {
+                outputs.persist(&Stored::Lending(range, *address), None);
+            }
+            !is_dead
+        });
+    }
+
+    /// Tells all hosts how far the ring has come, if that is news.
+    pub(super) fn announce(&mut self, range: Range, own: HostLabel, outputs: &mut Outbox) {
+        let Some(ring) = &self.ring else { return };
+        // Voters speak for the ring, members for their part in it: a ring whose voters are gone is still seen. That others
+        // were given up has to reach them from any host that knows.
+        let speaks = ring.mentions(own) || self.announced.is_some() || !ring.succeeds.is_empty();
+        if !speaks {
+            return;
+        }
+        let announcement = Announcement {
+            ring: ring.id,
+            n: ring.n,
+            windows: ring.windows.len() as u32,
+            succeeds: ring.succeeds.clone(),
+            superseded_by: ring.superseded_by,
+        };
+        if self.announced.as_ref() != Some(&announcement) {
+            self.announced = Some(announcement.clone());
+            outputs.push(Output::Announce(range, announcement));
+        }
+    }
+
+    /// Asks a host for the state of a ring, not too often.
+    pub(super) fn pull(&mut self, from: HostLabel, range: Range, now: Time, outputs: &mut Outbox) {
+        if now.since(self.asked_state) < ASK_INTERVAL && self.asked_state != Time::ZERO {
+            return;
+        }
+        self.asked_state = now;
+        outputs.send(from, range, self.state(), Body::Pull);
+    }
+
+    /// Sends the ring's state to a host that is in another one.
+    pub(super) fn on_pull(&self, from: HostLabel, range: Range, theirs: (RingId, u64), outputs: &mut Outbox) {
+        let Some(ring) = &self.ring else { return };
+        if (ring.id, ring.n) == theirs {
+            return;
+        }
+        let bytes = encode(ring);
+        let parts: Vec<Vec<u8>> = bytes.chunks(PART).map(<[u8]>::to_vec).collect();
+        let count = parts.len() as u16;
+        for (part, bytes) in (0..).zip(parts) {
+            outputs.send(from, range, self.state(), Body::State { part, parts: count, bytes });
+        }
+    }
+
+    /// The right to an address is lost for good.
+    pub(super) fn fence(&mut self, range: Range, id: AllocationId, address: Ipv4Addr, outputs: &mut Outbox) {
+        self.leases.claims.remove(&address);
+        self.leases.held.remove(&address);
+        self.leases.by_id.remove(&id);
+        outputs.persist(&Stored::Address(range, address), None);
+        outputs.push(Output::Fence(id, address));
     }
 }

@@ -50,7 +50,7 @@ pub enum Body {
         part: u16,
         /// Of how many.
         parts: u16,
-        /// Its bytes.
+        /// A part of the encoded ring.
         bytes: Vec<u8>,
     },
     /// Asks the holder of a window for an address of it.

@@ -5,7 +5,7 @@
 //! 3. Here: a host opens a window (a round trip to the voters), then hands out of it alone. Only the host that has
 //!    a window open hands out of it, and it remembers what it handed out before it says so. So no address is
 //!    held twice; and as nothing but open windows ever belongs to a host, the rest of the range never has to be
-//!    taken back from one that is gone.
+//!    taken back from a host that is gone.
 //!
 //! A sans-I/O state machine: time and messages in, [`Output`]s out. What is sent or answered must wait until what was
 //! to be persisted before it is on disk.
@@ -14,15 +14,17 @@ mod allocate;
 mod api;
 mod change;
 mod decide;
+mod hosts;
 mod learn;
 mod local;
 pub mod message;
+mod outbox;
 pub mod paxos;
 mod range;
 pub mod ring;
 mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -31,13 +33,15 @@ use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Time};
 
 pub use api::*;
+use hosts::Hosts;
 use local::{Download, Kept, Leaving, Local, Pending, Running};
+use outbox::Outbox;
 
 use crate::codec::{decode, encode};
 use crate::stored::Stored;
 use message::{Body, Message, PART};
 use paxos::{Acceptor, Ballot, Proposal, Step};
-use ring::{Change, MAX_TOGETHER, MAX_VOTERS, Range, Ring, RingId, Start, make_odd};
+use ring::{Change, MAX_TOGETHER, Range, Ring, RingId, Start, make_odd};
 
 /// What an address is allocated for: the same id gets the same address again.
 pub type AllocationId = [u8; 16];
@@ -72,23 +76,13 @@ const MAX_PARTS: u16 = 2048;
 
 /// The addresses of this host, and its part in the rings.
 pub struct Ipam {
-    own: HostLabel,
-    started: Time,
+    hosts: Hosts,
     start: Start,
     rng: ChaCha20Rng,
-    grace: Duration,
-    /// Found a ring although peers are named.
-    founds_alone: bool,
-    named: Vec<Named>,
-    reachable: BTreeSet<HostLabel>,
-    /// Hosts that a user said are off for good: they are not waited for until they are reached again.
-    given_up: BTreeSet<HostLabel>,
-    /// When those that can no longer be reached were last reached.
-    last_seen: BTreeMap<HostLabel, Time>,
     locals: BTreeMap<Range, Local>,
     /// Ranges whose state changed since it was looked what can go on.
     unsettled: BTreeSet<Range>,
-    outputs: VecDeque<Output>,
+    outputs: Outbox,
     next_upkeep: Time,
 }
 
@@ -98,23 +92,26 @@ impl Ipam {
         let mut rng = ChaCha20Rng::from_seed(setup.entropy);
         let last: u64 = kept.get(&Stored::Starts.encode()).and_then(|value| decode(value)).unwrap_or(0);
         let start = Start { number: last + 1, nonce: rng.next_u64() };
-        let mut ipam = Ipam {
+        let hosts = Hosts {
             own: setup.own,
             started: setup.now,
-            start,
-            rng,
             grace: setup.grace,
             founds_alone: setup.founds_alone,
             named: Vec::new(),
             reachable: BTreeSet::new(),
             given_up: BTreeSet::new(),
             last_seen: BTreeMap::new(),
+        };
+        let mut ipam = Ipam {
+            hosts,
+            start,
+            rng,
             locals: BTreeMap::new(),
             unsettled: BTreeSet::new(),
-            outputs: VecDeque::new(),
+            outputs: Outbox::default(),
             next_upkeep: Time::ZERO,
         };
-        ipam.persist(&Stored::Starts, Some(encode(&start.number)));
+        ipam.outputs.persist(&Stored::Starts, Some(encode(&start.number)));
         ipam.restore(kept, setup.continues);
         ipam
     }
@@ -148,9 +145,14 @@ impl Ipam {
         }
         let ranges: Vec<Range> = self.locals.keys().copied().collect();
         for range in ranges {
-            self.persist_ring(range);
+            if let Some((local, outputs)) = self.at(range) {
+                local.persist(range, outputs);
+            }
             self.check_rights(range);
-            self.announce(range);
+            let own = self.hosts.own;
+            if let Some((local, outputs)) = self.at(range) {
+                local.announce(range, own, outputs);
+            }
         }
     }
 
@@ -158,13 +160,13 @@ impl Ipam {
     pub fn allocate(&mut self, ticket: Ticket, request: Request, now: Time) {
         let Request { range, id, want, within } = request;
         if let Some(address) = want.filter(|address| !range.contains(*address) || range.is_reserved(*address)) {
-            return self.reply(ticket, Err(Error::Reserved(address)));
+            return self.outputs.reply(ticket, Err(Error::Reserved(address)));
         }
-        let Some(local) = self.local(range).filter(|local| local.pending.len() < MAX_PENDING) else {
-            return self.reply(ticket, Err(Error::Busy));
+        let Some(local) = room(&mut self.locals, range).filter(|local| local.pending.len() < MAX_PENDING) else {
+            return self.outputs.reply(ticket, Err(Error::Busy));
         };
         if let Some(address) = want.filter(|address| local.leases.set_aside.contains(address)) {
-            return self.reply(ticket, Err(Error::Reserved(address)));
+            return self.outputs.reply(ticket, Err(Error::Reserved(address)));
         }
         let until = now + PATIENCE;
         let refused = BTreeSet::new();
@@ -174,7 +176,7 @@ impl Ipam {
 
     /// Addresses that this host does not hand out, because a network uses them for something else.
     pub fn set_aside(&mut self, range: Range, addresses: BTreeSet<Ipv4Addr>) {
-        if let Some(local) = self.local(range) {
+        if let Some(local) = room(&mut self.locals, range) {
             local.leases.set_aside = addresses;
         }
     }
@@ -186,9 +188,9 @@ impl Ipam {
     /// Parts that an earlier call named and this one does not are left; those that only the ring knows of are left once
     /// `is_complete`: a host that lost its store learns of its networks one by one.
     pub fn set_parts(&mut self, ticket: Ticket, range: Range, parts: BTreeSet<Range>, is_complete: bool, now: Time) {
-        let own = self.own;
-        let Some(local) = self.local(range) else {
-            return self.outputs.push_back(Output::Done(ticket, Err(Error::Busy)));
+        let own = self.hosts.own;
+        let Some(local) = room(&mut self.locals, range) else {
+            return self.outputs.push(Output::Done(ticket, Err(Error::Busy)));
         };
         let before = local.parts.wanted.replace(parts.clone()).unwrap_or_else(|| parts.clone());
         local.parts.knows_parts |= is_complete;
@@ -196,7 +198,9 @@ impl Ipam {
         let is_had = |part: &&Range| local.ring.as_ref().is_some_and(|ring| ring.has_part(own, **part));
         let left: Vec<Range> = before.difference(&parts).filter(is_had).copied().collect();
         for part in left {
-            self.leave(range, Leaving::Part(part));
+            if let Some((local, outputs)) = self.at(range) {
+                local.leave(range, Leaving::Part(part), outputs);
+            }
         }
         self.look_at_parts(range);
         self.advance(range, now);
@@ -212,7 +216,7 @@ impl Ipam {
         local.leases.claims.remove(&address);
         local.pending.retain(|pending| pending.id != id);
         local.leases.resting.insert(address, now + QUARANTINE);
-        self.persist(&Stored::Address(range, address), None);
+        self.outputs.persist(&Stored::Address(range, address), None);
         self.advance(range, now);
     }
 
@@ -231,13 +235,13 @@ impl Ipam {
 
     /// Takes back what a host had that is off for good; an [`Output::Done`] follows within [`PATIENCE`].
     pub fn give_up(&mut self, ticket: Ticket, host: HostLabel, now: Time) {
-        self.given_up.insert(host);
+        self.hosts.given_up.insert(host);
         let concerned: Vec<Range> = (self.locals.iter())
             .filter(|(_, local)| local.ring.as_ref().is_some_and(|ring| ring.mentions(host)))
             .map(|(range, _)| *range)
             .collect();
         if concerned.is_empty() {
-            return self.outputs.push_back(Output::Done(ticket, Ok(())));
+            return self.outputs.push(Output::Done(ticket, Ok(())));
         }
         for range in concerned {
             if let Some(local) = self.locals.get_mut(&range) {
@@ -249,21 +253,21 @@ impl Ipam {
 
     /// The peers the user named, and the hosts that can be reached now.
     pub fn set_hosts(&mut self, named: Vec<Named>, reachable: impl Iterator<Item = HostLabel> + Clone, now: Time) {
-        self.named = named;
-        if reachable.clone().eq(self.reachable.iter().copied()) {
+        self.hosts.named = named;
+        if reachable.clone().eq(self.hosts.reachable.iter().copied()) {
             return;
         }
-        let before = std::mem::replace(&mut self.reachable, reachable.collect());
-        self.given_up.retain(|host| !self.reachable.contains(host));
-        for host in before.difference(&self.reachable) {
-            self.last_seen.insert(*host, now);
+        let before = std::mem::replace(&mut self.hosts.reachable, reachable.collect());
+        self.hosts.given_up.retain(|host| !self.hosts.reachable.contains(host));
+        for host in before.difference(&self.hosts.reachable) {
+            self.hosts.last_seen.insert(*host, now);
         }
     }
 
     /// A host announced, by gossip, how far a ring has come; or takes it back.
     pub fn hear(&mut self, from: HostLabel, range: Range, announcement: Option<Announcement>, now: Time) {
-        let is_own = from == self.own;
-        let Some(local) = self.local(range).filter(|_| !is_own) else { return };
+        let is_own = from == self.hosts.own;
+        let Some(local) = room(&mut self.locals, range).filter(|_| !is_own) else { return };
         match announcement {
             Some(announcement) => drop(local.heard.insert(from, announcement)),
             None => drop(local.heard.remove(&from)),
@@ -274,17 +278,22 @@ impl Ipam {
     /// A message from a host, proven to be its.
     pub fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
         let Some(Message { range, ring, n, body }) = Message::decode(bytes) else { return };
-        let Some(local) = self.local(range) else { return };
+        if room(&mut self.locals, range).is_none() {
+            return;
+        }
+        let Some((local, outputs)) = self.at(range) else { return };
         let state = local.state();
         let is_same = state == (ring, n);
         let is_ahead = ring != RingId::default() && (state.0 == RingId::default() || (state.0 == ring && n > state.1));
         match body {
-            Body::Prepare(ballot) if is_same => self.on_prepare(from, range, ballot),
-            Body::Accept(ballot, change) if is_same => self.on_accept(from, range, ballot, change),
+            Body::Prepare(ballot) if is_same => local.on_prepare(from, range, ballot, outputs),
+            Body::Accept(ballot, change) if is_same => {
+                local.on_accept(from, range, ballot, change, outputs);
+            }
             Body::Prepare(_) | Body::Accept(..) => {
-                self.send(from, range, Body::Refuse(Ballot::default()));
+                outputs.send(from, range, state, Body::Refuse(Ballot::default()));
                 if is_ahead {
-                    self.pull(from, range, now);
+                    local.pull(from, range, now, outputs);
                 }
             }
             Body::Promise(ballot, accepted) if is_same => {
@@ -298,11 +307,14 @@ impl Ipam {
             Body::Refuse(promised) if is_same => {
                 let is_outbid = local.votes.running.as_ref().is_some_and(|running| running.proposal.ballot < promised);
                 if is_outbid {
-                    self.back_off(range, promised.round, now);
+                    let wait = decide::backoff(&mut self.rng);
+                    if let Some((local, _)) = self.at(range) {
+                        local.back_off(promised.round, wait, now);
+                    }
                 }
             }
             Body::Decided(change) if is_same => self.decide(range, &change, now),
-            Body::Decided(_) | Body::Refuse(_) if is_ahead => self.pull(from, range, now),
+            Body::Decided(_) | Body::Refuse(_) if is_ahead => local.pull(from, range, now, outputs),
             Body::Refuse(_) if ring != RingId::default() => {
                 // A host that refuses may have joined another ring.
                 let heard = Announcement { ring, n, windows: 0, succeeds: Vec::new(), superseded_by: None };
@@ -310,8 +322,8 @@ impl Ipam {
                 self.advance(range, now);
             }
             Body::Wish(change) if is_same => self.on_wish(from, range, change, now),
-            Body::Wish(_) => self.send(from, range, Body::Refuse(Ballot::default())),
-            Body::Pull => self.on_pull(from, range, (ring, n)),
+            Body::Wish(_) => outputs.send(from, range, state, Body::Refuse(Ballot::default())),
+            Body::Pull => local.on_pull(from, range, (ring, n), outputs),
             Body::State { part, parts, bytes } => self.on_state(from, range, (ring, n), part, parts, bytes, now),
             Body::Borrow { id, want, within } if ring == state.0 => {
                 self.on_borrow(from, Request { range, id, want, within }, now);
@@ -358,9 +370,9 @@ impl Ipam {
         [due, upkeep].into_iter().flatten().min()
     }
 
-    /// What is to be done, in order.
+    /// Returns the outputs in order.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.outputs.pop()
     }
 
     /// How the rings stand.
@@ -374,14 +386,14 @@ impl Ipam {
                 })
             };
             let is_waiting = !local.pending.is_empty() || !local.give_up.is_empty() || !local.parts.taking.is_empty();
-            let waiting_for = if is_waiting { self.waiting_for(local) } else { Vec::new() };
+            let waiting_for = if is_waiting { self.hosts.waiting_for(local) } else { Vec::new() };
             RingStatus {
                 range: *range,
                 is_ready: ring.is_some() && waiting_for.is_empty(),
                 waiting_for,
-                owned: count(&|host| host == self.own),
+                owned: count(&|host| host == self.hosts.own),
                 used: local.leases.held.len() as u32,
-                unreachable: count(&|host| host != self.own && !self.reachable.contains(&host)),
+                unreachable: count(&|host| host != self.hosts.own && !self.hosts.reachable.contains(&host)),
                 voters: ring.map(|ring| ring.voters.clone()).unwrap_or_default(),
                 contested: ring.map(|ring| local.contested(ring).collect()).unwrap_or_default(),
             }
@@ -390,21 +402,19 @@ impl Ipam {
     }
 
     /// What is known of a range, from now on if there is room.
-    fn local(&mut self, range: Range) -> Option<&mut Local> {
-        let has_room = self.locals.len() < MAX_RINGS || self.locals.contains_key(&range);
-        has_room.then(|| self.locals.entry(range).or_default())
-    }
-
-    fn persist(&mut self, key: &Stored, value: Option<Vec<u8>>) {
-        self.outputs.push_back(Output::Persist(key.encode(), value));
-    }
-
-    fn reply(&mut self, ticket: Ticket, result: Result<Ipv4Addr, Error>) {
-        self.outputs.push_back(Output::Reply(ticket, result));
+    /// What is known of a range, and where to put what comes of it.
+    fn at(&mut self, range: Range) -> Option<(&mut Local, &mut Outbox)> {
+        self.locals.get_mut(&range).map(|local| (local, &mut self.outputs))
     }
 
     fn send(&mut self, to: HostLabel, range: Range, body: Body) {
         let (ring, n) = self.locals.get(&range).map(Local::state).unwrap_or_default();
-        self.outputs.push_back(Output::Send(to, Message { range, ring, n, body }.encode()));
+        self.outputs.push(Output::Send(to, Message { range, ring, n, body }.encode()));
     }
+}
+
+/// Returns what is known of a range, or room for it; `None` if there are too many.
+fn room(locals: &mut BTreeMap<Range, Local>, range: Range) -> Option<&mut Local> {
+    let has_room = locals.len() < MAX_RINGS || locals.contains_key(&range);
+    has_room.then(|| locals.entry(range).or_default())
 }

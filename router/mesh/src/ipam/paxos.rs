@@ -64,7 +64,7 @@ pub enum Step {
 /// A proposal under way.
 #[derive(Clone, Debug)]
 pub struct Proposal {
-    /// Its ballot.
+    /// The ballot that promises and votes are for.
     pub ballot: Ballot,
     /// What is wanted; what is decided may be another's.
     pub wanted: Change,
@@ -134,7 +134,7 @@ mod tests {
 
     /// Proposers that interrupt each other at any point, over a network that loses and repeats: never two decisions.
     #[test]
-    fn whatever_happens_only_one_change_is_decided() {
+    fn only_one_change_is_decided_under_any_loss_and_order() {
         let mut count = 0;
         for seed in 0..2000 {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -19,7 +19,7 @@ pub const MAX_VOTERS: usize = 5;
 /// An open window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Window {
-    /// Who has it.
+    /// The host that holds it.
     pub holder: HostLabel,
     /// Its holder lost track of what it handed out: it is closed to all until the holder is given up.
     pub retired: bool,
@@ -196,7 +196,7 @@ impl Ring {
         RingId(hasher.finish().max(1))
     }
 
-    /// Whether a change is one that `host` may wish for: it concerns no other host.
+    /// Returns whether `host` may wish for a change: it concerns no other host.
     pub fn may_wish(host: HostLabel, change: &Change) -> bool {
         match change {
             Change::Open { host: who, .. }
@@ -350,7 +350,7 @@ mod tests {
         assert!((16..32).all(|window| ring.after(&open(window)).is_none()));
         assert_eq!(ring.free_windows().count(), 48);
         assert_eq!(ring.part_of(Ipv4Addr::new(10, 32, 0, 70)), Some(part));
-        assert_eq!(ring.after(&leave(3)), None, "only who has it leaves it");
+        assert_eq!(ring.after(&leave(3)), None, "only its holder leaves it");
         let left = ring.after(&leave(1)).unwrap();
         assert!(left.after(&open(20)).is_none());
         let free = left.after(&leave(2)).unwrap().after(&open(20)).unwrap();

@@ -343,7 +343,7 @@ impl Node {
         self.parts.refresh(label, now);
     }
 
-    /// Publishes tables, names and frames for containers if anything in them changed, and what is to be sent.
+    /// Publishes tables, names and frames for containers if anything in them changed, and datagrams to send.
     fn publish(&mut self) {
         if self.parts.topology.routing.take_news() | std::mem::take(&mut self.parts.reach_stale) {
             let routes = self.parts.topology.routing.routes().iter().map(|(host, route)| (*host, route.cost));

@@ -29,7 +29,7 @@ pub struct EndpointRecord {
     pub mac: Mac,
     /// Its addresses with their prefix lengths.
     pub ips: Box<[(IpAddr, u8)]>,
-    /// Its names.
+    /// Names it is found by, its own first.
     pub names: Box<[String]>,
     /// How it is: names are answered by it.
     pub health: Health,
@@ -37,8 +37,8 @@ pub struct EndpointRecord {
     pub services: Box<[Service]>,
 }
 
-/// How a container is, by its own health check. A name is answered by those of the best kind that there are; one that is
-/// unhealthy is answered to itself only.
+/// A container's state by its own health check. A name is answered with the healthiest holders there are; an unhealthy
+/// container is answered to itself only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {

@@ -95,7 +95,7 @@ impl Key {
         [&[tag], rest].concat()
     }
 
-    /// Reads a key; `None` for one that a newer version may know.
+    /// Reads a key; `None` for a key that only a newer version may know.
     pub fn parse(bytes: &[u8]) -> Option<Key> {
         let (tag, rest) = bytes.split_first()?;
         let numbered = || rest.split_last().and_then(|(part, id)| Some((id.try_into().ok()?, *part)));

@@ -43,15 +43,15 @@ pub struct NetworkHead {
     pub digest: [u8; 16],
 }
 
-/// Bytes of one part, and the most parts there are.
+/// Bytes of one part.
 const PART_BYTES: usize = 700;
-/// See there.
+/// Parts of one description.
 pub const MAX_PARTS: usize = 24;
 
 /// One subnet of a network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Subnet {
-    /// Its prefix.
+    /// The subnet itself, with its prefix length.
     pub prefix: (IpAddr, u8),
     /// The part of it that addresses are handed out of.
     pub part: Option<(IpAddr, u8)>,

@@ -127,7 +127,7 @@ impl Tables {
         }
     }
 
-    /// Segments whose tables changed since the last call; `None` for one that is gone.
+    /// Segments whose tables changed since the last call; `None` for a segment this host left.
     pub(crate) fn take_changed(&mut self) -> Vec<(SegmentId, Option<Arc<Segment>>)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|id| (id, self.segments.get(&id).cloned().map(Arc::new))).collect()

@@ -58,7 +58,7 @@ impl Handshakes {
         self.answered.retain(|_, answered| keyring.holds(&answered.secret));
     }
 
-    /// Whether an own attempt on the same path is under way that may come to something: one that takes the other for known
+    /// Whether an own attempt on the same path is under way that may succeed: an attempt that takes the other for known
     /// (IK) does not, if the other asks for an introduction (XX).
     fn is_trying_same(&self, from: Option<Path>, source: HostLabel, pattern: Pattern) -> bool {
         let may_work = |attempt: &Attempt| pattern == Pattern::Ik || attempt.initiator.pattern() == Pattern::Xx;

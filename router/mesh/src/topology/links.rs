@@ -32,7 +32,7 @@ const LOST_PINGS: usize = 3;
 const PING_LOST: Duration = Duration::from_secs(2);
 /// Interval between questions to a silent link.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// Interval between probes of an idle link, and of one that lost probes lately, whose cost should be known again soon.
+/// Interval between probes of an idle link, and of a lossy link, whose cost should be known again soon.
 const IDLE_PROBE: Duration = Duration::from_secs(1);
 const LOSSY_PROBE: Duration = Duration::from_millis(250);
 const LOSSY: f64 = 0.02;

@@ -1,4 +1,4 @@
-//! Whatever the network does to datagrams, only right frames come out.
+//! Only right frames come out, under any loss, order and damage of datagrams.
 
 use super::*;
 
