@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{MAX_MORE_NAMES_BYTES, MoreNames};
+use super::more_names::{MAX_MORE_NAMES_BYTES, MoreNames};
 use super::{MAX_LIST, bytes_of, decode, is_endpoint_name, is_name};
 use crate::datapath::frame::{GATEWAY_MAC, Mac};
 

@@ -13,7 +13,7 @@ mod forgotten;
 mod host;
 mod life;
 mod link;
-mod names;
+mod more_names;
 mod network;
 pub(crate) mod removed;
 mod ring;
@@ -26,7 +26,7 @@ pub use endpoint::{EndpointRecord, Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_OWN_N
 pub use entry::{EntryRecord, MAX_ENTRY_IPS, MAX_ENTRY_NAME};
 pub use host::HostRecord;
 pub use link::{LinkRecord, MAX_LINKS};
-pub use names::MoreNames;
+pub use more_names::MoreNames;
 pub use network::{MAX_PARTS, NetworkHead, NetworkRecord, Subnet};
 pub use segment::SegmentRecord;
 use text::bytes_of;
@@ -89,7 +89,7 @@ impl Key {
             Key::Entry(digest) => (entry::TAG, digest),
             Key::Network(uid) => (network::TAG, uid),
             Key::Removed(uid) => (removed::TAG, uid),
-            Key::Names(id, part) => return [&[names::TAG], &id[..], &[*part]].concat(),
+            Key::Names(id, part) => return [&[more_names::TAG], &id[..], &[*part]].concat(),
             Key::NetworkPart(uid, part) => return [&[network::PART_TAG], &uid[..], &[*part]].concat(),
         };
         [&[tag], rest].concat()
@@ -109,7 +109,7 @@ impl Key {
             entry::TAG => Key::Entry(rest.try_into().ok()?),
             network::TAG => Key::Network(rest.try_into().ok()?),
             removed::TAG => Key::Removed(rest.try_into().ok()?),
-            names::TAG => numbered().map(|(id, part)| Key::Names(id, part))?,
+            more_names::TAG => numbered().map(|(id, part)| Key::Names(id, part))?,
             network::PART_TAG => numbered().map(|(uid, part)| Key::NetworkPart(uid, part))?,
             _ => return None,
         })
@@ -148,7 +148,7 @@ impl Record {
             Key::Entry(digest) => Record::Entry(digest, value.and_then(|value| entry::read(digest, value))),
             Key::Network(uid) => Record::Network(uid, value.and_then(|value| network::read(uid, value))),
             Key::Removed(uid) => Record::Removed(uid, value.map(|_| ())),
-            Key::Names(id, part) => Record::Names(id, part, value.and_then(names::read)),
+            Key::Names(id, part) => Record::Names(id, part, value.and_then(more_names::read)),
             Key::NetworkPart(uid, part) => {
                 Record::NetworkPart(uid, part, value.and_then(|value| network::read_part(part, value)))
             }
