@@ -177,8 +177,8 @@ impl Imports<'_> {
     fn add(&mut self, path: &[String]) {
         let mut whole = match path.first().map(String::as_str) {
             Some("crate") => Vec::new(),
-            Some("self" | "super") => self.module.to_vec(),
-            _ => return,
+            // A module of this file's, or nothing of this crate's.
+            _ => self.module.to_vec(),
         };
         for part in path {
             match part.as_str() {
@@ -225,20 +225,34 @@ impl<'a> Visit<'a> for Imports<'_> {
     }
 }
 
-/// Files that each file imports, by number. A module and those inside it belong together: they do not count.
+/// Files that each file imports, by number. The root of a crate only hands names on.
 fn imports(files: &[Source]) -> Vec<BTreeSet<usize>> {
     let by_module: BTreeMap<&[String], usize> =
         files.iter().enumerate().map(|(number, file)| (&file.module[..], number)).collect();
     let imported = |file: &Source| {
         let mut imports = Imports { module: &file.module, found: BTreeSet::new() };
         imports.visit_file(&file.syntax);
-        let longest = |path: Vec<String>| (0..=path.len()).rev().find_map(|end| by_module.get(&path[..end]).copied());
-        let targets = imports.found.into_iter().filter_map(longest);
-        let is_family =
-            |other: &Source| other.module.starts_with(&file.module) || file.module.starts_with(&other.module);
-        targets.filter(|target| !is_family(&files[*target])).collect()
+        let longest = |path: Vec<String>| (1..=path.len()).rev().find_map(|end| by_module.get(&path[..end]).copied());
+        imports.found.into_iter().filter_map(longest).filter(|target| files[*target].module != file.module).collect()
     };
     files.iter().map(imported).collect()
+}
+
+/// Files in circles: those that lead back to themselves, with the others of their circle.
+fn circles(imports: &[BTreeSet<usize>]) -> BTreeSet<BTreeSet<usize>> {
+    let reached = |start: usize| {
+        let mut seen: BTreeSet<usize> = BTreeSet::new();
+        let mut next: Vec<usize> = imports[start].iter().copied().collect();
+        while let Some(file) = next.pop() {
+            if seen.insert(file) {
+                next.extend(&imports[file]);
+            }
+        }
+        seen
+    };
+    let reach: Vec<BTreeSet<usize>> = (0..imports.len()).map(reached).collect();
+    let circle = |file: usize| reach[file].iter().copied().filter(|other| reach[*other].contains(&file)).collect();
+    (0..imports.len()).filter(|file| reach[*file].contains(file)).map(circle).collect()
 }
 
 #[test]
@@ -246,21 +260,21 @@ fn no_files_import_each_other_in_a_circle() {
     let mut problems = Vec::new();
     for root in CRATES {
         let files = sources(root);
-        let imports = imports(&files);
-        // Files without imports that are left are taken away until none is; what remains is in circles, or imports one.
-        let mut left: BTreeSet<usize> = (0..files.len()).collect();
-        loop {
-            let free: Vec<usize> = left.iter().copied().filter(|file| imports[*file].is_disjoint(&left)).collect();
-            if free.is_empty() {
-                break;
-            }
-            left.retain(|file| !free.contains(file));
-        }
-        let named = |file: &usize| {
-            let to: Vec<&str> = imports[*file].intersection(&left).map(|to| files[*to].path.as_str()).collect();
-            format!("{} -> {}", files[*file].path, to.join(", "))
+        let all = imports(&files);
+        // A module and those inside it belong together: imports between them do not count by themselves,
+        let is_family = |a: &Source, b: &Source| a.module.starts_with(&b.module) || b.module.starts_with(&a.module);
+        let apart =
+            |file: usize| all[file].iter().copied().filter(|to| !is_family(&files[file], &files[*to])).collect();
+        let apart: Vec<BTreeSet<usize>> = (0..files.len()).map(apart).collect();
+        // but a circle that leaves a directory does, whatever it is made of.
+        let leaves = |circle: &BTreeSet<usize>| {
+            let rooms: BTreeSet<_> = circle.iter().map(|file| files[*file].module.first()).collect();
+            rooms.len() > 1
         };
-        problems.extend(left.iter().map(named));
+        let found = circles(&apart).into_iter().chain(circles(&all).into_iter().filter(leaves));
+        let named =
+            |circle: BTreeSet<usize>| circle.into_iter().map(|file| files[file].path.clone()).collect::<Vec<_>>();
+        problems.extend(found.map(|circle| named(circle).join(", ")));
     }
     fail_with(&problems);
 }

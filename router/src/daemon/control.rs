@@ -1,7 +1,6 @@
 //! The control API: HTTP and JSON over a unix socket that only its owner may use.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use axum::extract::{DefaultBodyLimit, State};
@@ -17,9 +16,10 @@ use weft_mesh::node::Command;
 use crate::attach::attachments::AttachRequest;
 use crate::daemon::api::Api;
 use crate::daemon::seeds::resolve_targets;
-use crate::daemon::{state, status};
+use crate::daemon::socket::bind_private;
+use crate::daemon::status;
 use crate::dns::{self};
-use crate::error::{Doing, Failure, Result};
+use crate::error::{Failure, Result};
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -45,37 +45,6 @@ pub struct Entry {
 pub fn bind(path: &Path) -> Result<UnixListener> {
     let taken = || Failure::new(format!("a router runs already (on {}); stop it with: weft stop", path.display()));
     bind_private(path, &|| format!("cannot use the control socket {}", path.display()), "--socket", taken)
-}
-
-/// Binds a unix socket that only its owner may use, in place of one without a server. `what` failed if it does; `option`
-/// chooses another; it is `taken` if a server answers on it.
-pub fn bind_private(
-    path: &Path,
-    what: &dyn Fn() -> String,
-    option: &str,
-    taken: impl FnOnce() -> Failure,
-) -> Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).doing(what)?;
-    }
-    let is_free = || std::os::unix::net::UnixStream::connect(path).map_or(Ok(()), Err);
-    if state::once_let_go(is_free, |_| true).is_err() {
-        return Err(taken());
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
-            std::fs::remove_file(path).doing(what)?;
-        }
-        Ok(_) => return Err(Failure::new(format!("{}: it is no socket; choose another with {option}", what()))),
-        Err(_) => {}
-    }
-    // No other user may connect between bind and chmod.
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(mask);
-    let listener = listener.doing(what)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(what)?;
-    Ok(listener)
 }
 
 /// Serves the API for as long as the router runs.

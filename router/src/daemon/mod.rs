@@ -5,5 +5,6 @@ pub mod control;
 pub mod launch;
 pub mod node_task;
 pub mod seeds;
+pub mod socket;
 pub mod state;
 pub mod status;

@@ -21,7 +21,7 @@ use super::protocol::{
     RequestAddress, RequestPool,
 };
 use crate::cli::options::Cidr;
-use crate::daemon::control::bind_private;
+use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
 
 /// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.
