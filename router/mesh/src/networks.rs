@@ -133,8 +133,9 @@ impl Networks {
     }
 
     /// Picks up a removal from the store; returns what this host writes of it.
-    pub(crate) fn restore_removal(&mut self, uid: NetworkUid, number: [u8; 8]) -> Writes {
-        self.own_removed.insert(u64::from_be_bytes(number), uid);
+    pub(crate) fn restore_removal(&mut self, uid: NetworkUid, number: Option<[u8; 8]>) -> Writes {
+        let number = number.map_or_else(|| self.next_removal(), u64::from_be_bytes);
+        self.own_removed.insert(number, uid);
         let mut writes = Writes::default();
         writes.put_bytes(Key::Removed(uid), removed::VALUE.to_vec());
         writes
@@ -215,7 +216,7 @@ mod tests {
         assert!(removed.len() == MAX_REMOVED && !removed.contains(&uid(0)) && removed.contains(&uid(MAX_REMOVED)));
         assert!(networks.remove(uid(5)).stored.is_empty(), "said already");
         let mut restored = Networks::new(OWN);
-        restored.restore_removal(uid(1), 9u64.to_be_bytes());
+        restored.restore_removal(uid(1), Some(9u64.to_be_bytes()));
         assert_eq!(restored.next_removal(), 10);
     }
 }

@@ -333,13 +333,13 @@ impl Attachments {
         }
     }
 
-    /// Brings in an endpoint that the engine asks for; the same again is fine.
-    pub async fn join(&self, attachment: Attachment) -> Result<()> {
+    /// Brings in an endpoint that the engine asks for; false if it is there already.
+    pub async fn join(&self, attachment: Attachment) -> Result<bool> {
         let mut table = self.swept().await;
         if table.all.contains_key(&attachment.id) {
-            return Ok(());
+            return Ok(false);
         }
-        table.bring_in(attachment, None).await.map(drop)
+        table.bring_in(attachment, None).await.map(|_| true)
     }
 
     /// Lets an endpoint go; a missing one is fine.

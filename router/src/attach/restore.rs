@@ -47,5 +47,7 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<R
             None => drop(restored.lost.insert(id, copy)),
         }
     }
+    // Earlier versions kept a second copy of each endpoint.
+    restored.gone.extend(kept.iter().map(|(key, _)| key).filter(|key| key.starts_with(b"endpoint/")).cloned());
     Ok(restored)
 }

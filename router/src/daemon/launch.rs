@@ -92,8 +92,8 @@ struct Remembered {
 }
 
 impl Remembered {
-    fn read(options: &Options) -> Result<Remembered> {
-        let store = Arc::new(Store::open(&options.state_dir)?);
+    /// Call it only once no other router can run here: it puts copies of endpoints right.
+    fn read(options: &Options, store: Arc<Store>) -> Result<Remembered> {
         let kept = store.read()?;
         let (noted, overlap) = check_range(options, &kept)?;
         store.write(noted.iter().map(|(key, value)| (key, value)))?;
@@ -129,9 +129,10 @@ impl Built {
         taps::check(options.tap)?;
         let keyring = options.secrets.read()?;
         state::open_dir(&options.state_dir)?;
-        let remembered = Remembered::read(&options)?;
+        let store = Arc::new(Store::open(&options.state_dir)?);
         let control = control::bind(&options.socket)?;
         let mut sockets = vec![RemoveOnDrop(options.socket.clone())];
+        let remembered = Remembered::read(&options, store)?;
         let identity = state::identity(&options.state_dir)?;
         let changes_below = netlink::watch_interfaces()?;
         let underlay = underlay::look(&named_addresses(&options))?;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use weft_mesh::frame::colons;
 use weft_mesh::node::Command;
-use weft_mesh::records::{EndpointId, Health, NetworkRecord, NetworkUid, Subnet, is_endpoint_name, is_name};
-use weft_mesh::wire::{MIN_MTU, SegmentId};
+use weft_mesh::records::{Health, NetworkRecord, NetworkUid, Subnet, is_endpoint_name, is_name};
+use weft_mesh::wire::MIN_MTU;
 
 use super::DriverContext;
 use super::firewall::Firewall;
@@ -18,10 +18,9 @@ use super::network::{
 };
 use super::plugin::NAME;
 use super::pools::Pools;
-use super::ports::{Ports, Publishing, end_flows_to, written};
+use super::ports::Ports;
 use super::protocol::{
-    CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, PORTMAP,
-    PortBinding, Program, StaticRoute,
+    CreateEndpoint, CreateNetwork, ENABLE_IPV6, INTERNAL, InterfaceName, IpamData, Join, Joined, MTU, StaticRoute,
 };
 use super::sandboxes::Sandboxes;
 use crate::attach::attachment::{Attachment, Place};
@@ -29,8 +28,7 @@ use crate::attach::attachments::SegmentSubnet;
 use crate::attach::prefix::{Prefix, network as network_of, overlaps};
 use crate::cli::options::Cidr;
 use crate::daemon::state::{Table, random};
-use crate::dataplane::taps::bridge_name;
-use crate::error::{Doing, Failure, Result};
+use crate::error::{Failure, Result};
 
 /// The driver's networks and endpoints.
 pub struct Driver {
@@ -204,62 +202,6 @@ impl Driver {
         Ok(given.is_none().then(|| colons(&mac)))
     }
 
-    /// `ProgramExternalConnectivity`: the endpoint's container is reached at the ports it publishes once this returns.
-    pub async fn program(&self, request: &Program) -> Result<()> {
-        let id = &request.endpoint_id;
-        let Some(endpoint) = self.endpoints.find(id) else { return Ok(()) };
-        let bindings = match request.options.get(PORTMAP) {
-            Some(ports) => serde_json::from_value::<Option<Vec<PortBinding>>>(ports.clone())
-                .doing(|| "cannot read the published ports".into())?
-                .unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let is_open = self.networks.find(&endpoint.network).is_some_and(|network| !network.internal);
-        if bindings.is_empty() || !is_open {
-            return Ok(());
-        }
-        let found = self.publish(id, &endpoint, &bindings)?;
-        let note = |endpoint: &mut Endpoint| (endpoint.ports, endpoint.is_published) = (found.clone(), true);
-        if let Err(error) = self.endpoints.update(id, note) {
-            self.ports.unpublish(id);
-            return Err(error);
-        }
-        if let Err(error) = self.firewall.settle().await {
-            self.revoke(id).await?;
-            return Err(error);
-        }
-        end_flows_to(self.ports.all());
-        Ok(())
-    }
-
-    /// `RevokeExternalConnectivity`: another endpoint of the container may publish its ports from now on.
-    pub async fn revoke(&self, id: &str) -> Result<()> {
-        if self.endpoints.find(id).is_some_and(|endpoint| endpoint.is_published) {
-            self.endpoints.update(id, |endpoint| endpoint.is_published = false)?;
-        }
-        let ended = self.ports.unpublish(id);
-        if !ended.is_empty() {
-            // Rules that cannot be changed are a problem in `status`; the engine goes on with ending the container.
-            let _ = self.firewall.settle().await;
-            end_flows_to(ended);
-        }
-        Ok(())
-    }
-
-    fn publish(&self, id: &str, endpoint: &Endpoint, bindings: &[PortBinding]) -> Result<Vec<PortBinding>> {
-        let network = self.known_network(&endpoint.network)?;
-        let segment = network.segment().map(SegmentId::of).ok_or_else(|| Failure::new("a network without a name"))?;
-        let sandbox = self.sandboxes.of(id);
-        let publishing = Publishing {
-            id,
-            sandbox: sandbox.as_deref().unwrap_or(id),
-            ips: endpoint.ips.iter().map(|(ip, _)| *ip).collect(),
-            bridge: bridge_name(segment),
-            host: network.host_binding(),
-        };
-        self.ports.publish(&publishing, bindings)
-    }
-
     /// `DeleteEndpoint`.
     pub async fn delete_endpoint(&self, id: &str) -> Result<()> {
         // What is kept goes last: it is what a restarted router knows the rest by.
@@ -305,11 +247,7 @@ impl Driver {
             mtu: network.mtu,
             is_internal: network.internal,
         };
-        if let Err(error) = self.bring_in(request, attachment).await {
-            self.go(&request.endpoint_id).await?;
-            self.sandboxes.remove(&request.endpoint_id);
-            return Err(error);
-        }
+        self.bring_in(request, attachment).await?;
         let is_only_one = !self.sandboxes.is_shared(&request.endpoint_id, &request.sandbox_key);
         self.context.sandboxes.notify_one();
         let gateway = |v4: bool| {
@@ -330,16 +268,26 @@ impl Driver {
         })
     }
 
-    /// Brings a container in, with the rules of its network in force before its first packet.
+    /// Brings a container in, with the rules of its network in force before its first packet. An `Err` leaves nothing of what this
+    /// call made.
     async fn bring_in(&self, request: &Join, attachment: Attachment) -> Result<()> {
-        let bridge = bridge_name(SegmentId::of(&attachment.segment));
-        let is_internal = attachment.is_internal;
-        self.context.attachments.join(attachment).await?;
-        self.sandboxes.insert(&request.endpoint_id, &request.sandbox_key);
-        if self.endpoints.find(&request.endpoint_id).is_none() {
-            return Err(Failure::new("the engine let go of the endpoint meanwhile"));
+        let id = &request.endpoint_id;
+        let is_new = self.context.attachments.join(attachment).await?;
+        self.sandboxes.insert(id, &request.sandbox_key);
+        let settled = self.firewall.settle().await;
+        let joined = match self.endpoints.find(id) {
+            Some(_) => settled,
+            None => Err(Failure::new("the engine let go of the endpoint meanwhile")),
+        };
+        if joined.is_err() && is_new {
+            match self.go(id).await {
+                Ok(()) => self.sandboxes.remove(id),
+                Err(error) => {
+                    warn!("an endpoint that could not be joined stays until the engine lets go of it: {error}")
+                }
+            }
         }
-        self.firewall.guard(&bridge, is_internal).await
+        joined
     }
 
     /// Engines refuse to put two interfaces of one subnet into a container, and do not say what to do.
@@ -376,21 +324,6 @@ impl Driver {
         let left = self.context.attachments.leave(attachment_id(id)?).await;
         self.firewall.wanted.notify_one();
         left
-    }
-
-    /// Publishes again what was published when the router last ran.
-    pub fn publish_all(&self) {
-        for (id, endpoint) in self.endpoints.all().into_iter().filter(|(_, endpoint)| endpoint.is_published) {
-            if let Err(error) = self.publish(&id, &endpoint, &endpoint.ports) {
-                warn!("a port of a running container is no longer published: {error}");
-            }
-        }
-    }
-
-    /// The published ports of the endpoints that publish any, as `docker ps` writes them.
-    pub fn published(&self) -> BTreeMap<EndpointId, Vec<String>> {
-        let publishing = self.endpoints.all().into_iter().filter(|(_, endpoint)| endpoint.is_published);
-        publishing.filter_map(|(id, endpoint)| Some((attachment_id(&id).ok()?, written(&endpoint.ports)))).collect()
     }
 
     /// The engine tells what a network and its containers are called only when asked, and only now.
@@ -478,7 +411,7 @@ impl Driver {
         chosen.collect::<BTreeSet<Prefix>>() != elsewhere.subnets.iter().map(|subnet| subnet.prefix).collect()
     }
 
-    fn known_network(&self, id: &str) -> Result<Network> {
+    pub(super) fn known_network(&self, id: &str) -> Result<Network> {
         let unknown = || Failure::new("a network that weft was not told of; remove it and create it again");
         self.networks.find(id).ok_or_else(unknown)
     }

@@ -24,8 +24,8 @@ use super::rules::{BRIDGES, run};
 use crate::error::{Doing, Failure, Result};
 use crate::host::routing::MARK;
 
-/// How long new rules are waited for.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long new rules are waited for: less than an engine's call may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The rules of this host.
 pub struct Firewall {
@@ -43,13 +43,10 @@ pub struct Firewall {
 /// What came of the last time that rules were made.
 #[derive(Default)]
 struct Applied {
-    /// How often rules had been asked for by then.
+    /// How often rules had been asked for before they were planned.
     asked: u64,
     /// Why they are not in force, if they are not.
     error: Option<String>,
-    /// Bridges that the rules in force know.
-    open: BTreeSet<String>,
-    internal: BTreeSet<String>,
 }
 
 /// What the rules are made from.
@@ -95,7 +92,7 @@ impl Firewall {
         self.wanted.notify_one();
         let mut applied = self.applied.subscribe();
         let made = tokio::time::timeout(PATIENCE, applied.wait_for(|applied| applied.asked >= asked)).await;
-        let late = || Failure::new("the firewall rules are not in force after 8 s; try again, and see: weft status");
+        let late = || Failure::new("the firewall rules are not in force after 3 s; try again, and see: weft status");
         match made {
             Ok(Ok(applied)) => match &applied.error {
                 Some(error) => Err(Failure::new(format!("the firewall rules cannot be put in force: {error}"))),
@@ -105,24 +102,14 @@ impl Firewall {
         }
     }
 
-    /// Waits until the rules in force know a network's bridge.
-    pub async fn guard(&self, bridge: &str, is_internal: bool) -> Result<()> {
-        let is_known = {
-            let applied = self.applied.borrow();
-            let is_open = !is_internal && applied.open.contains(bridge);
-            applied.error.is_none() && (is_open || applied.internal.contains(bridge))
-        };
-        if is_known { Ok(()) } else { self.settle().await }
-    }
-
     /// How often rules were asked for.
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Notes what came of rules made from a plan, after they had been asked for so often.
-    pub fn note_applied(&self, asked: u64, plan: Plan, error: Option<String>) {
-        self.applied.send_replace(Applied { asked, error, open: plan.open, internal: plan.internal });
+    /// Notes what came of rules that were planned after they had been asked for so often.
+    pub fn note_applied(&self, asked: u64, error: Option<String>) {
+        self.applied.send_replace(Applied { asked, error });
     }
 
     /// Makes the rules what they are to be, if they are not.

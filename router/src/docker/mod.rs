@@ -16,6 +16,7 @@ mod ports;
 mod prefixes;
 mod protocol;
 mod proxy;
+mod publishing;
 mod rules;
 mod sandboxes;
 mod spread;
@@ -359,13 +360,16 @@ async fn keep_rules(docker: Arc<Docker>, mut changes: mpsc::Receiver<()>) {
             format!("ports are not published and containers do not reach the outside (is nftables installed?): {error}")
         });
         docker.note_problem("firewall", problem);
-        docker.driver.firewall.note_applied(asked, plan, error);
+        docker.driver.firewall.note_applied(asked, error);
         // The rules are to change, another program changed them, or it is time to look whether they are still there.
         tokio::select! {
             () = docker.driver.firewall.wanted.notified() => {}
             Some(()) = changes.recv() => {
                 // Another program that changes its own rules all the time costs a look a second.
-                tokio::time::sleep_until(last + BETWEEN_LOOKS).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(last + BETWEEN_LOOKS) => {}
+                    () = docker.driver.firewall.wanted.notified() => {}
+                }
                 last = tokio::time::Instant::now();
             }
             () = tokio::time::sleep(LOOK_AT_RULES) => {}
