@@ -177,7 +177,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     plugin.refused("IpamDriver.RequestPool", pool("10.32.0.0/24", ""), "the mesh's own range");
     plugin.refused("IpamDriver.RequestPool", pool("10.0.0.0/8", ""), "the mesh's own range");
     plugin.refused("IpamDriver.RequestPool", pool("", "10.32.9.0/24"), "--subnet");
-    plugin.refused("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.60.0.0/24"), "no part");
+    plugin.refused("IpamDriver.RequestPool", pool("10.50.0.0/16", "10.60.0.0/24"), "lies outside --subnet");
     plugin.refused("IpamDriver.RequestPool", pool("nonsense", ""), "no subnet");
     plugin.refused("IpamDriver.RequestAddress", json!({ "PoolID": "x", "Address": "" }), "no pool");
     let data = json!([{ "AddressSpace": "weft", "Gateway": "10.32.0.1/12", "Pool": "10.32.0.0/12" }]);
