@@ -1,7 +1,6 @@
-//! The mesh tested as a whole: simulated in one process, on real kernels in network namespaces, with real Docker engines, and
-//! against malformed input.
+//! The mesh tested as a whole: simulated in one process, on real kernels in network namespaces, and with real
+//! Docker engines.
 
 pub mod docker;
-pub mod fuzz;
 pub mod netns;
 pub mod sim;

@@ -1,6 +1,6 @@
 //! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `floor`,
 //! `growth` and `instructions`, what a frame, a session, an endpoint costs; `sim`, the full counts of simulated meshes, and
-//! `scale`, larger and larger ones; `fuzz`.
+//! `scale`, larger and larger ones.
 
 mod instructions;
 mod scale;
@@ -60,15 +60,6 @@ enum Command {
         #[arg(long, hide = true)]
         alone: bool,
     },
-    /// Packets that no resolver would send, for the DNS server
-    Fuzz {
-        /// How many
-        #[arg(long, default_value_t = 10_000_000)]
-        count: u64,
-        /// Where to begin
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
-    },
 }
 
 fn main() -> ExitCode {
@@ -82,10 +73,6 @@ fn main() -> ExitCode {
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
-        Command::Fuzz { count, seed } => {
-            println!("{count} packets: {:?}", weft_integration::fuzz::dns(count, seed));
-            Ok(())
-        }
         Command::Sim { seed: None, count, hundreds, addresses, .. } => simulation::all(count, hundreds, addresses),
     };
     match result {

@@ -1,7 +1,7 @@
 //! How a router is told to run: flags, then the environment, then the configuration file, then defaults.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -226,12 +226,8 @@ impl LaunchArgs {
     /// Fills in from the configuration file what flags and environment left open.
     pub fn with_file(mut self) -> Result<Self> {
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let what = || format!("cannot use the configuration file {}", path.display());
-        let text = std::fs::read_to_string(&path).doing(what)?;
-        let file: LaunchArgs = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            Failure::Usage(format!("{}, line {line}: {}", what(), error.message()))
-        })?;
+        let text = std::fs::read_to_string(&path).doing(|| cannot_use(&path))?;
+        let file = LaunchArgs::from_toml(&text, &path)?;
         self.socket = self.socket.or(file.socket);
         self.name = self.name.or(file.name);
         self.secret_file = self.secret_file.or(file.secret_file);
@@ -258,6 +254,14 @@ impl LaunchArgs {
         self.log_level = self.log_level.or(file.log_level);
         self.log_json |= file.log_json;
         Ok(self)
+    }
+
+    /// Reads the text of the configuration file at `path`.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            Failure::Usage(format!("{}, line {line}: {}", cannot_use(path), error.message()))
+        })
     }
 
     /// Checks the options and fills in the defaults.
@@ -336,6 +340,10 @@ impl LaunchArgs {
             },
         })
     }
+}
+
+fn cannot_use(path: &Path) -> String {
+    format!("cannot use the configuration file {}", path.display())
 }
 
 /// Splits `host`, `ip`, `[ip6]`, each with an optional `:port`.

@@ -1,11 +1,12 @@
 //! A Docker engine's network and IPAM driver.
 //!
-//! A call's way: `plugin` reads it off the socket, `pools` (addresses) or `driver` (networks, endpoints) does it,
+//! A call's way: `plugin` reads it off the socket, `call` makes sense of it, `pools` (addresses) or `driver` (networks, endpoints) does it,
 //! the attachments make interfaces and records. Names do not come with calls: `watch` asks the engine for them by
 //! `api`. `spread` makes here what other hosts have. `ports` holds published ports, `firewall` the rules that lead to them.
 
 mod adopt;
 mod api;
+mod call;
 mod driver;
 pub mod firewall;
 mod hostfw;
@@ -53,6 +54,7 @@ use firewall::Plan;
 use pools::Pools;
 use spread::Removing;
 
+pub use call::Call;
 pub use plugin::NAME;
 
 /// How often the firewall's rules are looked at.

@@ -10,16 +10,13 @@ use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tracing::{debug, warn};
 
 use super::Docker;
-use super::protocol::{
-    Address, CreateEndpoint, CreateNetwork, Join, OfEndpoint, OfNetwork, Pool, Program, ReleaseAddress, ReleasePool,
-    RequestAddress, RequestPool,
-};
+use super::call::Call;
+use super::protocol::{Address, Pool};
 use crate::cli::options::Cidr;
 use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
@@ -51,7 +48,12 @@ pub async fn serve(listener: UnixListener, docker: Arc<Docker>) {
 async fn call(State(docker): State<Arc<Docker>>, UrlPath(method): UrlPath<String>, body: Bytes) -> Response {
     let name = method.clone();
     // What was begun is finished: an engine that gives up takes it back by later calls.
-    let work = tokio::spawn(async move { answer(&docker, &method, &body).await });
+    let work = tokio::spawn(async move {
+        match Call::parse(&method, &body)? {
+            Some(call) => Ok(Some(answer(&docker, call).await?)),
+            None => Ok(None),
+        }
+    });
     let result = match tokio::time::timeout(PATIENCE, work).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(Failure::new("the call failed inside of weft; see its log")),
@@ -74,97 +76,47 @@ async fn call(State(docker): State<Arc<Docker>>, UrlPath(method): UrlPath<String
     }
 }
 
-/// A call's parameters. When a connection breaks, engines repeat calls without them.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    let what = || "a call that makes no sense".to_owned();
-    if body.is_empty() {
-        return Err(Failure::new("a call without its parameters (the plugin was restarted meanwhile?); try again"));
-    }
-    // Lists would do for structures otherwise.
-    let fields: serde_json::Map<String, Value> = serde_json::from_slice(body).doing(what)?;
-    serde_json::from_value(Value::Object(fields)).doing(what)
-}
-
-/// What a call is answered; none: there is no such call.
-pub(super) async fn answer(docker: &Docker, method: &str, body: &[u8]) -> Result<Option<Value>> {
+/// Carries out a call; returns what the engine is answered.
+async fn answer(docker: &Docker, call: Call) -> Result<Value> {
     let (pools, driver) = (&docker.pools, &docker.driver);
-    let value = match method {
-        "Plugin.Activate" => json!({ "Implements": ["NetworkDriver", "IpamDriver"] }),
-        "NetworkDriver.GetCapabilities" => json!({ "Scope": "local", "ConnectivityScope": "local" }),
-        "IpamDriver.GetCapabilities" => json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false }),
-        "IpamDriver.GetDefaultAddressSpaces" => {
-            json!({ "LocalDefaultAddressSpace": NAME, "GlobalDefaultAddressSpace": NAME })
+    match call {
+        Call::Activate => return Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
+        Call::NetworkCapabilities => return Ok(json!({ "Scope": "local", "ConnectivityScope": "local" })),
+        Call::IpamCapabilities => {
+            return Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false }));
         }
-        "IpamDriver.RequestPool" => {
-            let request: RequestPool = parse(body)?;
+        Call::AddressSpaces => {
+            return Ok(json!({ "LocalDefaultAddressSpace": NAME, "GlobalDefaultAddressSpace": NAME }));
+        }
+        Call::RequestPool(request) => {
             let (pool_id, prefix) = pools.request(&request).await?;
-            to_json(&Pool { pool_id, pool: Cidr(prefix).to_string(), data: Default::default() })?
+            return to_json(&Pool { pool_id, pool: Cidr(prefix).to_string(), data: Default::default() });
         }
-        "IpamDriver.ReleasePool" => {
-            let request: ReleasePool = parse(body)?;
-            pools.release(&request.pool_id).await?;
-            json!({})
-        }
-        "IpamDriver.RequestAddress" => {
-            let request: RequestAddress = parse(body)?;
+        Call::ReleasePool(request) => pools.release(&request.pool_id).await?,
+        Call::RequestAddress(request) => {
             let prefix = pools.request_address(&request).await?;
-            to_json(&Address { address: Cidr(prefix).to_string(), data: Default::default() })?
+            return to_json(&Address { address: Cidr(prefix).to_string(), data: Default::default() });
         }
-        "IpamDriver.ReleaseAddress" => {
-            let request: ReleaseAddress = parse(body)?;
-            pools.release_address(&request.pool_id, request.address).await?;
-            json!({})
-        }
-        "NetworkDriver.CreateNetwork" => {
-            let request: CreateNetwork = parse(body)?;
+        Call::ReleaseAddress(request) => pools.release_address(&request.pool_id, request.address).await?,
+        Call::CreateNetwork(request) => {
             driver.create_network(&request)?;
             docker.look_again.notify_one();
-            json!({})
         }
-        "NetworkDriver.DeleteNetwork" => {
-            let request: OfNetwork = parse(body)?;
-            driver.delete_network(&request.network_id).await?;
-            json!({})
-        }
-        "NetworkDriver.CreateEndpoint" => {
-            let request: CreateEndpoint = parse(body)?;
+        Call::DeleteNetwork(request) => driver.delete_network(&request.network_id).await?,
+        Call::CreateEndpoint(request) => {
             let mac = driver.create_endpoint(&request)?;
-            json!({ "Interface": mac.map_or(json!({}), |mac| json!({ "MacAddress": mac })) })
+            return Ok(json!({ "Interface": mac.map_or(json!({}), |mac| json!({ "MacAddress": mac })) }));
         }
-        "NetworkDriver.DeleteEndpoint" => {
-            let request: OfEndpoint = parse(body)?;
-            driver.delete_endpoint(&request.endpoint_id).await?;
-            json!({})
-        }
-        "NetworkDriver.Join" => {
-            let request: Join = parse(body)?;
-            to_json(&driver.join(&request).await?)?
-        }
-        "NetworkDriver.Leave" => {
-            let request: OfEndpoint = parse(body)?;
-            driver.leave(&request.endpoint_id).await?;
-            json!({})
-        }
-        "NetworkDriver.EndpointOperInfo" => {
-            let _: OfEndpoint = parse(body)?;
-            json!({ "Value": {} })
-        }
-        "NetworkDriver.ProgramExternalConnectivity" => {
-            let request: Program = parse(body)?;
-            driver.program(&request).await?;
-            json!({})
-        }
-        "NetworkDriver.RevokeExternalConnectivity" => {
-            let request: OfEndpoint = parse(body)?;
-            driver.revoke(&request.endpoint_id).await?;
-            json!({})
-        }
-        "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => json!({}),
-        "NetworkDriver.AllocateNetwork" => json!({ "Options": {} }),
-        "NetworkDriver.FreeNetwork" | "NetworkDriver.GwAllocCheck" => json!({}),
-        _ => return Ok(None),
-    };
-    Ok(Some(value))
+        Call::DeleteEndpoint(request) => driver.delete_endpoint(&request.endpoint_id).await?,
+        Call::Join(request) => return to_json(&driver.join(&request).await?),
+        Call::Leave(request) => driver.leave(&request.endpoint_id).await?,
+        Call::EndpointInfo(_) => return Ok(json!({ "Value": {} })),
+        Call::ProgramConnectivity(request) => driver.program(&request).await?,
+        Call::RevokeConnectivity(request) => driver.revoke(&request.endpoint_id).await?,
+        Call::AllocateNetwork => return Ok(json!({ "Options": {} })),
+        Call::Ignored => {}
+    }
+    Ok(json!({}))
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Value> {

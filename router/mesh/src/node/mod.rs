@@ -278,7 +278,8 @@ impl Node {
 
     /// Carries out what an input led to: records first, then routes, then the tables.
     fn finish(&mut self, now: Time) {
-        self.parts.route_events(now);
+        // What others said of rings comes before the address state machine is tended.
+        self.parts.read_records(now);
         if self.parts.addresses.wants_hosts(now) {
             let named = self.parts.topology.targets.named_hosts(self.parts.topology.addresses.local());
             self.parts.addresses.set_hosts(named, self.parts.topology.routing.routes().keys().copied(), now);

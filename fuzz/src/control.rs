@@ -1,0 +1,78 @@
+//! Messages of a member, inside its session.
+
+use std::time::Duration;
+
+use weft_crypto::{HostLabel, Identity, Time};
+use weft_gossip::sync::Held;
+use weft_gossip::{Message, Version};
+use weft_mesh::ipam::message::{Body, Message as RingMessage};
+use weft_mesh::ipam::ring::RingId;
+use weft_mesh::node::Input;
+use weft_mesh::wire::{Control, Lane, TextKind};
+
+use crate::host::{Host, exchange, linked};
+use crate::ipam;
+use crate::parts::{joined, parts};
+
+/// What a member can have a host send for one message: its digests and batches.
+const MAX_ANSWERS: usize = 200;
+
+/// Each part is a text that the peer seals; the first byte says how long after the one before it comes.
+pub fn run(input: &[u8]) {
+    let mut now = Time::ZERO + Duration::from_secs(1);
+    let (mut host, mut peer) = linked(&mut now);
+    for part in parts(input) {
+        let Some((pause, text)) = part.split_first() else { continue };
+        now = now + Duration::from_millis(u64::from(*pause) * 4);
+        host.input(Input::Timeout, now);
+        host.sent.clear();
+        say(&mut peer, &host, text, now);
+        for (to, mut datagram) in std::mem::take(&mut peer.sent) {
+            if to == host.path {
+                let stride = datagram.len();
+                host.datagrams(peer.path, &mut datagram, stride, now);
+            }
+        }
+        assert!(host.sent.len() <= MAX_ANSWERS, "one message leads to {} datagrams", host.sent.len());
+    }
+    exchange(&mut host, &mut peer, now);
+    host.node.status(now);
+}
+
+/// Has the peer seal a text as it is.
+fn say(peer: &mut Host, to: &Host, text: &[u8], now: Time) {
+    peer.flush();
+    peer.sent.clear();
+    let Some(outbound) = peer.snapshot.outbound.get(&to.label()).cloned() else { return };
+    let mut whole = vec![TextKind::Control as u8];
+    whole.extend_from_slice(&text[..text.len().min(1200)]);
+    // A peer that is out of keys says nothing.
+    let _ = peer.datapath.sender.control(&outbound, Lane::Urgent, &whole, now);
+    peer.flush();
+}
+
+/// One message of each kind.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let stranger = Identity::from_seed(&[9; 32]);
+    let origin = Held { origin: stranger.peer_id().label(), version: Version::default(), boot: 0 };
+    let gossip = [
+        Message::Summary { hash: 7 },
+        Message::Digest { from: HostLabel([0; 6]), to: HostLabel([0xff; 6]), held: vec![origin], answer: false },
+        Message::Batches { batches: Vec::new(), more: true },
+    ];
+    let ring = RingMessage { range: ipam::range(), ring: RingId::default(), n: 0, body: Body::Pull };
+    let single = [
+        Control::Ping { id: 1, lane: Lane::Main },
+        Control::Pong { id: 1, seen: ([10, 9, 9, 9], 6783).into(), size: 1400 },
+        Control::Swim(vec![0; 40]),
+        Control::Ring(ring.encode()),
+        Control::StillHere,
+        Control::AreYouThere,
+        Control::Cloned,
+        Control::Bye,
+        Control::Forgotten { host: stranger.peer_id(), incarnation: 5 },
+        Control::Needless,
+    ];
+    let controls = single.into_iter().chain(gossip.into_iter().map(|message| Control::Records(message.encode())));
+    controls.map(|control| joined([&[&[10], &control.encode(0)[1..]].concat()[..]])).collect()
+}
