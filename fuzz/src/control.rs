@@ -23,7 +23,7 @@ pub fn run(input: &[u8]) {
     let (mut host, mut peer) = linked(&mut now);
     for part in parts(input) {
         let Some((pause, text)) = part.split_first() else { continue };
-        now = now + Duration::from_millis(u64::from(*pause) * 4);
+        now += Duration::from_millis(u64::from(*pause) * 4);
         host.input(Input::Timeout, now);
         host.sent.clear();
         say(&mut peer, &host, text, now);

@@ -159,7 +159,7 @@ pub fn linked(now: &mut Time) -> (Host, Host) {
         if is_up(&a, &b) && is_up(&b, &a) {
             return (a, b);
         }
-        *now = *now + Duration::from_millis(50);
+        *now += Duration::from_millis(50);
         a.input(Input::Timeout, *now);
         b.input(Input::Timeout, *now);
     }

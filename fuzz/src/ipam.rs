@@ -37,7 +37,7 @@ pub fn run(input: &[u8]) {
         if how & 8 != 0 {
             host.allocate(now);
         }
-        now = now + Duration::from_millis(u64::from(how >> 4) * 100);
+        now += Duration::from_millis(u64::from(how >> 4) * 100);
         host.ipam.handle_timeout(now);
         host.drain();
     }

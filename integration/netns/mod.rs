@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::daemon::state;
 use weft_router::error::{Failure, Result};
@@ -66,7 +67,7 @@ impl Mesh {
         let hosts: Vec<LabHost> =
             (0..taps.len()).map(|n| LabHost::new(&format!("h{n}"), &dir).expect("a host")).collect();
         for (number, (a, b)) in wires.iter().enumerate() {
-            let end = |last| [(IpAddr::from([10, 99, number as u8, last]), 24)];
+            let end = |last| [Prefix(IpAddr::from([10, 99, number as u8, last]), 24)];
             let names = (format!("w{number}"), format!("w{number}"));
             wire(&hosts[*a].ns, &hosts[*b].ns, (&names.0, &names.1), (&end(1), &end(2))).expect("a wire");
         }

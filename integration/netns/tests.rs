@@ -15,6 +15,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_integration::netns::{Mesh, group_datagram_arrives, nft, peers, weft, write_secret};
+use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode::{self, Basic, Fast};
 use weft_router::daemon::state;
 use weft_router::lab::{LabHost, Ns, await_true, ping, tcp_throughput};
@@ -219,7 +220,7 @@ fn strangers_hear_nothing_and_old_secrets_end() {
     let other = mesh.dir().join("other-secret");
     write_secret(&other, &[state::new_secret().unwrap()]);
     let mut stranger = LabHost::new("stranger", mesh.dir()).unwrap();
-    let end = |last| [(IpAddr::from([10, 99, 77, last]), 24)];
+    let end = |last| [Prefix(IpAddr::from([10, 99, 77, last]), 24)];
     weft_router::lab::wire(&mesh.hosts[1].ns, &stranger.ns, ("w77", "w77"), (&end(1), &end(2))).unwrap();
     let heard = stranger.ns.run(|| raw_socket("w77")).unwrap();
     let arguments = ["--secret-file", &other.to_string_lossy(), "10.99.77.1"].map(String::from);
@@ -335,7 +336,7 @@ fn raw_socket(interface: &str) -> Socket {
 fn a_host_behind_a_masquerade_is_a_full_member() {
     // 0 is inside, 1 is the masquerading gateway (a router, no weft peer of its own needed), 2 outside.
     let mut mesh = Mesh::start("nat", &[Fast; 3], &[(1, 2)]);
-    let end = |last| [(IpAddr::from([10, 99, 50, last]), 24)];
+    let end = |last| [Prefix(IpAddr::from([10, 99, 50, last]), 24)];
     weft_router::lab::wire(&mesh.hosts[0].ns, &mesh.hosts[1].ns, ("in", "in"), (&end(2), &end(1))).unwrap();
     mesh.hosts[0].ns.net(async |net| net.add_default_route([10, 99, 50, 1].into()).await).unwrap();
     mesh.hosts[1].ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();

@@ -14,6 +14,7 @@ use weft_crypto::aead::TAG_LEN;
 use weft_mesh::frame::MAX_FRAME;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::OVERHEAD;
+use weft_router::attach::prefix::Prefix;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{Ns, wire};
 use weft_router::transport::udp::{BUFFER, UdpPort};
@@ -84,7 +85,7 @@ fn tap() -> Result<(Ns, FastTap)> {
     let tap = ns.run(|| FastTap::open("floor0", 1).doing(what))??.pop().ok_or_else(|| Failure::new(what()))?;
     ns.net(async |net| {
         let index = net.index("floor0").await?;
-        net.add_address(index, (IpAddr::from([10, 9, 0, 1]), 24)).await?;
+        net.add_address(index, Prefix(IpAddr::from([10, 9, 0, 1]), 24)).await?;
         net.set_up(index, "floor0").await
     })?;
     Ok((ns, tap))
@@ -128,7 +129,7 @@ fn udp(underlay: Underlay) -> Result<(Duration, Duration)> {
     let what = || "cannot send or receive UDP".to_owned();
     let (a, b) = (Ns::new()?, Ns::new()?);
     let (near, far) = (IpAddr::from([10, 9, 0, 1]), IpAddr::from([10, 9, 0, 2]));
-    wire(&a, &b, ("eth0", "eth0"), (&[(near, 24)], &[(far, 24)]))?;
+    wire(&a, &b, ("eth0", "eth0"), (&[Prefix(near, 24)], &[Prefix(far, 24)]))?;
     underlay.set(&a, "eth0")?;
     underlay.set(&b, "eth0")?;
     let sender = a.run(|| UdpPort::bind(SocketAddr::new(near, 6783), 1))??;

@@ -20,6 +20,7 @@ use weft_mesh::sink::{Punt, Sink, TapOffloads};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
+use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, tcp_throughput, wire};
@@ -103,7 +104,7 @@ fn with_endpoints(count: u32, dir: &Path) -> Result<()> {
 /// A namespace beside a router's, and the secret for hosts in it.
 fn beside(router: &LabHost, secret: &Path) -> Result<(Ns, String)> {
     let ns = Ns::new()?;
-    wire(&router.ns, &ns, ("crowd", "eth0"), (&[(GATEWAY, 24)], &[(BESIDE, 24)]))?;
+    wire(&router.ns, &ns, ("crowd", "eth0"), (&[Prefix(GATEWAY, 24)], &[Prefix(BESIDE, 24)]))?;
     Ok((ns, std::fs::read_to_string(secret).doing(|| "cannot read the secret".into())?))
 }
 

@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weft_bench::resident;
+use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::daemon::state;
 use weft_router::error::{Doing, Failure, Result};
@@ -127,7 +128,7 @@ pub fn run(ns: &Ns, mut command: Command) -> Result<String> {
 /// Two hosts on one wire.
 pub fn hosts() -> Result<[Ns; 2]> {
     let hosts = [Ns::new()?, Ns::new()?];
-    wire(&hosts[0], &hosts[1], ("eth0", "eth0"), (&[(NEAR, 24)], &[(FAR, 24)]))?;
+    wire(&hosts[0], &hosts[1], ("eth0", "eth0"), (&[Prefix(NEAR, 24)], &[Prefix(FAR, 24)]))?;
     Ok(hosts)
 }
 
@@ -157,7 +158,7 @@ fn in_bridges(
     let (hosts, containers) = (hosts()?, [Ns::new()?, Ns::new()?]);
     let ends = [(NEAR, FAR, FIRST), (FAR, NEAR, SECOND)];
     for ((host, container), (local, remote, inner)) in hosts.iter().zip(&containers).zip(ends) {
-        wire(host, container, ("veth0", "eth0"), (&[], &[(inner, 24)]))?;
+        wire(host, container, ("veth0", "eth0"), (&[], &[Prefix(inner, 24)]))?;
         container.net(async move |net| {
             let index = net.index("eth0").await?;
             net.set_mtu(index, mtu).await
@@ -204,7 +205,7 @@ pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &
         (0..count).map(|number| LabHost::new(&format!("h{number}"), &dir)).collect::<Result<_>>()?;
     for (number, pair) in hosts.windows(2).enumerate() {
         let ends = [1, 2].map(|end| IpAddr::from([10, 99, number as u8, end]));
-        wire(&pair[0].ns, &pair[1].ns, ("eth1", "eth0"), (&[(ends[0], 24)], &[(ends[1], 24)]))?;
+        wire(&pair[0].ns, &pair[1].ns, ("eth1", "eth0"), (&[Prefix(ends[0], 24)], &[Prefix(ends[1], 24)]))?;
     }
     for (number, host) in hosts.iter_mut().enumerate() {
         let mut all = vec!["--secret-file".to_owned(), secret.to_string_lossy().into_owned()];

@@ -71,6 +71,8 @@ mod report;
 mod segments;
 mod sessions;
 pub mod stored;
+#[cfg(test)]
+mod testing;
 mod topology;
 pub mod wire;
 

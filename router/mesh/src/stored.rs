@@ -1,8 +1,7 @@
 //! The storage schema of the node: every key that it persists.
 //!
-//! The shell files the values under these keys in one table and gives all of them back at the next start. Keys of other
-//! parts of the program lie beside them and are passed over: `schema`, `boot`, `life`, `range`, `attachment/`, `docker/`. A key
-//! that is added needs no new schema (`SCHEMA` in the shell's store), a changed one does.
+//! The shell files the values under these keys in one table and gives all of them back at the next start. Its own keys
+//! (`daemon/keys.rs`) lie beside them and are passed over. A key that is added needs no new schema (`SCHEMA` in the shell's store), a changed one does.
 
 use std::net::Ipv4Addr;
 

@@ -22,12 +22,12 @@ pub struct Lease {
 impl Lease {
     /// The address, with the prefix length of its range.
     pub fn prefix(&self) -> Prefix {
-        (IpAddr::V4(self.address), self.range.length)
+        Prefix(IpAddr::V4(self.address), self.range.length)
     }
 }
 
 /// Returns a prefix as a range; `None` if no ring can hand out of it.
-pub fn range_of((base, length): Prefix) -> Option<Range> {
+pub fn range_of(Prefix(base, length): Prefix) -> Option<Range> {
     match base {
         IpAddr::V4(base) => Range::new(base, length),
         IpAddr::V6(_) => None,

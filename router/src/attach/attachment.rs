@@ -9,10 +9,8 @@ use weft_mesh::wire::SegmentId;
 
 use crate::attach::addresses::Lease;
 use crate::attach::prefix::Prefix;
+use crate::daemon::keys::StoreKey;
 use crate::dataplane::taps::bridge_name;
-
-/// Begins the keys of endpoints in the store.
-pub const PERSISTED: &[u8] = b"attachment/";
 
 /// What a segment's endpoint on this host is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,19 +91,19 @@ impl Attachment {
 
     /// What it is filed under.
     pub fn key(&self) -> Vec<u8> {
-        [PERSISTED, &self.id].concat()
+        StoreKey::Attachment(self.id).encode()
     }
 
     /// What other hosts hear of it.
     pub fn record(&self) -> EndpointRecord {
         let Attachment { segment, mac, ips, names, health, services, .. } = self.clone();
-        let (ips, names, services) = (ips.into(), names.into(), services.into());
+        let (ips, names, services) = (ips.into_iter().map(Prefix::into).collect(), names.into(), services.into());
         EndpointRecord { segment: segment.into(), mac, ips, names, health, services }
     }
 
     /// Its addresses, for people.
     pub fn printed(&self) -> Vec<String> {
-        self.ips.iter().map(|(ip, length)| format!("{ip}/{length}")).collect()
+        self.ips.iter().map(Prefix::to_string).collect()
     }
 }
 

@@ -18,12 +18,11 @@ use crate::attach::addresses::{Lease, range_of};
 use crate::attach::attachment::{Attachment, Description, Place};
 use crate::attach::interfaces;
 use crate::attach::netlink::in_namespace;
-use crate::attach::prefix::{Prefix, alone, network, overlaps};
+use crate::attach::prefix::Prefix;
 use crate::attach::restore::Restored;
 use crate::attach::running::RunningCopies;
 use crate::attach::table::AttachmentTable;
 use crate::attach::target::{self, Namespace};
-use crate::cli::options::Cidr;
 use crate::daemon::node_task::{EndpointChange, NodeHandle};
 use crate::daemon::state::{Store, random};
 use crate::dataplane::taps::{Segments, remove_unused};
@@ -61,7 +60,7 @@ pub struct SegmentSubnet {
 /// All endpoints of this host.
 pub struct Attachments {
     node: NodeHandle,
-    range: Cidr,
+    range: Prefix,
     /// Where addresses come from in segments that are networks; elsewhere it is the mesh's own range.
     subnets: ArcSwap<BTreeMap<String, Vec<SegmentSubnet>>>,
     docker_socket: PathBuf,
@@ -78,7 +77,7 @@ pub struct AttachmentParts {
     /// The segments' interfaces on this host.
     pub segments: Segments,
     /// The mesh's own range.
-    pub range: Cidr,
+    pub range: Prefix,
     /// Where the engine answers, which knows containers by name.
     pub docker_socket: PathBuf,
     /// Endpoints from before a restart.
@@ -156,7 +155,7 @@ impl Attachments {
     /// The ring and the endpoints agree on who has which address: what a crash or an older disk left is put right.
     async fn reconcile(&self) -> Result<()> {
         let known: Vec<Lease> = self.all().await.into_iter().flat_map(|attachment| attachment.leases).collect();
-        let ranges: BTreeSet<Range> = known.iter().map(|lease| lease.range).chain(range_of(self.range.0)).collect();
+        let ranges: BTreeSet<Range> = known.iter().map(|lease| lease.range).chain(range_of(self.range)).collect();
         for range in ranges {
             self.reconcile_range(range, &known).await?;
         }
@@ -182,9 +181,9 @@ impl Attachments {
     fn subnets_of(&self, segment: &str) -> Vec<SegmentSubnet> {
         let known = self.subnets.load().get(segment).cloned().filter(|subnets| !subnets.is_empty());
         let own = || SegmentSubnet {
-            prefix: self.range.0,
+            prefix: self.range,
             part: None,
-            gateway: range_of(self.range.0).map(|range| IpAddr::V4(range.gateway())),
+            gateway: range_of(self.range).map(|range| IpAddr::V4(range.gateway())),
         };
         known.unwrap_or_else(|| vec![own()])
     }
@@ -247,7 +246,7 @@ impl Attachments {
             return Err(Failure::Usage(problem.into()));
         }
         // Addresses of a range were checked when that was made.
-        let outside = |ip: &&Prefix| !subnets.iter().any(|subnet| overlaps(subnet.prefix, **ip));
+        let outside = |ip: &&Prefix| !subnets.iter().any(|subnet| subnet.prefix.overlaps(**ip));
         refuse_overlap(&attachment.ips.iter().filter(outside).copied().collect::<Vec<_>>())?;
         // The lock is not held meanwhile: a request waits for its own address only.
         self.allocate(&mut attachment, &subnets).await?;
@@ -283,7 +282,7 @@ impl Attachments {
     /// Claims those of the addresses wished for that are a ring's, or takes one from it if none was wished for.
     async fn allocate(&self, attachment: &mut Attachment, subnets: &[SegmentSubnet]) -> Result<()> {
         let ranges = || subnets.iter().filter_map(|subnet| Some((range_of(subnet.prefix)?, subnet)));
-        let in_ring = |(ip, _): &Prefix| match ip {
+        let in_ring = |Prefix(ip, _): &Prefix| match ip {
             IpAddr::V4(ip) => {
                 ranges().find(|(range, _)| range.contains(*ip)).map(|(range, _)| (range, Some(*ip), None))
             }
@@ -385,13 +384,13 @@ impl Attachments {
         let mut table = self.table.lock().await;
         let is_docker = |attachment: &Attachment| matches!(attachment.place, Place::Docker { .. });
         // The engine's containers have their addresses from its pools.
-        let has_ip = |attachment: &Attachment| attachment.ips.iter().any(|(ip, _)| *ip == IpAddr::V4(address));
+        let has_ip = |attachment: &Attachment| attachment.ips.iter().any(|Prefix(ip, _)| *ip == IpAddr::V4(address));
         let has_it = |attachment: &&Attachment| {
             attachment.leases.iter().any(|lease| lease.id == id) || is_docker(attachment) && has_ip(attachment)
         };
         let Some(mut attachment) = table.all.values().find(has_it).cloned() else { return };
         // No record is to speak of it again, the one from before a restart included.
-        attachment.ips.retain(|(ip, _)| *ip != IpAddr::V4(address));
+        attachment.ips.retain(|Prefix(ip, _)| *ip != IpAddr::V4(address));
         let told = self.node.tell(Command::Attach(attachment.id, attachment.record())).await;
         for error in [told.err(), table.keep(&attachment).err()].into_iter().flatten() {
             warn!("{error}");
@@ -429,9 +428,8 @@ fn refuse_overlap(ips: &[Prefix]) -> Result<()> {
         for ip in ips {
             if let Some((other, interface)) = net.on_link_overlap(ip).await? {
                 return Err(Failure::new(format!(
-                    "{} overlaps the network {} of this host's interface {interface}; choose other addresses",
-                    Cidr((network(ip), ip.1)),
-                    Cidr(other)
+                    "{} overlaps the network {other} of this host's interface {interface}; choose other addresses",
+                    ip.network()
                 )));
             }
         }
@@ -443,10 +441,10 @@ fn refuse_overlap(ips: &[Prefix]) -> Result<()> {
 fn parse_ip(text: &str, subnets: &[SegmentSubnet]) -> Result<Prefix> {
     let bad = || Failure::Usage(format!("{text} is no address: it takes ADDR or ADDR/LEN"));
     if text.contains('/') {
-        return text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|_| bad());
+        return text.parse::<Prefix>().map_err(|_| bad());
     }
     let ip: IpAddr = text.parse().map_err(|_| bad())?;
     let usual = if ip.is_ipv4() { 24 } else { 64 };
-    let around = subnets.iter().find(|subnet| overlaps(subnet.prefix, alone(ip)));
-    Ok((ip, around.map_or(usual, |subnet| subnet.prefix.1)))
+    let around = subnets.iter().find(|subnet| subnet.prefix.overlaps(Prefix::alone(ip)));
+    Ok(Prefix(ip, around.map_or(usual, |subnet| subnet.prefix.1)))
 }

@@ -10,7 +10,7 @@ use weft_mesh::wire::SegmentId;
 
 use crate::attach::attachment::{Attachment, Place, own_name};
 use crate::attach::netlink::{Net, in_namespace};
-use crate::attach::prefix::{Prefix, alone, network, overlaps};
+use crate::attach::prefix::Prefix;
 use crate::attach::target::{self, Namespace};
 use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};
@@ -36,7 +36,7 @@ pub fn make(attachment: &mut Attachment, bridge: u32, mtu: u32, namespace: Optio
                 take_up(&net, index, &name, &ips).await?;
                 // Each interface has its own multicast route; the first one's is used.
                 let priority = name.trim_start_matches("weft").parse().unwrap_or(0) + 1;
-                net.add_route(index, (Ipv4Addr::new(224, 0, 0, 0).into(), 4), priority).await
+                net.add_route(index, Prefix(Ipv4Addr::new(224, 0, 0, 0).into(), 4), priority).await
             })?;
         }
         (Place::Docker { source, .. }, _) => {
@@ -111,7 +111,7 @@ pub fn cut_off(attachment: &Attachment, address: IpAddr) -> Result<()> {
         let index = net.index(&port).await?;
         net.set_down(index, &port).await?;
         match net.link(&bridge).await {
-            Some(link) => net.delete_table_route(TABLE, link.header.index, alone(address)).await,
+            Some(link) => net.delete_table_route(TABLE, link.header.index, Prefix::alone(address)).await,
             None => Ok(()),
         }
     })
@@ -145,15 +145,15 @@ pub fn set_gateways(segment: SegmentId, bridge: u32, gateways: BTreeSet<IpAddr>)
             let quiet = [("accept_dad", "0"), ("accept_ra", "0"), ("addr_gen_mode", "1"), ("disable_ipv6", "0")];
             net.configure(&name, "ipv6", &quiet)?;
             // Without an address of the link itself the kernel asks for no neighbour on behalf of others (RFC 4861, section 7.2.2).
-            net.add_address(bridge, (LINK_LOCAL.into(), 64)).await?;
+            net.add_address(bridge, Prefix(LINK_LOCAL.into(), 64)).await?;
         }
-        for (ip, length) in net.addresses(bridge).await? {
+        for Prefix(ip, length) in net.addresses(bridge).await? {
             if !gateways.contains(&ip) {
-                net.delete_address(bridge, (ip, length)).await?;
+                net.delete_address(bridge, Prefix(ip, length)).await?;
             }
         }
         for ip in gateways {
-            net.add_address(bridge, alone(ip)).await?;
+            net.add_address(bridge, Prefix::alone(ip)).await?;
         }
         Ok(())
     })
@@ -185,8 +185,8 @@ fn make_own(attachment: &Attachment, bridge: u32, mtu: u32) -> Result<()> {
 
 /// The host finds the rest of a segment over its own interface there.
 async fn route_own(net: &Net, index: u32, ips: &[Prefix]) -> Result<()> {
-    for (ip, length) in ips {
-        net.add_table_route(TABLE, index, (network((*ip, *length)), *length), Some(*ip)).await?;
+    for Prefix(ip, length) in ips {
+        net.add_table_route(TABLE, index, Prefix(*ip, *length).network(), Some(*ip)).await?;
     }
     Ok(())
 }
@@ -216,7 +216,7 @@ async fn take_up(net: &Net, index: u32, name: &str, ips: &[Prefix]) -> Result<()
 /// that the host itself is in (`own`), over its own interface there, since they answer to no address of another.
 pub fn route_all<'a>(attachments: impl Iterator<Item = &'a Attachment>, bridge: u32, own: &[Prefix]) -> Result<()> {
     let (by_own, by_bridge): (Vec<Prefix>, Vec<Prefix>) =
-        attachments.flat_map(own_routes).partition(|route| own.iter().any(|own| overlaps(*own, *route)));
+        attachments.flat_map(own_routes).partition(|route| own.iter().any(|own| own.overlaps(*route)));
     in_namespace(None, async move |net| {
         for route in by_own {
             net.delete_table_route(TABLE, bridge, route).await?;
@@ -234,8 +234,8 @@ fn own_routes(attachment: &Attachment) -> Vec<Prefix> {
         return Vec::new();
     }
     let has_gateway = |v4: bool| attachment.gateways.iter().any(|gateway| gateway.is_ipv4() == v4);
-    let reachable = attachment.ips.iter().filter(|(ip, _)| has_gateway(ip.is_ipv4()));
-    reachable.map(|(ip, _)| alone(*ip)).collect()
+    let reachable = attachment.ips.iter().filter(|Prefix(ip, _)| has_gateway(ip.is_ipv4()));
+    reachable.map(|Prefix(ip, _)| Prefix::alone(*ip)).collect()
 }
 
 /// The first of weft0, weft1, ... that is free.

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
 use tokio::runtime::RuntimeFlavor;
 
-use crate::attach::prefix::{Prefix, is_link_local, network, overlaps};
+use crate::attach::prefix::{Prefix, is_link_local};
 use crate::error::{Doing, Failure, Result};
 
 /// An interface, as far as it matters here.
@@ -81,7 +81,7 @@ impl Route {
         let length = message.header.destination_prefix_length;
         let is_v6 = message.header.address_family == AddressFamily::Inet6;
         let everywhere = if is_v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
-        let mut route = Route { to: (everywhere, length), interface: None, has_gateway: false };
+        let mut route = Route { to: Prefix(everywhere, length), interface: None, has_gateway: false };
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.0 = IpAddr::V4(*ip),
@@ -298,13 +298,13 @@ impl Net {
     }
 
     /// Gives an interface an address.
-    pub async fn add_address(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+    pub async fn add_address(&self, index: u32, Prefix(ip, prefix): Prefix) -> Result<()> {
         let request = self.handle.address().add(index, ip, prefix).replace().execute();
         request.await.doing(|| format!("cannot set address {ip}/{prefix}"))
     }
 
     /// Gives an interface an address without a route to its prefix.
-    pub async fn add_address_alone(&self, index: u32, (ip, prefix): Prefix) -> Result<()> {
+    pub async fn add_address_alone(&self, index: u32, Prefix(ip, prefix): Prefix) -> Result<()> {
         let mut request = self.handle.address().add(index, ip, prefix).replace();
         request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
         request.execute().await.doing(|| format!("cannot set address {ip}/{prefix}"))
@@ -314,11 +314,11 @@ impl Net {
     pub async fn addresses(&self, index: u32) -> Result<Vec<Prefix>> {
         let request = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = request.try_collect().await.doing(|| "cannot list addresses".into())?;
-        Ok(messages.iter().filter_map(address_of).filter(|(ip, _)| !is_link_local(ip)).collect())
+        Ok(messages.iter().filter_map(address_of).filter(|Prefix(ip, _)| !is_link_local(ip)).collect())
     }
 
     /// Takes an address from an interface; a missing one is fine.
-    pub async fn delete_address(&self, index: u32, (ip, _): Prefix) -> Result<()> {
+    pub async fn delete_address(&self, index: u32, Prefix(ip, _): Prefix) -> Result<()> {
         let request = self.handle.address().get().set_link_index_filter(index).set_address_filter(ip).execute();
         let found: Vec<_> = request.try_collect().await.unwrap_or_default();
         for message in found {
@@ -328,7 +328,7 @@ impl Net {
     }
 
     /// Routes a prefix over an interface; of several routes to it the lowest priority number is used.
-    pub async fn add_route(&self, index: u32, (ip, prefix): Prefix, priority: u32) -> Result<()> {
+    pub async fn add_route(&self, index: u32, Prefix(ip, prefix): Prefix, priority: u32) -> Result<()> {
         let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
         let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?.priority(priority).build();
         let request = self.handle.route().add(message).replace().execute();
@@ -340,11 +340,11 @@ impl Net {
         &self,
         table: u32,
         index: u32,
-        (ip, prefix): Prefix,
+        Prefix(ip, prefix): Prefix,
         source: Option<IpAddr>,
     ) -> Result<()> {
         let what = || format!("cannot set the route to {ip}/{prefix}");
-        let mut message = table_route(table, index, (ip, prefix))?;
+        let mut message = table_route(table, index, Prefix(ip, prefix))?;
         if let Some(source) = source {
             message = message.pref_source(source).doing(what)?;
         }
@@ -352,8 +352,8 @@ impl Net {
     }
 
     /// Takes back a route of a table over an interface; a missing one is fine.
-    pub async fn delete_table_route(&self, table: u32, index: u32, (ip, prefix): Prefix) -> Result<()> {
-        let message = table_route(table, index, (ip, prefix))?.build();
+    pub async fn delete_table_route(&self, table: u32, index: u32, Prefix(ip, prefix): Prefix) -> Result<()> {
+        let message = table_route(table, index, Prefix(ip, prefix))?.build();
         match self.handle.route().del(message).execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ESRCH => Ok(()),
             result => result.doing(|| format!("cannot remove the route to {ip}/{prefix}")),
@@ -403,8 +403,8 @@ impl Net {
         let links = self.links().await?;
         for (index, address) in self.all_addresses().await? {
             let Some(link) = links.iter().find(|link| link.index == index) else { continue };
-            if !is_own_interface(&link.name) && !link.is_loopback && overlaps(address, prefix) {
-                return Ok(Some(((network(address), address.1), link.name.clone())));
+            if !is_own_interface(&link.name) && !link.is_loopback && address.overlaps(prefix) {
+                return Ok(Some((address.network(), link.name.clone())));
             }
         }
         Ok(None)
@@ -436,7 +436,7 @@ impl Net {
     }
 }
 
-fn table_route(table: u32, index: u32, (ip, prefix): Prefix) -> Result<RouteMessageBuilder<IpAddr>> {
+fn table_route(table: u32, index: u32, Prefix(ip, prefix): Prefix) -> Result<RouteMessageBuilder<IpAddr>> {
     let message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).destination_prefix(ip, prefix);
     let message = message.doing(|| format!("no route to {ip}/{prefix} can be"))?;
     Ok(message.table_id(table).scope(RouteScope::Link))
@@ -452,5 +452,5 @@ fn address_of(message: &AddressMessage) -> Option<Prefix> {
     };
     // Of a point-to-point interface the other one is the peer's.
     let ip = find(true).or_else(|| find(false))?;
-    Some((ip, message.header.prefix_len))
+    Some(Prefix(ip, message.header.prefix_len))
 }

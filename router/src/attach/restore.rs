@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use weft_mesh::records::EndpointId;
 
 use crate::attach::addresses::Lease;
-use crate::attach::attachment::{Attachment, PERSISTED};
+use crate::attach::attachment::Attachment;
 use crate::attach::netlink::in_namespace;
 use crate::attach::running::RunningCopies;
+use crate::daemon::keys::StoreKey;
 use crate::error::Result;
 
 /// The endpoints that were there when the router last ran and still have their interfaces; those of them that the store has
@@ -28,7 +29,8 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<R
     let names = in_namespace(None, async |net| net.names().await)?;
     let mut restored =
         Restored { alive: BTreeMap::new(), lost: BTreeMap::new(), unproven: Vec::new(), gone: Vec::new() };
-    for (key, value) in kept.iter().filter(|(key, _)| key.starts_with(PERSISTED)) {
+    let is_attachment = |key: &[u8]| matches!(StoreKey::parse(key), Some(StoreKey::Attachment(_)));
+    for (key, value) in kept.iter().filter(|(key, _)| is_attachment(key)) {
         match serde_json::from_slice::<Attachment>(value) {
             Ok(attachment) if attachment.is_among(&names) => drop(restored.alive.insert(attachment.id, attachment)),
             _ => restored.gone.push(key.clone()),
@@ -47,7 +49,5 @@ pub fn restore(kept: &[(Vec<u8>, Vec<u8>)], running: &RunningCopies) -> Result<R
             None => drop(restored.lost.insert(id, copy)),
         }
     }
-    // Earlier versions kept a second copy of each endpoint.
-    restored.gone.extend(kept.iter().map(|(key, _)| key).filter(|key| key.starts_with(b"endpoint/")).cloned());
     Ok(restored)
 }

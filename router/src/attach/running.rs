@@ -84,7 +84,7 @@ mod tests {
         let attachment = Attachment {
             id: [1; 16],
             segment: "red".into(),
-            ips: vec![([10, 32, 0, 2].into(), 12)],
+            ips: vec![crate::attach::prefix::Prefix([10, 32, 0, 2].into(), 12)],
             names: vec!["web".into()],
             mac: [2, 1, 1, 1, 1, 1],
             place,

@@ -269,7 +269,7 @@ impl AttachmentTable {
         ips: &[Prefix],
     ) -> Result<Option<Vec<String>>> {
         let Some(there) = self.find(namespace, segment) else { return Ok(None) };
-        let bare = |ips: &[Prefix]| ips.iter().map(|(ip, _)| *ip).collect::<BTreeSet<IpAddr>>();
+        let bare = |ips: &[Prefix]| ips.iter().map(|Prefix(ip, _)| *ip).collect::<BTreeSet<IpAddr>>();
         if ips.is_empty() || bare(ips) == bare(&there.ips) {
             return Ok(Some(there.printed()));
         }

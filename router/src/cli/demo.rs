@@ -16,6 +16,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::attach::prefix::Prefix;
 use crate::cli::options::TapMode;
 use crate::daemon::state;
 use crate::error::{Doing, Failure, Result};
@@ -109,7 +110,7 @@ impl Set {
         println!("starting three hosts ...");
         let mut hosts =
             ["a", "b", "c"].into_iter().map(|name| LabHost::new(name, dir)).collect::<Result<Vec<LabHost>>>()?;
-        let address = |net: u8, host: u8| (IpAddr::from([10, 99, net, host]), 24);
+        let address = |net: u8, host: u8| Prefix(IpAddr::from([10, 99, net, host]), 24);
         wire(&hosts[0].ns, &hosts[1].ns, ("eth0", "eth0"), (&[address(1, 1)], &[address(1, 2)]))?;
         wire(&hosts[1].ns, &hosts[2].ns, ("eth1", "eth0"), (&[address(2, 2)], &[address(2, 3)]))?;
         let secret = dir.join("secret");

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
@@ -10,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use weft_mesh::records;
 
-use crate::attach::prefix::{Prefix, network};
+use crate::attach::prefix::Prefix;
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
@@ -79,7 +78,7 @@ pub struct LaunchArgs {
     pub state_dir: Option<PathBuf>,
     /// IPv4 addresses for containers [default: 10.32.0.0/12]
     #[arg(long, env = "WEFT_RANGE", value_name = "CIDR", help_heading = "Addresses")]
-    pub range: Option<Cidr>,
+    pub range: Option<Prefix>,
     /// Containers' MTU in bytes [default: the underlay's, less 50]
     #[arg(long, env = "WEFT_MTU", value_name = "BYTES", help_heading = "Tuning")]
     pub mtu: Option<usize>,
@@ -143,36 +142,6 @@ pub struct LaunchArgs {
     pub log_json: bool,
 }
 
-/// A network prefix, as `ADDR/LEN`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Cidr(pub Prefix);
-
-impl FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (ip, length) = text.split_once('/').ok_or("it takes ADDR/LEN")?;
-        let ip: IpAddr = ip.parse().map_err(|_| format!("{ip} is no address"))?;
-        let length: u8 = length.parse().map_err(|_| format!("{length} is no prefix length"))?;
-        if length > if ip.is_ipv4() { 32 } else { 128 } {
-            return Err(format!("/{length} is too long"));
-        }
-        Ok(Cidr((ip, length)))
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.0.0, self.0.1)
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 /// The options, complete.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -189,7 +158,7 @@ pub struct Options {
     /// Control socket.
     pub socket: PathBuf,
     /// Addresses for containers.
-    pub range: Cidr,
+    pub range: Prefix,
     /// Containers' MTU, if given.
     pub mtu: Option<usize>,
     /// Whether to link to hosts not named.
@@ -276,8 +245,8 @@ impl LaunchArgs {
         if self.mtu.is_some_and(|mtu| !(weft_mesh::wire::MIN_MTU..=65_000).contains(&mtu)) {
             return Err(Failure::Usage("--mtu takes 1280 to 65000".into()));
         }
-        let range = self.range.unwrap_or(Cidr((IpAddr::from([10, 32, 0, 0]), 12)));
-        if !range.0.0.is_ipv4() || network(range.0) != range.0.0 || !(8..=29).contains(&range.0.1) {
+        let range = self.range.unwrap_or(Prefix(IpAddr::from([10, 32, 0, 0]), 12));
+        if !range.0.is_ipv4() || range.network() != range || !(8..=29).contains(&range.1) {
             return Err(Failure::Usage("--range takes an IPv4 network of /8 to /29, such as 10.32.0.0/12".into()));
         }
         let text = std::env::var("WEFT_SECRET").ok();

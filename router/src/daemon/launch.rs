@@ -23,9 +23,10 @@ use crate::attach::netlink::{self, in_namespace};
 use crate::attach::restore::{Restored, restore};
 use crate::attach::running::RunningCopies;
 use crate::cli::install;
-use crate::cli::options::{Cidr, LaunchArgs, Options, TapMode, parse_peer};
+use crate::cli::options::{LaunchArgs, Options, TapMode, parse_peer};
 use crate::daemon::api::Api;
 use crate::daemon::control;
+use crate::daemon::keys::StoreKey;
 use crate::daemon::node_task::{EndpointChange, NodeHandle, NodeTask, Parts, punt_queues};
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
@@ -226,7 +227,7 @@ impl Built {
                 Some(Docker::start(plugin, &options, parts, &mut tasks).await?)
             }
             None => {
-                routing.set(Policy { ranges: [options.range.0].into(), ..Policy::default() })?;
+                routing.set(Policy { ranges: [options.range].into(), ..Policy::default() })?;
                 None
             }
         };
@@ -347,18 +348,16 @@ async fn chores(api: Api) {
 /// the first use of a range. Later all goes on, but for the addresses that an interface of this host has.
 fn check_range(options: &Options, kept: &[(Vec<u8>, Vec<u8>)]) -> Result<(Option<Change>, Option<String>)> {
     let range = options.range;
-    let (key, value) = (b"range".to_vec(), range.to_string().into_bytes());
+    let (key, value) = (StoreKey::Range.encode(), range.to_string().into_bytes());
     let is_known = kept.iter().any(|(k, v)| *k == key && *v == value);
-    match in_namespace(None, async move |net| net.on_link_overlap(range.0).await)? {
+    match in_namespace(None, async move |net| net.on_link_overlap(range).await)? {
         Some((network, interface)) if !is_known => Err(Failure::new(format!(
-            "the range {range} overlaps the network {} of interface {interface}; choose another with --range",
-            Cidr(network)
+            "the range {range} overlaps the network {network} of interface {interface}; choose another with --range"
         ))),
         Some((network, interface)) => {
             let problem = format!(
-                "the range {range} overlaps the network {} of interface {interface}: machines there are not reached from \
-                 containers, nor containers with such addresses from this host; give one of the two other addresses",
-                Cidr(network)
+                "the range {range} overlaps the network {network} of interface {interface}: machines there are not reached from \
+                 containers, nor containers with such addresses from this host; give one of the two other addresses"
             );
             warn!("{problem}");
             Ok((None, Some(problem)))

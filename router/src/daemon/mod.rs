@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod control;
+pub mod keys;
 pub mod launch;
 pub mod node_task;
 pub mod seeds;

@@ -16,15 +16,15 @@ use serde::de::DeserializeOwned;
 use tracing::warn;
 use weft_crypto::{Identity, Keyring, Secret};
 
+use super::keys::{StoreKey, TableName};
 use crate::error::{Doing, Failure, Result};
 
-/// One table of bytes. Its keys: the node's ([`weft_mesh::stored`]), `attachment/`, `docker/`, and a few of the router itself.
+/// One table of bytes. Its keys: the node's ([`weft_mesh::stored`]), and the shell's ([`super::keys`]).
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("weft");
 const STORE_CACHE: usize = 1 << 20;
-/// Filed under [`SCHEMA_KEY`]: the format of all keys and values. A release that changes one of them raises it, and reads the older
+/// Filed under [`StoreKey::Schema`]: the format of all keys and values. A release that changes one of them raises it, and reads the older
 /// formats or refuses them.
-const SCHEMA: u32 = 1;
-const SCHEMA_KEY: &[u8] = b"schema";
+const SCHEMA: u32 = 2;
 /// The largest secret file that is read.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
 /// How often, and how many times, something is asked for that another router holds.
@@ -154,7 +154,7 @@ pub fn note_start(store: &Store, kept: &[(Vec<u8>, Vec<u8>)], socket: &Path) -> 
     let what = || "cannot note this start of the router".to_owned();
     let boot = fs::read("/proc/sys/kernel/random/boot_id").doing(what)?;
     let beside = socket.with_extension("life");
-    let [boot_key, life_key] = [b"boot".to_vec(), b"life".to_vec()];
+    let [boot_key, life_key] = [StoreKey::Boot.encode(), StoreKey::Life.encode()];
     let is_kept = |key: &Vec<u8>, value: &[u8]| kept.iter().any(|(k, v)| k == key && v == value);
     let continues = is_kept(&boot_key, &boot) && fs::read(&beside).is_ok_and(|life| is_kept(&life_key, &life));
     let life = entropy()?.to_vec();
@@ -206,7 +206,7 @@ impl Store {
                 store.path.display()
             )));
         }
-        match store.write([(&SCHEMA_KEY.to_vec(), &Some(SCHEMA.to_le_bytes().to_vec()))]) {
+        match store.write([(&StoreKey::Schema.encode(), &Some(SCHEMA.to_le_bytes().to_vec()))]) {
             Err(error) if is_there => warn!("{error}; going on with what is there"),
             written => written?,
         }
@@ -219,7 +219,7 @@ impl Store {
         let mut all = Vec::new();
         for entry in table.iter().doing(cannot_read)? {
             let (key, value) = entry.doing(cannot_read)?;
-            if key.value() != SCHEMA_KEY {
+            if key.value() != StoreKey::Schema.encode() {
                 all.push((key.value().to_vec(), value.value().to_vec()));
             }
         }
@@ -229,7 +229,7 @@ impl Store {
     /// Returns the format that the store was written in; none if nothing was ever written.
     fn schema(&self) -> Result<Option<Vec<u8>>> {
         let Some(table) = self.table()? else { return Ok(None) };
-        let found = table.get(SCHEMA_KEY).doing(cannot_read)?;
+        let found = table.get(StoreKey::Schema.encode().as_slice()).doing(cannot_read)?;
         Ok(found.map(|value| value.value().to_vec()))
     }
 
@@ -307,18 +307,18 @@ fn write_to<'a>(
 /// A table of things by name, all of it in memory and all changes on disk before they count.
 pub struct Table<T> {
     store: Arc<Store>,
-    prefix: &'static str,
+    table: TableName,
     all: Mutex<BTreeMap<String, T>>,
 }
 
 impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
-    /// The table whose keys in the store begin with `prefix`. What cannot be read there is of no use and left out.
-    pub fn new(store: Arc<Store>, prefix: &'static str, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
-        let read = |(key, value): &(Vec<u8>, Vec<u8>)| {
-            let name = std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?).ok()?;
-            Some((name.to_owned(), serde_json::from_slice(value).ok()?))
+    /// Returns a table with its entries among `kept`; those that cannot be read are left out.
+    pub fn new(store: Arc<Store>, table: TableName, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
+        let read = |(key, value): &(Vec<u8>, Vec<u8>)| match StoreKey::parse(key)? {
+            StoreKey::Entry(of, name) if of == table => Some((name, serde_json::from_slice(value).ok()?)),
+            _ => None,
         };
-        Table { store, prefix, all: Mutex::new(kept.iter().filter_map(read).collect()) }
+        Table { store, table, all: Mutex::new(kept.iter().filter_map(read).collect()) }
     }
 
     /// One of them.
@@ -361,7 +361,7 @@ impl<T: Clone + Serialize + DeserializeOwned> Table<T> {
     }
 
     fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<()> {
-        let key = [self.prefix.as_bytes(), name.as_bytes()].concat();
+        let key = StoreKey::Entry(self.table, name.to_owned()).encode();
         tokio::task::block_in_place(|| self.store.write([(&key, &value)]))
     }
 
@@ -407,7 +407,7 @@ mod tests {
         drop(store);
         assert_eq!(Store::open(&dir).unwrap().read().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
         let newer = Some((SCHEMA + 1).to_le_bytes().to_vec());
-        Store::open(&dir).unwrap().write([(&SCHEMA_KEY.to_vec(), &newer)]).unwrap();
+        Store::open(&dir).unwrap().write([(&StoreKey::Schema.encode(), &newer)]).unwrap();
         assert!(Store::open(&dir).err().unwrap().to_string().contains("another version of weft"));
         fs::write(dir.join("store.redb"), vec![7; 9000]).unwrap();
         assert!(Store::open(&dir).err().unwrap().to_string().contains("move it away"));

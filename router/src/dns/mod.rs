@@ -29,6 +29,7 @@ use weft_mesh::wire::SegmentId;
 
 use crate::attach::attachment::Place;
 use crate::attach::attachments::Attachments;
+use crate::attach::prefix::Prefix;
 use crate::cli::options::Options;
 use crate::dataplane::taps::bridge_name;
 use crate::docker::{Docker, Sandbox};
@@ -321,7 +322,7 @@ async fn keep_places(
                 }
             }
             if attachment.place == Place::Host {
-                let own = attachment.ips.iter().map(|(ip, _)| SocketAddr::new(*ip, 53));
+                let own = attachment.ips.iter().map(|Prefix(ip, _)| SocketAddr::new(*ip, 53));
                 wanted.extend(own.map(|address| (address, None, Audience::Host(Some(segment)), true)));
             }
         }

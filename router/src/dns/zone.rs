@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn addresses_of_containers_that_are_not_there_are_denied_at_once() {
         let zone = Zone::new("weft.internal").unwrap();
-        zone.set_ranges([("10.32.0.0".parse().unwrap(), 12)].into());
+        zone.set_ranges(["10.32.0.0/12".parse().unwrap()].into());
         let mut random = ChaCha8Rng::seed_from_u64(1);
         let mut asked = |name: &str| {
             let packet = question(name, RecordType::PTR).to_vec().unwrap();

@@ -14,7 +14,7 @@ use super::plugin::NAME;
 use super::pools::{ChosenPool, Pools};
 use super::prefixes::parse_address;
 use super::protocol::{CreateNetwork, ENABLE_IPV6, GENERIC, INTERNAL, IpamData};
-use crate::cli::options::Cidr;
+use crate::attach::prefix::Prefix;
 use crate::error::{Failure, Result};
 
 /// Takes up what is not known, at the first look at an engine (`again` is none), or what could not be taken up `again`: any
@@ -73,7 +73,7 @@ async fn take_up(pools: &Pools, network: &str, config: &IpamConfig) -> Result<Ip
         let set_aside = aux.values().copied().chain(gateway).collect();
         pools.take_up(ChosenPool { prefix, part, gateway, set_aside, network: Some(network.to_owned()) }).await?;
     }
-    let with_length = |ip: IpAddr| Cidr((ip, prefix.1)).to_string();
+    let with_length = |ip: IpAddr| Prefix(ip, prefix.1).to_string();
     Ok(IpamData {
         address_space: NAME.into(),
         pool: subnet.to_owned(),

@@ -25,8 +25,8 @@ use super::protocol::{
 use super::sandboxes::Sandboxes;
 use crate::attach::attachment::{Attachment, Place};
 use crate::attach::attachments::SegmentSubnet;
-use crate::attach::prefix::{Prefix, network as network_of, overlaps};
-use crate::cli::options::Cidr;
+use crate::attach::prefix::Prefix;
+use crate::daemon::keys::TableName;
 use crate::daemon::state::{Table, random};
 use crate::error::{Failure, Result};
 
@@ -51,8 +51,8 @@ pub struct Driver {
 impl Driver {
     /// The networks and endpoints that were there.
     pub fn new(context: DriverContext, pools: Arc<Pools>, kept: &[(Vec<u8>, Vec<u8>)]) -> Self {
-        let networks = Table::new(context.store.clone(), "docker/network/", kept);
-        let endpoints = Table::new(context.store.clone(), "docker/endpoint/", kept);
+        let networks = Table::new(context.store.clone(), TableName::Networks, kept);
+        let endpoints = Table::new(context.store.clone(), TableName::Endpoints, kept);
         let (ports, firewall, making) = (Ports::default(), Firewall::default(), Mutex::default());
         Driver { context, pools, ports, firewall, making, networks, endpoints, sandboxes: Sandboxes::default() }
     }
@@ -99,7 +99,7 @@ impl Driver {
         for IpamData { pool, gateway, aux_addresses, .. } in data() {
             let prefix = cidr(pool)?;
             let gateway = if gateway.is_empty() { None } else { Some(cidr(gateway)?.0) };
-            subnets.push(((network_of(prefix), prefix.1), gateway));
+            subnets.push((prefix.network(), gateway));
             for (name, address) in aux_addresses {
                 set_aside.push((name.clone(), cidr(address)?.0));
             }
@@ -119,7 +119,7 @@ impl Driver {
         let prefixes: Vec<Prefix> = subnets.iter().map(|(prefix, _)| *prefix).collect();
         let network = Network {
             internal: request.is_set(INTERNAL),
-            ipv4: prefixes.iter().any(|(ip, _)| ip.is_ipv4()),
+            ipv4: prefixes.iter().any(|Prefix(ip, _)| ip.is_ipv4()),
             ipv6: request.is_set(ENABLE_IPV6),
             subnets,
             set_aside,
@@ -296,10 +296,10 @@ impl Driver {
             *id != request.endpoint_id && self.sandboxes.of(id).as_ref() == Some(&request.sandbox_key)
         });
         for (_, other) in others {
-            let clash = endpoint.ips.iter().find(|ip| other.ips.iter().any(|other| overlaps(**ip, *other)));
+            let clash = endpoint.ips.iter().find(|ip| other.ips.iter().any(|other| ip.overlaps(*other)));
             if let Some(clash) = clash {
                 let network = self.networks.find(&other.network).and_then(|network| network.name).unwrap_or_default();
-                let subnet = Cidr((network_of(*clash), clash.1));
+                let subnet = clash.network();
                 return Err(Failure::new(format!(
                     "the container is in {subnet} on network {network} already, and an engine puts it there only \
                      once; undo it with docker network disconnect, or the container will not start again, and create one \
@@ -396,9 +396,14 @@ impl Driver {
         // Default subnets are the same everywhere.
         let subnet = |(prefix, _): &(Prefix, Option<IpAddr>)| {
             let pool = self.pools.chosen(*prefix)?;
-            let within = |(_, ip): &&(String, IpAddr)| overlaps((*ip, prefix.1), *prefix);
+            let within = |(_, ip): &&(String, IpAddr)| Prefix(*ip, prefix.1).overlaps(*prefix);
             let set_aside = network.set_aside.iter().filter(within).cloned().collect();
-            Some(Subnet { prefix: *prefix, part: pool.part, gateway: pool.gateway, set_aside })
+            Some(Subnet {
+                prefix: (*prefix).into(),
+                part: pool.part.map(Prefix::into),
+                gateway: pool.gateway,
+                set_aside,
+            })
         };
         let Network { uid, ipv4, ipv6, internal, attachable, options, labels, .. } = network.clone();
         let subnets = network.subnets.iter().filter_map(subnet).collect();
@@ -408,7 +413,8 @@ impl Driver {
     /// Whether a network here and one elsewhere have addresses that do not belong together.
     pub fn has_other_subnets(&self, network: &Network, elsewhere: &NetworkRecord) -> bool {
         let chosen = network.subnets.iter().map(|(prefix, _)| *prefix).filter(|prefix| !self.pools.is_own(*prefix));
-        chosen.collect::<BTreeSet<Prefix>>() != elsewhere.subnets.iter().map(|subnet| subnet.prefix).collect()
+        chosen.collect::<BTreeSet<Prefix>>()
+            != elsewhere.subnets.iter().map(|subnet| Prefix::from(subnet.prefix)).collect()
     }
 
     pub(super) fn known_network(&self, id: &str) -> Result<Network> {
@@ -418,6 +424,6 @@ impl Driver {
 
     /// All addresses of endpoints.
     pub fn used(&self) -> BTreeSet<IpAddr> {
-        self.endpoints.all().into_iter().flat_map(|(_, endpoint)| endpoint.ips).map(|(ip, _)| ip).collect()
+        self.endpoints.all().into_iter().flat_map(|(_, endpoint)| endpoint.ips).map(|Prefix(ip, _)| ip).collect()
     }
 }

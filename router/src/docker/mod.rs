@@ -42,7 +42,9 @@ use weft_mesh::wire::SegmentId;
 use crate::attach::addresses::range_of;
 use crate::attach::attachment::Place;
 use crate::attach::attachments::Attachments;
+use crate::attach::prefix::Prefix;
 use crate::cli::options::Options;
+use crate::daemon::keys::TableName;
 use crate::daemon::node_task::NodeHandle;
 use crate::daemon::state::{Store, Table};
 use crate::dataplane::taps::bridge_name;
@@ -160,7 +162,7 @@ impl Docker {
     ) -> Result<Arc<Docker>> {
         let DockerParts { node, attachments, routing, store, kept } = parts;
         let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
-        let range = range_of(options.range.0).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
+        let range = range_of(options.range).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
         let engine_version = Arc::<ArcSwapOption<String>>::default();
         let domain = &options.dns_domain;
         let pools = Pools::new(node.clone(), store.clone(), kept, range, domain, engine_version.clone());
@@ -181,7 +183,7 @@ impl Docker {
             driver: Driver::new(context.clone(), pools.clone(), kept),
             context,
             pools,
-            engine_id: Table::new(store, "docker/engine/", kept),
+            engine_id: Table::new(store, TableName::Engine, kept),
             problems: Mutex::default(),
             look_again: Notify::new(),
             busy: Mutex::default(),
@@ -256,7 +258,7 @@ impl Docker {
                 is_internal: true,
             });
             sandbox.segments.insert(segment);
-            sandbox.ips.extend(endpoint.ips.iter().map(|(ip, _)| *ip));
+            sandbox.ips.extend(endpoint.ips.iter().map(|Prefix(ip, _)| *ip));
             sandbox.is_internal &= network.internal;
         }
         all.into_values().collect()
@@ -330,7 +332,7 @@ impl Docker {
             let bridges = match (&attachment.place, attachment.is_internal) {
                 (Place::Docker { .. }, true) => &mut plan.internal,
                 (Place::Docker { .. }, false) => {
-                    plan.has_ipv6 |= attachment.ips.iter().any(|(ip, _)| ip.is_ipv6());
+                    plan.has_ipv6 |= attachment.ips.iter().any(|Prefix(ip, _)| ip.is_ipv6());
                     &mut plan.open
                 }
                 _ => &mut plan.attached,
@@ -338,7 +340,7 @@ impl Docker {
             bridges.insert(bridge);
             plan.resolvers.extend(&attachment.gateways);
             if attachment.place == Place::Host {
-                plan.resolvers.extend(attachment.ips.iter().map(|(ip, _)| *ip));
+                plan.resolvers.extend(attachment.ips.iter().map(|Prefix(ip, _)| *ip));
             }
         }
         // One segment may be two networks of the engine: the stricter one counts.

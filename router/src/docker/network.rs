@@ -7,7 +7,6 @@ use weft_mesh::records::{EndpointId, NetworkUid};
 
 use super::protocol::PortBinding;
 use crate::attach::prefix::Prefix;
-use crate::cli::options::Cidr;
 use crate::error::{Failure, Result};
 
 /// The option that names a network's segment.
@@ -118,7 +117,7 @@ pub fn short_id(text: &str) -> Option<[u8; 16]> {
 
 /// An address and its prefix length, as engines write them.
 pub fn cidr(text: &str) -> Result<Prefix> {
-    text.parse::<Cidr>().map(|cidr| cidr.0).map_err(|error| Failure::new(format!("{text}: {error}")))
+    text.parse::<Prefix>().map_err(|error| Failure::new(format!("{text}: {error}")))
 }
 
 pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {

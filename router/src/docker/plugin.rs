@@ -17,7 +17,6 @@ use tracing::{debug, warn};
 use super::Docker;
 use super::call::Call;
 use super::protocol::{Address, Pool};
-use crate::cli::options::Cidr;
 use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
 
@@ -90,12 +89,12 @@ async fn answer(docker: &Docker, call: Call) -> Result<Value> {
         }
         Call::RequestPool(request) => {
             let (pool_id, prefix) = pools.request(&request).await?;
-            return to_json(&Pool { pool_id, pool: Cidr(prefix).to_string(), data: Default::default() });
+            return to_json(&Pool { pool_id, pool: prefix.to_string(), data: Default::default() });
         }
         Call::ReleasePool(request) => pools.release(&request.pool_id).await?,
         Call::RequestAddress(request) => {
             let prefix = pools.request_address(&request).await?;
-            return to_json(&Address { address: Cidr(prefix).to_string(), data: Default::default() });
+            return to_json(&Address { address: prefix.to_string(), data: Default::default() });
         }
         Call::ReleaseAddress(request) => pools.release_address(&request.pool_id, request.address).await?,
         Call::CreateNetwork(request) => {

@@ -21,13 +21,12 @@ use super::protocol::{RequestAddress, RequestPool};
 use crate::attach::addresses::{Lease, range_of};
 use crate::attach::attachments::ATTACHED;
 use crate::attach::netlink::in_namespace;
-use crate::attach::prefix::{Prefix, alone, overlaps};
-use crate::cli::options::Cidr;
+use crate::attach::prefix::Prefix;
+use crate::daemon::keys::TableName;
 use crate::daemon::node_task::NodeHandle;
 use crate::daemon::state::{Store, Table, random};
 use crate::error::{Failure, Result};
 
-const TABLE: &str = "docker/pool/";
 /// Begins the id of the default pool.
 const DEFAULT: &str = "default/";
 /// How long the engine may take from asking for an address to using it.
@@ -88,7 +87,7 @@ impl Pools {
         domain: &str,
         engine_version: Arc<ArcSwapOption<String>>,
     ) -> Self {
-        let chosen = Table::new(store, TABLE, kept);
+        let chosen = Table::new(store, TableName::Pools, kept);
         Pools {
             node,
             range,
@@ -133,12 +132,11 @@ impl Pools {
                 return Err(Failure::new(format!(
                     "the engine finds the mesh's range {} to overlap a route or a resolver of this host (ip route; \
                      /etc/resolv.conf); say that it is meant with --subnet {}, or choose another --subnet",
-                    Cidr(prefix),
-                    Cidr(prefix)
+                    prefix, prefix
                 )));
             }
             asked.push(Instant::now());
-            return Ok((format!("{DEFAULT}{}", Cidr(prefix)), prefix));
+            return Ok((format!("{DEFAULT}{prefix}"), prefix));
         }
         let prefix = parse_network(&request.pool)?;
         let part = match request.sub_pool.as_str() {
@@ -146,14 +144,14 @@ impl Pools {
             part => Some(parse_network(part)?),
         };
         if part.is_none() && self.is_own(prefix) {
-            return Ok((format!("{DEFAULT}{}", Cidr(prefix)), prefix));
+            return Ok((format!("{DEFAULT}{prefix}"), prefix));
         }
         // An engine that starts asks again for what its networks have.
         let id = id_of(prefix, part);
         if !self.is_answering() && self.chosen.find(&id).is_some() {
             return Ok((id, prefix));
         }
-        if part.is_some_and(|part| part.1 < prefix.1 || !overlaps(part, prefix)) {
+        if part.is_some_and(|part| part.1 < prefix.1 || !part.overlaps(prefix)) {
             return Err(Failure::new("--ip-range lies outside --subnet; choose a range within it"));
         }
         self.refuse_unusable(prefix, part)?;
@@ -195,13 +193,13 @@ impl Pools {
     }
 
     fn own(&self) -> [Prefix; 2] {
-        [(IpAddr::V4(self.range.base), self.range.length), (IpAddr::V6(self.ula.0), self.ula.1)]
+        [Prefix(IpAddr::V4(self.range.base), self.range.length), Prefix(IpAddr::V6(self.ula.0), self.ula.1)]
     }
 
     /// Whether a subnet is a part of the mesh's own range, which the ring of that has to leave to it.
     fn is_part(&self, prefix: Prefix) -> bool {
         let own = self.own()[0];
-        prefix.1 > own.1 && overlaps(own, prefix)
+        prefix.1 > own.1 && own.overlaps(prefix)
     }
 
     /// Keeps a new pool, once the mesh's own ring leaves its addresses to it.
@@ -228,39 +226,38 @@ impl Pools {
     fn refuse_unusable(&self, prefix: Prefix, part: Option<Prefix>) -> Result<()> {
         match prefix.0 {
             IpAddr::V4(_) if range_of(prefix).is_none() || part.is_some_and(|part| range_of(part).is_none()) => {
-                Err(Failure::new(format!("the subnet {} is no range to hand out of: it takes /8 to /30", Cidr(prefix))))
+                Err(Failure::new(format!("the subnet {prefix} is no range to hand out of: it takes /8 to /30")))
             }
             IpAddr::V6(_) if part.unwrap_or(prefix).1 > 112 => Err(Failure::new(format!(
                 "the subnet {} is too small: it takes /112 or larger",
-                Cidr(part.unwrap_or(prefix))
+                part.unwrap_or(prefix)
             ))),
             _ => Ok(()),
         }
     }
 
     async fn refuse_overlap(&self, prefix: Prefix) -> Result<()> {
-        let refused =
-            |what: String| Err(Failure::new(format!("the subnet {} overlaps {what}; choose another", Cidr(prefix))));
-        if let Some(own) = self.own().into_iter().find(|own| overlaps(*own, prefix) && !self.is_part(prefix)) {
-            return refused(format!("the mesh's own range {} (leave --subnet out to use that)", Cidr(own)));
+        let refused = |what: String| Err(Failure::new(format!("the subnet {prefix} overlaps {what}; choose another")));
+        if let Some(own) = self.own().into_iter().find(|own| own.overlaps(prefix) && !self.is_part(prefix)) {
+            return refused(format!("the mesh's own range {own} (leave --subnet out to use that)"));
         }
         let here = self.chosen.all().into_iter().map(|(_, pool)| pool).filter(|pool| pool.network.is_some());
-        if let Some(pool) = here.into_iter().find(|pool| overlaps(pool.prefix, prefix)) {
-            return refused(format!("that of another network, {}", Cidr(pool.prefix)));
+        if let Some(pool) = here.into_iter().find(|pool| pool.prefix.overlaps(prefix)) {
+            return refused(format!("that of another network, {}", pool.prefix));
         }
         {
             let networks = self.node.networks().await?;
             for (host, network) in &networks.elsewhere {
                 // The same subnet is meant to be the same network.
-                let clash = |other: Prefix| other != prefix && overlaps(other, prefix);
-                if let Some(subnet) = network.subnets.iter().find(|subnet| clash(subnet.prefix)) {
-                    return refused(format!("{} of network {} on {host}", Cidr(subnet.prefix), network.name));
+                let clash = |other: Prefix| other != prefix && other.overlaps(prefix);
+                if let Some(subnet) = network.subnets.iter().find(|subnet| clash(subnet.prefix.into())) {
+                    return refused(format!("{} of network {} on {host}", Prefix::from(subnet.prefix), network.name));
                 }
             }
         }
         match in_namespace(None, async move |net| net.on_link_overlap(prefix).await)? {
             Some((network, interface)) => {
-                refused(format!("the network {} of this host's interface {interface}", Cidr(network)))
+                refused(format!("the network {network} of this host's interface {interface}"))
             }
             None => Ok(()),
         }
@@ -296,12 +293,14 @@ impl Pools {
             text => Some(parse_address(text)?),
         };
         let (prefix, part) = match self.meant(&request.pool_id)? {
-            Meant::Default(prefix) if request.is_gateway() => return Ok((wanted.unwrap_or(first(prefix)), prefix.1)),
+            Meant::Default(prefix) if request.is_gateway() => {
+                return Ok(Prefix(wanted.unwrap_or(first(prefix)), prefix.1));
+            }
             Meant::Default(prefix) => (prefix, None),
             Meant::Chosen(mut pool) if request.is_gateway() || pool.network.is_none() => {
                 let address = wanted.unwrap_or(first(pool.prefix));
-                if !overlaps(alone(address), pool.prefix) {
-                    return Err(Failure::new(format!("{address} is outside of {}", Cidr(pool.prefix))));
+                if !Prefix::alone(address).overlaps(pool.prefix) {
+                    return Err(Failure::new(format!("{address} is outside of {}", pool.prefix)));
                 }
                 if request.is_gateway() {
                     pool.gateway = wanted;
@@ -309,12 +308,12 @@ impl Pools {
                 pool.set_aside.insert(address);
                 self.chosen.set(&request.pool_id, pool.clone())?;
                 self.set_aside(&pool).await?;
-                return Ok((address, pool.prefix.1));
+                return Ok(Prefix(address, pool.prefix.1));
             }
             Meant::Chosen(pool) => (pool.prefix, pool.part),
         };
-        if let Some(wanted) = wanted.filter(|wanted| !overlaps(alone(*wanted), prefix)) {
-            return Err(Failure::new(format!("{wanted} is outside of {}", Cidr(prefix))));
+        if let Some(wanted) = wanted.filter(|wanted| !Prefix::alone(*wanted).overlaps(prefix)) {
+            return Err(Failure::new(format!("{wanted} is outside of {prefix}")));
         }
         let address = match prefix.0 {
             IpAddr::V4(_) => self.allocate(prefix, part, wanted).await?,
@@ -323,7 +322,7 @@ impl Pools {
                 None => random_in(part.unwrap_or(prefix))?,
             },
         };
-        Ok((address, prefix.1))
+        Ok(Prefix(address, prefix.1))
     }
 
     async fn allocate(&self, prefix: Prefix, part: Option<Prefix>, wanted: Option<IpAddr>) -> Result<IpAddr> {
@@ -471,8 +470,8 @@ impl Pools {
 /// Returns the id by which the engine names a chosen pool.
 fn id_of(prefix: Prefix, part: Option<Prefix>) -> String {
     match part {
-        Some(part) => format!("{}/{}", Cidr(prefix), Cidr(part)),
-        None => Cidr(prefix).to_string(),
+        Some(part) => format!("{prefix}/{part}"),
+        None => prefix.to_string(),
     }
 }
 

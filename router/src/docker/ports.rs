@@ -15,6 +15,7 @@ use tracing::debug;
 use super::protocol::PortBinding;
 use super::proxy;
 use crate::attach::netlink::{in_namespace, is_own_interface};
+use crate::attach::prefix::Prefix;
 use crate::attach::prefix::{has_ipv6, is_link_local};
 use crate::error::{Doing, Failure, Result};
 use crate::host::conntrack::{self, Flow};
@@ -259,7 +260,8 @@ fn own_addresses(family: IpAddr) -> Result<Vec<IpAddr>> {
     in_namespace(None, async move |net| {
         let links = net.links().await?;
         let is_outside = |index: u32| links.iter().any(|link| link.index == index && !is_own_interface(&link.name));
-        let all = net.all_addresses().await?.into_iter().filter(|(index, _)| is_outside(*index)).map(|(_, (ip, _))| ip);
+        let all =
+            net.all_addresses().await?.into_iter().filter(|(index, _)| is_outside(*index)).map(|(_, Prefix(ip, _))| ip);
         Ok(all.filter(|ip| ip.is_ipv4() == is_v4 && !is_link_local(ip)).collect())
     })
 }

@@ -4,8 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use weft_mesh::ipam::ring::Range;
 
-use crate::attach::prefix::{Prefix, network};
-use crate::cli::options::Cidr;
+use crate::attach::prefix::Prefix;
 use crate::daemon::state::random;
 use crate::error::{Doing, Failure, Result};
 
@@ -15,19 +14,19 @@ pub fn parse_address(text: &str) -> Result<IpAddr> {
 }
 
 pub(super) fn parse_network(text: &str) -> Result<Prefix> {
-    let cidr: Cidr = text.parse().map_err(|error| Failure::new(format!("no subnet {text}: {error}")))?;
-    Ok((network(cidr.0), cidr.0.1))
+    let cidr: Prefix = text.parse().map_err(|error| Failure::new(format!("no subnet {text}: {error}")))?;
+    Ok(cidr.network())
 }
 
 /// The first address of a prefix that can be an interface's.
-pub(super) fn first((base, _): Prefix) -> IpAddr {
+pub(super) fn first(Prefix(base, _): Prefix) -> IpAddr {
     match base {
         IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from_bits(base.to_bits() | 1)),
         IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from_bits(base.to_bits() | 1)),
     }
 }
 
-pub(super) fn random_in((base, length): Prefix) -> Result<IpAddr> {
+pub(super) fn random_in(Prefix(base, length): Prefix) -> Result<IpAddr> {
     let IpAddr::V6(base) = base else { return Err(Failure::new("only IPv6 addresses are random")) };
     let bytes: [u8; 16] = random()?;
     let host = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
@@ -49,7 +48,6 @@ pub(super) fn derived_ula(range: Range, domain: &str) -> Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attach::prefix::overlaps;
 
     #[test]
     fn the_derived_prefix_is_unique_local_and_the_same_everywhere() {
@@ -65,9 +63,9 @@ mod tests {
     fn random_addresses_stay_within_their_prefix() {
         let base: Ipv6Addr = "fd50:0:0:7::".parse().unwrap();
         for length in [48, 64, 112] {
-            let ip = random_in((IpAddr::V6(base), length)).unwrap();
-            assert!(overlaps((ip, 128), (IpAddr::V6(base), length)), "{ip}");
-            assert_ne!(ip, first((IpAddr::V6(base), length)));
+            let ip = random_in(Prefix(IpAddr::V6(base), length)).unwrap();
+            assert!(Prefix(ip, 128).overlaps(Prefix(IpAddr::V6(base), length)), "{ip}");
+            assert_ne!(ip, first(Prefix(IpAddr::V6(base), length)));
         }
     }
 }

@@ -10,6 +10,7 @@ use super::driver::Driver;
 use super::network::{Endpoint, attachment_id};
 use super::ports::{Publishing, end_flows_to, written};
 use super::protocol::{PORTMAP, PortBinding, Program};
+use crate::attach::prefix::Prefix;
 use crate::dataplane::taps::bridge_name;
 use crate::error::{Doing, Failure, Result};
 
@@ -68,7 +69,7 @@ impl Driver {
         let publishing = Publishing {
             id,
             sandbox: sandbox.as_deref().unwrap_or(id),
-            ips: endpoint.ips.iter().map(|(ip, _)| *ip).collect(),
+            ips: endpoint.ips.iter().map(|Prefix(ip, _)| *ip).collect(),
             bridge: bridge_name(segment),
             host: network.host_binding(),
         };

@@ -13,7 +13,7 @@ use weft_mesh::records::{NetworkRecord, NetworkUid, Subnet};
 
 use super::plugin::NAME;
 use super::{Docker, NETWORK_PROBLEM};
-use crate::cli::options::Cidr;
+use crate::attach::prefix::Prefix;
 use crate::error::{Failure, Result};
 
 /// How often it is looked what others have.
@@ -140,7 +140,7 @@ async fn wanted(docker: &Docker, follows_others: bool) -> Result<Wanted> {
         };
         let is_other = docker.driver.has_other_subnets(network, &record);
         if is_other && record.uid < network.uid && network.uid != STANDING && network.is_of_mesh() {
-            let subnets = record.subnets.iter().map(|subnet| Cidr(subnet.prefix).to_string());
+            let subnets = record.subnets.iter().map(|subnet| Prefix::from(subnet.prefix).to_string());
             let subnets = subnets.collect::<Vec<_>>().join(", ");
             let cause = Cause::Replaced(if subnets.is_empty() { "the mesh's own range".into() } else { subnets }, host);
             wanted.removed.push(Removal { id: id.clone(), uid: network.uid, name, cause });
@@ -172,10 +172,10 @@ async fn make(docker: &Docker, record: &NetworkRecord) -> Result<()> {
     // Subnets of the mesh's own range are named, too: engines look for overlaps where none is.
     let own = docker.pools.own_prefixes(record.ipv4, record.ipv6).into_iter();
     let own = own.filter(|own| !record.subnets.iter().any(|subnet| subnet.prefix.0.is_ipv4() == own.0.is_ipv4()));
-    let own = own.map(|prefix| IpamConfig { subnet: Some(Cidr(prefix).to_string()), ..IpamConfig::default() });
+    let own = own.map(|prefix| IpamConfig { subnet: Some(prefix.to_string()), ..IpamConfig::default() });
     let config = |subnet: &Subnet| IpamConfig {
-        subnet: Some(Cidr(subnet.prefix).to_string()),
-        ip_range: subnet.part.map(|part| Cidr(part).to_string()),
+        subnet: Some(Prefix::from(subnet.prefix).to_string()),
+        ip_range: subnet.part.map(|part| Prefix::from(part).to_string()),
         gateway: subnet.gateway.as_ref().map(IpAddr::to_string),
         auxiliary_addresses: Some(subnet.set_aside.iter().map(|(name, ip)| (name.clone(), ip.to_string())).collect()),
     };

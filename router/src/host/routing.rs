@@ -167,7 +167,7 @@ fn rules(policy: &Policy) -> BTreeSet<Rule> {
         }));
         rules.insert(Rule { priority: FROM_HOST, from: Some("lo".into()), action: table, ..blank.clone() });
         rules.insert(Rule { priority: MARKED, mark: Some((MARK, MARK)), action: table, ..blank.clone() });
-        for range in policy.ranges.iter().filter(|(ip, _)| ip.is_ipv6() == is_v6) {
+        for range in policy.ranges.iter().filter(|Prefix(ip, _)| ip.is_ipv6() == is_v6) {
             let action = Action::Lookup(RouteHeader::RT_TABLE_MAIN.into(), Some(range.1));
             rules.insert(Rule { priority: MORE_SPECIFIC, to: Some(*range), action, ..blank.clone() });
             rules.insert(Rule { priority: UNREACHABLE, to: Some(*range), ..blank.clone() });
@@ -206,7 +206,7 @@ impl Rule {
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Iifname(name) => rule.from = Some(name.clone()),
-                RuleAttribute::Destination(ip) => rule.to = Some((*ip, message.header.dst_len)),
+                RuleAttribute::Destination(ip) => rule.to = Some(Prefix(*ip, message.header.dst_len)),
                 RuleAttribute::FwMark(value) => mark = Some(*value).filter(|value| *value != 0),
                 RuleAttribute::FwMask(value) => mask = *value,
                 RuleAttribute::Table(value) => table = *value,
@@ -228,7 +228,7 @@ impl Rule {
         if let Some(from) = &self.from {
             message.attributes.push(RuleAttribute::Iifname(from.clone()));
         }
-        if let Some((ip, length)) = self.to {
+        if let Some(Prefix(ip, length)) = self.to {
             message.header.dst_len = length;
             message.attributes.push(RuleAttribute::Destination(ip));
         }
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_are_written() {
-        let ranges = ["10.32.0.0", "fd00::"].map(|ip| (ip.parse().unwrap(), 12)).into();
+        let ranges = ["10.32.0.0/12", "fd00::/12"].map(|range| range.parse().unwrap()).into();
         let all = rules(&Policy { ranges, internal: ["weft0123456789".to_owned()].into() });
         assert_eq!(all.len(), 2 * 3 + 2 * 2);
         for rule in all {

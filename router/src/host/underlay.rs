@@ -17,7 +17,7 @@ use weft_mesh::records::MAX_LIST;
 use weft_mesh::wire::container_mtu;
 
 use crate::attach::netlink::{Interface, Route, in_namespace, is_own_interface};
-use crate::attach::prefix::{Prefix, alone, is_link_local, overlaps};
+use crate::attach::prefix::{Prefix, is_link_local};
 use crate::cli::options::Options;
 use crate::daemon::api::Api;
 use crate::error::Result;
@@ -130,7 +130,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
     chosen.sort_by_key(|(rank, link)| (*rank, link.index));
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (_, link) in &chosen {
-        let of_it = seen.addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, (ip, _))| *ip);
+        let of_it = seen.addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, Prefix(ip, _))| *ip);
         let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip);
         for ip in of_it.filter(usable) {
             if !addresses.contains(&ip) {
@@ -147,7 +147,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
 
 /// The interface that packets to an address leave by.
 fn route_to(routes: &[Route], ip: IpAddr) -> Option<u32> {
-    let matching = routes.iter().filter(|route| overlaps(route.to, alone(ip)));
+    let matching = routes.iter().filter(|route| route.to.overlaps(Prefix::alone(ip)));
     matching.max_by_key(|route| route.to.1)?.interface
 }
 
@@ -185,8 +185,7 @@ mod tests {
     }
 
     fn prefix(text: &str) -> Prefix {
-        let (ip, length) = text.split_once('/').unwrap();
-        (ip.parse().unwrap(), length.parse().unwrap())
+        text.parse().unwrap()
     }
 
     fn route(to: &str, interface: u32, has_gateway: bool) -> Route {
@@ -207,7 +206,7 @@ mod tests {
         for number in 0..7u8 {
             let index = 10 + u32::from(number);
             links.push(link(index, &format!("br-{number}"), Some(InfoKind::Bridge), 1500));
-            addresses.push((index, (IpAddr::from([172, 17 + number, 0, 1]), 16)));
+            addresses.push((index, Prefix(IpAddr::from([172, 17 + number, 0, 1]), 16)));
             routes.push(route(&format!("172.{}.0.0/16", 17 + number), index, false));
         }
         addresses.extend([(1, prefix("192.0.2.7/24")), (1, prefix("2001:db8::7/64")), (1, prefix("fe80::7/64"))]);

@@ -211,3 +211,50 @@ fn infallible(change: impl FnOnce()) -> Result<(), CommandError> {
     change();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::records::Key;
+    use crate::testing::{NOW, command, endpoint, hear, node};
+
+    #[test]
+    fn commands_that_are_refused_change_nothing() {
+        let mut node = node(1, &BTreeMap::new());
+        command(&mut node, Command::Attach([1; 16], endpoint(1))).unwrap();
+        let other = EndpointRecord { mac: [2, 0, 0, 0, 0, 9], ..endpoint(1) };
+        let same_mac = EndpointRecord { mac: endpoint(1).mac, ..endpoint(2) };
+        let endpoints = |node: &Node| format!("{:?}", node.status(NOW).endpoints);
+        let before = endpoints(&node);
+        let own_name = node.status(NOW).name;
+        type Check = fn(&CommandError) -> bool;
+        let cases: [(Command, Check); 7] = [
+            (Command::Attach([2; 16], other), |e| matches!(e, CommandError::AddressInUse { .. })),
+            (Command::Attach([2; 16], same_mac), |e| matches!(e, CommandError::MacInUse { .. })),
+            (Command::Detach([9; 16]), |e| *e == CommandError::UnknownEndpoint),
+            (Command::Forget(vec!["nowhere".into()]), |e| matches!(e, CommandError::UnknownTarget(_))),
+            (Command::Reclaim("nobody-there".into()), |e| matches!(e, CommandError::UnknownHost(_))),
+            (Command::Reclaim(own_name), |e| matches!(e, CommandError::StillThere(_))),
+            (Command::AddName("a b".into(), vec![[10, 0, 0, 1].into()]), |e| matches!(e, CommandError::Invalid(_))),
+        ];
+        for (number, (wrong, is_expected)) in cases.into_iter().enumerate() {
+            let error = command(&mut node, wrong).expect_err("refused");
+            assert!(is_expected(&error), "case {number}: {error}");
+        }
+        assert_eq!(endpoints(&node), before);
+        command(&mut node, Command::Detach([1; 16])).unwrap();
+        assert!(node.status(NOW).endpoints.is_empty());
+    }
+
+    #[test]
+    fn an_address_in_use_names_its_owner_and_that_it_is_out_of_reach() {
+        let mut node = node(1, &BTreeMap::new());
+        let record = crate::codec::encode(&endpoint(7));
+        hear(&mut node, 2, 1, &[(Key::Endpoint([7; 16]), record)]);
+        let error = command(&mut node, Command::Attach([1; 16], EndpointRecord { mac: [2; 6], ..endpoint(7) }));
+        let text = error.expect_err("refused").to_string();
+        assert!(text.contains("10.32.0.7") && text.contains("web7") && text.contains("weft reclaim"), "{text}");
+    }
+}

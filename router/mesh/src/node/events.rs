@@ -263,3 +263,54 @@ impl Components {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use weft_crypto::Identity;
+
+    use super::*;
+    use crate::api::Command;
+    use crate::codec::encode as value;
+    use crate::ipam::Announcement;
+    use crate::ipam::ring::{Range, RingId};
+    use crate::records::{EndpointRecord, HostRecord};
+    use crate::testing::{NOW, command, endpoint, hear, node};
+
+    #[test]
+    fn records_reach_the_components_that_own_their_meaning() {
+        let mut node = node(1, &BTreeMap::new());
+        let host = HostRecord { name: "far".into(), addresses: vec![([192, 0, 2, 2], 6783).into()], boot: 1 };
+        let peer = Identity::from_seed(&[2; 32]).peer_id();
+        hear(&mut node, 2, 1, &[(Key::Host, value(&host)), (Key::Endpoint([7; 16]), value(&endpoint(7)))]);
+        let status = node.status(NOW);
+        let names: Vec<&str> = status.peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!(names, ["far"], "sessions know the peer, the directory its name");
+        assert_eq!(status.endpoints.len(), 1, "segments know its endpoint");
+        assert_eq!(node.parts.directory.name_of(peer.label()), "far");
+        // A later life without them takes both back.
+        hear(&mut node, 2, 2, &[(Key::Removed([3; 16]), vec![1])]);
+        assert!(node.status(NOW).endpoints.is_empty());
+        assert!(node.parts.directory.networks.removed().contains(&[3; 16]));
+    }
+
+    #[test]
+    fn a_claim_on_a_local_endpoints_address_is_reported() {
+        let mut node = node(1, &BTreeMap::new());
+        command(&mut node, Command::Attach([9; 16], endpoint(7))).unwrap();
+        let record = value(&EndpointRecord { mac: [2; 6], ..endpoint(7) });
+        let said = hear(&mut node, 2, 1, &[(Key::Endpoint([1; 16]), record)]);
+        assert!(said.events.iter().any(|event| matches!(event, Event::Conflict { .. })), "{:?}", said.events);
+    }
+
+    #[test]
+    fn a_ring_heard_of_is_tended_with_the_input_that_told_of_it() {
+        let mut node = node(1, &BTreeMap::new());
+        let range = Range::new([10, 40, 0, 0].into(), 24).unwrap();
+        let announcement =
+            Announcement { ring: RingId::default(), n: 3, windows: 2, succeeds: Vec::new(), superseded_by: None };
+        let said = hear(&mut node, 2, 1, &[(Key::Ring(range), value(&announcement))]);
+        assert!(said.wake.is_some_and(|at| at >= NOW), "{:?}", said.wake);
+    }
+}

@@ -453,3 +453,24 @@ fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
     PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NOW, listen, node};
+
+    #[test]
+    fn time_alone_keeps_a_lone_node_quiet_and_asks_for_no_time_that_has_passed() {
+        let mut node = node(1, &BTreeMap::new());
+        let mut disk = BTreeMap::new();
+        let mut now = NOW;
+        for _ in 0..1000 {
+            let wake = listen(&mut node, &mut disk).wake.expect("there is always a next time");
+            assert!(wake > now || now == NOW, "{wake:?} at {now:?}");
+            now = now.max(wake);
+            node.handle_input(now, Input::Timeout);
+        }
+        assert!(now > NOW + Duration::from_secs(10), "{now:?}");
+        assert!(node.status(now).peers.is_empty());
+    }
+}

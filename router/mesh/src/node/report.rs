@@ -155,3 +155,47 @@ fn endpoint_status(host: String, id: EndpointId, record: &EndpointRecord) -> End
         health: record.health,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::api::{Command, Target};
+    use crate::records::Key;
+    use crate::report::TargetState;
+    use crate::testing::{NOW, command, endpoint, hear, node};
+
+    #[test]
+    fn a_lone_host_reports_its_endpoints_addresses_and_targets() {
+        let mut node = node(1, &BTreeMap::new());
+        let target = Target { name: "host2".into(), addresses: Vec::new() };
+        command(&mut node, Command::SetAddresses(vec![[192, 0, 2, 1].into()])).unwrap();
+        command(&mut node, Command::Attach([1; 16], endpoint(1))).unwrap();
+        command(&mut node, Command::Connect(vec![target])).unwrap();
+        let status = node.status(NOW);
+        assert_eq!((status.name.as_str(), status.peers.len(), status.cloned), ("host1", 0, false));
+        assert_eq!(status.addresses, [([192, 0, 2, 1], 6783).into()]);
+        let endpoint = &status.endpoints[0];
+        assert_eq!((endpoint.host.as_str(), endpoint.segment.as_str()), ("host1", "app"));
+        assert_eq!(
+            (&endpoint.ips[..], &endpoint.names[..]),
+            (&["10.32.0.1/12".to_owned()][..], &["web1".to_owned()][..])
+        );
+        assert!(
+            matches!(status.targets[0].state, TargetState::Trying | TargetState::Silent),
+            "{:?}",
+            status.targets[0].state
+        );
+    }
+
+    #[test]
+    fn what_was_refused_is_counted() {
+        let mut node = node(1, &BTreeMap::new());
+        assert_eq!(node.status(NOW).refused, Refusals::default());
+        // A host record that cannot be read, beside a valid record.
+        let valid = Key::Removed([1; 16]);
+        hear(&mut node, 2, 1, &[(Key::Host, vec![0xff; 4]), (valid, vec![1])]);
+        assert_eq!(node.status(NOW).refused.records, 1);
+    }
+}

@@ -63,45 +63,21 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
-    use std::time::Duration;
-
-    use weft_crypto::{Ciphers, Identity, Keyring};
 
     use super::*;
-    use crate::api::{Command, Config, Input, Output, Target};
+    use crate::api::{Command, Input, Target};
+    use crate::testing::{NOW, listen, node};
 
     /// A node whose disk holds `restored`, after commands; with what it persisted.
     fn run(restored: &BTreeMap<Vec<u8>, Vec<u8>>, commands: Vec<Command>) -> (Node, BTreeMap<Vec<u8>, Vec<u8>>, Time) {
-        let now = Time::ZERO + Duration::from_secs(1);
-        let config = Config {
-            identity: Identity::from_seed(&[1; 32]),
-            name: "host1".into(),
-            keyring: Keyring::insecure(),
-            ciphers: Ciphers::native(false),
-            underlay_mtu: 1500,
-            container_mtu: 1450,
-            port: 6783,
-            discovery: true,
-            grace: Duration::from_secs(3600),
-            founds_alone: false,
-            continues: false,
-            endpoints: Vec::new(),
-            restored: restored.clone().into_iter().collect(),
-        };
-        let mut node = Node::new(config, [7; 32], now);
+        let mut node = node(1, restored);
         for (id, command) in (1..).zip(commands) {
-            node.handle_input(now, Input::Command(id, command));
+            node.handle_input(NOW, Input::Command(id, command));
         }
         let mut disk = restored.clone();
-        loop {
-            match node.poll_output() {
-                Output::Persist { key, value: Some(value) } => drop(disk.insert(key, value)),
-                Output::Persist { key, value: None } => drop(disk.remove(&key)),
-                Output::Reply(_, reply) => assert!(reply.is_ok(), "{reply:?}"),
-                Output::Timeout(..) => return (node, disk, now),
-                _ => {}
-            }
-        }
+        let said = listen(&mut node, &mut disk);
+        assert!(said.replies.iter().all(Result::is_ok), "{:?}", said.replies);
+        (node, disk, NOW)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use weft_mesh::names::{Holder, Names, Scope};
 use weft_mesh::records::{Health, Service};
 
 use super::{Found, TTL, Zone, in_order, joined};
-use crate::attach::prefix::{alone, overlaps};
+use crate::attach::prefix::Prefix;
 
 /// The longest string of a TXT record, in bytes (RFC 1035, section 3.3.14).
 const MAX_STRING: usize = 255;
@@ -107,7 +107,7 @@ impl Zone {
         }
         let found = names.holder_of(scope, address.addr());
         let Some(holder) = found.holders.first() else {
-            let is_own = || self.ranges.load().iter().any(|range| overlaps(*range, alone(address.addr())));
+            let is_own = || self.ranges.load().iter().any(|range| range.overlaps(Prefix::alone(address.addr())));
             let denied = Found { records: Vec::new(), code: ResponseCode::NXDomain };
             return (found.is_known || is_own()).then_some(denied);
         };
