@@ -1,10 +1,13 @@
 //! Meshes of real routers on real kernels: each host is a network namespace, each container another.
 
+pub mod internet;
+
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use internet::{Edge, Internet};
 use serde_json::Value;
 use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
@@ -58,6 +61,30 @@ impl Mesh {
 
     /// The same, with further arguments of `launch` for each host.
     pub fn start_with(name: &str, taps: &[TapMode], wires: &[(usize, usize)], more: &[&[&str]]) -> Mesh {
+        let mut mesh = Mesh::prepare(name, taps, more);
+        for (number, (a, b)) in wires.iter().enumerate() {
+            let end = |last| [Prefix(IpAddr::from([10, 99, number as u8, last]), 24)];
+            let names = (format!("w{number}"), format!("w{number}"));
+            wire(&mesh.hosts[*a].ns, &mesh.hosts[*b].ns, (&names.0, &names.1), (&end(1), &end(2))).expect("a wire");
+        }
+        mesh.wires = wires.to_vec();
+        (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
+        mesh
+    }
+
+    /// Starts hosts at the edge of an internet; all others name the first.
+    pub fn start_at(name: &str, edges: &[Edge]) -> (Mesh, Internet) {
+        let (mut mesh, mut internet) = (Mesh::prepare(name, &vec![TapMode::Fast; edges.len()], &[]), Internet::new());
+        let joined = edges.iter().enumerate();
+        let addresses: Vec<Ipv4Addr> =
+            joined.map(|(number, edge)| internet.join(&mesh.hosts[number].ns, number as u8, edge)).collect();
+        mesh.more.iter_mut().skip(1).for_each(|more| more.push(addresses[0].to_string()));
+        (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
+        (mesh, internet)
+    }
+
+    /// Hosts that are neither joined nor started.
+    fn prepare(name: &str, taps: &[TapMode], more: &[&[&str]]) -> Mesh {
         assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
         let dir = std::env::temp_dir().join(format!("weft-netns-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -66,19 +93,11 @@ impl Mesh {
         write_secret(&secret, &[state::new_secret().expect("a secret")]);
         let hosts: Vec<LabHost> =
             (0..taps.len()).map(|n| LabHost::new(&format!("h{n}"), &dir).expect("a host")).collect();
-        for (number, (a, b)) in wires.iter().enumerate() {
-            let end = |last| [Prefix(IpAddr::from([10, 99, number as u8, last]), 24)];
-            let names = (format!("w{number}"), format!("w{number}"));
-            wire(&hosts[*a].ns, &hosts[*b].ns, (&names.0, &names.1), (&end(1), &end(2))).expect("a wire");
-        }
-        let (taps, wires) = (taps.to_vec(), wires.to_vec());
         let words = |number: usize| -> Vec<String> {
             more.get(number).copied().unwrap_or_default().iter().map(|word| (*word).to_owned()).collect()
         };
         let more = (0..hosts.len()).map(words).collect();
-        let mut mesh = Mesh { hosts, containers: Vec::new(), wires, taps, more, secret, dir };
-        (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
-        mesh
+        Mesh { hosts, containers: Vec::new(), wires: Vec::new(), taps: taps.to_vec(), more, secret, dir }
     }
 
     /// Starts (again) the router of a host.

@@ -426,7 +426,7 @@ impl Components {
             path: link.path,
             link_index: keys.remote_index,
             hop_send: keys.hop,
-            max_datagram: link.max_datagram.min(narrowest),
+            max_datagram: link.size.max_datagram.min(narrowest),
             meter: self.sessions.meter_of(via),
         })
     }

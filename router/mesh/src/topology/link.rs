@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
+use super::size::{Load, PathSize};
 use crate::path::Path;
-use crate::wire::{Lane, MIN_DATAGRAM};
+use crate::wire::Lane;
 
 /// Pings whose answers are awaited, of one peer.
 const MAX_PINGS: usize = 64;
@@ -14,6 +15,8 @@ const MAX_PINGS: usize = 64;
 /// time, for themselves or for others: the link is then probed as an idle one.
 const USE: u64 = 10;
 pub(super) const IN_USE: Duration = Duration::from_secs(1);
+/// Datagrams a second from which on a link carries bulk.
+const BULK: f64 = 100.0;
 
 /// A direct path that answered.
 pub(crate) struct Link {
@@ -30,11 +33,10 @@ pub(crate) struct Link {
     pub(super) last_from_remote: Time,
     /// Datagrams sent until a moment less than [`IN_USE`] ago, and that moment.
     sent_before: (u64, Time),
-    /// The largest datagram (UDP payload) that it is known to take, in bytes.
-    pub(crate) max_datagram: usize,
-    /// When a ping of that size was last answered.
-    pub(super) size_confirmed: Time,
-    pub(super) last_size_probe: Time,
+    /// Datagrams sent until the last tick, and how many in the second before it, smoothed.
+    sent_at_tick: (u64, Time),
+    rate: f64,
+    pub(crate) size: PathSize,
     /// Cost and size as last announced.
     pub(super) announced: Option<(u32, u16)>,
     pub(super) last_used: Time,
@@ -54,9 +56,9 @@ impl Link {
             last_ping: now,
             last_from_remote: now,
             sent_before: (0, now),
-            max_datagram: MIN_DATAGRAM,
-            size_confirmed: now,
-            last_size_probe: Time::ZERO,
+            sent_at_tick: (0, now),
+            rate: 0.0,
+            size: PathSize::new(now),
             announced: None,
             last_used: now,
             needed_at: now,
@@ -80,6 +82,13 @@ impl Link {
 
     /// Notes how many datagrams were sent over the link so far.
     pub(super) fn on_sent(&mut self, sent: u64, now: Time) {
+        let (ticked, at) = self.sent_at_tick;
+        let passed = now.since(at).as_secs_f64();
+        if passed > 0.0 {
+            let share = (passed / IN_USE.as_secs_f64()).min(1.0);
+            self.rate += share * (sent.saturating_sub(ticked) as f64 / passed - self.rate);
+            self.sent_at_tick = (sent, now);
+        }
         let (before, then) = self.sent_before;
         let is_used = sent.saturating_sub(before) >= USE;
         if is_used {
@@ -90,11 +99,13 @@ impl Link {
         }
     }
 
-    /// Starts over from the size that every path takes.
-    pub(super) fn distrust_size(&mut self, now: Time) {
-        self.max_datagram = MIN_DATAGRAM;
-        self.size_confirmed = now;
-        self.last_size_probe = Time::ZERO;
+    /// What goes over the link.
+    pub(super) fn load(&self, now: Time) -> Load {
+        match now.since(self.last_used) < IN_USE {
+            true if self.rate >= BULK => Load::Bulk,
+            true => Load::Used,
+            false => Load::Idle,
+        }
     }
 
     /// Goes on by another path.
@@ -102,17 +113,7 @@ impl Link {
         self.path = path;
         self.moved = now;
         self.last_from_remote = now;
-        self.distrust_size(now);
-    }
-
-    /// Takes the answer to a size probe; true if the link takes larger datagrams than was known.
-    pub(super) fn on_size(&mut self, size: usize, now: Time) -> bool {
-        if size >= self.max_datagram {
-            self.size_confirmed = now;
-        }
-        let grows = size > self.max_datagram;
-        self.max_datagram = self.max_datagram.max(size);
-        grows
+        self.size.distrust();
     }
 }
 
@@ -124,7 +125,8 @@ pub(super) struct Pings(BTreeMap<u32, PingSent>);
 pub(super) struct PingSent {
     pub(super) to: Path,
     pub(super) at: Time,
-    pub(super) is_size_probe: bool,
+    /// Bytes of the datagram if it probes the path's size.
+    pub(super) size: Option<usize>,
     pub(super) lane: Lane,
 }
 
@@ -152,9 +154,17 @@ impl Pings {
     /// Pings to an address since a packet was last heard, unanswered for longer than `patience`.
     pub(super) fn unanswered(&self, to: Path, heard: Time, patience: Duration, now: Time) -> usize {
         let is_lost = |ping: &&PingSent| {
-            ping.to == to && !ping.is_size_probe && ping.at >= heard && now.since(ping.at) > patience
+            ping.to == to && ping.size.is_none() && ping.at >= heard && now.since(ping.at) > patience
         };
         self.0.values().filter(is_lost).count()
+    }
+
+    /// Gives up size probes to an address that are older than `patience`; returns their sizes. Only those count that were sent
+    /// before a packet was `heard`: otherwise the path may be lost altogether.
+    pub(super) fn lost_size_probes(&mut self, to: Path, patience: Duration, heard: Time, now: Time) -> Vec<usize> {
+        let is_lost = |ping: &PingSent| ping.to == to && now.since(ping.at) > patience && ping.at < heard;
+        let lost = self.0.extract_if(.., |_, ping| ping.size.is_some() && is_lost(ping));
+        lost.filter_map(|(_, ping)| ping.size).collect()
     }
 
     /// Gives up pings older than `patience`; returns how many of them went to an address and were no size probes.
@@ -162,7 +172,7 @@ impl Pings {
         let mut lost = 0;
         self.0.retain(|_, ping| {
             let is_lost = now.since(ping.at) > patience;
-            lost += usize::from(is_lost && ping.to == to && !ping.is_size_probe);
+            lost += usize::from(is_lost && ping.to == to && ping.size.is_none());
             !is_lost
         });
         lost
@@ -212,6 +222,7 @@ impl Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::MIN_DATAGRAM;
 
     fn path(host: u8) -> Path {
         Path::udp(([192, 0, 2, host], 1).into())
@@ -234,12 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_size_answered_counts_and_is_distrusted_when_the_link_moves() {
+    fn the_size_is_distrusted_when_the_link_moves() {
         let mut link = Link::new(path(1), at(0));
-        assert!(link.on_size(1472, at(1)) && !link.on_size(1420, at(2)));
-        assert_eq!((link.max_datagram, link.size_confirmed), (1472, at(1)));
+        link.size.on_answer(1472);
         link.move_to(path(2), at(3));
-        assert_eq!(link.max_datagram, MIN_DATAGRAM);
+        assert_eq!(link.size.max_datagram, MIN_DATAGRAM);
     }
 
     #[test]
@@ -263,12 +273,14 @@ mod tests {
     fn lost_pings_are_counted_by_address_and_size_probes_are_not() {
         let (here, there) = (path(1), path(2));
         let mut pings = Pings::default();
-        for (id, to, is_size_probe) in [(1, here, false), (2, there, false), (3, here, true), (4, here, false)] {
-            pings.add(id, PingSent { to, at: at(u64::from(id)), is_size_probe, lane: Lane::Urgent });
+        for (id, to, size) in [(1, here, None), (2, there, None), (3, here, Some(1400)), (4, here, None)] {
+            pings.add(id, PingSent { to, at: at(u64::from(id)), size, lane: Lane::Urgent });
         }
         let patience = Duration::from_millis(100);
         assert_eq!(pings.unanswered(here, at(2), patience, at(200)), 1);
         assert!(pings.has_asked(there, patience, at(100)) && !pings.has_asked(there, patience, at(102)));
+        assert_eq!(pings.lost_size_probes(here, patience, at(3), at(200)), [], "nothing was heard after it");
+        assert_eq!(pings.lost_size_probes(here, patience, at(4), at(200)), [1400]);
         assert_eq!(pings.give_up(here, patience, at(200)), 2);
         assert!(pings.take(4).is_none());
     }

@@ -17,7 +17,7 @@ use super::{Event, ON_DEMAND, SessionTable, Topology};
 use crate::api;
 use crate::path::Path;
 use crate::records::LinkRecord;
-use crate::wire::{Control, MIN_DATAGRAM};
+use crate::wire::Control;
 
 /// Changed costs are announced together, so that they share a batch of records, and the more seldom the more
 /// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
@@ -38,16 +38,6 @@ const LOSSY_PROBE: Duration = Duration::from_millis(250);
 const LOSSY: f64 = 0.02;
 /// Interval between pings while it seems that only unmarked datagrams pass.
 const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
-/// Interval between probes of a link's size, at first and later, and the time without an answer until it is distrusted.
-const FIRST_SIZE_PROBES: Duration = Duration::from_secs(3);
-const EAGER_SIZE_PROBE: Duration = Duration::from_millis(500);
-const SIZE_PROBE: Duration = Duration::from_secs(15);
-const SIZE_DISTRUST: Duration = Duration::from_secs(35);
-/// UDP payloads of MTUs in use: 9,000 of jumbo frames, 1,500, and what tunnels and PPPoE leave of it; in bytes.
-const USUAL_SIZES: [usize; 6] = [8952, 1472, 1452, 1420, 1372, 1320];
-/// Bytes of IP and UDP headers.
-const IPV4_HEADERS: usize = 28;
-const IPV6_HEADERS: usize = 48;
 /// How long a link has to be silent before the host that chose its address gives it up for another.
 const MOVE_AFTER: Duration = Duration::from_millis(1200);
 /// How long a host whose peer chooses the address stays with one: less than [`MOVE_AFTER`], or both would go on looking for
@@ -183,36 +173,12 @@ impl Topology {
         self.link_down(label, reason, now);
     }
 
-    /// Finds the largest datagram a link takes: pings of several sizes, the largest answered counts.
-    fn tend_link_size(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
-        let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
-        let Some(index) = current else { return };
-        let headers = if link.path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
-        let top = self.underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
-        if link.max_datagram > MIN_DATAGRAM && now.since(link.size_confirmed) > SIZE_DISTRUST {
-            // Large datagrams vanish while small ones pass.
-            link.distrust_size(now);
-            return self.routing.touch();
-        }
-        let is_eager = link.max_datagram < top && now.since(link.since) < FIRST_SIZE_PROBES;
-        let interval = if is_eager { EAGER_SIZE_PROBE } else { SIZE_PROBE };
-        if link.last_size_probe != Time::ZERO && now.since(link.last_size_probe) < interval {
-            return;
-        }
-        link.last_size_probe = now;
-        let (path, known) = (link.path, link.max_datagram);
-        let larger = [top].into_iter().chain(USUAL_SIZES).filter(|size| *size <= top && *size > known);
-        for size in [known].into_iter().chain(larger) {
-            self.ping(label, index, path, size, now);
-        }
-    }
-
     /// Announces what the link costs, when that has changed enough.
     pub(super) fn announce_link(&mut self, label: HostLabel) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         let Some(srtt) = link.srtt else { return };
         let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
-        let max_datagram = link.max_datagram.min(usize::from(u16::MAX)) as u16;
+        let max_datagram = link.size.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
         let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
         if !is_news || (may_wait && !self.announces_costs) {
@@ -332,16 +298,6 @@ mod tests {
         };
         assert!((250..1000).contains(&down), "{down}");
         assert!(topology.neighbours().is_empty() && topology.routing.routes().is_empty());
-    }
-
-    #[test]
-    fn the_size_of_a_link_is_what_its_largest_answered_probe_had() {
-        let (mut topology, table, meter) = topology();
-        for now in (0..4000).step_by(50) {
-            topology.tend_links(true, &table, at(now));
-            answer(&mut topology, &meter, 1430, at(now + 10));
-        }
-        assert_eq!(topology.link(PEER).map(|link| link.max_datagram), Some(1420));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod own_addresses;
 mod ping;
 pub mod routes;
 mod routing;
+mod size;
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -9,8 +9,11 @@ use weft_crypto::{HostLabel, Time};
 
 use crate::records::MAX_LIST;
 
-/// How often a change of the addresses that others see is announced.
-const SEEN_INTERVAL: Duration = Duration::from_secs(30);
+/// Shortest and longest time between two announced changes of the addresses that others see: each doubles the wait, and a time of
+/// [`SEEN_CALM`] without any ends it.
+const SEEN_SOONEST: Duration = Duration::from_secs(1);
+const SEEN_LATEST: Duration = Duration::from_secs(30);
+const SEEN_CALM: Duration = Duration::from_secs(120);
 /// Addresses at which others see this host that are announced.
 const MAX_SEEN: usize = 4;
 
@@ -20,14 +23,22 @@ pub(crate) struct OwnAddresses {
     local: Vec<SocketAddr>,
     /// Where each neighbour sees this host.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
-    /// What of it is announced, and when that may change.
+    /// What of it is announced, since when, and how long at least.
     seen: Vec<SocketAddr>,
-    seen_after: Time,
+    announced_at: Time,
+    stays_for: Duration,
 }
 
 impl OwnAddresses {
     pub(super) fn new(port: u16, now: Time) -> Self {
-        OwnAddresses { port, local: Vec::new(), seen_by: BTreeMap::new(), seen: Vec::new(), seen_after: now }
+        OwnAddresses {
+            port,
+            local: Vec::new(),
+            seen_by: BTreeMap::new(),
+            seen: Vec::new(),
+            announced_at: now,
+            stays_for: Duration::ZERO,
+        }
     }
 
     /// Sets the addresses of this host's interfaces.
@@ -59,10 +70,12 @@ impl OwnAddresses {
     pub(super) fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) -> bool {
         if self.local.contains(&seen) {
             self.seen_by.remove(&by);
-        } else if self.seen_by.insert(by, seen) == Some(seen) {
-            return false;
+        } else {
+            self.seen_by.insert(by, seen);
         }
-        if !self.seen.is_empty() && now < self.seen_after {
+        let since = now.since(self.announced_at);
+        if !self.seen.is_empty() && since < self.stays_for {
+            // The next answer of any peer tells again.
             return false;
         }
         let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
@@ -72,8 +85,9 @@ impl OwnAddresses {
         let seen: Vec<SocketAddr> = counts.into_iter().take(MAX_SEEN).map(|(address, _)| address).collect();
         let is_news = seen != self.seen;
         if is_news {
-            self.seen = seen;
-            self.seen_after = now + SEEN_INTERVAL;
+            let is_calm = since >= SEEN_CALM || self.seen.is_empty();
+            self.stays_for = if is_calm { SEEN_SOONEST } else { (self.stays_for * 2).min(SEEN_LATEST) };
+            (self.seen, self.announced_at) = (seen, now);
         }
         is_news
     }
@@ -93,11 +107,34 @@ mod tests {
         assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
         assert!(addresses.note_seen(peer(1), at(9), second(2)));
         assert_eq!(addresses.announced(), [at(1), at(9)]);
-        assert!(!addresses.note_seen(peer(2), at(8), second(3)) && !addresses.note_seen(peer(3), at(8), second(4)));
-        assert!(addresses.note_seen(peer(4), at(8), second(33)));
+        assert!(addresses.note_seen(peer(2), at(8), second(3)));
+        assert!(!addresses.note_seen(peer(3), at(8), second(4)), "two changes in a second are one too many");
+        assert!(!addresses.note_seen(peer(3), at(8), second(6)), "the order of these two is what it was");
         assert_eq!(addresses.announced(), [at(1), at(8), at(9)]);
         addresses.unsee(peer(1));
         assert!(addresses.note_seen(peer(5), at(8), second(66)));
         assert_eq!(addresses.announced(), [at(1), at(8)]);
+    }
+
+    #[test]
+    fn an_address_that_changes_while_changes_are_held_back_is_announced_afterwards() {
+        let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
+        let peer = HostLabel([1; 6]);
+        let moment = |n: u64| Time::ZERO + Duration::from_millis(n);
+        let mut addresses = OwnAddresses::new(6783, moment(0));
+        assert!(addresses.note_seen(peer, at(8), moment(0)));
+        assert!(!addresses.note_seen(peer, at(9), moment(500)));
+        assert!(addresses.note_seen(peer, at(9), moment(1000)), "the same address again, once it may be told");
+        assert_eq!(addresses.announced(), [at(9)]);
+    }
+
+    #[test]
+    fn a_peer_that_says_something_else_each_time_changes_what_is_announced_ever_more_seldom() {
+        let mut addresses = OwnAddresses::new(6783, Time::ZERO);
+        let changes = (0..600u64).filter(|second| {
+            let seen = SocketAddr::from(([198, 51, (second / 250) as u8, (second % 250) as u8], 6783));
+            addresses.note_seen(HostLabel([1; 6]), seen, Time::ZERO + Duration::from_secs(*second))
+        });
+        assert!((15..30).contains(&changes.count()));
     }
 }

@@ -16,9 +16,9 @@ impl Topology {
     pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: Path, size: usize, now: Time) {
         let id = self.rng.next_u32();
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let is_size_probe = size > 0;
-        let lane = if self.marks && !is_size_probe { known.marks.next_lane() } else { Lane::Urgent };
-        known.pings.add(id, PingSent { to, at: now, is_size_probe, lane });
+        let probed = (size > 0).then_some(size);
+        let lane = if self.marks && probed.is_none() { known.marks.next_lane() } else { Lane::Urgent };
+        known.pings.add(id, PingSent { to, at: now, size: probed, lane });
         let (control, size) = (Control::Ping { id, lane }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
         self.events.push_back(Event::Straight { peer, index, to, lane, control, size });
     }
@@ -66,9 +66,9 @@ impl Topology {
             return;
         }
         link.last_from_remote = now;
-        if !ping.is_size_probe {
+        if ping.size.is_none() {
             link.on_rtt(now.since(ping.at));
-        } else if link.on_size(usize::from(size), now) {
+        } else if link.size.on_answer(usize::from(size)) {
             self.routing.touch();
         }
         self.announce_link(peer);
@@ -82,7 +82,7 @@ impl Topology {
         self.marks = false;
         // Sizes were probed by marked datagrams.
         for link in self.peers.values_mut().filter_map(|peer| peer.link.as_mut()) {
-            (link.since, link.last_size_probe) = (now, Time::ZERO);
+            link.size.search_again(now);
         }
         self.events.push_back(Event::MarksLost(peer));
     }

@@ -1,0 +1,189 @@
+//! A small internet of namespaces: a backbone that routes, and hosts at its edge, some behind NATs and firewalls.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use weft_router::attach::prefix::Prefix;
+use weft_router::lab::{Ns, wire};
+
+use super::nft;
+
+/// What stands between a host and the backbone, from the outside in.
+pub type Edge = &'static [Layer];
+
+/// One router before a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layer {
+    /// Passes packets from outside only in answer to what went out.
+    Firewall,
+    /// A NAT as Linux does it: a port is kept if it is free, and each destination has its own mapping and filter. What comes unasked is
+    /// taken for the NAT's own.
+    Nat,
+    /// The same, and what comes unasked is dropped.
+    FilteringNat,
+    /// The same with a random port for each destination.
+    SymmetricNat,
+}
+
+/// The backbone and everything at it.
+pub struct Internet {
+    /// The router in the middle.
+    pub backbone: Ns,
+    routers: Vec<Ns>,
+}
+
+impl Internet {
+    /// A backbone without hosts.
+    pub fn new() -> Internet {
+        let backbone = Ns::new().expect("a namespace for the backbone");
+        forward(&backbone);
+        Internet { backbone, routers: Vec::new() }
+    }
+
+    /// Joins a host by a leg of its own, `leg{number}` at the backbone and `up` at the host, behind the layers of its edge. Returns the address
+    /// that the host has.
+    pub fn join(&mut self, host: &Ns, number: u8, edge: Edge) -> Ipv4Addr {
+        let mut outer = self.backbone.try_clone().expect("the backbone is there");
+        for (depth, layer) in edge.iter().enumerate() {
+            let router = Ns::new().expect("a namespace for a router");
+            forward(&router);
+            self.link(&outer, &router, number, depth);
+            nft(&router, rules(*layer));
+            if *layer == Layer::Firewall {
+                // Hosts behind it have addresses that others know the way to.
+                assert_eq!(depth, 0, "a firewall is outermost");
+                let inside = Prefix([198, 19, number, 0].into(), 24);
+                let via = IpAddr::from([198, 18, number, 2]);
+                run(&self.backbone, &["route", "add", &inside.to_string(), "via", &via.to_string()]);
+            }
+            outer = router.try_clone().expect("the router is there");
+            self.routers.push(router);
+        }
+        self.link(&outer, host, number, edge.len());
+        let [a, b] = network(edge.len());
+        Ipv4Addr::new(a, b, number, 2)
+    }
+
+    /// Joins two namespaces and has the inner one send everything to the outer.
+    fn link(&self, outer: &Ns, inner: &Ns, number: u8, depth: usize) {
+        let [a, b] = network(depth);
+        let end = |last| [Prefix(IpAddr::from([a, b, number, last]), 24)];
+        let leg = format!("leg{number}");
+        wire(outer, inner, (&leg, "up"), (&end(1), &end(2))).expect("a wire");
+        let gateway = IpAddr::from([a, b, number, 1]);
+        inner.net(async move |net| net.add_default_route(gateway).await).expect("a default route");
+    }
+
+    /// The routers before hosts, in the order in which they were made.
+    pub fn routers(&self) -> &[Ns] {
+        &self.routers
+    }
+}
+
+impl Default for Internet {
+    fn default() -> Self {
+        Internet::new()
+    }
+}
+
+/// The first bytes of the addresses at a depth: public, behind one router, behind two.
+fn network(depth: usize) -> [u8; 2] {
+    [[198, 18], [198, 19], [192, 168]][depth]
+}
+
+fn forward(router: &Ns) {
+    let on = router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"));
+    on.expect("the namespace is there").expect("forwarding can be switched on");
+}
+
+fn rules(layer: Layer) -> &'static str {
+    const NAT: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade; } }";
+    const FILTERING: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade; } } \
+        table ip filter { chain in { type filter hook input priority 0; iifname up ct state new drop; } }";
+    const SYMMETRIC: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade fully-random; } } \
+        table ip filter { chain in { type filter hook input priority 0; iifname up ct state new drop; } }";
+    const FIREWALL: &str =
+        "table ip filter { chain f { type filter hook forward priority 0; iifname up ct state new drop; } }";
+    match layer {
+        Layer::Firewall => FIREWALL,
+        Layer::Nat => NAT,
+        Layer::FilteringNat => FILTERING,
+        Layer::SymmetricNat => SYMMETRIC,
+    }
+}
+
+/// Runs `ip` in a namespace; it has to work.
+pub fn run(ns: &Ns, arguments: &[&str]) {
+    let output = ns.run(|| std::process::Command::new("ip").args(arguments).output()).expect("the namespace is there");
+    let output = output.expect("ip is installed: run scripts/test");
+    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What became of a TCP transfer.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Bytes that arrived; each was compared with what was sent.
+    pub bytes: u64,
+    /// The longest time between two arrivals.
+    pub longest_silence: Duration,
+}
+
+/// Sends bytes by TCP from one namespace to another for a while, and runs `meanwhile` with their count so far. Panics if any arrives
+/// changed.
+pub fn transfer(
+    from: &Ns,
+    to: &Ns,
+    address: IpAddr,
+    duration: Duration,
+    meanwhile: impl FnOnce(&AtomicU64),
+) -> Transfer {
+    let listener = to.run(|| TcpListener::bind((address, 0))).expect("the namespace is there").expect("a free port");
+    let target = listener.local_addr().expect("a bound socket has an address");
+    let arrived = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(move || from.run(move || send(target, duration)));
+        let receiver = scope.spawn(|| receive(&listener, &arrived));
+        meanwhile(&arrived);
+        let transfer = receiver.join().expect("the receiver ends");
+        sender.join().expect("the sender ends").expect("the namespace is there").expect("all was taken");
+        transfer.expect("all arrives")
+    })
+}
+
+/// The byte at a place of a transfer: no two neighbouring blocks are alike.
+fn byte_at(place: u64) -> u8 {
+    (place ^ (place >> 8) ^ (place >> 16)) as u8
+}
+
+fn send(target: SocketAddr, duration: Duration) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(10))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    let (end, mut sent, mut block) = (Instant::now() + duration, 0u64, vec![0; 1 << 16]);
+    while Instant::now() < end {
+        (sent..).zip(&mut block).for_each(|(place, byte)| *byte = byte_at(place));
+        stream.write_all(&block)?;
+        sent += block.len() as u64;
+    }
+    Ok(())
+}
+
+fn receive(listener: &TcpListener, arrived: &AtomicU64) -> std::io::Result<Transfer> {
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let (mut block, mut last) = (vec![0; 1 << 16], Instant::now());
+    let mut transfer = Transfer { bytes: 0, longest_silence: Duration::ZERO };
+    loop {
+        let count = stream.read(&mut block)?;
+        transfer.longest_silence = transfer.longest_silence.max(last.elapsed());
+        last = Instant::now();
+        if count == 0 {
+            return Ok(transfer);
+        }
+        let is_intact = (transfer.bytes..).zip(&block[..count]).all(|(place, byte)| *byte == byte_at(place));
+        assert!(is_intact, "bytes after {} arrive changed", transfer.bytes);
+        transfer.bytes += count as u64;
+        arrived.store(transfer.bytes, Ordering::Relaxed);
+    }
+}
