@@ -2,11 +2,11 @@
 
 pub mod stage;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use weft_router::daemon::state;
-use weft_router::error::{Doing, Result};
+use weft_router::error::{Doing, Failure, Result};
 
 /// Does something in a directory of its own, which is gone afterwards.
 pub fn in_temporary_dir<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
@@ -16,6 +16,21 @@ pub fn in_temporary_dir<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let removed = std::fs::remove_dir_all(&dir).doing(|| format!("cannot remove {}", dir.display()));
     let outcome = outcome?;
     removed.map(|()| outcome)
+}
+
+/// The binary, built beside this one.
+pub fn weft_binary() -> Result<PathBuf> {
+    let own = std::env::current_exe().doing(|| "cannot find this program's own file".into())?;
+    let weft = own.with_file_name("weft");
+    if weft.exists() { Ok(weft) } else { Err(Failure::new("weft is not built: run cargo build --release first")) }
+}
+
+/// Writes a fresh network secret to a file that only its owner may read.
+pub fn write_secret(file: &Path) -> Result<()> {
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    std::fs::write(file, state::new_secret()?).doing(|| "cannot write the secret".into())?;
+    nix::sys::stat::umask(mask);
+    Ok(())
 }
 
 /// Bytes that a process has in memory.

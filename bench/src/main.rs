@@ -1,7 +1,8 @@
 //! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `floor`,
-//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `sim`, the full counts of simulated meshes, and
+//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `idle`, what routers do while nothing happens; `sim`, the full counts of simulated meshes, and
 //! `scale`, larger and larger ones.
 
+mod idle;
 mod instructions;
 mod scale;
 mod simulation;
@@ -26,6 +27,8 @@ enum Command {
     Quick,
     /// What peers, sessions and endpoints cost a host that carries traffic; needs root
     Growth(speed::growth::Options),
+    /// What routers on one LAN say and compute while nothing happens; needs root
+    Idle(idle::Options),
     /// What sealing, TAPs and UDP take without anything around them; needs root
     Floor,
     /// Instructions that a frame costs, counted by valgrind
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Scale { hosts, alone: true } => hosts.into_iter().try_for_each(scale::one),
         Command::Scale { hosts, alone: false } => scale::run(&hosts),
         Command::Growth(options) => speed::growth::run(&options),
+        Command::Idle(options) => idle::run(&options),
         Command::Floor => speed::floor::run(),
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),

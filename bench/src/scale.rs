@@ -35,9 +35,9 @@ pub fn one(hosts: usize) -> Result<()> {
     eprintln!("{hosts} hosts: raised ({:.0?})", started.elapsed());
     let converged = mesh.disturb();
     // Costs settle, what is needed no longer is let go of.
-    mesh.rest(Duration::from_secs(60));
+    mesh.rest(Duration::from_secs(120));
     eprintln!("{hosts} hosts: at rest ({:.0?})", started.elapsed());
-    let (before_idle, window) = (cpu_time(std::process::id())?, Duration::from_secs(10));
+    let (before_idle, window) = (cpu_time(std::process::id())?, Duration::from_secs(60));
     let idle = mesh.rest(window);
     let cpu = cpu_time(std::process::id())? - before_idle;
     let memory = (own() - before) / hosts as f64;

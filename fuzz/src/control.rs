@@ -62,7 +62,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ];
     let ring = RingMessage { range: ipam::range(), ring: RingId::default(), n: 0, body: Body::Pull };
     let single = [
-        Control::Ping { id: 1, lane: Lane::Main },
+        Control::Ping { id: 1, lane: Lane::Main, seen: ([192, 0, 2, 1], 6783).into() },
+        Control::Heartbeat { within: 2000 },
         Control::Pong { id: 1, seen: ([10, 9, 9, 9], 6783).into(), size: 1400 },
         Control::Swim(vec![0; 40]),
         Control::Ring(ring.encode()),

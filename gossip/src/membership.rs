@@ -20,6 +20,14 @@ pub const MAX_PACKET: usize = 1024;
 /// Hosts kept apart, dead ones included: one member could make up any number.
 const MAX_MEMBERS: usize = 16_384;
 
+/// How often a member is probed, members are introduced anew, and what is new is said.
+const PROBE: Duration = Duration::from_secs(1);
+const ANNOUNCE: Duration = Duration::from_secs(5);
+const GOSSIP: Duration = Duration::from_millis(500);
+/// Time without news after which a mesh is calm, and how much more seldom everything periodic is done in a calm one.
+const CALM_AFTER: Duration = Duration::from_secs(30);
+const CALM_STRETCH: u32 = 10;
+
 /// A member as SWIM sees it: the host, and which life of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberId {
@@ -60,6 +68,8 @@ pub struct Membership {
     runtime: AccumulatingRuntime<MemberId>,
     timers: BinaryHeap<Reverse<Due>>,
     scheduled: u64,
+    /// From when on the mesh is calm, unless there is news.
+    calm_from: Time,
     rejected: u64,
 }
 
@@ -106,12 +116,14 @@ impl Membership {
             runtime: AccumulatingRuntime::new(),
             timers: BinaryHeap::new(),
             scheduled: 0,
+            calm_from: Time::ZERO,
             rejected: 0,
         }
     }
 
     /// Introduces this host to `peer`, whose present life need not be known.
     pub fn announce(&mut self, peer: HostLabel, now: Time) {
+        self.hurry(now);
         // It fails only on encoding, which a plain identity cannot.
         let _ = self.foca.announce(MemberId { host: peer, life: 0 }, &mut self.runtime);
         self.collect_timers(now);
@@ -136,10 +148,28 @@ impl Membership {
     pub fn handle_timeout(&mut self, now: Time) {
         while self.timers.peek().is_some_and(|Reverse(due)| due.at <= now) {
             let Some(Reverse(due)) = self.timers.pop() else { break };
+            let asks_others = matches!(due.timer, foca::Timer::SendIndirectProbe { .. });
             if self.foca.handle_timer(due.timer, &mut self.runtime).is_err() {
                 self.rejected += 1;
             }
             self.collect_timers(now);
+            if asks_others && self.runtime.backlog() > 0 {
+                // A probe was not answered in time.
+                self.hurry(now);
+            }
+        }
+    }
+
+    /// Something happened in the mesh: members are probed as often as at first, from now on and for a while.
+    pub fn hurry(&mut self, now: Time) {
+        let was_calm = now >= self.calm_from;
+        self.calm_from = now + CALM_AFTER;
+        if was_calm {
+            let sooner = |Reverse(due): Reverse<Due>| {
+                let latest = period(&due.timer).map_or(due.at, |period| now + period);
+                Reverse(Due { at: due.at.min(latest), ..due })
+            };
+            self.timers = std::mem::take(&mut self.timers).into_iter().map(sooner).collect();
         }
     }
 
@@ -182,21 +212,36 @@ impl Membership {
     }
 
     fn collect_timers(&mut self, now: Time) {
+        if self.foca.updates_backlog() > 0 {
+            self.hurry(now);
+        }
+        let stretch = if now >= self.calm_from { CALM_STRETCH } else { 1 };
         while let Some((after, timer)) = self.runtime.to_schedule() {
+            let after = period(&timer).map_or(after, |period| period * stretch);
             self.scheduled += 1;
             self.timers.push(Reverse(Due { at: now + after, order: self.scheduled, timer }));
         }
     }
 }
 
+/// How often something is done in a mesh that is not calm, if it is done periodically.
+fn period(timer: &foca::Timer<MemberId>) -> Option<Duration> {
+    match timer {
+        foca::Timer::ProbeRandomMember(_) => Some(PROBE),
+        foca::Timer::PeriodicAnnounce(_) | foca::Timer::PeriodicAnnounceDown(_) => Some(ANNOUNCE),
+        foca::Timer::PeriodicGossip(_) => Some(GOSSIP),
+        _ => None,
+    }
+}
+
 fn config() -> Config {
-    let periodic = |millis, count| {
-        // Both are non-zero constants.
+    let periodic = |frequency, count| {
+        // A non-zero constant.
         let num_members = NonZeroUsize::new(count).expect("non-zero");
-        Some(PeriodicParams { frequency: Duration::from_millis(millis), num_members })
+        Some(PeriodicParams { frequency, num_members })
     };
     Config {
-        probe_period: Duration::from_millis(1000),
+        probe_period: PROBE,
         probe_rtt: Duration::from_millis(400),
         num_indirect_probes: NonZeroUsize::MIN.saturating_add(2),
         max_transmissions: NonZeroU8::MIN.saturating_add(7),
@@ -205,9 +250,9 @@ fn config() -> Config {
         max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_PACKET - 1),
         notify_down_members: true,
         // A thousand hosts joining at once had incomplete views for minutes without this.
-        periodic_announce: periodic(5000, 3),
-        periodic_announce_to_down_members: periodic(5000, 2),
-        periodic_gossip: periodic(500, 3),
+        periodic_announce: periodic(ANNOUNCE, 3),
+        periodic_announce_to_down_members: periodic(ANNOUNCE, 2),
+        periodic_gossip: periodic(GOSSIP, 3),
     }
 }
 
@@ -269,6 +314,35 @@ mod tests {
         // It was there all the time: once heard again it is up again.
         let back = run(&mut members, &[], start + Duration::from_secs(10), start + Duration::from_secs(30));
         assert!((0..4).all(|by| back.contains(&(by, MembershipEvent::Up(label(4))))));
+    }
+
+    #[test]
+    fn calm_members_say_little_and_find_a_silent_one_all_the_same() {
+        let (mut members, start) = met(5);
+        let packets = |members: &mut [Membership], from: Time, seconds: u64| {
+            let mut count = 0;
+            for tick in 0..seconds * 20 {
+                let now = from + Duration::from_millis(50) * tick as u32;
+                let mut packets = Vec::new();
+                for member in members.iter_mut() {
+                    member.handle_timeout(now);
+                    let from = member.foca.identity().host;
+                    packets.extend(std::iter::from_fn(|| member.poll_transmit()).map(|(to, packet)| (from, to, packet)));
+                }
+                count += packets.len();
+                packets.iter().for_each(|(from, to, packet)| members[usize::from(to.0[5])].receive(*from, packet, now));
+            }
+            count
+        };
+        let busy = packets(&mut members, start, 20);
+        let calm_from = start + Duration::from_secs(60);
+        run(&mut members, &[], start + Duration::from_secs(20), calm_from);
+        let calm = packets(&mut members, calm_from, 100);
+        assert!(calm < busy, "{calm} in 100 s, {busy} in 20 s");
+        let later = calm_from + Duration::from_secs(100);
+        members[0].hurry(later);
+        let found = run(&mut members, &[4], later, later + Duration::from_secs(15));
+        assert!((0..4).all(|by| found.contains(&(by, MembershipEvent::Down(label(4))))), "{found:?}");
     }
 
     #[test]

@@ -22,6 +22,15 @@ pub struct Model {
     pub named: BTreeSet<(HostNumber, HostNumber)>,
 }
 
+/// How a datagram is lost on its way.
+enum Lost {
+    NoHost,
+    NoHop,
+    /// It is sent to a host that is gone, or over a path that is cut.
+    Void,
+    Loop,
+}
+
 impl Model {
     /// Groups of hosts that can reach each other, through other hosts if need be.
     pub fn islands(&self, world: &World) -> Vec<BTreeSet<HostNumber>> {
@@ -66,28 +75,46 @@ impl Model {
         None
     }
 
-    /// Follows the published next hops: they must lead there, without a loop.
     fn path_problem(&self, world: &World, from: HostNumber, to: HostNumber) -> Option<String> {
+        let (at, lost) = self.follow(world, from, to).err()?;
+        Some(match lost {
+            Lost::NoHost => format!("h{at} knows no way to h{to} (from h{from})"),
+            Lost::NoHop => format!("h{at} has no next hop to h{to} (from h{from})"),
+            Lost::Void => format!("h{at} sends what is for h{to} into the void"),
+            Lost::Loop => format!("a routing loop on the way from h{from} to h{to}"),
+        })
+    }
+
+    /// Follows the published next hops: they must lead there, without a loop. Returns where a datagram is lost, and how.
+    fn follow(&self, world: &World, from: HostNumber, to: HostNumber) -> Result<(), (HostNumber, Lost)> {
         let goal = world.hosts[to].label;
         let mut at = from;
         for _ in 0..world.hosts.len() {
-            let Some(outbound) = world.hosts[at].snapshot.outbound.get(&goal) else {
-                return Some(format!("h{at} knows no way to h{to} (from h{from})"));
-            };
-            let Some(hop) = &outbound.hop else {
-                return Some(format!("h{at} has no next hop to h{to} (from h{from})"));
-            };
+            let outbound = world.hosts[at].snapshot.outbound.get(&goal).ok_or((at, Lost::NoHost))?;
+            let hop = outbound.hop.as_ref().ok_or((at, Lost::NoHop))?;
             let next = world.host_at(hop.path.remote).filter(|next| world.hosts[*next].label == hop.via);
-            match next {
-                Some(next) if next == to => return None,
-                Some(next) if world.is_cut(at, next) || !self.running.contains(&next) => {
-                    return Some(format!("h{at} sends what is for h{to} into the void"));
-                }
-                Some(next) => at = next,
-                None => return Some(format!("h{at} has no next hop to h{to}")),
+            match next.ok_or((at, Lost::NoHop))? {
+                next if next == to && !world.is_cut(at, next) => return Ok(()),
+                next if world.is_cut(at, next) || !self.running.contains(&next) => return Err((at, Lost::Void)),
+                next => at = next,
             }
         }
-        Some(format!("a routing loop on the way from h{from} to h{to}"))
+        Err((at, Lost::Loop))
+    }
+
+    /// A datagram goes from every host to every other of its island. Those that are lost on a path that fell idle before it was cut are what
+    /// tells a router so.
+    pub fn talk(&self, world: &World) {
+        for island in self.islands(world) {
+            for (from, to) in pairs(&island) {
+                if let Err((at, Lost::Void)) = self.follow(world, from, to) {
+                    let outbound = world.hosts[at].snapshot.outbound.get(&world.hosts[to].label);
+                    if let Some(hop) = outbound.and_then(|outbound| outbound.hop.as_ref()) {
+                        hop.meter.sent.on_link(1, world.now);
+                    }
+                }
+            }
+        }
     }
 
     /// Every host of an island must know exactly the endpoints that the island's hosts have.

@@ -19,6 +19,9 @@ use super::world::{HostNumber, World};
 /// How long hosts may disagree on the way when a cost has changed.
 const TREMOR: Duration = Duration::from_millis(500);
 
+/// How long idle traffic is measured.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// How long a name may take to be answered everywhere, or nowhere.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -60,7 +63,7 @@ impl Scenario {
             faults: 6,
             patience: Duration::from_secs(5),
             check_frames: false,
-            settle: Duration::from_secs(60),
+            settle: Duration::from_secs(120),
         }
     }
 }
@@ -106,9 +109,9 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
     }
     world.run_for(scenario.settle);
     let before = world.bytes_sent;
-    world.run_for(Duration::from_secs(10));
+    world.run_for(IDLE);
     drama.await_rest(&mut world, TREMOR);
-    let idle_bytes_per_host = (world.bytes_sent - before) as f64 / 10.0 / count as f64;
+    let idle_bytes_per_host = (world.bytes_sent - before) as f64 / IDLE.as_secs_f64() / count as f64;
     let (registration, departure) = drama.time_names(&mut world);
     std::mem::forget(guard);
     Outcome {
@@ -385,6 +388,7 @@ impl Drama {
             if world.now.since(start) >= patience {
                 panic!("not right after {patience:?}: {problem}\n{}", self.story.join("\n"));
             }
+            self.model.talk(world);
             world.run_for(Duration::from_millis(100));
         }
     }

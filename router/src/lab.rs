@@ -138,6 +138,12 @@ impl LabHost {
 
     /// Starts the router and waits until it answers.
     pub fn start(&mut self, weft: &Path, tap: TapMode, arguments: &[String]) -> Result<()> {
+        self.spawn(weft, tap, arguments)?;
+        self.await_up()
+    }
+
+    /// Starts the router.
+    pub fn spawn(&mut self, weft: &Path, tap: TapMode, arguments: &[String]) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log()).doing(|| "cannot write a log".into())?;
         let mut command = Command::new(weft);
         command
@@ -151,6 +157,11 @@ impl LabHost {
             .stdout(Stdio::null())
             .stderr(log);
         self.child = Some(self.ns.spawn(command)?);
+        Ok(())
+    }
+
+    /// Waits until the router answers.
+    pub fn await_up(&mut self) -> Result<()> {
         let what = format!("{} did not come up; its log is in {}", self.name, self.log().display());
         await_true(&what, || {
             if self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_)))) {

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weft_bench::resident;
+use weft_bench::{resident, weft_binary, write_secret};
 use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::daemon::state;
@@ -190,16 +190,14 @@ fn in_bridges(
 
 /// So many routers in a row, each linked to its neighbours only, and a container on the first and the last.
 pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
-    weft_of(&binary()?, name, count, tap, arguments, dir)
+    weft_of(&weft_binary()?, name, count, tap, arguments, dir)
 }
 
 pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
     let secret = secret_of(dir, name);
     let dir = secret.with_file_name("");
     state::open_dir(&dir)?;
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    std::fs::write(&secret, state::new_secret()?).doing(|| "cannot write the secret".into())?;
-    nix::sys::stat::umask(mask);
+    write_secret(&secret)?;
 
     let mut hosts: Vec<LabHost> =
         (0..count).map(|number| LabHost::new(&format!("h{number}"), &dir)).collect::<Result<_>>()?;
@@ -234,9 +232,4 @@ pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &
 pub fn secret_of(dir: &Path, name: &str) -> PathBuf {
     dir.join(name.replace([' ', ','], "-")).join("secret")
 }
-
-fn binary() -> Result<PathBuf> {
-    let own = std::env::current_exe().doing(|| "cannot find this program's own file".into())?;
-    let weft = own.with_file_name("weft");
-    if weft.exists() { Ok(weft) } else { Err(Failure::new("weft is not built: run cargo build --release first")) }
 }

@@ -77,6 +77,11 @@ impl Presence {
         self.membership.announce(peer, now);
     }
 
+    /// A link is lost: its host may be, and others with it.
+    pub(crate) fn on_link_down(&mut self, now: Time) {
+        self.membership.hurry(now);
+    }
+
     /// Takes a SWIM packet.
     pub(crate) fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
         self.membership.receive(from, packet, now);

@@ -153,6 +153,8 @@ pub enum Control {
         id: u32,
         /// The lane it leaves by, and by which the answer is to come.
         lane: Lane,
+        /// The address it is sent to: where the sender reaches the receiver.
+        seen: SocketAddr,
     },
     /// Answers a ping.
     Pong {
@@ -187,6 +189,11 @@ pub enum Control {
     },
     /// The sender does without the link; a [`Control::Bye`] answers if the receiver does, too.
     Needless,
+    /// The sender is there, and says something over this link again in time.
+    Heartbeat {
+        /// Milliseconds until then, at most.
+        within: u16,
+    },
 }
 
 mod serde_bytes_vec {

@@ -101,6 +101,7 @@ impl Components {
             Said::Down(peer) => {
                 self.sessions.on_path_change(peer, now);
                 self.records.on_link_down(peer);
+                self.presence.on_link_down(now);
             }
             Said::Refresh(to) => self.refresh(to, now),
             Said::Wake(at) => self.next_tick = self.next_tick.min(at),
@@ -172,7 +173,7 @@ impl Components {
             Record::Link(to, link) => {
                 // Own links are in the graph when they come up.
                 if !is_own {
-                    self.topology.routing.hear(host, to, link);
+                    self.topology.on_link_record(host, to, link, now);
                 }
             }
             Record::Segment(id, record) => self.segments.on_segment(host, id, record),

@@ -225,14 +225,19 @@ impl Node {
         now: Time,
     ) {
         match control {
-            Control::Ping { id, lane } => {
+            Control::Ping { id, lane, seen } => {
                 if let Some(from) = direct {
-                    self.parts.topology.on_ping(peer, index, from, (id, lane), size, now);
+                    self.parts.topology.on_ping(peer, index, from, (id, lane), (seen, size), now);
                 }
             }
             Control::Pong { id, seen, size } => {
                 if let Some(from) = direct {
                     self.parts.topology.on_pong(peer, from, id, seen, size, now);
+                }
+            }
+            Control::Heartbeat { within } => {
+                if let Some(from) = direct {
+                    self.parts.topology.on_heartbeat(peer, from, within, now);
                 }
             }
             Control::Records(bytes) => self.parts.records.receive(peer, &bytes, now),

@@ -17,8 +17,9 @@ use super::writes::Writes;
 use super::{Key, MAX_INCARNATION, Record, encode};
 use crate::codec::decode;
 
-/// How often a neighbour is asked whether it holds the same records.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
+const COMPARE_SOONEST: Duration = Duration::from_secs(1);
+const COMPARE_LATEST: Duration = Duration::from_secs(16);
 /// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
 const SETTLED: Duration = Duration::from_millis(300);
 const UNSETTLED: Duration = Duration::from_secs(2);
@@ -64,7 +65,8 @@ pub(crate) struct RecordSync {
     unread: VecDeque<StoreEvent>,
     /// Batches that came in and were new, and their senders.
     to_pass_on: Vec<(Bytes, HostLabel)>,
-    next_comparison: Time,
+    compared: Time,
+    compare_after: Duration,
     /// When the first and the last of the records came that neighbours were not yet asked about.
     unsettled: Option<(Time, Time)>,
     /// When each peer was last asked for records after a gap.
@@ -90,7 +92,8 @@ impl RecordSync {
             flush_after: now,
             unread: VecDeque::new(),
             to_pass_on: Vec::new(),
-            next_comparison: now,
+            compared: now,
+            compare_after: Duration::ZERO,
             unsettled: None,
             pulled: BTreeMap::new(),
             told_forgotten: BTreeMap::new(),
@@ -140,6 +143,7 @@ impl RecordSync {
     /// A neighbour's link is up: it is told what this host holds, and answers with what it lacks.
     pub(crate) fn on_link_up(&mut self, peer: HostLabel) {
         self.neighbours.insert(peer);
+        self.compare_after = COMPARE_SOONEST;
         self.greet(peer);
     }
 
@@ -168,7 +172,7 @@ impl RecordSync {
                 match self.store.receive(batch) {
                     Received::New => {
                         self.to_pass_on.push((batch.clone(), from));
-                        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+                        self.unsettle(now);
                     }
                     Received::Gap => pull = true,
                     Received::BelowFloor { origin, floor } => self.tell_forgotten(from, origin, floor, now),
@@ -183,6 +187,12 @@ impl RecordSync {
         self.events.extend(replies);
     }
 
+    /// Something is new here: neighbours are soon asked whether they have it.
+    fn unsettle(&mut self, now: Time) {
+        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+        self.compare_after = COMPARE_SOONEST;
+    }
+
     fn pull(&mut self, peer: HostLabel, now: Time) {
         if self.pulled.get(&peer).is_some_and(|last| now.since(*last) < PULL_INTERVAL) {
             return;
@@ -191,11 +201,11 @@ impl RecordSync {
         self.greet(peer);
     }
 
-    /// Asks neighbours whether they hold the same: a random one each second, all of them once what was new has
-    /// settled, so that a batch lost on the way is soon found.
+    /// Asks neighbours whether they hold the same: all of them once what was new has settled, so that a batch lost on the way is soon
+    /// found, and a random one at intervals.
     pub(crate) fn compare(&mut self, now: Time) {
         let has_settled = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
-        let is_due = now >= self.next_comparison && !self.neighbours.is_empty();
+        let is_due = now.since(self.compared) >= self.compare_after && !self.neighbours.is_empty();
         if !has_settled && !is_due {
             return;
         }
@@ -205,22 +215,21 @@ impl RecordSync {
             self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, summary.clone())));
         }
         if is_due {
-            self.next_comparison = now + COMPARE_INTERVAL;
+            self.compared = now;
+            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, COMPARE_LATEST);
             let chosen = self.rng.random_range(0..self.neighbours.len());
             let Some(peer) = self.neighbours.iter().nth(chosen).copied() else { return };
             self.events.extend([Event::Records(peer, summary), Event::Compared(peer)]);
         }
     }
 
-    /// Passes new batches on. The origin tells its own neighbours, `neighbours_of` says which these are; other hosts tell those
-    /// that are not, so that in a dense mesh a batch crosses few links. A host that missed it finds out when records are
-    /// compared.
+    /// Passes new batches on to those that do not have them: the origin told its neighbours, and the host that this batch came from
+    /// told its own; `neighbours_of` says which these are. A host that missed it finds out when records are compared.
     pub(crate) fn pass_on<I: Iterator<Item = HostLabel>>(&mut self, neighbours_of: impl Fn(HostLabel) -> I) {
         for (batch, from) in std::mem::take(&mut self.to_pass_on) {
             let Ok(parsed) = Batch::parse(&batch) else { continue };
             let origin = parsed.origin.label();
-            let told: BTreeSet<HostLabel> =
-                if from == origin { neighbours_of(origin).collect() } else { BTreeSet::new() };
+            let told: BTreeSet<HostLabel> = neighbours_of(origin).chain(neighbours_of(from)).collect();
             let to = self.neighbours.iter().filter(|peer| **peer != from && **peer != origin && !told.contains(*peer));
             let to: Vec<HostLabel> = to.copied().collect();
             self.push(&batch, to);
@@ -243,6 +252,9 @@ impl RecordSync {
         }
         self.flush_after = now + FLUSH_INTERVAL;
         let batches = self.store.flush();
+        if !batches.is_empty() {
+            self.unsettle(now);
+        }
         self.tell_neighbours(&batches);
     }
 

@@ -19,16 +19,16 @@ const REKEY_SPREAD: f64 = 0.3;
 const RESPONDER_WAITS: Duration = Duration::from_secs(15);
 /// Lifetime of a session.
 const EXPIRE_AFTER: Duration = Duration::from_secs(240);
-/// How long a superseded session still receives.
-const RECEIVE_AFTER: Duration = Duration::from_secs(10);
+/// How long a superseded session still receives: its peer may say little.
+const RECEIVE_AFTER: Duration = Duration::from_secs(30);
 /// Two sessions made within this time were started at once.
 const SIMULTANEOUS: Duration = Duration::from_secs(3);
 /// Sessions kept with one peer.
 const MAX_SESSIONS: usize = 6;
 /// Silence from a peer that frames go to, after which it is asked whether it still has the session.
 pub(super) const SESSION_QUIET: Duration = Duration::from_secs(1);
-/// The same where nothing but pings goes to the peer.
-pub(super) const SESSION_SILENT: Duration = Duration::from_secs(3);
+/// The same where nothing but heartbeats goes to the peer: longer than between two of them.
+pub(super) const SESSION_SILENT: Duration = Duration::from_secs(15);
 /// Interval between questions, and their number before a new session is made.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(300);
 const QUESTIONS: u32 = 3;

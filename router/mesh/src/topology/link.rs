@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
+use super::liveness::Pulse;
 use super::size::{Load, PathSize};
 use crate::path::Path;
 use crate::wire::Lane;
@@ -37,6 +38,7 @@ pub(crate) struct Link {
     sent_at_tick: (u64, Time),
     rate: f64,
     pub(crate) size: PathSize,
+    pub(super) pulse: Pulse,
     /// Cost and size as last announced.
     pub(super) announced: Option<(u32, u16)>,
     pub(super) last_used: Time,
@@ -59,6 +61,7 @@ impl Link {
             sent_at_tick: (0, now),
             rate: 0.0,
             size: PathSize::new(now),
+            pulse: Pulse::new(now),
             announced: None,
             last_used: now,
             needed_at: now,

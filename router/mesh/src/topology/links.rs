@@ -1,11 +1,8 @@
-//! Direct paths to peers: finding them, and judging them by what comes back.
+//! Direct paths to peers: finding them, moving with them, and announcing what they cost.
 //!
-//! A link is up once a ping to its address was answered. A link that carries frames is probed as soon as
-//! nothing came back for [`QUIET`], and is down after [`DOWN_AFTER`] of silence with [`LOST_PINGS`] pings lost;
-//! an idle one is probed each second.
+//! A link is up once a ping to its address was answered.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -23,21 +20,6 @@ use crate::wire::Control;
 /// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
 const COST_INTERVAL: Duration = Duration::from_millis(500);
 const COST_INTERVAL_PER_HOST: Duration = Duration::from_millis(50);
-/// Silence on a used link that is worth a question.
-pub(super) const QUIET: Duration = Duration::from_millis(100);
-/// Silence, with pings lost, that ends a link.
-const DOWN_AFTER: Duration = Duration::from_millis(250);
-const LOST_PINGS: usize = 3;
-/// How long a ping is waited for before it counts as lost in the link's loss, at least.
-const PING_LOST: Duration = Duration::from_secs(2);
-/// Interval between questions to a silent link.
-const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// Interval between probes of an idle link, and of a lossy link, whose cost should be known again soon.
-const IDLE_PROBE: Duration = Duration::from_secs(1);
-const LOSSY_PROBE: Duration = Duration::from_millis(250);
-const LOSSY: f64 = 0.02;
-/// Interval between pings while it seems that only unmarked datagrams pass.
-const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
 /// How long a link has to be silent before the host that chose its address gives it up for another.
 const MOVE_AFTER: Duration = Duration::from_millis(1200);
 /// How long a host whose peer chooses the address stays with one: less than [`MOVE_AFTER`], or both would go on looking for
@@ -89,57 +71,14 @@ impl Topology {
 
     fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
         if let Some(reason) = self.reason_to_give_up(label, current, now) {
-            return self.link_down(label, reason, now);
+            self.link_down(label, reason, now);
+            return self.doubt_all(now);
         }
         self.probe(label, current, now);
         self.tend_link_size(label, current, now);
+        self.beat(label, current, now);
         self.announce_link(label);
         self.offer_idle(label, now);
-    }
-
-    /// Why a link is to be given up, if it is.
-    fn reason_to_give_up(&mut self, label: HostLabel, current: Option<u32>, now: Time) -> Option<&'static str> {
-        let peer = self.peers.get_mut(&label)?;
-        let heard = peer.last_heard();
-        let link = peer.link.as_mut()?;
-        link.on_sent(peer.meter.sent.link_datagrams.load(Ordering::Relaxed), now);
-        let (quiet, patience) = (now.since(heard.max(link.since)), link.patience());
-        if current.is_none() && quiet > 2 * IDLE_PROBE {
-            return Some("there is no session any more");
-        }
-        let is_lost = peer.pings.unanswered(link.path, heard, patience, now) >= LOST_PINGS;
-        (is_lost && quiet > DOWN_AFTER.max(patience)).then_some("nothing comes back")
-    }
-
-    /// Pings a link that is due for it.
-    fn probe(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        let heard = peer.last_heard();
-        let Some(link) = &mut peer.link else { return };
-        let (quiet, patience, since_ping) =
-            (now.since(heard.max(link.since)), link.patience(), now.since(link.last_ping));
-        let lost = peer.pings.unanswered(link.path, heard, patience, now);
-        for _ in 0..peer.pings.give_up(link.path, patience.max(PING_LOST), now) {
-            link.on_lost_ping();
-        }
-        // Treat recently used links as in use: a host that only replies falls silent when the link fails and would stop probing.
-        let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
-        let is_silent = quiet >= QUIET && (now.since(link.last_used) < IN_USE || is_unanswered);
-        if is_silent {
-            self.events.push_back(Event::Wake(now + ASK_AGAIN));
-        }
-        let interval = match link.loss > LOSSY {
-            _ if self.marks && peer.marks.are_suspicious() => SUSPICIOUS_PROBE,
-            true => LOSSY_PROBE,
-            false => IDLE_PROBE,
-        };
-        if since_ping >= interval || (is_silent && since_ping >= ASK_AGAIN) {
-            link.last_ping = now;
-            let path = link.path;
-            if let Some(index) = current {
-                self.ping(label, index, path, 0, now);
-            }
-        }
     }
 
     /// Offers the peer to do without a link that was opened for traffic that has ended, in a mesh too large for all to
@@ -348,7 +287,7 @@ mod tests {
         topology.meet(forgotten, Arc::default());
         assert_eq!(topology.forget("host2", id, at(1)), id(PEER));
         events(&mut topology);
-        topology.on_ping(forgotten, 7, remote(), (1, crate::wire::Lane::Main), 100, at(2));
+        topology.on_ping(forgotten, 7, remote(), (1, crate::wire::Lane::Main), (OWN_ADDRESS, 100), at(2));
         assert_eq!(events(&mut topology).len(), 0);
     }
 }

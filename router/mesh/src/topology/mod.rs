@@ -8,6 +8,7 @@ mod candidates;
 mod fingers;
 mod link;
 mod links;
+mod liveness;
 mod own_addresses;
 mod ping;
 pub mod routes;
@@ -268,6 +269,14 @@ impl Topology {
         self.peers.get(&peer)?.link.as_ref()
     }
 
+    /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too.
+    pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
+        if link.is_none() {
+            self.doubt(if to == self.own { from } else { to }, now);
+        }
+        self.routing.hear(from, to, link);
+    }
+
     /// Whether there is a route to a host.
     pub(crate) fn has_route(&self, to: HostLabel) -> bool {
         self.routing.route(to).is_some()
@@ -333,6 +342,8 @@ impl Peer {
 /// A host with one peer, without a data path.
 #[cfg(test)]
 mod lab {
+    use std::net::Ipv4Addr;
+
     use weft_crypto::{envelope, session};
 
     use super::*;
@@ -353,6 +364,9 @@ mod lab {
             false
         }
     }
+
+    /// Where this host is seen.
+    pub(super) const OWN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 6783);
 
     pub(super) fn at(millis: u64) -> Time {
         Time::ZERO + Duration::from_millis(millis)
@@ -386,8 +400,7 @@ mod lab {
                     if datagram <= largest {
                         pings += 1;
                         meter.received.on_link(1, now);
-                        let seen = ([203, 0, 113, 1], 6783).into();
-                        topology.on_pong(PEER, to, id, seen, datagram as u16, now);
+                        topology.on_pong(PEER, to, id, OWN_ADDRESS, datagram as u16, now);
                     }
                 }
                 event => others.push(event),

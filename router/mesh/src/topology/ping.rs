@@ -6,7 +6,7 @@ use rand::Rng;
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::link::{Link, PingSent};
-use super::links::QUIET;
+use super::liveness::QUIET;
 use super::{Event, Topology};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
@@ -19,24 +19,26 @@ impl Topology {
         let probed = (size > 0).then_some(size);
         let lane = if self.marks && probed.is_none() { known.marks.next_lane() } else { Lane::Urgent };
         known.pings.add(id, PingSent { to, at: now, size: probed, lane });
-        let (control, size) = (Control::Ping { id, lane }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
+        let (control, size) = (Control::Ping { id, lane, seen: to.remote }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
         self.events.push_back(Event::Straight { peer, index, to, lane, control, size });
     }
 
-    /// Answers a ping of `size` bytes that came straight from an address; a new peer is pinged in turn.
+    /// Answers a ping of `size` bytes that came straight from an address; a new peer is pinged in turn. `seen` is the address at which the
+    /// peer reached this host.
     pub(crate) fn on_ping(
         &mut self,
         peer: HostLabel,
         index: u32,
         from: Path,
         (id, lane): (u32, Lane),
-        size: usize,
+        (seen, size): (SocketAddr, usize),
         now: Time,
     ) {
         // A peer with which the operator wants no link finds none.
         if self.targets.is_forgotten(peer) {
             return;
         }
+        self.note_seen(peer, seen, now);
         let control = Control::Pong { id, seen: from.remote, size: size.min(usize::from(u16::MAX)) as u16 };
         self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
         if self.is_straggler(peer, now) {
@@ -72,7 +74,11 @@ impl Topology {
             self.routing.touch();
         }
         self.announce_link(peer);
-        if self.addresses.note_seen(peer, seen, now) {
+        self.note_seen(peer, seen, now);
+    }
+
+    fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) {
+        if self.addresses.note_seen(by, seen, now) {
             self.events.push_back(Event::AddressesChanged);
         }
     }
@@ -97,7 +103,7 @@ mod tests {
     fn a_ping_is_answered_where_it_came_from_and_a_new_peer_is_pinged_in_turn() {
         let (mut topology, ..) = topology();
         let from = Path::udp(([192, 0, 2, 7], 6783).into());
-        topology.on_ping(PEER, 7, from, (5, Lane::Main), 1300, at(0));
+        topology.on_ping(PEER, 7, from, (5, Lane::Main), (OWN_ADDRESS, 1300), at(0));
         let said = events(&mut topology);
         let is_pong = |event: &Event| {
             let Event::Straight { to, lane, control, .. } = event else { return false };
@@ -107,7 +113,7 @@ mod tests {
         let is_ping =
             |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if *to == from);
         assert!(said.iter().any(is_pong) && said.iter().any(is_ping), "{said:?}");
-        topology.on_ping(PEER, 7, from, (6, Lane::Main), 1300, at(50));
+        topology.on_ping(PEER, 7, from, (6, Lane::Main), (OWN_ADDRESS, 1300), at(50));
         assert!(!events(&mut topology).iter().any(is_ping), "it was asked a moment ago");
     }
 

@@ -190,12 +190,12 @@ mod tests {
             answer(&mut topology, &meter, 1472, at(now + 10));
         }
         // Nothing comes back for a moment, then all does.
-        for now in (2000..2200).step_by(50) {
+        for now in (2000..2100).step_by(50) {
             meter.sent.on_link(20, at(now));
             topology.tend_links(true, &table, at(now));
             events(&mut topology);
         }
-        for now in (2200..4000).step_by(50) {
+        for now in (2100..4000).step_by(50) {
             meter.sent.on_link(20, at(now));
             topology.tend_links(true, &table, at(now));
             answer(&mut topology, &meter, 1472, at(now + 10));

@@ -1,0 +1,130 @@
+//! What routers say and compute while nothing happens: real hosts on one LAN, with a container each.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use weft_bench::{cpu_time, in_temporary_dir, resident, weft_binary, write_secret};
+use weft_router::attach::prefix::Prefix;
+use weft_router::cli::options::TapMode;
+use weft_router::error::{Doing, Failure, Result};
+use weft_router::lab::{LabHost, Ns, await_true, wire};
+
+/// Counts what a host sends, IP headers included.
+const COUNTER: &str = "table ip idle { counter sent { } chain out { type filter hook output priority 0; oifname up counter name sent; } }";
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// How many hosts
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 10, 30])]
+    hosts: Vec<usize>,
+    /// Seconds from the last connection until traffic is counted
+    #[arg(long, default_value_t = 90)]
+    settle: u64,
+    /// Seconds for which traffic is counted
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+/// Measures each size.
+pub fn run(options: &Options) -> Result<()> {
+    println!("| hosts | all connected after launch | sent a host, IP bytes/s | packets/s | CPU of a core | RSS, MB |");
+    println!("|---|---|---|---|---|---|");
+    options.hosts.iter().try_for_each(|hosts| in_temporary_dir(|dir| one(*hosts, options, dir)))
+}
+
+fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
+    let lan = Ns::new()?;
+    lan.net(async |net| {
+        let index = net.bridge("lan", 1500).await?;
+        net.set_up(index, "lan").await
+    })?;
+    let mut hosts: Vec<LabHost> = (0..count).map(|number| host(&lan, number, dir)).collect::<Result<_>>()?;
+    let secret = dir.join("secret");
+    write_secret(&secret)?;
+    let weft = weft_binary()?;
+    let started = Instant::now();
+    for (number, host) in hosts.iter_mut().enumerate() {
+        let mut arguments = vec!["--secret-file".to_owned(), secret.to_string_lossy().into_owned()];
+        if number > 0 {
+            arguments.push(address(0).to_string());
+        }
+        host.spawn(&weft, TapMode::Fast, &arguments)?;
+    }
+    hosts.iter_mut().try_for_each(LabHost::await_up)?;
+    await_true("not all hosts are connected", || {
+        hosts.iter().try_fold(true, |all, host| Ok(all && is_connected(host, count - 1)?))
+    })?;
+    let connected = started.elapsed();
+    let containers: Vec<Ns> = hosts.iter().map(|_| Ns::new()).collect::<Result<_>>()?;
+    for (number, (host, container)) in hosts.iter().zip(&containers).enumerate() {
+        host.attach(container, "red", &[&format!("10.32.0.{}/24", number + 1)], &format!("c{number}"))?;
+    }
+    eprintln!("{count} hosts are connected; they rest");
+    std::thread::sleep(Duration::from_secs(options.settle));
+    let before = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_secs(options.seconds));
+    let after = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
+    let rate = |pick: fn(&Used) -> f64| {
+        let total: f64 = before.iter().zip(&after).map(|(before, after)| pick(after) - pick(before)).sum();
+        total / options.seconds as f64 / count as f64
+    };
+    println!(
+        "| {count} | {connected:.1?} | {:.0} | {:.2} | {:.2} % | {:.1} |",
+        rate(|used| used.bytes),
+        rate(|used| used.packets),
+        rate(|used| used.cpu.as_secs_f64()) * 100.0,
+        after.iter().map(|used| used.resident).sum::<f64>() / count as f64 / 1e6,
+    );
+    Ok(())
+}
+
+/// A host on the LAN that is not started.
+fn host(lan: &Ns, number: usize, dir: &Path) -> Result<LabHost> {
+    let host = LabHost::new(&format!("h{number}"), dir)?;
+    let port = format!("port{number}");
+    wire(lan, &host.ns, (&port, "up"), (&[], &[Prefix(address(number).into(), 24)]))?;
+    lan.net(async move |net| {
+        let (port, bridge) = (net.index(&port).await?, net.index("lan").await?);
+        net.set_master(port, bridge).await
+    })?;
+    let output = host.ns.run(|| Command::new("nft").arg(COUNTER).output())?;
+    let output = output.doing(|| "cannot run nft: install nftables".into())?;
+    output.status.success().then_some(host).ok_or_else(|| Failure::new(String::from_utf8_lossy(&output.stderr)))
+}
+
+fn address(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, number as u8 + 1)
+}
+
+fn is_connected(host: &LabHost, others: usize) -> Result<bool> {
+    let status = host.status()?;
+    let peers = status["peers"].as_array().into_iter().flatten();
+    Ok(peers.filter(|peer| peer["state"] == "connected").count() == others)
+}
+
+/// What a router used so far.
+struct Used {
+    bytes: f64,
+    packets: f64,
+    cpu: Duration,
+    resident: f64,
+}
+
+fn used(host: &LabHost) -> Result<Used> {
+    let gone = || Failure::new(format!("{} is gone", host.name));
+    let output = host.ns.run(|| Command::new("nft").args(["-j", "list", "counter", "ip", "idle", "sent"]).output())?;
+    let output = output.doing(|| "cannot run nft".into())?;
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).doing(|| "cannot read nft's answer".into())?;
+    let mut counters = listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
+    let counter = counters.find(|counter| counter.is_object()).ok_or_else(gone)?;
+    let pid = host.pid().ok_or_else(gone)?;
+    Ok(Used {
+        bytes: counter["bytes"].as_f64().unwrap_or(0.0),
+        packets: counter["packets"].as_f64().unwrap_or(0.0),
+        cpu: cpu_time(pid)?,
+        resident: resident(pid).ok_or_else(gone)?,
+    })
+}
