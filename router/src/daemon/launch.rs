@@ -97,10 +97,10 @@ impl Remembered {
     fn read(options: &Options, store: Arc<Store>) -> Result<Remembered> {
         let kept = store.read()?;
         let (noted, overlap) = check_range(options, &kept)?;
-        store.write(noted.iter().map(|(key, value)| (key, value)))?;
+        store.write_at_start(noted.iter().map(|(key, value)| (key, value)));
         let running = RunningCopies::open(&options.socket)?;
         let restored = restore(&kept, &running)?;
-        store.write(restored.gone.iter().map(|key| (key, &None)))?;
+        store.write_at_start(restored.gone.iter().map(|key| (key, &None)));
         let kept = kept.into_iter().filter(|(key, _)| !restored.gone.contains(key)).collect();
         Ok(Remembered { store, kept, restored, running, overlap })
     }

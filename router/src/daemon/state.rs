@@ -159,8 +159,12 @@ pub fn note_start(store: &Store, kept: &[(Vec<u8>, Vec<u8>)], socket: &Path) -> 
     let continues = is_kept(&boot_key, &boot) && fs::read(&beside).is_ok_and(|life| is_kept(&life_key, &life));
     let life = entropy()?.to_vec();
     // The store first: a crash between the two leaves marks that differ, and that is the safe side.
-    store.write([(&boot_key, &Some(boot)), (&life_key, &Some(life.clone()))])?;
-    fs::write(&beside, life).doing(what)?;
+    if store.write_at_start([(&boot_key, &Some(boot)), (&life_key, &Some(life.clone()))]) {
+        fs::write(&beside, life).doing(what)?;
+    } else {
+        // Nothing will tell a copy of the store from what this life writes to it: the next one takes it for a copy.
+        let _ = fs::remove_file(&beside);
+    }
     Ok(continues)
 }
 
@@ -206,9 +210,11 @@ impl Store {
                 store.path.display()
             )));
         }
-        match store.write([(&StoreKey::Schema.encode(), &Some(SCHEMA.to_le_bytes().to_vec()))]) {
-            Err(error) if is_there => warn!("{error}; going on with what is there"),
-            written => written?,
+        let (key, value) = (StoreKey::Schema.encode(), Some(SCHEMA.to_le_bytes().to_vec()));
+        if is_there {
+            store.write_at_start([(&key, &value)]);
+        } else {
+            store.write([(&key, &value)])?;
         }
         Ok(store)
     }
@@ -252,6 +258,17 @@ impl Store {
         }
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = written.as_ref().err().map(Failure::to_string);
         written
+    }
+
+    /// Makes changes while a router starts; false, with a warning, if they were not made. A host whose disk is full carries its containers all
+    /// the same.
+    pub fn write_at_start<'a>(&self, changes: impl IntoIterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>) -> bool {
+        let mut changes = changes.into_iter().peekable();
+        let written = if changes.peek().is_none() { Ok(()) } else { self.write(changes) };
+        if let Err(error) = &written {
+            warn!("{error}; going on with what is there");
+        }
+        written.is_ok()
     }
 
     /// What keeps it from being written, in a line.
