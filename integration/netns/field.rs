@@ -216,7 +216,7 @@ fn a_disk_that_was_full_is_used_again_and_a_router_starts_on_a_full_one() {
     let refused = attach(&mesh, 251).err().expect("it cannot be kept").to_string();
     assert!(refused.contains("disk"), "{refused}");
     let problems = mesh.hosts[0].status().unwrap()["problems"].to_string();
-    assert!(problems.contains("disk full"), "{problems}");
+    assert!(problems.contains("disk full"), "{problems} after {refused}");
     disk.make_room();
     let mut late = None;
     await_true("the disk is not used again", || {

@@ -43,7 +43,7 @@ impl RunningCopies {
             return Ok(());
         }
         let path = self.path(attachment.id);
-        let what = || format!("cannot write {}", path.display());
+        let what = || format!("cannot write {}; is the disk full?", path.display());
         let bytes = serde_json::to_vec(attachment).doing(what)?;
         let fresh = path.with_extension("new");
         fs::write(&fresh, bytes).and_then(|()| fs::rename(&fresh, &path)).doing(what)

@@ -156,7 +156,8 @@ impl AttachmentTable {
     pub(super) fn keep(&self, attachment: &Attachment) -> Result<()> {
         let unproven = self.unproven.iter().filter(|(id, _)| *id == attachment.id).map(|(_, lease)| *lease);
         let leases = attachment.leases.iter().copied().chain(unproven).collect();
-        self.running.keep(&Attachment { leases, ..attachment.clone() })?;
+        let copied = self.running.keep(&Attachment { leases, ..attachment.clone() });
+        copied.inspect_err(|error| self.store.note_problem(error))?;
         let value = serde_json::to_vec(attachment).doing(|| "cannot remember the attachment".into())?;
         self.store.write([(&attachment.key(), &Some(value))])
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::statvfs::statvfs;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -30,6 +31,8 @@ const MAX_SECRET_FILE: u64 = 64 * 1024;
 /// How often, and how many times, something is asked for that another router holds.
 const LET_GO_POLL: Duration = Duration::from_millis(50);
 const LET_GO_POLLS: u32 = 20;
+/// Free bytes on a disk that is not full.
+const ROOM: u64 = 1 << 20;
 
 /// Waits a second for files that another router holds: a child that a killed router has just forked still has all of them
 /// open until it becomes another program.
@@ -252,11 +255,16 @@ impl Store {
     pub fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>) -> Result<()> {
         let mut database = self.lock();
         let written = self.opened(&mut database).and_then(|database| write_to(database, changes));
-        if written.is_err() {
-            // A database that met an error of the disk takes nothing more until it is opened again.
-            *database = None;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        match &written {
+            Err(error) => {
+                // A database that met an error of the disk takes nothing more until it is opened again.
+                *database = None;
+                *problem = Some(error.to_string());
+            }
+            // On a full disk the store has some room of its own left: what fits in there proves nothing.
+            Ok(()) => drop(problem.take_if(|_| has_room(&self.path))),
         }
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = written.as_ref().err().map(Failure::to_string);
         written
     }
 
@@ -269,6 +277,11 @@ impl Store {
             warn!("{error}; going on with what is there");
         }
         written.is_ok()
+    }
+
+    /// Takes note of a failure to write what belongs to the store and lies beside it.
+    pub fn note_problem(&self, error: &Failure) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
     }
 
     /// What keeps it from being written, in a line.
@@ -294,6 +307,11 @@ fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
         || redb::Builder::new().set_cache_size(STORE_CACHE).create(path),
         |error| matches!(error, redb::DatabaseError::DatabaseAlreadyOpen),
     )
+}
+
+/// Whether the disk that a file is on has room; one that does not tell has.
+fn has_room(path: &Path) -> bool {
+    statvfs(path).map_or(true, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()) >= ROOM)
 }
 
 fn cannot_read() -> String {
