@@ -74,13 +74,23 @@ impl Mesh {
 
     /// Starts hosts at the edge of an internet; all others name the first.
     pub fn start_at(name: &str, edges: &[Edge]) -> (Mesh, Internet) {
-        let (mut mesh, mut internet) = (Mesh::prepare(name, &vec![TapMode::Fast; edges.len()], &[]), Internet::new());
-        let joined = edges.iter().enumerate();
-        let addresses: Vec<Ipv4Addr> =
-            joined.map(|(number, edge)| internet.join(&mesh.hosts[number].ns, number as u8, edge)).collect();
-        mesh.more.iter_mut().skip(1).for_each(|more| more.push(addresses[0].to_string()));
-        (0..mesh.hosts.len()).for_each(|number| mesh.launch(number));
+        let (mut mesh, internet, addresses) = Mesh::join(name, edges);
+        (1..edges.len()).for_each(|number| mesh.add_argument(number, &addresses[0].to_string()));
+        (0..edges.len()).for_each(|number| mesh.launch(number));
         (mesh, internet)
+    }
+
+    /// Hosts at the edge of an internet that are not started yet, and their addresses.
+    pub fn join(name: &str, edges: &[Edge]) -> (Mesh, Internet, Vec<Ipv4Addr>) {
+        let (mesh, mut internet) = (Mesh::prepare(name, &vec![TapMode::Fast; edges.len()], &[]), Internet::new());
+        let joined = mesh.hosts.iter().zip(edges).enumerate();
+        let addresses = joined.map(|(number, (host, edge))| internet.join(&host.ns, number as u8, edge)).collect();
+        (mesh, internet, addresses)
+    }
+
+    /// Adds an argument of `launch` for a host.
+    pub fn add_argument(&mut self, number: usize, argument: &str) {
+        self.more[number].push(argument.to_owned());
     }
 
     /// Hosts that are neither joined nor started.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use weft_integration::netns::internet::{run, transfer};
+use weft_integration::netns::internet::{Layer, run, transfer};
 use weft_integration::netns::{Mesh, nft};
 use weft_router::lab::await_true;
 
@@ -51,4 +51,20 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
         })
         .unwrap();
     }
+}
+
+/// A host is asked at its second address by one behind a firewall, which lets in only what comes from there.
+#[test]
+fn a_host_answers_from_the_address_that_was_asked() {
+    let _alone = alone();
+    let (mut mesh, _internet, _) = Mesh::join("second", &[&[], &[Layer::Firewall]]);
+    run(&mesh.hosts[0].ns, &["addr", "add", "198.18.0.77/24", "dev", "up"]);
+    mesh.add_argument(1, "198.18.0.77");
+    [0, 1].into_iter().for_each(|number| mesh.launch(number));
+    let [from, to] = [0, 1].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
+    assert!(carried.bytes > 1 << 20, "{carried:?}");
+    assert_eq!(mesh.hosts[1].peer("h0").unwrap()["remote"], "198.18.0.77:6783");
 }

@@ -12,6 +12,7 @@ use weft_bench::stage::{Seal, kinds};
 use weft_crypto::Suite;
 use weft_crypto::aead::TAG_LEN;
 use weft_mesh::frame::MAX_FRAME;
+use weft_mesh::path::Path;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::OVERHEAD;
 use weft_router::attach::prefix::Prefix;
@@ -138,7 +139,7 @@ fn udp(underlay: Underlay) -> Result<(Duration, Duration)> {
     let (mut sending, mut receiving) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..ROUNDS {
         let started = Instant::now();
-        sender[0].send(Lane::Main, SocketAddr::new(far, 6783), &bytes, DATAGRAM).doing(what)?;
+        sender[0].send(Lane::Main, Path::udp(SocketAddr::new(far, 6783)), &bytes, DATAGRAM).doing(what)?;
         sending += started.elapsed();
         let mut left = bytes.len();
         while left > 0 {

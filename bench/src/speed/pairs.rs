@@ -232,4 +232,3 @@ pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &
 pub fn secret_of(dir: &Path, name: &str) -> PathBuf {
     dir.join(name.replace([' ', ','], "-")).join("secret")
 }
-}

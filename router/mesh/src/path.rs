@@ -1,7 +1,7 @@
 //! The way of a datagram between two hosts.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A path to a peer: what a link, a hop, a punt and a transmit speak of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -10,6 +10,9 @@ pub struct Path {
     pub transport: Transport,
     /// The address at the other end.
     pub remote: SocketAddr,
+    /// The address of this host that the other end asked, if the kernel might choose another for the answer: a firewall lets in only
+    /// what comes from where it was sent to.
+    pub local: Option<IpAddr>,
 }
 
 /// What carries datagrams between hosts.
@@ -22,7 +25,12 @@ pub enum Transport {
 impl Path {
     /// Returns the path by UDP to an address.
     pub const fn udp(remote: SocketAddr) -> Path {
-        Path { transport: Transport::Udp, remote }
+        Path { transport: Transport::Udp, remote, local: None }
+    }
+
+    /// Returns the same path from whatever address the kernel chooses.
+    pub const fn from_any(self) -> Path {
+        Path { local: None, ..self }
     }
 }
 

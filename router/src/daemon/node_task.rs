@@ -242,6 +242,9 @@ impl NodeTask {
             tokio::select! {
                 request = self.requests.recv() => match request {
                     Some(Call { command, reply }) => {
+                        if let Command::SetAddresses(addresses) = &command {
+                            self.udp.set_addresses(addresses);
+                        }
                         self.next_id += 1;
                         self.waiting.insert(self.next_id, reply);
                         self.node.handle_input(self.clock.now(), Input::Command(self.next_id, command));

@@ -358,7 +358,7 @@ impl Run {
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
             .map(|(data, meta)| RxBuffer {
-                from: Path::udp(meta.addr),
+                from: self.out.udp.path_of(meta),
                 data: &mut data[..meta.len],
                 stride: meta.stride,
             })

@@ -1,5 +1,6 @@
 //! Datagrams to other hosts, by each transport.
 
+mod addresses;
 pub mod udp;
 
 use std::io;
@@ -11,6 +12,6 @@ use weft_mesh::wire::Lane;
 /// Sends datagrams of `stride` bytes each, the last one maybe shorter, along a path. An error: some or all of them were lost.
 pub fn send(udp: &UdpPort, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
     match to.transport {
-        Transport::Udp => udp.send(lane, to.remote, datagrams, stride),
+        Transport::Udp => udp.send(lane, to, datagrams, stride),
     }
 }

@@ -4,7 +4,7 @@
 //! a datagram which it is for. What is urgent then waits in no queue behind what is not.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_crypto::{envelope, session};
+use weft_mesh::path::Path;
 use weft_mesh::wire::Lane;
 
+use super::addresses::{Source, mapped, unmapped, unspecified, with_a_family_there_is};
 use crate::error::{Doing, Failure, Result};
 
 /// A burst at full speed must fit while a worker is busy: without depth, datagrams are lost and TCP slows down.
@@ -43,9 +45,16 @@ pub struct UdpPort {
     /// whom to wake at each packet that has left.
     outlet: Option<std::net::UdpSocket>,
     state: Arc<UdpSocketState>,
-    /// Whether urgent datagrams are marked; of all workers' sockets alike.
-    marks: Arc<AtomicBool>,
+    settings: Arc<Settings>,
     is_v6: bool,
+}
+
+/// What can change while sockets are open; of all workers' sockets alike.
+struct Settings {
+    /// Whether urgent datagrams are marked.
+    marks: AtomicBool,
+    /// Whether this host has several addresses of a family, IPv4 and IPv6: which one was asked matters then.
+    is_multihomed: [AtomicBool; 2],
 }
 
 impl UdpPort {
@@ -78,10 +87,10 @@ impl UdpPort {
         // among them: while one socket wants those, the kernel reads the clock for every packet of the machine.
         let other = Self::socket(SocketAddr::new(unspecified(is_v6), 0), false).map_err(in_use)?;
         let state = Arc::new(UdpSocketState::new((&other).into()).map_err(in_use)?);
-        let marks = Arc::new(AtomicBool::new(true));
+        let settings = Arc::new(Settings { marks: AtomicBool::new(true), is_multihomed: Default::default() });
         let port = |((urgent, main), outlet)| {
-            let (sockets, state, marks) = ([urgent, main], state.clone(), marks.clone());
-            UdpPort { sockets, outlet, state, marks, is_v6 }
+            let (sockets, state, settings) = ([urgent, main], state.clone(), settings.clone());
+            UdpPort { sockets, outlet, state, settings, is_v6 }
         };
         Ok(urgents.into_iter().zip(mains).zip(outlets).map(port).collect())
     }
@@ -97,6 +106,10 @@ impl UdpPort {
         }
         weft_sys::never_fragment(socket.as_fd(), address.is_ipv6())?;
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        match address {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        }
         if lane == Lane::Urgent {
             let _ = setsockopt(&socket, sockopt::Ipv4Tos, &LOW_LATENCY.into());
             if address.is_ipv6() {
@@ -125,8 +138,8 @@ impl UdpPort {
         let clone = |socket: &std::net::UdpSocket| socket.try_clone().doing(what);
         let [urgent, main] = self.sockets.each_ref().map(clone);
         let outlet = self.outlet.as_ref().map(clone).transpose()?;
-        let (state, marks) = (self.state.clone(), self.marks.clone());
-        Ok(UdpPort { sockets: [urgent?, main?], outlet, state, marks, is_v6: self.is_v6 })
+        let (state, settings) = (self.state.clone(), self.settings.clone());
+        Ok(UdpPort { sockets: [urgent?, main?], outlet, state, settings, is_v6: self.is_v6 })
     }
 
     /// The socket of a lane, to wait on.
@@ -149,8 +162,8 @@ impl UdpPort {
     }
 
     /// Sends datagrams of `stride` bytes each, the last one maybe shorter.
-    pub fn send(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
-        let to = if self.is_v6 { mapped(to) } else { to };
+    pub fn send(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
+        let to = Path { remote: if self.is_v6 { mapped(to.remote) } else { to.remote }, ..to };
         if self.state.max_gso_segments() < datagrams.len().div_ceil(stride.max(1)) {
             return self.send_singly(lane, to, datagrams, stride);
         }
@@ -163,23 +176,23 @@ impl UdpPort {
         }
     }
 
-    fn send_singly(&self, lane: Lane, to: SocketAddr, datagrams: &[u8], stride: usize) -> io::Result<()> {
+    fn send_singly(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
         datagrams.chunks(stride.max(1)).try_for_each(|datagram| self.send_run(lane, to, datagram, None))
     }
 
-    fn send_run(
-        &self,
-        lane: Lane,
-        destination: SocketAddr,
-        contents: &[u8],
-        segment_size: Option<usize>,
-    ) -> io::Result<()> {
-        if lane == Lane::Urgent && self.marks.load(Ordering::Relaxed) {
-            return self.send_marked(destination, contents, segment_size);
+    fn send_run(&self, lane: Lane, to: Path, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        if lane == Lane::Urgent && self.settings.marks.load(Ordering::Relaxed) {
+            // quinn-udp gives each datagram a type of service of its own, and with it no mark.
+            return Self::send_as_set_up(self.socket_of(Lane::Urgent), to, contents, segment_size);
+        }
+        if to.local.is_some() {
+            // A refused source address would have quinn-udp send no more runs.
+            let main = self.outlet.as_ref().unwrap_or(self.socket_of(Lane::Main));
+            return Self::send_as_set_up(main, to, contents, segment_size);
         }
         let own = self.socket_of(lane);
         let socket = self.outlet.as_ref().filter(|_| lane == Lane::Main).unwrap_or(own);
-        let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
+        let transmit = Transmit { destination: to.remote, ecn: None, contents, segment_size, src_ip: None };
         match self.state.try_send(socket.into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 await_room(socket);
@@ -189,13 +202,26 @@ impl UdpPort {
         }
     }
 
-    /// Sends by the urgent socket as it is set up. quinn-udp gives each datagram a type of service of its own, and with it no mark.
-    fn send_marked(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
-        let socket = self.socket_of(Lane::Urgent);
-        let (to, parts) = (SockaddrStorage::from(to), [IoSlice::new(contents)]);
+    /// Sends by a socket with the options that it has, from the path's address of this host.
+    fn send_as_set_up(
+        socket: &std::net::UdpSocket,
+        to: Path,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let (remote, parts) = (SockaddrStorage::from(to.remote), [IoSlice::new(contents)]);
         let size = segment_size.filter(|size| *size < contents.len()).map(|size| size as u16);
-        let cut = size.as_ref().map(ControlMessage::UdpGsoSegments);
-        let send = || sendmsg(socket.as_raw_fd(), &parts, cut.as_slice(), MsgFlags::empty(), Some(&to)).map(drop);
+        let source = to.local.map(Source::of);
+        let mut control = [ControlMessage::UdpGsoSegments(&0); 2];
+        let mut count = 0;
+        for message in
+            size.as_ref().map(ControlMessage::UdpGsoSegments).into_iter().chain(source.as_ref().map(Source::message))
+        {
+            control[count] = message;
+            count += 1;
+        }
+        let send =
+            || sendmsg(socket.as_raw_fd(), &parts, &control[..count], MsgFlags::empty(), Some(&remote)).map(drop);
         match send() {
             Err(Errno::EAGAIN) => {
                 await_room(socket);
@@ -207,7 +233,22 @@ impl UdpPort {
 
     /// Has urgent datagrams leave like all others from now on: a network on the way drops what is marked.
     pub fn stop_marking(&self) {
-        self.marks.store(false, Ordering::Relaxed);
+        self.settings.marks.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes the addresses of this host: with several of a family, answers leave from the one that was asked.
+    pub fn set_addresses(&self, addresses: &[IpAddr]) {
+        for (is_multihomed, is_v6) in self.settings.is_multihomed.iter().zip([false, true]) {
+            let count = addresses.iter().filter(|address| address.is_ipv6() == is_v6).count();
+            is_multihomed.store(count > 1, Ordering::Relaxed);
+        }
+    }
+
+    /// The path by which what was received can be answered.
+    pub fn path_of(&self, meta: &RecvMeta) -> Path {
+        let is_multihomed = self.settings.is_multihomed[usize::from(meta.addr.is_ipv6())].load(Ordering::Relaxed);
+        let asked = meta.dst_ip.filter(|_| is_multihomed).map(|ip| ip.to_canonical());
+        Path { local: asked, ..Path::udp(meta.addr) }
     }
 
     /// Receives into `buffers`; how many were filled.
@@ -247,55 +288,10 @@ fn steer(first: &std::net::UdpSocket, count: usize) -> io::Result<()> {
     Ok(setsockopt(first, sockopt::AttachReusePortCbpf, &program)?)
 }
 
-/// Binds to an address, or, where the kernel has no IPv6 (`ipv6.disable=1`) and the address is all of it, to all of IPv4.
-fn with_a_family_there_is<T>(
-    address: SocketAddr,
-    mut bind: impl FnMut(SocketAddr) -> io::Result<T>,
-) -> io::Result<(SocketAddr, T)> {
-    match bind(address) {
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip() == Ipv6Addr::UNSPECIFIED => {
-            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            tracing::info!("this kernel has no IPv6: hosts are reached by IPv4 only");
-            bind(v4).map(|bound| (v4, bound))
-        }
-        bound => bound.map(|bound| (address, bound)),
-    }
-}
-
 /// Waits until a socket takes more, if not for long.
 fn await_room(socket: &std::net::UdpSocket) {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
-}
-
-fn unspecified(is_v6: bool) -> IpAddr {
-    if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
-}
-
-fn mapped(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
-        IpAddr::V6(_) => address,
-    }
-}
-
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    let v4 = |ip: Ipv6Addr| ip.to_ipv4_mapped();
-    match address.ip() {
-        IpAddr::V6(ip) => match v4(ip) {
-            Some(ip) => SocketAddr::new(ip.into(), address.port()),
-            // Flow labels are no part of an address.
-            None => SocketAddr::V6(std::net::SocketAddrV6::new(ip, address.port(), 0, scope(address))),
-        },
-        IpAddr::V4(_) => address,
-    }
-}
-
-fn scope(address: SocketAddr) -> u32 {
-    match address {
-        SocketAddr::V6(address) => address.scope_id(),
-        SocketAddr::V4(_) => 0,
-    }
 }
 
 #[cfg(test)]
@@ -333,7 +329,7 @@ mod tests {
             let to: SocketAddr = SocketAddr::new(to.parse::<SocketAddr>().unwrap().ip(), ports[0].port());
             let sender = &UdpPort::bind(SocketAddr::new(to.ip(), 0), 1).unwrap()[0];
             let arrives = |bytes: &[u8]| {
-                sender.send(Lane::Main, to, bytes, bytes.len()).unwrap();
+                sender.send(Lane::Main, Path::udp(to), bytes, bytes.len()).unwrap();
                 arrival(&ports, bytes)
             };
             for index in [5, 6, 7, 0x1234_5600] {
@@ -354,7 +350,7 @@ mod tests {
             SocketAddr::V6(_) => setsockopt(&receiver, sockopt::Ipv6RecvTClass, &true).unwrap(),
         }
         receiver.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
-        ports[0].send(lane, receiver.local_addr().unwrap(), &vec![1; 100 * count], 100).unwrap();
+        ports[0].send(lane, Path::udp(receiver.local_addr().unwrap()), &vec![1; 100 * count], 100).unwrap();
         let (mut bytes, mut space) = ([0; 1000], nix::cmsg_space!([i32; 4]));
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let received = nix::sys::socket::recvmsg::<SockaddrStorage>(
@@ -387,15 +383,38 @@ mod tests {
     }
 
     #[test]
-    fn without_ipv6_all_of_ipv4_is_listened_on() {
-        let no_v6 = |address: SocketAddr| match address.is_ipv6() {
-            true => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
-            false => Ok(()),
-        };
-        let bound = |text: &str| with_a_family_there_is(text.parse().unwrap(), no_v6).map(|(address, ())| address);
-        assert_eq!(bound("[::]:7").unwrap(), "0.0.0.0:7".parse().unwrap());
-        assert_eq!(bound("192.0.2.1:7").unwrap(), "192.0.2.1:7".parse().unwrap());
-        assert!(bound("[fd00::1]:7").is_err(), "an address that was named is not replaced");
+    fn answers_leave_from_the_address_that_was_asked() {
+        for (listen, asked, from) in [
+            ("0.0.0.0:0", "127.0.0.5", "127.0.0.9:0"),
+            ("[::]:0", "127.0.0.5", "127.0.0.9:0"),
+            ("[::]:0", "::1", "[::1]:0"),
+        ] {
+            let port = &UdpPort::bind(listen.parse().unwrap(), 1).unwrap()[0];
+            let asked: IpAddr = asked.parse().unwrap();
+            port.set_addresses(&[asked, "192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
+            let asker = std::net::UdpSocket::bind(from).unwrap();
+            asker.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+            for lane in Lane::ALL {
+                asker.send_to(&[1; 50], (asked, port.port())).unwrap();
+                let (mut meta, mut buffer) = ([RecvMeta::default()], [0; 2000]);
+                port.receive(Lane::Main, &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
+                let path = port.path_of(&meta[0]);
+                assert_eq!((path.local, path.remote), (Some(asked), asker.local_addr().unwrap()));
+                // Alone, and as a run.
+                for (bytes, count) in [(100, 1), (300, 3)] {
+                    port.send(lane, path, &vec![2; bytes], 100).unwrap();
+                    for _ in 0..count {
+                        let (_, answered_from) = asker.recv_from(&mut buffer).unwrap();
+                        assert_eq!(answered_from, SocketAddr::new(asked, port.port()), "{listen} {lane:?}");
+                    }
+                }
+            }
+            port.set_addresses(&[asked]);
+            let (mut meta, mut buffer) = ([RecvMeta::default()], [0; 2000]);
+            asker.send_to(&[1; 50], (asked, port.port())).unwrap();
+            port.receive(Lane::Main, &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
+            assert_eq!(port.path_of(&meta[0]).local, None, "there is no other");
+        }
     }
 
     #[test]

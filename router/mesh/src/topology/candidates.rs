@@ -38,6 +38,8 @@ pub(super) struct Due {
 impl Candidates {
     /// Adds an address. When the list is full the least likely one makes room, unless all are likely and answer.
     pub(super) fn add(&mut self, path: Path, is_likely: bool) {
+        // What the peer asked now may not be this host's address when it is tried.
+        let path = path.from_any();
         if self.0.len() >= MAX && !self.0.contains_key(&path) {
             let replaceable = self.0.iter().filter(|(_, c)| !c.is_likely || c.retry.failures() > 2);
             let worst = replaceable.max_by_key(|(_, c)| (!c.is_likely, c.retry.failures()));
@@ -65,7 +67,7 @@ impl Candidates {
 
     /// Starts over with an address that answered, or whose link was lost.
     pub(super) fn reset(&mut self, path: Path, now: Time) {
-        if let Some(candidate) = self.0.get_mut(&path) {
+        if let Some(candidate) = self.0.get_mut(&path.from_any()) {
             candidate.retry.reset(now);
         }
     }

@@ -151,7 +151,7 @@ impl Pings {
 
     /// Whether an address was asked less than `within` ago, and did not answer yet.
     pub(super) fn has_asked(&self, to: Path, within: Duration, now: Time) -> bool {
-        self.0.values().any(|ping| ping.to == to && now.since(ping.at) < within)
+        self.0.values().any(|ping| ping.to.from_any() == to.from_any() && now.since(ping.at) < within)
     }
 
     /// Pings to an address since a packet was last heard, unanswered for longer than `patience`.
