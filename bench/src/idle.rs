@@ -117,7 +117,8 @@ fn used(host: &LabHost) -> Result<Used> {
     let gone = || Failure::new(format!("{} is gone", host.name));
     let output = host.ns.run(|| Command::new("nft").args(["-j", "list", "counter", "ip", "idle", "sent"]).output())?;
     let output = output.doing(|| "cannot run nft".into())?;
-    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).doing(|| "cannot read nft's answer".into())?;
+    let listed: serde_json::Value =
+        serde_json::from_slice(&output.stdout).doing(|| "cannot read nft's answer".into())?;
     let mut counters = listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
     let counter = counters.find(|counter| counter.is_object()).ok_or_else(gone)?;
     let pid = host.pid().ok_or_else(gone)?;

@@ -327,7 +327,8 @@ mod tests {
                 for member in members.iter_mut() {
                     member.handle_timeout(now);
                     let from = member.foca.identity().host;
-                    packets.extend(std::iter::from_fn(|| member.poll_transmit()).map(|(to, packet)| (from, to, packet)));
+                    packets
+                        .extend(std::iter::from_fn(|| member.poll_transmit()).map(|(to, packet)| (from, to, packet)));
                 }
                 count += packets.len();
                 packets.iter().for_each(|(from, to, packet)| members[usize::from(to.0[5])].receive(*from, packet, now));

@@ -36,7 +36,7 @@ const LOSSY: f64 = 0.02;
 /// The same while it seems that only unmarked datagrams pass.
 const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
 /// Silence after which a link may be doubted.
-const ASLEEP: Duration = Duration::from_secs(1);
+const ASLEEP: Duration = Duration::from_millis(250);
 /// Silence without a session that ends a link, beyond what the peer promised.
 const SESSIONLESS: Duration = Duration::from_secs(2);
 /// Time between two heartbeats of a host over all its idle links, and over one of them. NATs and firewalls forget a flow after
@@ -121,8 +121,7 @@ impl Topology {
         let is_used = now.since(link.last_used) < IN_USE;
         // A host that only replies falls silent when the link fails: what was asked once is asked on.
         let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
-        let is_silent =
-            quiet >= QUIET && (is_used || is_unanswered || link.pulse.is_due(heard_or_new, patience, now));
+        let is_silent = quiet >= QUIET && (is_used || is_unanswered || link.pulse.is_due(heard_or_new, patience, now));
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }

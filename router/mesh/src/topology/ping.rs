@@ -19,7 +19,8 @@ impl Topology {
         let probed = (size > 0).then_some(size);
         let lane = if self.marks && probed.is_none() { known.marks.next_lane() } else { Lane::Urgent };
         known.pings.add(id, PingSent { to, at: now, size: probed, lane });
-        let (control, size) = (Control::Ping { id, lane, seen: to.remote }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
+        let (control, size) =
+            (Control::Ping { id, lane, seen: to.remote }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
         self.events.push_back(Event::Straight { peer, index, to, lane, control, size });
     }
 

@@ -48,13 +48,7 @@ pub(super) enum Load {
 
 impl PathSize {
     pub(super) fn new(now: Time) -> Self {
-        PathSize {
-            max_datagram: MIN_DATAGRAM,
-            lost: 0,
-            since: now,
-            last_search: Time::ZERO,
-            last_check: Time::ZERO,
-        }
+        PathSize { max_datagram: MIN_DATAGRAM, lost: 0, since: now, last_search: Time::ZERO, last_check: Time::ZERO }
     }
 
     /// Returns the sizes to probe now, none above `top`, in bytes.
