@@ -12,7 +12,10 @@ use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, await_true, wire};
 
 /// Counts what a host sends, IP headers included.
-const COUNTER: &str = "table ip idle { counter sent { } chain out { type filter hook output priority 0; oifname up counter name sent; } }";
+const COUNTER: &str = "table ip idle {
+    counter sent { }
+    chain out { type filter hook output priority 0; oifname up counter name sent; }
+}";
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -60,7 +63,7 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
     let connected = started.elapsed();
     let containers: Vec<Ns> = hosts.iter().map(|_| Ns::new()).collect::<Result<_>>()?;
     for (number, (host, container)) in hosts.iter().zip(&containers).enumerate() {
-        host.attach(container, "red", &[&format!("10.32.0.{}/24", number + 1)], &format!("c{number}"))?;
+        host.attach(container, "red", &[&format!("10.32.0.{}/24", number + 11)], &format!("c{number}"))?;
     }
     eprintln!("{count} hosts are connected; they rest");
     std::thread::sleep(Duration::from_secs(options.settle));

@@ -26,7 +26,7 @@ const ANNOUNCE: Duration = Duration::from_secs(5);
 const GOSSIP: Duration = Duration::from_millis(500);
 /// Time without news after which a mesh is calm, and how much more seldom everything periodic is done in a calm one.
 const CALM_AFTER: Duration = Duration::from_secs(30);
-const CALM_STRETCH: u32 = 10;
+const CALM_STRETCH: u32 = 16;
 
 /// A member as SWIM sees it: the host, and which life of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -22,8 +22,6 @@ pub const MAX_LIVE_BYTES: usize = MAX_ORIGIN_BYTES / 8;
 pub const MAX_STORE_BYTES: usize = 256 << 20;
 /// How many origins are kept.
 pub const MAX_ORIGINS: usize = 8192;
-/// Batches of one message that carries batches: one, so that it fits a datagram.
-const BATCHES_PER_MESSAGE: usize = 1;
 
 /// What changed in the records of an origin, this host's own included, or was said again.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -453,12 +451,7 @@ impl Store {
                 }
             }
         }
-        let count = missing.len();
-        let messages = missing.chunks(BATCHES_PER_MESSAGE).enumerate().map(|(index, batches)| Message::Batches {
-            batches: batches.to_vec(),
-            more: more && (index + 1) * BATCHES_PER_MESSAGE >= count,
-        });
-        (messages.collect(), behind)
+        (Message::carrying(missing, more), behind)
     }
 }
 

@@ -17,6 +17,9 @@ pub const DIGEST_ENTRIES: usize = 32;
 /// Bytes of batches sent in answer to one digest message.
 pub const DELTA_BYTES: usize = 64 * 1024;
 
+/// Bytes of a batch's length in a message.
+const LENGTH_BYTES: usize = 2;
+
 /// What one host holds of one origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Held {
@@ -68,6 +71,24 @@ pub enum Message {
 }
 
 impl Message {
+    /// Returns messages that carry batches, as many in each as fit; the last one says whether there is more to fetch.
+    pub fn carrying(batches: impl IntoIterator<Item = Bytes>, more: bool) -> Vec<Message> {
+        let mut groups: Vec<(usize, Vec<Bytes>)> = Vec::new();
+        for batch in batches {
+            let len = batch.len() + LENGTH_BYTES;
+            match groups.last_mut().filter(|(bytes, _)| bytes + len <= MAX_BATCH + LENGTH_BYTES) {
+                Some((bytes, group)) => {
+                    *bytes += len;
+                    group.push(batch);
+                }
+                None => groups.push((len, vec![batch])),
+            }
+        }
+        let count = groups.len();
+        let message = |(index, (_, batches))| Message::Batches { batches, more: more && index + 1 == count };
+        groups.into_iter().enumerate().map(message).collect()
+    }
+
     /// Encodes for the wire.
     pub fn encode(&self) -> Vec<u8> {
         // Serialising plain data into a Vec has no way to fail.
@@ -88,5 +109,27 @@ impl Message {
             Message::Batches { batches, .. } => batches.iter().all(|batch| batch.len() <= MAX_BATCH),
         };
         (rest.is_empty() && valid).then_some(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_share_messages_that_fit_a_datagram_and_only_the_last_one_tells_of_more() {
+        let sizes = [200, 300, 500, 10, 1024, 1, 1023];
+        let messages = Message::carrying(sizes.map(|size| Bytes::from(vec![7; size])), true);
+        let shared: Vec<(usize, bool)> = messages
+            .iter()
+            .map(|message| match message {
+                Message::Batches { batches, more } => (batches.len(), *more),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(shared, [(4, false), (1, false), (1, false), (1, true)]);
+        assert!(messages.iter().all(|message| message.encode().len() < 1100));
+        assert!(messages.iter().all(|message| Message::decode(&message.encode()).as_ref() == Some(message)));
+        assert!(Message::carrying([], true).is_empty());
     }
 }

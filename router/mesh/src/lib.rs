@@ -56,6 +56,7 @@
 mod addresses;
 mod api;
 mod backoff;
+mod bucket;
 mod codec;
 pub mod datapath;
 mod directory;

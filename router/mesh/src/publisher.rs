@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use weft_crypto::{HostLabel, Secret, Time, envelope, session};
 
@@ -109,10 +110,13 @@ impl Publisher {
         std::mem::take(&mut self.is_stale).then(|| Arc::new(self.snapshot.clone()))
     }
 
-    /// Sends a control message along the route to a host. False: it waits for a session. Without a route the message is dropped:
+    /// Sends a control message along the route to a host; with `is_repeated` no link has to wake for it. False: it waits for a session. Without a route the message is dropped:
     /// every message that matters is sent again.
-    pub(crate) fn send(&mut self, to: HostLabel, text: Vec<u8>, now: Time) -> bool {
+    pub(crate) fn send(&mut self, to: HostLabel, text: Vec<u8>, is_repeated: bool, now: Time) -> bool {
         if let Some(outbound) = self.snapshot.outbound.get(&to).filter(|outbound| outbound.send.is_some()) {
+            if let Some(hop) = outbound.hop.as_ref().filter(|_| is_repeated) {
+                hop.meter.sent.link_idle.fetch_add(1, Ordering::Relaxed);
+            }
             let _ = self.sender.control(outbound, Lane::Urgent, &text, now);
             return true;
         }
@@ -257,7 +261,7 @@ mod tests {
     fn messages_and_frames_wait_for_session_and_route_within_bounds() {
         let mut publisher = publisher();
         for n in 0..40 {
-            assert!(!publisher.send(PEER, vec![3, n], Time::ZERO));
+            assert!(!publisher.send(PEER, vec![3, n], false, Time::ZERO));
         }
         (0..70).for_each(|_| publisher.wait(PEER, frame(100)));
         assert_eq!(publisher.lost_frames(), 6);

@@ -14,6 +14,7 @@ use weft_crypto::envelope::Envelope;
 use weft_crypto::session::{self, OpenError, Opener};
 use weft_crypto::{HostLabel, Time, envelope};
 
+use crate::bucket::Bucket;
 use crate::datapath::egress::DropReason;
 use crate::datapath::flows::Flows;
 use crate::datapath::join::Join;
@@ -363,31 +364,5 @@ impl Receiver {
         let rate = self.relay_bytes_per_second;
         let bucket = self.relay_budgets.entry(neighbour).or_insert_with(|| Bucket::new(rate / 10, now));
         bucket.take(bytes as u64, rate, rate / 10, now)
-    }
-}
-
-/// A token bucket.
-pub(crate) struct Bucket {
-    tokens: u64,
-    filled: Time,
-}
-
-impl Bucket {
-    pub(crate) fn new(tokens: u64, now: Time) -> Self {
-        Bucket { tokens, filled: now }
-    }
-
-    /// Takes `amount` if it is there; the bucket fills at `rate` a second up to `size`.
-    pub(crate) fn take(&mut self, amount: u64, rate: u64, size: u64, now: Time) -> bool {
-        let earned = (u128::from(rate) * now.since(self.filled).as_nanos() / 1_000_000_000) as u64;
-        if earned > 0 {
-            self.tokens = self.tokens.saturating_add(earned).min(size);
-            self.filled = now;
-        }
-        let enough = self.tokens >= amount;
-        if enough {
-            self.tokens -= amount;
-        }
-        enough
     }
 }

@@ -23,13 +23,14 @@ use std::collections::BTreeMap;
 
 use egress::{DropReason, Verdict, egress};
 use frame::Mac;
-use ingress::{Bucket, Receiver, RxBuffer};
+use ingress::{Receiver, RxBuffer};
 use sender::Sender;
 use sink::{Punt, Sink};
 use snapshot::{Segment, Snapshot};
 use vnet::VnetHeader;
 use weft_crypto::Time;
 
+use crate::bucket::Bucket;
 use crate::wire::SegmentId;
 
 /// What one endpoint may have flooded: bytes times receiving hosts in a second, and at once. The first is 1 Gbit/s, what a

@@ -140,6 +140,8 @@ pub struct Direction {
     pub bytes: AtomicU64,
     /// Datagrams over the direct link with the peer, of all sessions.
     pub link_datagrams: AtomicU64,
+    /// Those of them that nobody has to find lost: what they carry is said again anyway.
+    pub link_idle: AtomicU64,
     /// When the link last carried a datagram, in nanoseconds.
     pub link_last: AtomicU64,
     /// Datagrams relayed for the peer.
@@ -151,6 +153,11 @@ impl Direction {
     pub fn on_link(&self, datagrams: u64, now: Time) {
         self.link_datagrams.fetch_add(datagrams, Ordering::Relaxed);
         self.link_last.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Datagrams on the link that must not be lost unnoticed.
+    pub fn link_wanted(&self) -> u64 {
+        self.link_datagrams.load(Ordering::Relaxed).saturating_sub(self.link_idle.load(Ordering::Relaxed))
     }
 
     /// When the link last carried a datagram.

@@ -88,7 +88,7 @@ impl Node {
 
     fn set_mtu(&mut self, underlay: usize, containers: u16, now: Time) -> Result<(), CommandError> {
         self.parts.settle(now);
-        self.parts.topology.set_underlay_mtu(underlay);
+        self.parts.topology.underlay_mtu = underlay;
         let writes = self.parts.segments.set_container_mtu(containers);
         self.parts.commit(writes)
     }
@@ -150,7 +150,7 @@ impl Node {
             AttachError::SegmentCollision(other) => CommandError::SegmentCollision(record.segment.to_string(), other),
             AttachError::AddressInUse(ip, host, other) => {
                 let mut owner = self.parts.describe_endpoint(host, &other);
-                if host != self.parts.own && !self.parts.topology.has_route(host) {
+                if host != self.parts.own && !self.parts.topology.routing.has_route(host) {
                     owner.push_str(" (out of reach; if that host is off for good: weft reclaim)");
                 }
                 CommandError::AddressInUse { ip, owner, segment: record.segment.to_string() }
@@ -172,7 +172,7 @@ impl Node {
     /// Container networks of hosts that can be reached, and networks that were removed.
     fn known_networks(&self) -> Networks {
         let of_others =
-            self.parts.directory.networks.elsewhere().filter(|(host, _)| self.parts.topology.has_route(*host));
+            self.parts.directory.networks.elsewhere().filter(|(host, _)| self.parts.topology.routing.has_route(*host));
         Networks {
             elsewhere: of_others.map(|(host, record)| (self.parts.directory.name_of(host), record.clone())).collect(),
             removed: self.parts.directory.networks.removed(),
@@ -191,7 +191,7 @@ impl Node {
     /// Finds the host that a nickname or key names, for taking back its addresses.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let host = self.parts.directory.find(name)?;
-        if host == self.parts.own || self.parts.topology.has_route(host) {
+        if host == self.parts.own || self.parts.topology.routing.has_route(host) {
             return Err(CommandError::StillThere(name.to_owned()));
         }
         Ok(host)

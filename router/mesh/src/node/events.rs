@@ -96,7 +96,7 @@ impl Components {
                 self.sessions.on_path_change(peer, now);
                 self.refresh(peer, now);
                 self.presence.announce(peer, now);
-                self.records.on_link_up(peer);
+                self.records.on_link_up(peer, now);
             }
             Said::Down(peer) => {
                 self.sessions.on_path_change(peer, now);
@@ -194,7 +194,7 @@ impl Components {
             Record::Ring(range, announcement) => self.addresses.ipam().hear(host, range, announcement, now),
             Record::Forgotten(gone, Some(incarnation)) => {
                 let label = gone.label();
-                let has_path = self.topology.link(label).is_some() || self.topology.has_route(label);
+                let has_path = self.topology.link(label).is_some() || self.topology.routing.has_route(label);
                 let is_there = has_path || self.presence.is_alive(label);
                 self.records.on_forgotten_record(gone, incarnation, is_there, now);
             }

@@ -293,7 +293,7 @@ impl Node {
         self.parts.route_events(now);
         self.parts.records.flush(now);
         self.parts.read_records(now);
-        self.parts.records.pass_on(|origin| self.parts.topology.routing.neighbours_of(origin));
+        self.parts.records.pass_on(|origin| self.parts.topology.routing.neighbours_of(origin), now);
         self.parts.topology.recompute_routes(now);
         self.parts.route_events(now);
         self.publish();
@@ -303,7 +303,7 @@ impl Node {
     fn tend_waiting(&mut self, now: Time) {
         for peer in self.parts.publisher.waiting_for() {
             self.parts.want_session(peer, now);
-            if !self.parts.topology.has_route(peer) {
+            if !self.parts.topology.routing.has_route(peer) {
                 self.parts.publisher.drop_waiting(peer);
             }
         }
@@ -313,8 +313,9 @@ impl Node {
     fn open_sessions(&mut self, all: bool, now: Time) {
         if all {
             let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
-            let is_wanted =
-                |host: &HostLabel| self.parts.topology.has_route(*host) && self.parts.sessions.is_wanting(*host, now);
+            let is_wanted = |host: &HostLabel| {
+                self.parts.topology.routing.has_route(*host) && self.parts.sessions.is_wanting(*host, now)
+            };
             self.parts.sessions.set_wanted(sharing.filter(is_wanted).collect());
         }
         self.parts.sessions.open_wanted(|peer| path_view(&self.parts.topology, peer), now);
@@ -323,7 +324,7 @@ impl Node {
     /// Drops the records of hosts that have been gone for longer than the grace. One host of those that reach each other says so
     /// for all: the one with the lowest label.
     fn clear_gone(&mut self, now: Time) {
-        let gone = self.parts.presence.gone(|host| self.parts.topology.has_route(host), now);
+        let gone = self.parts.presence.gone(|host| self.parts.topology.routing.has_route(host), now);
         let speaks = self.parts.topology.routing.routes().keys().next().is_none_or(|first| self.parts.own < *first);
         self.parts.records.take_back_forgotten(now);
         for label in gone {
@@ -412,7 +413,8 @@ impl Components {
 
     /// Sends a message along the route to a peer; it waits for a session if there is none.
     fn send(&mut self, peer: HostLabel, control: &Control, now: Time) {
-        if self.sessions.peer(peer).is_some() && !self.publisher.send(peer, control.encode(0), now) {
+        let is_repeated = matches!(control, Control::Swim(_));
+        if self.sessions.peer(peer).is_some() && !self.publisher.send(peer, control.encode(0), is_repeated, now) {
             self.want_session(peer, now);
         }
     }
@@ -454,7 +456,7 @@ impl Components {
 /// What sessions need to know of the way to a peer.
 fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
-    let is_reachable = link.is_some() || topology.has_route(peer);
+    let is_reachable = link.is_some() || topology.routing.has_route(peer);
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
     PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer) }
 }

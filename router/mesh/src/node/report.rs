@@ -41,7 +41,7 @@ impl Components {
             endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
             targets: self.target_reports(),
             addresses: self.topology.addresses.announced(),
-            marks: self.topology.marks(),
+            marks: self.topology.marks,
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),
             refused: self.refusals(),
@@ -53,7 +53,7 @@ impl Components {
         let link = self.topology.link(label);
         let current = self.sessions.peer(label).and_then(|peer| peer.current());
         let meter = self.sessions.meter_of(label);
-        let state = match (current, self.topology.has_route(label)) {
+        let state = match (current, self.topology.routing.has_route(label)) {
             (Some(_), true) => PeerState::Connected,
             // Without traffic there need not be a session: one is opened by the first frame.
             (None, true) if self.sessions.peer(label).is_some_and(|peer| peer.failures() == 0) => PeerState::Connected,

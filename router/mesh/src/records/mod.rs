@@ -15,6 +15,7 @@ mod life;
 mod link;
 mod more_names;
 mod network;
+mod pace;
 pub(crate) mod removed;
 mod ring;
 mod segment;

@@ -13,22 +13,15 @@ use weft_crypto::{HostLabel, Identity, PeerId, Time};
 use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
 
 use super::life::{Jump, Life};
+use super::pace::{Compare, Pace};
 use super::writes::Writes;
 use super::{Key, MAX_INCARNATION, Record, encode};
 use crate::codec::decode;
 
-/// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
-const COMPARE_SOONEST: Duration = Duration::from_secs(1);
-const COMPARE_LATEST: Duration = Duration::from_secs(16);
-/// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
-const SETTLED: Duration = Duration::from_millis(300);
-const UNSETTLED: Duration = Duration::from_secs(2);
 /// How often records are asked for after a gap, at most.
 const PULL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a host is told that it was forgotten, at most.
 const FORGOTTEN_INTERVAL: Duration = Duration::from_secs(1);
-/// How often own changes are signed and sent, at most.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Records read before the components hear of them: a large log is not decoded as a whole.
 const READ_AT_ONCE: usize = 256;
 /// Records of unknown kinds that are counted; more are stored and passed on like these.
@@ -59,16 +52,11 @@ pub(crate) struct RecordSync {
     store: Store,
     rng: ChaCha20Rng,
     neighbours: BTreeSet<HostLabel>,
-    /// When own changes may be signed and sent again.
-    flush_after: Time,
+    pace: Pace,
     /// What the store has said and no component has heard yet.
     unread: VecDeque<StoreEvent>,
     /// Batches that came in and were new, and their senders.
     to_pass_on: Vec<(Bytes, HostLabel)>,
-    compared: Time,
-    compare_after: Duration,
-    /// When the first and the last of the records came that neighbours were not yet asked about.
-    unsettled: Option<(Time, Time)>,
     /// When each peer was last asked for records after a gap.
     pulled: BTreeMap<HostLabel, Time>,
     /// When forgotten hosts were last told so.
@@ -89,12 +77,9 @@ impl RecordSync {
             store: Store::new(identity, incarnation, boot),
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
-            flush_after: now,
+            pace: Pace::new(now),
             unread: VecDeque::new(),
             to_pass_on: Vec::new(),
-            compared: now,
-            compare_after: Duration::ZERO,
-            unsettled: None,
             pulled: BTreeMap::new(),
             told_forgotten: BTreeMap::new(),
             unknown: BTreeSet::new(),
@@ -108,9 +93,11 @@ impl RecordSync {
         self.events.pop_front()
     }
 
-    /// When own changes are to be signed, if there are any.
+    /// When own changes are to be signed, or others' passed on, if there are any.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
-        self.store.is_dirty().then_some(self.flush_after)
+        let flush = self.store.is_dirty().then_some(self.pace.flush_after());
+        let pass = (!self.to_pass_on.is_empty()).then_some(self.pace.pass_after());
+        flush.into_iter().chain(pass).min()
     }
 
     /// Changes this host's records, all of them or, with an error, none.
@@ -141,10 +128,14 @@ impl RecordSync {
     }
 
     /// A neighbour's link is up: it is told what this host holds, and answers with what it lacks.
-    pub(crate) fn on_link_up(&mut self, peer: HostLabel) {
+    pub(crate) fn on_link_up(&mut self, peer: HostLabel, now: Time) {
         self.neighbours.insert(peer);
-        self.compare_after = COMPARE_SOONEST;
-        self.greet(peer);
+        if self.pace.may_greet(now) {
+            self.greet(peer);
+        } else {
+            // Records are compared soon.
+            self.pace.unsettle(now);
+        }
     }
 
     /// A neighbour's link is down.
@@ -172,7 +163,7 @@ impl RecordSync {
                 match self.store.receive(batch) {
                     Received::New => {
                         self.to_pass_on.push((batch.clone(), from));
-                        self.unsettle(now);
+                        self.pace.unsettle(now);
                     }
                     Received::Gap => pull = true,
                     Received::BelowFloor { origin, floor } => self.tell_forgotten(from, origin, floor, now),
@@ -187,12 +178,6 @@ impl RecordSync {
         self.events.extend(replies);
     }
 
-    /// Something is new here: neighbours are soon asked whether they have it.
-    fn unsettle(&mut self, now: Time) {
-        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
-        self.compare_after = COMPARE_SOONEST;
-    }
-
     fn pull(&mut self, peer: HostLabel, now: Time) {
         if self.pulled.get(&peer).is_some_and(|last| now.since(*last) < PULL_INTERVAL) {
             return;
@@ -204,19 +189,15 @@ impl RecordSync {
     /// Asks neighbours whether they hold the same: all of them once what was new has settled, so that a batch lost on the way is soon
     /// found, and a random one at intervals.
     pub(crate) fn compare(&mut self, now: Time) {
-        let has_settled = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
-        let is_due = now.since(self.compared) >= self.compare_after && !self.neighbours.is_empty();
-        if !has_settled && !is_due {
+        let Compare { all, one } = self.pace.compare(now);
+        if self.neighbours.is_empty() || !(all || one) {
             return;
         }
         let summary = Message::Summary { hash: self.store.summary() }.encode();
-        if has_settled {
-            self.unsettled = None;
+        if all {
             self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, summary.clone())));
         }
-        if is_due {
-            self.compared = now;
-            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, COMPARE_LATEST);
+        if one {
             let chosen = self.rng.random_range(0..self.neighbours.len());
             let Some(peer) = self.neighbours.iter().nth(chosen).copied() else { return };
             self.events.extend([Event::Records(peer, summary), Event::Compared(peer)]);
@@ -225,42 +206,45 @@ impl RecordSync {
 
     /// Passes new batches on to those that do not have them: the origin told its neighbours, and the host that this batch came from
     /// told its own; `neighbours_of` says which these are. A host that missed it finds out when records are compared.
-    pub(crate) fn pass_on<I: Iterator<Item = HostLabel>>(&mut self, neighbours_of: impl Fn(HostLabel) -> I) {
+    pub(crate) fn pass_on<I: Iterator<Item = HostLabel>>(&mut self, neighbours_of: impl Fn(HostLabel) -> I, now: Time) {
+        if !self.pace.may_pass(self.to_pass_on.len(), self.neighbours.len(), now) {
+            return;
+        }
+        let mut to_tell: BTreeMap<HostLabel, Vec<Bytes>> = BTreeMap::new();
         for (batch, from) in std::mem::take(&mut self.to_pass_on) {
             let Ok(parsed) = Batch::parse(&batch) else { continue };
             let origin = parsed.origin.label();
             let told: BTreeSet<HostLabel> = neighbours_of(origin).chain(neighbours_of(from)).collect();
             let to = self.neighbours.iter().filter(|peer| **peer != from && **peer != origin && !told.contains(*peer));
-            let to: Vec<HostLabel> = to.copied().collect();
-            self.push(&batch, to);
+            to.for_each(|peer| to_tell.entry(*peer).or_default().push(batch.clone()));
+        }
+        for (peer, batches) in to_tell {
+            self.events.extend(encoded(batches).map(|message| Event::Records(peer, message)));
         }
     }
 
-    fn push(&mut self, batch: &Bytes, to: Vec<HostLabel>) {
-        let message = Message::Batches { batches: vec![batch.clone()], more: false }.encode();
-        self.events.extend(to.into_iter().map(|peer| Event::Records(peer, message.clone())));
-    }
-
-    fn tell_neighbours(&mut self, batches: &[Bytes]) {
-        batches.iter().for_each(|batch| self.push(batch, self.neighbours.iter().copied().collect()));
+    fn tell_neighbours(&mut self, batches: Vec<Bytes>) {
+        for message in encoded(batches) {
+            self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, message.clone())));
+        }
     }
 
     /// Signs own changes and pushes them, if that is due; those that come in quick succession share a batch.
     pub(crate) fn flush(&mut self, now: Time) {
-        if now < self.flush_after || !self.store.is_dirty() {
+        if now < self.pace.flush_after() || !self.store.is_dirty() {
             return;
         }
-        self.flush_after = now + FLUSH_INTERVAL;
+        self.pace.on_flush(self.neighbours.len(), now);
         let batches = self.store.flush();
         if !batches.is_empty() {
-            self.unsettle(now);
+            self.pace.unsettle(now);
         }
-        self.tell_neighbours(&batches);
+        self.tell_neighbours(batches);
     }
 
     /// Signs what is waiting at once, so that what follows is judged by all that was said before.
     pub(crate) fn flush_now(&mut self, now: Time) {
-        self.flush_after = now;
+        self.pace.hurry(now);
         self.flush(now);
     }
 
@@ -378,7 +362,7 @@ impl RecordSync {
             Jump::Allowed => {
                 let (incarnation, batches) = self.store.jump_above(incarnation);
                 self.events.push_back(Event::Reincarnated(incarnation));
-                self.tell_neighbours(&batches);
+                self.tell_neighbours(batches);
             }
             Jump::TooOften if signed => self.on_own_key_elsewhere(now),
             Jump::TooOften | Jump::Contested => {}
@@ -390,6 +374,10 @@ impl RecordSync {
     pub(crate) fn counts(&self) -> (u64, u64, usize) {
         (self.store.refused(), self.invalid, self.unknown.len())
     }
+}
+
+fn encoded(batches: Vec<Bytes>) -> impl Iterator<Item = Vec<u8>> {
+    Message::carrying(batches, false).into_iter().map(|message| message.encode())
 }
 
 #[cfg(test)]
@@ -452,7 +440,7 @@ mod tests {
         let (mut a, mut b) = (sync(1), sync(2));
         a.write(&named("host1")).unwrap();
         a.flush(at(0));
-        a.on_link_up(label(2));
+        a.on_link_up(label(2), at(0));
         let events = exchange((1, &mut a), (2, &mut b), at(0));
         let is_named = |events: &[Event], expected: &str| {
             events.iter().any(|event| matches!(event, Event::Record(id, Record::Host(Some(host))) if *id == identity(1).peer_id() && host.name == expected))
@@ -486,11 +474,11 @@ mod tests {
         writes.put(Key::Entry([1; 16]), &entry);
         a.write(&writes).unwrap();
         a.flush(at(0));
-        a.on_link_up(label(2));
+        a.on_link_up(label(2), at(0));
         exchange((1, &mut a), (2, &mut b), at(0));
         assert_eq!(b.counts(), (0, 1, 1));
         let mut c = sync(3);
-        b.on_link_up(label(3));
+        b.on_link_up(label(3), at(0));
         exchange((2, &mut b), (3, &mut c), at(1));
         assert_eq!(c.counts(), (0, 1, 1), "passed on by a host that does not know the kind");
     }

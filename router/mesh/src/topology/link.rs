@@ -1,11 +1,11 @@
 //! A direct path to a peer, judged by what comes back over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use weft_crypto::Time;
 
-use super::liveness::Pulse;
+use super::pulse::Pulse;
 use super::size::{Load, PathSize};
 use crate::path::Path;
 use crate::wire::Lane;
@@ -16,6 +16,8 @@ const MAX_PINGS: usize = 64;
 /// time, for themselves or for others: the link is then probed as an idle one.
 const USE: u64 = 10;
 pub(super) const IN_USE: Duration = Duration::from_secs(1);
+/// Round-trip times that are remembered.
+const RTTS: usize = 8;
 /// Datagrams a second from which on a link carries bulk.
 const BULK: f64 = 100.0;
 
@@ -27,6 +29,8 @@ pub(crate) struct Link {
     pub(super) moved: Time,
     pub(super) reported_moved: Time,
     pub(crate) srtt: Option<Duration>,
+    /// The last round-trip times, the oldest first.
+    rtts: VecDeque<Duration>,
     /// Share of pings unanswered, smoothed.
     pub(super) loss: f64,
     pub(super) last_ping: Time,
@@ -54,6 +58,7 @@ impl Link {
             moved: now,
             reported_moved: Time::ZERO,
             srtt: None,
+            rtts: VecDeque::with_capacity(RTTS),
             loss: 0.0,
             last_ping: now,
             last_from_remote: now,
@@ -71,7 +76,16 @@ impl Link {
     /// Takes a round-trip time (smoothing after RFC 6298, section 2).
     pub(super) fn on_rtt(&mut self, rtt: Duration) {
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
+        if self.rtts.len() == RTTS {
+            self.rtts.pop_front();
+        }
+        self.rtts.push_back(rtt);
         self.loss *= 0.95;
+    }
+
+    /// The least of the last round-trip times: what the path takes when no queue and no busy host is in the way.
+    pub(super) fn least_rtt(&self) -> Option<Duration> {
+        self.rtts.iter().min().copied()
     }
 
     pub(super) fn on_lost_ping(&mut self) {

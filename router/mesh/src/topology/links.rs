@@ -9,12 +9,14 @@ use rand::RngExt;
 use weft_crypto::{HostLabel, Time};
 
 use super::link::IN_USE;
+use super::liveness::{ASK_AGAIN, Probe};
+use super::pulse::longest_silence;
 use super::routes::announced_cost;
 use super::{Event, ON_DEMAND, SessionTable, Topology};
 use crate::api;
 use crate::path::Path;
 use crate::records::LinkRecord;
-use crate::wire::Control;
+use crate::wire::{Control, Lane};
 
 /// Changed costs are announced together, so that they share a batch of records, and the more seldom the more
 /// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
@@ -70,15 +72,47 @@ impl Topology {
     }
 
     fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
-        if let Some(reason) = self.reason_to_give_up(label, current, now) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        if let Some(reason) = peer.reason_to_give_up(current, now) {
             self.link_down(label, reason, now);
-            return self.doubt_all(now);
+            // What was lost with this link may be lost with others.
+            return self.peers.values_mut().for_each(|peer| peer.doubt(now));
         }
-        self.probe(label, current, now);
-        self.tend_link_size(label, current, now);
-        self.beat(label, current, now);
+        let Probe { ping, is_silent } = peer.probe(self.marks, now);
+        if is_silent {
+            self.events.push_back(Event::Wake(now + ASK_AGAIN));
+        }
+        if let Some(index) = current {
+            self.ask_and_tell(label, index, ping, now);
+        }
         self.announce_link(label);
         self.offer_idle(label, now);
+    }
+
+    /// Pings along a path, probes the sizes that are due on the link, and says the heartbeat that is.
+    fn ask_and_tell(&mut self, label: HostLabel, index: u32, ping: Option<Path>, now: Time) {
+        if let Some(path) = ping {
+            self.ping(label, index, path, 0, now);
+        }
+        let (promised, share) = (longest_silence(self.linked.len()), self.rng.random_range(0.75..1.0));
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let beat = peer.beat(promised, share, now).map(|to| Event::Straight {
+            peer: label,
+            index,
+            to,
+            lane: Lane::Main,
+            control: Control::Heartbeat { within: promised.as_millis() as u16 },
+            size: 0,
+        });
+        let (sizes, shrinks) = peer.tend_size(self.underlay_mtu, now);
+        let path = peer.link.as_ref().map(|link| link.path);
+        for (size, path) in sizes.into_iter().zip(path.into_iter().cycle()) {
+            self.ping(label, index, path, size, now);
+        }
+        if shrinks {
+            self.routing.touch();
+        }
+        self.events.extend(beat);
     }
 
     /// Offers the peer to do without a link that was opened for traffic that has ended, in a mesh too large for all to
@@ -115,8 +149,8 @@ impl Topology {
     /// Announces what the link costs, when that has changed enough.
     pub(super) fn announce_link(&mut self, label: HostLabel) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
-        let Some(srtt) = link.srtt else { return };
-        let cost = announced_cost(srtt, link.loss, link.announced.map(|(cost, _)| cost));
+        let Some(rtt) = link.least_rtt() else { return };
+        let cost = announced_cost(rtt, link.loss, link.announced.map(|(cost, _)| cost));
         let max_datagram = link.size.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
         let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);

@@ -11,6 +11,7 @@ mod links;
 mod liveness;
 mod own_addresses;
 mod ping;
+mod pulse;
 pub mod routes;
 mod routing;
 mod size;
@@ -102,9 +103,9 @@ pub(crate) struct Topology {
     /// Whether this host links with hosts it was not told of.
     discovery: bool,
     /// MTU of the underlay in bytes.
-    underlay_mtu: usize,
+    pub(crate) underlay_mtu: usize,
     /// Whether datagrams of the urgent lane leave marked as such.
-    marks: bool,
+    pub(crate) marks: bool,
     rng: ChaCha20Rng,
     peers: BTreeMap<HostLabel, Peer>,
     /// Peers with a link.
@@ -224,11 +225,6 @@ impl Topology {
         self.events.push_back(Event::AddressesChanged);
     }
 
-    /// Sets the underlay's MTU, in bytes.
-    pub(crate) fn set_underlay_mtu(&mut self, mtu: usize) {
-        self.underlay_mtu = mtu;
-    }
-
     /// Links with named peers from now on.
     pub(crate) fn connect(&mut self, targets: &[Target], sessions: &impl SessionTable, now: Time) {
         self.targets.connect(targets, now);
@@ -254,11 +250,6 @@ impl Topology {
         id
     }
 
-    /// Whether datagrams of the urgent lane leave marked as such.
-    pub(crate) fn marks(&self) -> bool {
-        self.marks
-    }
-
     /// Peers with a link.
     pub(crate) fn neighbours(&self) -> &BTreeSet<HostLabel> {
         &self.linked
@@ -272,14 +263,10 @@ impl Topology {
     /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too.
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
         if link.is_none() {
-            self.doubt(if to == self.own { from } else { to }, now);
+            let other = if to == self.own { from } else { to };
+            self.peers.get_mut(&other).into_iter().for_each(|peer| peer.doubt(now));
         }
         self.routing.hear(from, to, link);
-    }
-
-    /// Whether there is a route to a host.
-    pub(crate) fn has_route(&self, to: HostLabel) -> bool {
-        self.routing.route(to).is_some()
     }
 
     /// The neighbour that datagrams for a host go to, and the route if there is one: a link is a way before routes know of it.
@@ -437,7 +424,7 @@ mod tests {
         answer(&mut topology, &meter, 1400, at(10));
         assert!(matches!(topology.next_hop(PEER), Some((PEER, None))));
         topology.recompute_routes(at(200));
-        assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.has_route(PEER));
+        assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.routing.has_route(PEER));
         topology.remove(PEER);
         assert!(topology.link(PEER).is_none() && topology.neighbours().is_empty());
     }

@@ -6,7 +6,7 @@ use rand::Rng;
 use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::link::{Link, PingSent};
-use super::liveness::QUIET;
+use super::pulse::QUIET;
 use super::{Event, Topology};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
@@ -143,6 +143,6 @@ mod tests {
                 }
             }
         }
-        assert!(!topology.marks() && said.iter().any(|event| matches!(event, Event::MarksLost(PEER))));
+        assert!(!topology.marks && said.iter().any(|event| matches!(event, Event::MarksLost(PEER))));
     }
 }

@@ -61,6 +61,11 @@ impl Routing {
         self.graph.of(host).map(|(to, _)| to)
     }
 
+    /// Whether there is a route to a host.
+    pub(crate) fn has_route(&self, to: HostLabel) -> bool {
+        self.route(to).is_some()
+    }
+
     /// All announced links.
     pub(crate) fn links(&self) -> impl Iterator<Item = (HostLabel, HostLabel, LinkRecord)> {
         self.graph.iter()

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use weft_crypto::{HostLabel, Time};
+use weft_crypto::Time;
 
-use super::Topology;
+use super::Peer;
 use crate::wire::MIN_DATAGRAM;
 
 /// Interval between searches for a larger size: at first, and later while the path is used.
@@ -105,24 +105,17 @@ impl PathSize {
     }
 }
 
-impl Topology {
-    /// Asks for the sizes that are due on a link.
-    pub(super) fn tend_link_size(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
-        let Some(index) = current else { return };
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        let heard = peer.last_heard();
-        let Some(link) = &mut peer.link else { return };
-        for size in peer.pings.lost_size_probes(link.path, link.patience(), heard, now) {
-            if link.size.on_lost(size) {
-                self.routing.touch();
-            }
-        }
+impl Peer {
+    /// The sizes to probe now on its link, in bytes of a datagram, and whether the link takes less than was known.
+    pub(super) fn tend_size(&mut self, underlay_mtu: usize, now: Time) -> (Vec<usize>, bool) {
+        let heard = self.last_heard();
+        let Some(link) = &mut self.link else { return (Vec::new(), false) };
+        let lost = self.pings.lost_size_probes(link.path, link.patience(), heard, now);
+        let shrinks = lost.into_iter().fold(false, |shrinks, size| link.size.on_lost(size) || shrinks);
         let headers = if link.path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
-        let top = self.underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
-        let (path, load) = (link.path, link.load(now));
-        for size in link.size.due(top, load, now) {
-            self.ping(label, index, path, size, now);
-        }
+        let top = underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
+        let load = link.load(now);
+        (link.size.due(top, load, now), shrinks)
     }
 }
 

@@ -1,0 +1,186 @@
+//! How fast records are told: what comes after a rest at once, what comes in quick succession together.
+
+use std::time::Duration;
+
+use weft_crypto::Time;
+
+use crate::bucket::Bucket;
+
+/// How often own changes are signed and sent, at most; and, after [`BURST`] times in quick succession, these and what others changed: the more
+/// seldom the more neighbours are told.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
+const FLUSH_MILLIS_PER_NEIGHBOUR: u64 = 10;
+const PASS_MILLIS_PER_NEIGHBOUR: u64 = 4;
+/// Neighbours that count for it.
+const MANY: u64 = 25;
+const BURST: u64 = 4;
+/// Milliseconds of rest that a second of rest saves for later.
+const SAVED_A_SECOND: u64 = 200;
+/// Batches that are passed on without waiting.
+const PASS_AT_ONCE: usize = 256;
+/// How often a new neighbour is told at once what this host holds; else records are compared soon.
+const GREET_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
+const COMPARE_SOONEST: Duration = Duration::from_secs(1);
+const COMPARE_LATEST: Duration = Duration::from_secs(16);
+/// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
+const SETTLED: Duration = Duration::from_millis(300);
+const UNSETTLED: Duration = Duration::from_secs(2);
+/// When what waits may be told, and neighbours be asked whether they hold the same.
+pub(super) struct Pace {
+    flush_after: Time,
+    pass_after: Time,
+    greet_after: Time,
+    /// Milliseconds between flushes, and between passings on, that were not used.
+    flush_budget: Bucket,
+    pass_budget: Bucket,
+    /// When a neighbour was last asked whether it holds the same, and when the next one is.
+    compared: Time,
+    compare_after: Duration,
+    /// When the first and the last of the records came that neighbours were not yet asked about.
+    unsettled: Option<(Time, Time)>,
+}
+
+/// Whom to ask now whether they hold the same.
+pub(super) struct Compare {
+    /// All neighbours.
+    pub(super) all: bool,
+    /// Any one.
+    pub(super) one: bool,
+}
+
+impl Pace {
+    pub(super) fn new(now: Time) -> Self {
+        let full = || Bucket::new(BURST * 1000, now);
+        Pace {
+            flush_after: now,
+            pass_after: now,
+            greet_after: now,
+            flush_budget: full(),
+            pass_budget: full(),
+            compared: now,
+            compare_after: Duration::ZERO,
+            unsettled: None,
+        }
+    }
+
+    /// When own changes may be signed and sent.
+    pub(super) fn flush_after(&self) -> Time {
+        self.flush_after
+    }
+
+    /// When others' changes may be passed on.
+    pub(super) fn pass_after(&self) -> Time {
+        self.pass_after
+    }
+
+    /// Own changes may be sent at once, whatever was sent before.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.flush_after = now;
+    }
+
+    /// Own changes are sent to so many neighbours.
+    pub(super) fn on_flush(&mut self, neighbours: usize, now: Time) {
+        let interval = FLUSH_MILLIS_PER_NEIGHBOUR * (neighbours as u64).min(MANY);
+        self.flush_after = now + FLUSH_INTERVAL + pause(&mut self.flush_budget, interval, now);
+    }
+
+    /// Whether so many batches of others may be passed on; a host with so many neighbours does so.
+    pub(super) fn may_pass(&mut self, batches: usize, neighbours: usize, now: Time) -> bool {
+        if batches == 0 || (now < self.pass_after && batches < PASS_AT_ONCE) {
+            return false;
+        }
+        let interval = PASS_MILLIS_PER_NEIGHBOUR * (neighbours as u64).min(MANY);
+        self.pass_after = now + pause(&mut self.pass_budget, interval, now);
+        true
+    }
+
+    /// Something is new here: neighbours are soon asked whether they have it.
+    pub(super) fn unsettle(&mut self, now: Time) {
+        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+        self.compare_after = COMPARE_SOONEST;
+    }
+
+    /// Whom to ask: all neighbours once what was new has settled, so that a batch lost on the way is soon found, and one at intervals.
+    pub(super) fn compare(&mut self, now: Time) -> Compare {
+        let all = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
+        let one = now.since(self.compared) >= self.compare_after;
+        if all {
+            self.unsettled = None;
+        }
+        if one {
+            self.compared = now;
+            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, COMPARE_LATEST);
+        }
+        Compare { all, one }
+    }
+
+    /// Whether a new neighbour is to be told at once what this host holds. Of many links at once the first tell: what those neighbours hold, the
+    /// others need not send.
+    pub(super) fn may_greet(&mut self, now: Time) -> bool {
+        self.compare_after = COMPARE_SOONEST;
+        let may = now >= self.greet_after;
+        if may {
+            self.greet_after = now + GREET_INTERVAL;
+        }
+        may
+    }
+}
+
+/// How long to wait after something that should come at `interval` milliseconds: not at all while `budget` has some from earlier.
+fn pause(budget: &mut Bucket, interval: u64, now: Time) -> Duration {
+    let is_saved = budget.take(interval, SAVED_A_SECOND, BURST * interval, now);
+    if is_saved { Duration::ZERO } else { Duration::from_millis(interval) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    /// Flushes in ten seconds of a host that always has something to tell.
+    fn flushes(neighbours: usize) -> usize {
+        let mut pace = Pace::new(at(0));
+        let tick = |now: &u64| {
+            let is_due = at(*now) >= pace.flush_after();
+            if is_due {
+                pace.on_flush(neighbours, at(*now));
+            }
+            is_due
+        };
+        (0..10_000).step_by(10).filter(tick).count()
+    }
+
+    #[test]
+    fn changes_in_quick_succession_are_told_the_more_seldom_the_more_are_told() {
+        let [one, many] = [1, 25].map(flushes);
+        assert!((150..=200).contains(&one), "{one}");
+        assert!((30..=45).contains(&many), "{many}");
+    }
+
+    #[test]
+    fn all_are_asked_once_what_is_new_has_settled_and_one_ever_more_seldom() {
+        let mut pace = Pace::new(at(0));
+        pace.unsettle(at(0));
+        pace.unsettle(at(200));
+        assert!(!pace.compare(at(499)).all && pace.compare(at(500)).all && !pace.compare(at(501)).all);
+        let asked = (1000..61_000).step_by(50).filter(|now| pace.compare(at(*now)).one).count();
+        assert!((6..=8).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn what_comes_after_a_rest_is_told_at_once() {
+        let mut pace = Pace::new(at(0));
+        for now in [0, 50, 100, 150] {
+            assert!(at(now) >= pace.flush_after(), "{now}");
+            pace.on_flush(25, at(now));
+            assert!(pace.may_pass(1, 25, at(now)), "{now}");
+        }
+        assert!((0..50).all(|_| !pace.may_pass(0, 25, at(200))));
+        assert!(pace.may_greet(at(0)) && !pace.may_greet(at(50)) && pace.may_greet(at(100)));
+    }
+}

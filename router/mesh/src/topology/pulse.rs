@@ -1,0 +1,96 @@
+//! What two hosts say to each other over an idle link, and when it has to answer.
+
+use std::time::Duration;
+
+use weft_crypto::Time;
+
+/// Silence on a used link that is worth a question.
+pub(super) const QUIET: Duration = Duration::from_millis(100);
+/// Silence after which a link may be doubted.
+const ASLEEP: Duration = Duration::from_millis(250);
+/// Time between two heartbeats of a host over all its idle links, and over one of them. NATs and firewalls forget a flow after
+/// 30 s (RFC 4787, section 4.3, wants two minutes).
+const HEARTBEAT: Duration = Duration::from_millis(1400);
+const SOONEST_HEARTBEAT: Duration = Duration::from_secs(4);
+const LATEST_HEARTBEAT: Duration = Duration::from_secs(10);
+/// How late a heartbeat may come: its sender looks at its links at intervals.
+const LATE: Duration = Duration::from_millis(150);
+
+/// What two hosts say to each other over an idle link.
+pub(super) struct Pulse {
+    /// When this host last said a heartbeat, and the share of the promised time after which it says the next one.
+    last_beat: Time,
+    share: f64,
+    /// How long the peer promised to be silent at most.
+    promised: Duration,
+    /// Datagrams so far that must not be lost unnoticed, and when that was last looked at.
+    wanted: (u64, Time),
+    /// Since when such are sent and nothing comes back.
+    unanswered: Option<Time>,
+    pub(super) doubted: Time,
+}
+
+impl Pulse {
+    pub(super) fn new(now: Time) -> Self {
+        Pulse {
+            last_beat: now,
+            share: 1.0,
+            promised: LATEST_HEARTBEAT,
+            wanted: (0, now),
+            unanswered: None,
+            doubted: Time::ZERO,
+        }
+    }
+
+    /// Whether something has to be said again, if the last was `said` and this host may be silent for `promised`; `share` of that is how long it
+    /// stays so the next time: hosts and links spread out.
+    pub(super) fn beats(&mut self, said: Time, promised: Duration, share: f64, now: Time) -> bool {
+        let is_due = now.since(said.max(self.last_beat)) >= promised.mul_f64(self.share);
+        if is_due {
+            (self.last_beat, self.share) = (now, share);
+        }
+        is_due
+    }
+
+    /// The peer promises to say something again within so many milliseconds.
+    pub(super) fn promise(&mut self, within: u16) {
+        self.promised = Duration::from_millis(within.into()).clamp(SOONEST_HEARTBEAT, LATEST_HEARTBEAT);
+    }
+
+    /// How long the peer may be silent.
+    pub(super) fn promised(&self) -> Duration {
+        self.promised
+    }
+
+    /// Notes how many datagrams were sent so far that must not be lost unnoticed, and when something was last heard.
+    pub(super) fn note(&mut self, wanted: u64, heard: Time, now: Time) {
+        let (before, looked) = std::mem::replace(&mut self.wanted, (wanted, now));
+        self.unanswered = match self.unanswered.filter(|since| *since > heard) {
+            None if wanted != before && looked > heard => Some(looked),
+            unanswered => unanswered,
+        };
+    }
+
+    /// Whether a link last `heard` so long ago has to answer.
+    pub(super) fn is_due(&self, heard: Time, patience: Duration, now: Time) -> bool {
+        let quiet = now.since(heard);
+        let waits = self.unanswered.is_some_and(|first| now.since(first) >= QUIET.max(patience));
+        quiet >= ASLEEP && (waits || self.doubted > heard || quiet > self.promised + LATE + patience)
+    }
+}
+
+/// How long a host with so many links may be silent on an idle one.
+pub(super) fn longest_silence(links: usize) -> Duration {
+    (HEARTBEAT * links as u32).clamp(SOONEST_HEARTBEAT, LATEST_HEARTBEAT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_links_the_longer_each_is_silent() {
+        let seconds = |links| longest_silence(links).as_secs_f64();
+        assert_eq!([1, 2, 3, 5, 23].map(seconds), [4.0, 4.0, 4.2, 7.0, 10.0]);
+    }
+}
