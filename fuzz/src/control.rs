@@ -8,7 +8,7 @@ use weft_gossip::{Message, Version};
 use weft_mesh::ipam::message::{Body, Message as RingMessage};
 use weft_mesh::ipam::ring::RingId;
 use weft_mesh::node::Input;
-use weft_mesh::wire::{Control, Lane, TextKind};
+use weft_mesh::wire::{Control, Lane, Punch, TextKind};
 
 use crate::host::{Host, exchange, linked};
 use crate::ipam;
@@ -73,6 +73,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Control::Bye,
         Control::Forgotten { host: stranger.peer_id(), incarnation: 5 },
         Control::Needless,
+        Control::Punch(Punch::Open { hops: 2 }),
+        Control::Punch(Punch::Opened),
+        Control::Punch(Punch::Asked),
     ];
     let controls = single.into_iter().chain(gossip.into_iter().map(|message| Control::Records(message.encode())));
     controls.map(|control| joined([&[&[10], &control.encode(0)[1..]].concat()[..]])).collect()

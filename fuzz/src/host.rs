@@ -103,6 +103,7 @@ impl Host {
                 Output::Durable(mark) => self.node.handle_input(now, Input::Durable { mark, is_kept: true }),
                 Output::Reply(_, Ok(reply)) => self.replies.push(reply),
                 Output::Reply(_, Err(_))
+                | Output::Open { .. }
                 | Output::Names(_)
                 | Output::Persist { .. }
                 | Output::Tap { .. }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use weft_integration::netns::internet::{Layer, run, transfer};
+use weft_integration::netns::internet::{Edge, Layer, run, transfer};
 use weft_integration::netns::{Mesh, nft};
+use weft_router::error::Result;
 use weft_router::lab::await_true;
 
 /// One test at a time: each has the machine's cores to itself.
@@ -67,4 +68,43 @@ fn a_host_answers_from_the_address_that_was_asked() {
     let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
     assert!(carried.bytes > 1 << 20, "{carried:?}");
     assert_eq!(mesh.hosts[1].peer("h0").unwrap()["remote"], "198.18.0.77:6783");
+}
+
+/// Hosts behind NATs and firewalls of each kind, and a public one that all others name: which pairs have a direct link, after how
+/// long, and that frames arrive over it.
+#[test]
+fn pairs_that_can_have_a_direct_link_have_one_within_three_seconds() {
+    use Layer::{FilteringNat, Firewall, Nat, SymmetricNat};
+    let _alone = alone();
+    let pairs: [(&str, [Edge; 2], bool); 8] = [
+        ("a firewall each", [&[Firewall], &[Firewall]], true),
+        ("a NAT with a filter each", [&[FilteringNat], &[FilteringNat]], true),
+        ("a NAT without a filter each", [&[Nat], &[Nat]], true),
+        ("a NAT with a filter, and one without", [&[FilteringNat], &[Nat]], true),
+        ("a NAT and a firewall", [&[Nat], &[Firewall]], true),
+        ("two NATs in a row, and one", [&[FilteringNat, FilteringNat], &[FilteringNat]], true),
+        ("a symmetric NAT, and no NAT", [&[SymmetricNat], &[]], true),
+        ("a symmetric NAT, and one with a filter", [&[SymmetricNat], &[FilteringNat]], false),
+    ];
+    for (name, [a, b], can_be_direct) in pairs {
+        let started = Instant::now();
+        let (mut mesh, _internet) = Mesh::start_at("pairs", &[&[], a, b]);
+        let [_, from, to] = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
+        mesh.await_connected();
+        let connected = started.elapsed();
+        let is_direct = || -> Result<bool> {
+            let ends = [(1, "h2"), (2, "h1")].map(|(host, peer)| mesh.hosts[host].peer(peer));
+            Ok(ends.into_iter().collect::<Result<Vec<_>>>()?.iter().all(|peer| peer["path"] == "direct"))
+        };
+        let mut took = None;
+        while took.is_none() && started.elapsed() < connected + Duration::from_secs(3) {
+            took = is_direct().unwrap().then(|| started.elapsed() - connected);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+        let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
+        println!("{name}: connected after {connected:.1?}, direct after {took:.1?} more, {} MB/s", carried.bytes >> 20);
+        assert_eq!(took.is_some(), can_be_direct, "{name}");
+        assert!(carried.bytes > 1 << 20, "{name}: {carried:?}");
+    }
 }

@@ -24,6 +24,7 @@ use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 
 use super::disk::{ATTACHMENT, endpoints_on, keyring};
+use super::nat::Nat;
 use super::queue::Queue;
 use super::sink::HostSink;
 use super::weather::Weather;
@@ -41,6 +42,8 @@ pub struct Host {
     pub address: SocketAddr,
     /// Where else. What it sends comes from either, as from behind a NAT with two ways out.
     pub second: Option<SocketAddr>,
+    /// The NAT it is behind: its place in the order in which NATs were made.
+    pub nat: Option<usize>,
     /// Whether what it sends by the urgent lane is marked.
     pub marks: bool,
     /// Its node, while it runs.
@@ -96,17 +99,42 @@ pub struct World {
     pub grace: Duration,
     ciphers: Ciphers,
     discovery: bool,
-    queue: Queue<What>,
+    pub(super) queue: Queue<What>,
+    /// The NATs that hosts are behind.
+    pub(super) nats: Vec<Nat>,
     trace: SipHasher13,
-    by_address: BTreeMap<SocketAddr, HostNumber>,
+    pub(super) by_address: BTreeMap<SocketAddr, HostNumber>,
     recorded: Option<Vec<Vec<u8>>>,
 }
 
-enum What {
-    Timer { host: HostNumber, life: u64 },
-    Deliver { host: HostNumber, from: SocketAddr, data: Vec<u8>, stride: usize },
-    Publish { host: HostNumber, life: u64, snapshot: Arc<Snapshot> },
-    Durable { host: HostNumber, life: u64, mark: u64 },
+pub(super) enum What {
+    Timer {
+        host: HostNumber,
+        life: u64,
+    },
+    Deliver {
+        host: HostNumber,
+        from: SocketAddr,
+        data: Vec<u8>,
+        stride: usize,
+    },
+    /// A datagram comes to a NAT from outside.
+    Arrive {
+        nat: usize,
+        from: SocketAddr,
+        port: u16,
+        data: Vec<u8>,
+    },
+    Publish {
+        host: HostNumber,
+        life: u64,
+        snapshot: Arc<Snapshot>,
+    },
+    Durable {
+        host: HostNumber,
+        life: u64,
+        mark: u64,
+    },
 }
 
 impl World {
@@ -127,6 +155,7 @@ impl World {
             ciphers,
             discovery,
             queue: Queue::default(),
+            nats: Vec::new(),
             trace: SipHasher13::new(),
             by_address: BTreeMap::new(),
             recorded: None,
@@ -153,6 +182,7 @@ impl World {
             label,
             address,
             second: None,
+            nat: None,
             marks: true,
             node: None,
             disk: BTreeMap::new(),
@@ -237,21 +267,6 @@ impl World {
         self.command(number, Command::Detach(id));
     }
 
-    /// Lets nothing pass between two hosts from now on.
-    pub fn cut(&mut self, a: HostNumber, b: HostNumber) {
-        self.cut.insert((a.min(b), a.max(b)));
-    }
-
-    /// Lets everything pass again.
-    pub fn heal(&mut self, a: HostNumber, b: HostNumber) {
-        self.cut.remove(&(a.min(b), a.max(b)));
-    }
-
-    /// Whether the network carries anything between two hosts.
-    pub fn is_cut(&self, a: HostNumber, b: HostNumber) -> bool {
-        self.cut.contains(&(a.min(b), a.max(b)))
-    }
-
     /// A frame leaves a container on a host.
     pub fn send_frame(&mut self, number: HostNumber, segment: SegmentId, vnet: &VnetHeader, frame: &mut [u8]) {
         let host = &mut self.hosts[number];
@@ -259,24 +274,6 @@ impl World {
         let mut sink = HostSink::new(host.offloads);
         host.path.frame(&snapshot, segment, vnet, frame, self.now, &mut sink);
         self.carry_out(number, sink);
-    }
-
-    /// The host that is at an address.
-    pub fn host_at(&self, address: SocketAddr) -> Option<HostNumber> {
-        self.by_address.get(&address).copied()
-    }
-
-    /// From now on a host is seen at another address, as when a NAT maps it anew.
-    pub fn move_host(&mut self, number: HostNumber, address: SocketAddr) {
-        let old = std::mem::replace(&mut self.hosts[number].address, address);
-        self.by_address.remove(&old);
-        self.by_address.insert(address, number);
-    }
-
-    /// Gives a host a second address.
-    pub fn add_second_address(&mut self, number: HostNumber, address: SocketAddr) {
-        self.hosts[number].second = Some(address);
-        self.by_address.insert(address, number);
     }
 
     /// Keeps (or no longer keeps) a copy of every datagram that arrives; returns what was kept.
@@ -340,6 +337,10 @@ impl World {
                 }
                 self.deliver(host, from, data, stride);
             }
+            What::Arrive { nat, from, port, data } => {
+                self.trace.write(&data);
+                self.arrive(nat, from, port, data);
+            }
             What::Publish { host, life, snapshot } => {
                 if self.hosts[host].life == life {
                     self.hosts[host].snapshot = snapshot;
@@ -353,7 +354,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, number: HostNumber, from: SocketAddr, mut data: Vec<u8>, stride: usize) {
+    pub(super) fn deliver(&mut self, number: HostNumber, from: SocketAddr, mut data: Vec<u8>, stride: usize) {
         let host = &mut self.hosts[number];
         if host.node.is_none() {
             return;
@@ -419,6 +420,7 @@ impl World {
     fn carry_out_output(&mut self, number: HostNumber, output: Output) {
         match output {
             Output::Transmit { lane, to, data, stride } => self.transmit(number, lane, to, data, stride),
+            Output::Open { to, .. } => self.open_nats(number, to),
             Output::Publish(snapshot) => {
                 let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
                 let life = self.hosts[number].life;
@@ -466,34 +468,6 @@ impl World {
             host.timer = at;
             let life = host.life;
             self.queue.push(at, What::Timer { host: number, life });
-        }
-    }
-
-    /// Puts a run on the network; each of its datagrams has its own fate.
-    fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
-        let Some(host) = self.host_at(to.remote) else { return };
-        let source = match &self.hosts[from] {
-            Host { second: Some(second), .. } if self.rng.random() => *second,
-            first => first.address,
-        };
-        self.bytes_sent += data.len() as u64;
-        self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
-        let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
-        if self.is_cut(from, host) || from == host || (is_marked && self.drops_marked) {
-            return;
-        }
-        let Weather { loss, duplication, delay: (shortest, longest) } = self.weather;
-        for datagram in data.chunks(stride.max(1)) {
-            let copies = if self.rng.random_bool(duplication) { 2 } else { 1 };
-            for _ in 0..copies {
-                if self.rng.random_bool(loss) {
-                    continue;
-                }
-                let delay = self.rng.random_range(shortest.as_nanos() as u64..=longest.as_nanos() as u64);
-                let at = self.now + Duration::from_nanos(delay);
-                let (data, stride) = (datagram.to_vec(), datagram.len());
-                self.queue.push(at, What::Deliver { host, from: source, data, stride });
-            }
         }
     }
 }

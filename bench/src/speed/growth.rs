@@ -249,7 +249,8 @@ impl Guest {
                     self.wake = Instant::now() + wait;
                     return Ok(());
                 }
-                Output::Reply(..)
+                Output::Open { .. }
+                | Output::Reply(..)
                 | Output::Names(_)
                 | Output::Persist { .. }
                 | Output::Tap { .. }

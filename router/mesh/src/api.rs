@@ -145,6 +145,13 @@ pub enum Output {
         /// Size of each datagram but the last.
         stride: usize,
     },
+    /// Send a datagram that gets no further than a few routers: it opens this host's NATs and firewalls for what comes back.
+    Open {
+        /// Where it would go.
+        to: Path,
+        /// How many routers pass it on (TTL, hop limit).
+        hops: u8,
+    },
     /// The data path is to work with this from now on.
     Publish(Arc<Snapshot>),
     /// The DNS server is to answer from this from now on.

@@ -194,6 +194,23 @@ pub enum Control {
         /// Milliseconds until then, at most.
         within: u16,
     },
+    /// One step of opening a path through NATs, along the route that there is.
+    Punch(Punch),
+}
+
+/// Two hosts behind NATs open a path to each other: one opens its own NAT, then the other asks, then the first. What comes to a NAT from
+/// outside before its own host sent that way may be taken for the NAT's own, and spoil the path for as long as the NAT remembers it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Punch {
+    /// Asks the receiver to open its NATs towards the sender's addresses by datagrams that pass so many routers.
+    Open {
+        /// Routers.
+        hops: u8,
+    },
+    /// The sender's NATs are open: it can be asked.
+    Opened,
+    /// The sender was just asking at all addresses of the receiver, whose turn it is now.
+    Asked,
 }
 
 mod serde_bytes_vec {

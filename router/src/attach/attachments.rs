@@ -111,7 +111,9 @@ impl Attachments {
         }
         let attachments =
             Attachments { node, range, subnets: ArcSwap::default(), docker_socket, changed, table: Mutex::new(table) };
-        attachments.reconcile().await?;
+        if let Err(error) = attachments.reconcile().await {
+            warn!("{error}; what a crash left of addresses is put right at the next start");
+        }
         Ok(attachments)
     }
 

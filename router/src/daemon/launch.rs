@@ -215,7 +215,7 @@ impl Built {
             running,
         });
         let attachments = Arc::new(attachments.await?);
-        introduce(&handle, &options, &underlay).await?;
+        introduce(&handle, &options, &underlay).await;
         attachments.take_up_lost().await;
 
         let routing = Arc::<Routing>::default();
@@ -256,14 +256,16 @@ impl Built {
 }
 
 /// Tells the node where it is and which peers the operator named.
-async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) -> Result<()> {
-    node.tell(Command::SetAddresses(underlay.addresses.clone())).await?;
-    if !options.peers.is_empty() {
-        // Named peers count from the start; looking them up may take its time.
-        let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
-        node.tell(Command::ConnectUnlessForgotten(named.collect())).await?;
+async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) {
+    // Named peers count from the start; looking them up may take its time.
+    let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
+    let connect = Command::ConnectUnlessForgotten(named.collect());
+    for command in [Command::SetAddresses(underlay.addresses.clone()), connect] {
+        // It takes effect all the same: a full disk is written again once it has room.
+        if let Err(error) = node.tell(command).await {
+            warn!("{error}; going on");
+        }
     }
-    Ok(())
 }
 
 /// A router that carries traffic.
@@ -409,7 +411,9 @@ fn start_log(level: &str, json: bool, file: Option<&Path>) -> Result<()> {
     let writer = file.map_or_else(|| BoxMakeWriter::new(std::io::stderr), |file| BoxMakeWriter::new(Arc::new(file)));
     // What a library thinks of packets from strangers is not for the log.
     let filter = EnvFilter::new(format!("{level},hickory_proto=off"));
-    let log = fmt().with_env_filter(filter).with_writer(writer).with_ansi(terminal).with_target(false);
+    // A log that cannot be written, on a full disk, is not worth a panic.
+    let log = fmt().log_internal_errors(false).with_env_filter(filter).with_writer(writer);
+    let log = log.with_ansi(terminal).with_target(false);
     if json {
         log.json().init()
     } else {

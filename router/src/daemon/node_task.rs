@@ -284,6 +284,7 @@ impl NodeTask {
                     // What matters is sent again; a send that fails is like a datagram lost.
                     let _ = transport::send(&self.udp, lane, to, &data, stride);
                 }
+                Output::Open { to, hops } => drop(transport::open(&self.udp, to, hops)),
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),
                 Output::Reply(id, reply) => {

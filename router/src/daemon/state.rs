@@ -193,7 +193,6 @@ impl Store {
     /// Opens or makes the store in a state directory. On a full disk an existing store can be read.
     pub fn open(dir: &Path) -> Result<Store> {
         let path = dir.join("store.redb");
-        let is_there = path.exists();
         let database = open_database(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 Failure::new(format!("another router uses {}; stop it, or choose another --state-dir", dir.display()))
@@ -206,17 +205,17 @@ impl Store {
         })?;
         let store = Store { path, database: Mutex::new(Some(database)), problem: Mutex::default() };
         fs::set_permissions(&store.path, Permissions::from_mode(0o600)).doing(|| "cannot protect the store".into())?;
-        if store.schema()?.is_some_and(|known| known != SCHEMA.to_le_bytes()) {
+        let known = store.schema()?;
+        if known.as_ref().is_some_and(|known| *known != SCHEMA.to_le_bytes()) {
             return Err(Failure::new(format!(
                 "the store {} was written by another version of weft; install that, or move the store away to start without what was \
                  remembered",
                 store.path.display()
             )));
         }
-        let (key, value) = (StoreKey::Schema.encode(), Some(SCHEMA.to_le_bytes().to_vec()));
-        if is_there {
-            store.write_at_start([(&key, &value)]);
-        } else {
+        // What is noted need not be noted again: a store that could not be written on a full disk may not open again, and it is yet to be read.
+        if known.is_none() {
+            let (key, value) = (StoreKey::Schema.encode(), Some(SCHEMA.to_le_bytes().to_vec()));
             store.write([(&key, &value)])?;
         }
         Ok(store)

@@ -231,6 +231,19 @@ impl UdpPort {
         }
     }
 
+    /// Sends a datagram that means nothing (a NAT keepalive of RFC 3948, section 2.3), and that only `hops` routers pass on.
+    pub fn open_nats(&self, to: Path, hops: u8) -> io::Result<()> {
+        let to = unmapped(to.remote);
+        let remote = SockaddrStorage::from(if self.is_v6 { mapped(to) } else { to });
+        let hops = i32::from(hops);
+        let limit = match to {
+            SocketAddr::V4(_) => ControlMessage::Ipv4Ttl(&hops),
+            SocketAddr::V6(_) => ControlMessage::Ipv6HopLimit(&hops),
+        };
+        let socket = self.socket_of(Lane::Main).as_raw_fd();
+        Ok(sendmsg(socket, &[IoSlice::new(&[0xff])], &[limit], MsgFlags::empty(), Some(&remote)).map(drop)?)
+    }
+
     /// Has urgent datagrams leave like all others from now on: a network on the way drops what is marked.
     pub fn stop_marking(&self) {
         self.settings.marks.store(false, Ordering::Relaxed);
@@ -414,6 +427,32 @@ mod tests {
             asker.send_to(&[1; 50], (asked, port.port())).unwrap();
             port.receive(Lane::Main, &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
             assert_eq!(port.path_of(&meta[0]).local, None, "there is no other");
+        }
+    }
+
+    #[test]
+    fn an_opening_datagram_has_the_hop_limit_asked_for() {
+        for (listen, to) in [("0.0.0.0:0", "127.0.0.1:0"), ("[::]:0", "127.0.0.1:0"), ("[::]:0", "[::1]:0")] {
+            let port = &UdpPort::bind(listen.parse().unwrap(), 1).unwrap()[0];
+            let receiver = std::net::UdpSocket::bind(to).unwrap();
+            receiver.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+            match to.starts_with('[') {
+                false => setsockopt(&receiver, sockopt::Ipv4RecvTtl, &true).unwrap(),
+                true => setsockopt(&receiver, sockopt::Ipv6RecvHopLimit, &true).unwrap(),
+            }
+            port.open_nats(Path::udp(receiver.local_addr().unwrap()), 3).unwrap();
+            let (mut bytes, mut space) = ([0; 100], nix::cmsg_space!([i32; 4]));
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            let fd = receiver.as_raw_fd();
+            let received =
+                nix::sys::socket::recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty());
+            let received = received.unwrap();
+            let hops = received.cmsgs().unwrap().find_map(|message| match message {
+                nix::sys::socket::ControlMessageOwned::Ipv4Ttl(hops) => Some(hops),
+                nix::sys::socket::ControlMessageOwned::Ipv6HopLimit(hops) => Some(hops),
+                _ => None,
+            });
+            assert_eq!(hops, Some(3), "{listen} {to}");
         }
     }
 

@@ -20,9 +20,12 @@ use crate::datapath::flows::Flows;
 use crate::datapath::join::Join;
 use crate::datapath::reassembly::Reassembly;
 use crate::datapath::sink::{Punt, Sink};
-use crate::datapath::snapshot::{Hop, Inbound, Snapshot};
+use crate::datapath::snapshot::{Hop, Inbound, Outbound, Snapshot};
 use crate::path::Path;
 use crate::wire::{HandshakePacket, TEXT_HEADER, TextHeader, TextKind};
+
+/// Nanoseconds after which it is looked again where packets of a session come from: a power of two, some millisecond.
+const LOOK_NANOS: u64 = 1 << 20;
 
 /// A received buffer: one datagram, or a GRO run of them.
 pub struct RxBuffer<'a> {
@@ -300,22 +303,28 @@ impl Receiver {
                     if is_direct {
                         inbound.meter.received.on_link(1, now);
                     }
-                    let direct = is_direct.then_some(buffer.from);
+                    // A path is large, and hardly ever told.
+                    let direct = || is_direct.then_some(buffer.from);
                     if heard != Some((index, inbound.peer)) {
                         heard = Some((index, inbound.peer));
+                        let before = inbound.heard.load(Ordering::Relaxed);
                         inbound.heard.store(now.as_nanos(), Ordering::Relaxed);
-                        let sending = snapshot.outbound.get(&inbound.peer);
-                        let moved = is_direct && sending.is_none_or(|sending| sending.link != direct);
-                        if moved
-                            || sending.is_none_or(|sending| sending.send.is_none())
-                            || !inbound.current.load(Ordering::Relaxed)
+                        let is_current = inbound.current.load(Ordering::Relaxed);
+                        // Of a session in use it is looked once a millisecond where its packets come from.
+                        let looks = (before ^ now.as_nanos()) >= LOOK_NANOS;
+                        let is_expected = |sending: &Outbound| {
+                            sending.send.is_some() && (!is_direct || sending.link.as_ref() == Some(&buffer.from))
+                        };
+                        if !is_current
+                            || (looks
+                                && !snapshot.outbound.get(&inbound.peer).is_some_and(|sending| is_expected(sending)))
                         {
-                            sink.punt(Punt::Heard { index, peer: inbound.peer, direct });
+                            sink.punt(Punt::Heard { index, peer: inbound.peer, direct: direct() });
                         }
                     }
                     if datagram.get(text.start) == Some(&(TextKind::Control as u8)) {
                         let text = datagram[text].to_vec();
-                        sink.punt(Punt::Control { index, peer: inbound.peer, direct, size: len, text });
+                        sink.punt(Punt::Control { index, peer: inbound.peer, direct: direct(), size: len, text });
                     } else {
                         let range = offset + text.start..offset + text.end;
                         self.texts.push(Text { buffer: number, range, index, peer: inbound.peer });

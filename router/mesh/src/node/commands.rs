@@ -31,7 +31,7 @@ impl Node {
             Command::Attach(id, record) => self.attach(id, &record, now),
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
-            Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses)),
+            Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses, now)),
             Command::SetMtu(underlay, containers) => self.set_mtu(underlay, containers, now),
             Command::SetGateways(segment, gateways) => {
                 infallible(|| self.parts.segments.set_gateways(segment, gateways))

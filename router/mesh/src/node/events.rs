@@ -78,6 +78,7 @@ impl Components {
                 }
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
+            Said::Open { to, hops } => self.outputs.push_back(Output::Open { to, hops }),
             Said::Handshake { peer, at, tries } => self.sessions.start_handshake(peer, Some(at), tries, now),
             Said::Announce(to, record) => {
                 let mut writes = Writes::default();
@@ -163,7 +164,7 @@ impl Components {
         }
         match record {
             Record::Host(record) => {
-                self.topology.on_host(host, record.as_ref().map(|record| &record.addresses[..]));
+                self.topology.on_host(host, record.as_ref(), now);
                 if let Some(record) = &record {
                     self.sessions.on_boot(host, record.boot, self.topology.link(host).is_some());
                 }
@@ -282,7 +283,12 @@ mod tests {
     #[test]
     fn records_reach_the_components_that_own_their_meaning() {
         let mut node = node(1, &BTreeMap::new());
-        let host = HostRecord { name: "far".into(), addresses: vec![([192, 0, 2, 2], 6783).into()], boot: 1 };
+        let host = HostRecord {
+            name: "far".into(),
+            addresses: vec![([192, 0, 2, 2], 6783).into()],
+            seen: Vec::new(),
+            boot: 1,
+        };
         let peer = Identity::from_seed(&[2; 32]).peer_id();
         hear(&mut node, 2, 1, &[(Key::Host, value(&host)), (Key::Endpoint([7; 16]), value(&endpoint(7)))]);
         let status = node.status(NOW);

@@ -256,6 +256,7 @@ impl Node {
             }
             Control::Bye => self.parts.topology.let_go(peer, "the peer said goodbye", now),
             Control::Needless => self.parts.topology.on_needless(peer, now),
+            Control::Punch(punch) => self.parts.topology.on_punch(peer, punch, &self.parts.sessions, now),
         }
     }
 
@@ -403,11 +404,11 @@ impl Components {
     }
 
     fn write_host_record(&mut self) {
-        let addresses = self.topology.addresses.announced();
+        let (addresses, seen) = (self.topology.addresses.announced(), self.topology.addresses.seen());
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
-        writes.put(Key::Host, &HostRecord { name, addresses, boot: self.boot });
-        // A name and eight addresses are far below the limit.
+        writes.put(Key::Host, &HostRecord { name, addresses, seen, boot: self.boot });
+        // A name and two lists of addresses are far below the limit.
         let _ = self.commit(writes);
     }
 

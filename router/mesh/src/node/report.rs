@@ -17,7 +17,7 @@ impl Components {
     /// Reports what this node knows now.
     pub(super) fn status(&self, now: Time) -> Status {
         let name = |host: HostLabel| self.directory.name_of(host);
-        let routing = &self.topology.routing;
+        let (routing, own) = (&self.topology.routing, &self.topology.addresses);
         let links = routing.links();
         let routes = routing.routes().iter();
         let endpoints = self.segments.iter();
@@ -40,7 +40,7 @@ impl Components {
                 .collect(),
             endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
             targets: self.target_reports(),
-            addresses: self.topology.addresses.announced(),
+            addresses: own.announced().into_iter().chain(own.seen()).collect(),
             marks: self.topology.marks,
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),

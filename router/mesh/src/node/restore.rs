@@ -10,6 +10,7 @@ use crate::codec::decode;
 use crate::path::Path;
 use crate::records::{EndpointId, EndpointRecord, EntryRecord};
 use crate::stored::Stored;
+use crate::topology::Learnt;
 
 impl Node {
     /// Picks up from what was persisted.
@@ -56,7 +57,9 @@ impl Node {
     fn restore_peer(&mut self, id: PeerId, addresses: Vec<SocketAddr>, now: Time) {
         let Some(label) = self.parts.sessions.meet(id, now) else { return };
         self.parts.route_events(now);
-        addresses.into_iter().for_each(|address| self.parts.topology.add_candidate(label, Path::udp(address), false));
+        addresses
+            .into_iter()
+            .for_each(|address| self.parts.topology.add_candidate(label, Path::udp(address), Learnt::Seen));
     }
 }
 

@@ -13,8 +13,10 @@ pub(super) const TAG: u8 = 1;
 pub struct HostRecord {
     /// Nickname; other hosts may have the same.
     pub name: String,
-    /// Addresses at which the host may be reached, [`MAX_LIST`] at most.
+    /// Addresses of its interfaces, [`MAX_LIST`] at most.
     pub addresses: Vec<SocketAddr>,
+    /// Addresses at which others see it, [`MAX_LIST`] at most: of a NAT before it, maybe.
+    pub seen: Vec<SocketAddr>,
     /// Boot number: sessions with another life of the host are dead.
     pub boot: u64,
 }
@@ -23,6 +25,7 @@ pub struct HostRecord {
 pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
     let mut record: HostRecord = decode(value).filter(|record: &HostRecord| is_name(&record.name))?;
     record.addresses.truncate(MAX_LIST);
+    record.seen.truncate(MAX_LIST);
     Some(record)
 }
 
@@ -34,8 +37,12 @@ mod tests {
     #[test]
     fn a_host_without_a_usable_name_is_refused_and_surplus_addresses_are_dropped() {
         let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 6783)); 20];
-        let record = |name: &str| HostRecord { name: name.into(), addresses: addresses.clone(), boot: 7 };
-        assert_eq!(read(&encode(&record("host1"))).unwrap().addresses.len(), MAX_LIST);
+        let record = |name: &str| {
+            let (addresses, seen) = (addresses.clone(), addresses.clone());
+            HostRecord { name: name.into(), addresses, seen, boot: 7 }
+        };
+        let read_back = read(&encode(&record("host1"))).unwrap();
+        assert_eq!((read_back.addresses.len(), read_back.seen.len()), (MAX_LIST, MAX_LIST));
         assert_eq!(read(&encode(&record("two words"))), None);
         assert_eq!(read(&[1, 2]), None);
     }

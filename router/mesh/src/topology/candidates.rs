@@ -7,6 +7,7 @@ use std::time::Duration;
 use weft_crypto::Time;
 
 use crate::backoff::Backoff;
+use crate::bucket::Bucket;
 use crate::path::Path;
 
 /// Paths tried for one peer.
@@ -15,15 +16,37 @@ const MAX: usize = 16;
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
 
+/// Tries of unlikely paths, at once and in a second: a member may announce anyone's addresses, and others each time.
+const UNLIKELY_AT_ONCE: u64 = 32;
+const UNLIKELY_PER_SECOND: u64 = 1;
+/// Tries at one time: other peers have their turn, too.
+const AT_ONCE: usize = 4;
+
 /// The candidates of one peer.
 #[derive(Default)]
-pub(super) struct Candidates(BTreeMap<Path, Candidate>);
+pub(super) struct Candidates {
+    all: BTreeMap<Path, Candidate>,
+    unlikely: Option<Bucket>,
+}
 
-#[derive(Clone, Copy, Default)]
+/// How a path was learnt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Learnt {
+    /// The peer announces it as an address of its own.
+    Announced,
+    /// Others see the peer there, or did before this host started anew.
+    Seen,
+    /// Packets of the peer came from there.
+    Worked,
+}
+
+#[derive(Clone, Copy)]
 struct Candidate {
     retry: Backoff,
-    /// Named by the operator, or a path that worked: worth trying often.
+    /// A path that worked: worth trying often.
     is_likely: bool,
+    /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
+    is_mapped: bool,
 }
 
 /// A path to try now.
@@ -36,49 +59,74 @@ pub(super) struct Due {
 }
 
 impl Candidates {
-    /// Adds an address. When the list is full the least likely one makes room, unless all are likely and answer.
-    pub(super) fn add(&mut self, path: Path, is_likely: bool) {
+    /// Adds an address; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
+    /// answer.
+    pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
         // What the peer asked now may not be this host's address when it is tried.
         let path = path.from_any();
-        if self.0.len() >= MAX && !self.0.contains_key(&path) {
-            let replaceable = self.0.iter().filter(|(_, c)| !c.is_likely || c.retry.failures() > 2);
+        if self.all.len() >= MAX && !self.all.contains_key(&path) {
+            let replaceable = self.all.iter().filter(|(_, c)| !c.is_likely || c.retry.failures() > 2);
             let worst = replaceable.max_by_key(|(_, c)| (!c.is_likely, c.retry.failures()));
-            let Some(worst) = worst.map(|(path, _)| *path) else { return };
-            self.0.remove(&worst);
+            let Some(worst) = worst.map(|(path, _)| *path) else { return false };
+            self.all.remove(&worst);
         }
-        self.0.entry(path).or_default().is_likely |= is_likely;
+        let is_new = !self.all.contains_key(&path);
+        let new = Candidate { retry: Backoff::default(), is_likely: false, is_mapped: true };
+        let candidate = self.all.entry(path).or_insert(new);
+        candidate.is_likely |= learnt == Learnt::Worked;
+        candidate.is_mapped &= learnt != Learnt::Announced;
+        is_new
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.keys()
+        self.all.keys()
+    }
+
+    /// Whether the peer may be behind a NAT.
+    pub(super) fn has_mapped(&self) -> bool {
+        self.all.values().any(|candidate| candidate.is_mapped)
     }
 
     /// The addresses worth keeping across restarts.
     pub(super) fn likely(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter(|(_, candidate)| candidate.is_likely).map(|(path, _)| path.remote).collect()
+        self.all.iter().filter(|(_, candidate)| candidate.is_likely).map(|(path, _)| path.remote).collect()
     }
 
     /// Leaves likely only those that `is_wanted` names.
     pub(super) fn keep_likely(&mut self, is_wanted: impl Fn(&Path) -> bool) {
-        for (path, candidate) in &mut self.0 {
+        for (path, candidate) in &mut self.all {
             candidate.is_likely &= is_wanted(path);
         }
     }
 
     /// Starts over with an address that answered, or whose link was lost.
     pub(super) fn reset(&mut self, path: Path, now: Time) {
-        if let Some(candidate) = self.0.get_mut(&path.from_any()) {
+        if let Some(candidate) = self.all.get_mut(&path.from_any()) {
             candidate.retry.reset(now);
         }
     }
 
-    /// Returns the addresses to try now, `tries` at most, which it counts down; `own` are never tried.
-    pub(super) fn due(&mut self, own: &[SocketAddr], tries: &mut usize, jitter: f64, now: Time) -> Vec<Due> {
+    /// Returns the addresses to try now, `tries` at most, which it counts down. Never tried are those of this host's `own`, and
+    /// mapped ones that `is_punched` names: trying them unasked would spoil what is agreed with the peer.
+    pub(super) fn due(
+        &mut self,
+        own: &[SocketAddr],
+        is_punched: impl Fn(&Path) -> bool,
+        tries: &mut usize,
+        jitter: f64,
+        now: Time,
+    ) -> Vec<Due> {
         let mut due = Vec::new();
-        for (path, candidate) in &mut self.0 {
-            if *tries > 0 && candidate.retry.is_due(now) && !own.contains(&path.remote) {
+        let unlikely = self.unlikely.get_or_insert_with(|| Bucket::new(UNLIKELY_AT_ONCE, now));
+        for (path, candidate) in &mut self.all {
+            let is_left = own.contains(&path.remote) || (candidate.is_mapped && is_punched(path));
+            if *tries == 0 || due.len() >= AT_ONCE {
+                break;
+            }
+            let is_due = candidate.retry.is_due(now) && !is_left;
+            if is_due && (candidate.is_likely || unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
                 *tries -= 1;
-                let Candidate { retry, is_likely } = candidate;
+                let Candidate { retry, is_likely, .. } = candidate;
                 due.push(Due { path: *path, failures: retry.failures(), is_likely: *is_likely });
                 retry.on_try(now, if *is_likely { LONGEST_LIKELY } else { LONGEST_UNLIKELY }, jitter);
             }
@@ -95,6 +143,10 @@ mod tests {
         SocketAddr::from(([192, 0, 2, host], 6783))
     }
 
+    fn learnt(is_likely: bool) -> Learnt {
+        if is_likely { Learnt::Worked } else { Learnt::Announced }
+    }
+
     fn path(host: u8) -> Path {
         Path::udp(address(host))
     }
@@ -102,24 +154,53 @@ mod tests {
     #[test]
     fn a_full_list_gives_up_unlikely_addresses_first_and_never_likely_ones_that_answer() {
         let mut candidates = Candidates::default();
-        (0..20).for_each(|host| candidates.add(path(host), host < 15));
+        for host in 0..20 {
+            candidates.add(path(host), learnt(host < 15));
+        }
         assert_eq!((candidates.paths().count(), candidates.likely().len()), (MAX, 15));
-        candidates.add(path(30), true);
-        candidates.add(path(31), true);
+        candidates.add(path(30), Learnt::Worked);
+        candidates.add(path(31), Learnt::Worked);
         assert!(candidates.likely().contains(&address(30)) && !candidates.likely().contains(&address(31)));
     }
 
     #[test]
     fn due_addresses_are_bounded_back_off_and_leave_out_own_ones() {
         let mut candidates = Candidates::default();
-        (0..4).for_each(|host| candidates.add(path(host), host == 0));
+        for host in 0..4 {
+            candidates.add(path(host), learnt(host == 0));
+        }
         let (mut tries, now) = (2, Time::ZERO);
-        let due = candidates.due(&[address(1)], &mut tries, 0.5, now);
+        let due = candidates.due(&[address(1)], |_| false, &mut tries, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(0), path(2)]);
         assert_eq!(tries, 0);
-        let due = candidates.due(&[], &mut 9, 0.5, now);
+        let due = candidates.due(&[], |_| false, &mut 9, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(1), path(3)]);
         candidates.reset(path(0), now);
-        assert_eq!(candidates.due(&[], &mut 9, 0.5, now).len(), 1);
+        assert_eq!(candidates.due(&[], |_| false, &mut 9, 0.5, now).len(), 1);
+    }
+
+    #[test]
+    fn addresses_that_a_peer_announces_anew_each_time_are_tried_ever_more_seldom() {
+        let (mut candidates, mut tried) = (Candidates::default(), 0);
+        for millis in (0..60_000u64).step_by(50) {
+            let now = Time::ZERO + Duration::from_millis(millis);
+            for host in 0..16 {
+                let port = 1024 + (millis % 50_000) as u16 + host;
+                candidates.add(Path::udp(SocketAddr::from(([192, 0, 2, 1], port))), Learnt::Announced);
+            }
+            tried += candidates.due(&[], |_| false, &mut 16, 0.5, now).len();
+        }
+        assert!((80..=93).contains(&tried), "{tried}");
+    }
+
+    #[test]
+    fn the_outside_of_a_nat_is_not_tried_while_it_is_punched_unless_the_peer_announces_it() {
+        let mut candidates = Candidates::default();
+        candidates.add(path(1), Learnt::Seen);
+        candidates.add(path(2), Learnt::Worked);
+        candidates.add(path(3), Learnt::Worked);
+        candidates.add(path(3), Learnt::Announced);
+        let due = candidates.due(&[], |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
+        assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(2), path(3)]);
     }
 }

@@ -180,8 +180,15 @@ impl Pings {
     /// before a packet was `heard`: otherwise the path may be lost altogether.
     pub(super) fn lost_size_probes(&mut self, to: Path, patience: Duration, heard: Time, now: Time) -> Vec<usize> {
         let is_lost = |ping: &PingSent| ping.to == to && now.since(ping.at) > patience && ping.at < heard;
-        let lost = self.0.extract_if(.., |_, ping| ping.size.is_some() && is_lost(ping));
-        lost.filter_map(|(_, ping)| ping.size).collect()
+        let mut lost = Vec::new();
+        self.0.retain(|_, ping| match ping.size.filter(|_| is_lost(ping)) {
+            Some(size) => {
+                lost.push(size);
+                false
+            }
+            None => true,
+        });
+        lost
     }
 
     /// Gives up pings older than `patience`; returns how many of them went to an address and were no size probes.

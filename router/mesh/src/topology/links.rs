@@ -8,9 +8,11 @@ use std::time::Duration;
 use rand::RngExt;
 use weft_crypto::{HostLabel, Time};
 
+use super::candidates::Learnt;
 use super::link::IN_USE;
 use super::liveness::{ASK_AGAIN, Probe};
 use super::pulse::longest_silence;
+use super::punching::ROUTE_MAY_COME;
 use super::routes::announced_cost;
 use super::{Event, ON_DEMAND, SessionTable, Topology};
 use crate::api;
@@ -53,6 +55,8 @@ impl Topology {
                 self.tend_link(label, current, now);
             } else if self.wants_link(label, now) {
                 self.try_candidates(label, current, &mut tries, now);
+            } else if let Some(peer) = self.peers.get_mut(&label) {
+                peer.punching.wanted = None;
             }
         }
     }
@@ -164,9 +168,18 @@ impl Topology {
     }
 
     fn try_candidates(&mut self, label: HostLabel, current: Option<u32>, tries: &mut usize, now: Time) {
+        // Along a route two hosts can agree on who asks first.
+        let has_route = self.routing.has_route(label);
+        if has_route {
+            self.punch(label, now);
+        }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        for due in peer.candidates.due(self.addresses.local(), tries, jitter, now) {
+        let waited = now.since(*peer.punching.wanted.get_or_insert(now));
+        let is_left_to_rounds = has_route && peer.punching.is_under_way(waited, now);
+        let is_punched =
+            |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
+        for due in peer.candidates.due(self.addresses.local(), is_punched, tries, jitter, now) {
             // With a session a ping is enough; but the peer may have lost its side of it.
             if let Some(index) = current {
                 self.ping(label, index, due.path, 0, now);
@@ -183,8 +196,9 @@ impl Topology {
         self.linked.insert(label);
         self.targets.claim(path.remote, label);
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        peer.candidates.add(path, true);
+        peer.candidates.add(path, Learnt::Worked);
         peer.candidates.reset(path, now);
+        peer.punching.reset(now);
         let likely = peer.candidates.likely();
         self.events.push_back(Event::LinkUp(label, path.remote));
         self.events.push_back(Event::Up(label, likely));
@@ -217,8 +231,14 @@ impl Topology {
             }
             return;
         };
-        if link.path == from {
+        let is_same = link.path.from_any() == from.from_any();
+        if link.path == from || (is_same && (link.path.local.is_none() || from.local.is_none())) {
             link.last_from_remote = now;
+            if link.path != from {
+                // This host has more addresses than before, or one again.
+                link.path = from;
+                self.events.push_back(Event::Refresh(label));
+            }
             return;
         }
         // Of two hosts with several paths between them the one with the lower label chooses, and leaves an address only once
@@ -234,7 +254,7 @@ impl Topology {
             link.reported_moved = now;
             self.events.push_back(Event::LinkMoved(label, from.remote));
         }
-        peer.candidates.add(from, true);
+        peer.candidates.add(from, Learnt::Worked);
         self.routing.touch();
         self.ping(label, index, from, 0, now);
     }

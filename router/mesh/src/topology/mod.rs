@@ -12,6 +12,7 @@ mod liveness;
 mod own_addresses;
 mod ping;
 mod pulse;
+mod punching;
 pub mod routes;
 mod routing;
 mod size;
@@ -24,10 +25,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use candidates::Candidates;
+pub(crate) use candidates::Learnt;
 use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
 use own_addresses::OwnAddresses;
+use punching::Punching;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use routes::Route;
@@ -38,7 +41,7 @@ use weft_crypto::{HostLabel, PeerId, Time};
 use crate::api::{self, Target};
 use crate::datapath::snapshot::Meter;
 use crate::path::Path;
-use crate::records::LinkRecord;
+use crate::records::{HostRecord, LinkRecord};
 use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
@@ -70,6 +73,11 @@ pub(crate) enum Event {
     },
     /// A message to a peer along its route.
     Message(HostLabel, Control),
+    /// A datagram that passes so many routers on its way to an address, and opens this host's NATs for what comes back.
+    Open {
+        to: Path,
+        hops: u8,
+    },
     /// A handshake to start, straight at an address; `tries` so far failed.
     Handshake {
         peer: Option<HostLabel>,
@@ -133,6 +141,7 @@ struct Peer {
     /// Whether datagrams marked as urgent reach the peer and come back.
     marks: Marks,
     candidates: Candidates,
+    punching: Punching,
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
     last_traffic: Time,
@@ -180,6 +189,7 @@ impl Topology {
             pings: Pings::default(),
             marks: Marks::default(),
             candidates: Candidates::default(),
+            punching: Punching::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,
         });
@@ -189,26 +199,32 @@ impl Topology {
     pub(crate) fn remove(&mut self, peer: HostLabel) {
         self.peers.remove(&peer);
         self.linked.remove(&peer);
+        self.addresses.unsee(peer);
     }
 
     /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
-    pub(crate) fn on_host(&mut self, host: HostLabel, addresses: Option<&[SocketAddr]>) {
-        self.fingers.set(host, addresses.is_some());
-        if let Some(peer) = self.peers.get_mut(&host).filter(|_| self.discovery) {
-            addresses.into_iter().flatten().for_each(|address| peer.candidates.add(Path::udp(*address), false));
+    pub(crate) fn on_host(&mut self, host: HostLabel, record: Option<&HostRecord>, now: Time) {
+        self.fingers.set(host, record.is_some());
+        let Some((peer, record)) = self.peers.get_mut(&host).filter(|_| self.discovery).zip(record) else { return };
+        for (addresses, learnt) in [(&record.addresses, Learnt::Announced), (&record.seen, Learnt::Seen)] {
+            for address in addresses {
+                if peer.candidates.add(Path::udp(*address), learnt) {
+                    peer.punching.hurry(now);
+                }
+            }
         }
     }
 
-    /// Adds a path by which a peer may be reached; a likely one is tried often.
-    pub(crate) fn add_candidate(&mut self, peer: HostLabel, path: Path, is_likely: bool) {
+    /// Adds a path by which a peer may be reached.
+    pub(crate) fn add_candidate(&mut self, peer: HostLabel, path: Path, learnt: Learnt) {
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.candidates.add(path, is_likely);
+            peer.candidates.add(path, learnt);
         }
     }
 
     /// A finished handshake proves that a peer is at an address.
     pub(crate) fn on_found(&mut self, peer: HostLabel, path: Path) {
-        self.add_candidate(peer, path, true);
+        self.add_candidate(peer, path, Learnt::Worked);
         self.targets.claim(path.remote, peer);
     }
 
@@ -220,8 +236,9 @@ impl Topology {
     }
 
     /// Sets the addresses of this host's interfaces.
-    pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>) {
+    pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>, now: Time) {
         self.addresses.set_local(addresses);
+        self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
         self.events.push_back(Event::AddressesChanged);
     }
 
@@ -369,7 +386,9 @@ mod lab {
         let mut topology = Topology::new(setup, at(0));
         let meter = Arc::new(Meter::default());
         topology.meet(PEER, meter.clone());
-        topology.add_candidate(PEER, remote(), true);
+        for learnt in [Learnt::Announced, Learnt::Worked] {
+            topology.add_candidate(PEER, remote(), learnt);
+        }
         (topology, Table([(PEER, 7)].into()), meter)
     }
 
@@ -405,13 +424,14 @@ mod tests {
     #[test]
     fn announced_addresses_are_candidates_and_hosts_of_a_large_mesh_are_fingers() {
         let (mut topology, ..) = topology();
-        topology.on_host(PEER, Some(&[([192, 0, 2, 9], 6783).into()]));
+        let record = |addresses| HostRecord { name: "host2".into(), addresses, seen: Vec::new(), boot: 1 };
+        topology.on_host(PEER, Some(&record(vec![([192, 0, 2, 9], 6783).into()])), at(0));
         assert_eq!(topology.peers[&PEER].candidates.paths().count(), 2);
         assert!(topology.wants_link(PEER, at(0)), "all link with all in a small mesh");
         let others = (10..).map(|n| HostLabel([n; 6])).take(SMALL_MESH);
         others.for_each(|label| topology.meet(label, Arc::default()));
         assert!(!topology.wants_link(PEER, at(0)) && topology.can_do_without(PEER, at(0)));
-        [OWN, PEER].into_iter().for_each(|label| topology.on_host(label, Some(&[])));
+        [OWN, PEER].into_iter().for_each(|label| topology.on_host(label, Some(&record(Vec::new())), at(0)));
         topology.fingers.refresh(OWN);
         assert!(topology.wants_link(PEER, at(0)));
     }

@@ -51,12 +51,14 @@ impl OwnAddresses {
         &self.local
     }
 
-    /// Returns what others are told: this host's own addresses, then those at which peers see it.
+    /// The addresses of this host's interfaces that others are told.
     pub(crate) fn announced(&self) -> Vec<SocketAddr> {
-        let mut addresses = self.local.clone();
-        addresses.extend(self.seen.iter().filter(|seen| !self.local.contains(seen)));
-        addresses.truncate(MAX_LIST);
-        addresses
+        self.local.iter().take(MAX_LIST).copied().collect()
+    }
+
+    /// The addresses at which peers see it that others are told.
+    pub(crate) fn seen(&self) -> Vec<SocketAddr> {
+        self.seen.iter().filter(|seen| !self.local.contains(seen)).copied().collect()
     }
 
     /// Forgets where a lost neighbour saw this host.
@@ -74,7 +76,7 @@ impl OwnAddresses {
             self.seen_by.insert(by, seen);
         }
         let since = now.since(self.announced_at);
-        if !self.seen.is_empty() && since < self.stays_for {
+        if since < self.stays_for {
             // The next answer of any peer tells again.
             return false;
         }
@@ -85,8 +87,8 @@ impl OwnAddresses {
         let seen: Vec<SocketAddr> = counts.into_iter().take(MAX_SEEN).map(|(address, _)| address).collect();
         let is_news = seen != self.seen;
         if is_news {
-            let is_calm = since >= SEEN_CALM || self.seen.is_empty();
-            self.stays_for = if is_calm { SEEN_SOONEST } else { (self.stays_for * 2).min(SEEN_LATEST) };
+            let is_calm = since >= SEEN_CALM;
+            self.stays_for = if is_calm { SEEN_SOONEST } else { (self.stays_for * 2).clamp(SEEN_SOONEST, SEEN_LATEST) };
             (self.seen, self.announced_at) = (seen, now);
         }
         is_news
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_most_peers_see_is_announced_after_own_addresses_and_changes_seldom() {
+    fn what_most_peers_see_is_announced_and_changes_seldom() {
         let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
         let peer = |n: u8| HostLabel([n; 6]);
         let second = |n: u64| Time::ZERO + Duration::from_secs(n);
@@ -106,14 +108,14 @@ mod tests {
         addresses.set_local(vec![[192, 0, 2, 1].into()]);
         assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
         assert!(addresses.note_seen(peer(1), at(9), second(2)));
-        assert_eq!(addresses.announced(), [at(1), at(9)]);
+        assert_eq!((addresses.announced(), addresses.seen()), (vec![at(1)], vec![at(9)]));
         assert!(addresses.note_seen(peer(2), at(8), second(3)));
         assert!(!addresses.note_seen(peer(3), at(8), second(4)), "two changes in a second are one too many");
         assert!(!addresses.note_seen(peer(3), at(8), second(6)), "the order of these two is what it was");
-        assert_eq!(addresses.announced(), [at(1), at(8), at(9)]);
+        assert_eq!(addresses.seen(), [at(8), at(9)]);
         addresses.unsee(peer(1));
         assert!(addresses.note_seen(peer(5), at(8), second(66)));
-        assert_eq!(addresses.announced(), [at(1), at(8)]);
+        assert_eq!(addresses.seen(), [at(8)]);
     }
 
     #[test]
@@ -125,7 +127,7 @@ mod tests {
         assert!(addresses.note_seen(peer, at(8), moment(0)));
         assert!(!addresses.note_seen(peer, at(9), moment(500)));
         assert!(addresses.note_seen(peer, at(9), moment(1000)), "the same address again, once it may be told");
-        assert_eq!(addresses.announced(), [at(9)]);
+        assert_eq!(addresses.seen(), [at(9)]);
     }
 
     #[test]

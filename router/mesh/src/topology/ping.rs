@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use rand::Rng;
 use weft_crypto::{HostLabel, Time, envelope, session};
 
+use super::candidates::Learnt;
 use super::link::{Link, PingSent};
 use super::pulse::QUIET;
 use super::{Event, Topology};
@@ -39,14 +40,16 @@ impl Topology {
         if self.targets.is_forgotten(peer) {
             return;
         }
-        self.note_seen(peer, seen, now);
+        if self.link(peer).is_some() {
+            self.note_seen(peer, seen, now);
+        }
         let control = Control::Pong { id, seen: from.remote, size: size.min(usize::from(u16::MAX)) as u16 };
         self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
         if self.is_straggler(peer, now) {
             return;
         }
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.link.is_none()) else { return };
-        known.candidates.add(from, true);
+        known.candidates.add(from, Learnt::Worked);
         if !known.pings.has_asked(from, QUIET, now) {
             self.ping(peer, index, from, 0, now);
         }
@@ -81,6 +84,7 @@ impl Topology {
     fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) {
         if self.addresses.note_seen(by, seen, now) {
             self.events.push_back(Event::AddressesChanged);
+            self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
         }
     }
 

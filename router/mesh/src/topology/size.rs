@@ -111,7 +111,7 @@ impl Peer {
         let heard = self.last_heard();
         let Some(link) = &mut self.link else { return (Vec::new(), false) };
         let lost = self.pings.lost_size_probes(link.path, link.patience(), heard, now);
-        let shrinks = lost.into_iter().fold(false, |shrinks, size| link.size.on_lost(size) || shrinks);
+        let shrinks = lost.into_iter().filter(|size| link.size.on_lost(*size)).count() > 0;
         let headers = if link.path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
         let top = underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
         let load = link.load(now);

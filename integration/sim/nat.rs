@@ -1,0 +1,130 @@
+//! NATs as RFC 4787 tells them apart, and as Linux does it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+use weft_crypto::Time;
+
+/// How long a NAT remembers where a host sent to, and what it took for its own.
+const EXPIRY: Duration = Duration::from_secs(30);
+
+/// What a mapping or a filter depends on at the other end (RFC 4787, sections 4.1 and 5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dependence {
+    /// Endpoint-independent.
+    None,
+    /// Address-dependent.
+    Address,
+    /// Address and port-dependent.
+    AddressAndPort,
+}
+
+impl Dependence {
+    /// All there are.
+    pub const ALL: [Dependence; 3] = [Dependence::None, Dependence::Address, Dependence::AddressAndPort];
+
+    /// Whether two addresses at the other end are one for what depends on them so.
+    fn is_same(self, a: SocketAddr, b: SocketAddr) -> bool {
+        match self {
+            Dependence::None => true,
+            Dependence::Address => a.ip() == b.ip(),
+            Dependence::AddressAndPort => a == b,
+        }
+    }
+}
+
+/// How a NAT behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Behaviour {
+    /// Which destinations share a mapping.
+    pub mapping: Dependence,
+    /// Which sources may answer.
+    pub filtering: Dependence,
+    /// Whether a mapping has the port of the host if it is free; else a random one.
+    pub preserves_ports: bool,
+    /// Whether what comes unasked is taken for the NAT's own, and its port for used towards where it came from: as Linux does without
+    /// a packet filter.
+    pub claims_unasked: bool,
+}
+
+/// A NAT.
+pub struct Nat {
+    behaviour: Behaviour,
+    outside: IpAddr,
+    mappings: Vec<Mapping>,
+    /// Ports that are the NAT's own towards an address, and since when.
+    claims: BTreeMap<(u16, SocketAddr), Time>,
+}
+
+struct Mapping {
+    inside: SocketAddr,
+    /// The destination it was made for.
+    made_for: SocketAddr,
+    port: u16,
+    /// Where its host sent, and when last.
+    sent: BTreeMap<SocketAddr, Time>,
+}
+
+impl Nat {
+    /// A NAT with an address outside.
+    pub fn new(behaviour: Behaviour, outside: IpAddr) -> Nat {
+        Nat { behaviour, outside, mappings: Vec::new(), claims: BTreeMap::new() }
+    }
+
+    /// Its address outside.
+    pub fn outside(&self) -> IpAddr {
+        self.outside
+    }
+
+    /// A datagram goes out; returns where it seems to come from.
+    pub fn outbound(&mut self, inside: SocketAddr, to: SocketAddr, now: Time, rng: &mut impl Rng) -> SocketAddr {
+        self.expire(now);
+        let of = self.behaviour.mapping;
+        let is_it = |mapping: &Mapping| mapping.inside == inside && of.is_same(mapping.made_for, to);
+        let at = self.mappings.iter().position(is_it).unwrap_or_else(|| {
+            let port = self.free_port(inside, to, rng);
+            self.mappings.push(Mapping { inside, made_for: to, port, sent: BTreeMap::new() });
+            self.mappings.len() - 1
+        });
+        let mapping = &mut self.mappings[at];
+        mapping.sent.insert(to, now);
+        SocketAddr::new(self.outside, mapping.port)
+    }
+
+    /// A datagram comes from outside; returns where it goes, if it is let in.
+    pub fn inbound(&mut self, from: SocketAddr, port: u16, now: Time) -> Option<SocketAddr> {
+        self.expire(now);
+        let of = self.behaviour.filtering;
+        let lets_in = |mapping: &&Mapping| mapping.port == port && mapping.sent.keys().any(|to| of.is_same(*to, from));
+        let inside = self.mappings.iter().find(lets_in).map(|mapping| mapping.inside);
+        if inside.is_none() && self.behaviour.claims_unasked {
+            self.claims.insert((port, from), now);
+        }
+        inside
+    }
+
+    fn free_port(&self, inside: SocketAddr, to: SocketAddr, rng: &mut impl Rng) -> u16 {
+        let is_free = |port: u16| {
+            let is_others = |mapping: &Mapping| mapping.port == port && mapping.inside != inside;
+            !self.claims.contains_key(&(port, to)) && !self.mappings.iter().any(is_others)
+        };
+        if self.behaviour.preserves_ports && is_free(inside.port()) {
+            return inside.port();
+        }
+        loop {
+            let port = rng.random_range(1024..=u16::MAX);
+            if port != inside.port() && is_free(port) {
+                return port;
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Time) {
+        let is_fresh = |at: Time| now.since(at) < EXPIRY;
+        self.mappings.iter_mut().for_each(|mapping| mapping.sent.retain(|_, at| is_fresh(*at)));
+        self.mappings.retain(|mapping| !mapping.sent.is_empty());
+        self.claims.retain(|_, at| is_fresh(*at));
+    }
+}

@@ -1,0 +1,132 @@
+//! Hosts behind NATs of every kind: who has a direct link with whom.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use weft_crypto::Ciphers;
+use weft_integration::sim::nat::{Behaviour, Dependence};
+use weft_integration::sim::world::{HostNumber, World};
+use weft_mesh::records::EndpointRecord;
+
+/// How long two hosts may take until they have a direct link.
+const DIRECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// All NATs of RFC 4787, with and without port preservation, and Linux without a packet filter.
+fn behaviours() -> Vec<Behaviour> {
+    let mut all = Vec::new();
+    for mapping in Dependence::ALL {
+        for filtering in Dependence::ALL {
+            for preserves_ports in [false, true] {
+                all.push(Behaviour { mapping, filtering, preserves_ports, claims_unasked: false });
+            }
+        }
+    }
+    let of_both = Dependence::AddressAndPort;
+    all.push(Behaviour { mapping: of_both, filtering: of_both, preserves_ports: true, claims_unasked: true });
+    all
+}
+
+/// Whether two hosts behind such NATs can have a direct link, if neither guesses ports.
+fn can_be_direct(a: Behaviour, b: Behaviour) -> bool {
+    let is_known = |nat: Behaviour| nat.mapping == Dependence::None || nat.preserves_ports;
+    let lets_any_port_in = |nat: Behaviour| nat.filtering != Dependence::AddressAndPort;
+    let lets_all_in = |nat: Behaviour| nat.filtering == Dependence::None;
+    match (is_known(a), is_known(b)) {
+        (true, true) => true,
+        (true, false) => lets_any_port_in(a),
+        (false, true) => lets_any_port_in(b),
+        // What comes to the mapping that others see is let in by whom it lets all in, and answered from another port.
+        (false, false) => (lets_all_in(a) && lets_any_port_in(b)) || (lets_all_in(b) && lets_any_port_in(a)),
+    }
+}
+
+fn endpoint(host: HostNumber) -> EndpointRecord {
+    EndpointRecord {
+        segment: "red".into(),
+        mac: [2, 0, 0, 0, 0, host as u8 + 1],
+        ips: [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into(),
+        names: [].into(),
+        health: Default::default(),
+        services: [].into(),
+    }
+}
+
+/// Host 0 is public and named by the others, which are behind NATs.
+fn behind(seed: u64, nats: &[Behaviour]) -> World {
+    let mut world = World::new(seed, Ciphers::native(true), true);
+    world.add_host();
+    for behaviour in nats {
+        let (host, nat) = (world.add_host(), world.add_nat(*behaviour));
+        world.hosts[host].nat = Some(nat);
+    }
+    for host in 0..world.hosts.len() {
+        world.start(host);
+        if host > 0 {
+            world.connect(host, &[0]);
+        }
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+    world
+}
+
+fn is_direct(world: &World, from: HostNumber, to: HostNumber) -> bool {
+    let outbound = world.hosts[from].snapshot.outbound.get(&world.hosts[to].label);
+    outbound.is_some_and(|outbound| outbound.link.is_some())
+}
+
+fn has_way(world: &World, from: HostNumber, to: HostNumber) -> bool {
+    let outbound = world.hosts[from].snapshot.outbound.get(&world.hosts[to].label);
+    outbound.is_some_and(|outbound| outbound.hop.is_some() && outbound.send.is_some())
+}
+
+#[test]
+fn two_hosts_have_a_direct_link_exactly_when_their_nats_allow_one_and_are_relayed_otherwise() {
+    let all = behaviours();
+    let (mut wrong, mut direct, mut pairs) = (Vec::new(), 0, 0);
+    for (number, a) in all.iter().enumerate() {
+        for b in &all[number..] {
+            for seed in 0..2 {
+                let mut world = behind(seed, &[*a, *b]);
+                world.run_for(DIRECT_WITHIN);
+                let is = is_direct(&world, 1, 2) && is_direct(&world, 2, 1);
+                let has_ways = has_way(&world, 1, 2) && has_way(&world, 2, 1);
+                pairs += 1;
+                direct += usize::from(is);
+                if is != can_be_direct(*a, *b) || !has_ways {
+                    wrong.push(format!("seed {seed}: direct {is}, ways {has_ways}: {a:?} and {b:?}"));
+                }
+            }
+        }
+    }
+    println!("{direct} of {pairs} pairs are direct after {DIRECT_WITHIN:?}");
+    assert!(wrong.is_empty(), "{} of {pairs} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn hosts_behind_one_nat_find_each_other_inside() {
+    for behaviour in behaviours() {
+        let mut world = behind(1, &[behaviour]);
+        let host = world.add_host();
+        world.hosts[host].nat = world.hosts[1].nat;
+        world.start(host);
+        world.connect(host, &[0]);
+        world.run_for(DIRECT_WITHIN);
+        assert!(is_direct(&world, 1, host) && is_direct(&world, host, 1), "{behaviour:?}");
+    }
+}
+
+#[test]
+fn a_direct_link_through_nats_stays_while_nothing_is_said() {
+    let nat = |claims_unasked| Behaviour {
+        mapping: Dependence::AddressAndPort,
+        filtering: Dependence::AddressAndPort,
+        preserves_ports: true,
+        claims_unasked,
+    };
+    let mut world = behind(1, &[nat(true), nat(false)]);
+    world.run_for(DIRECT_WITHIN);
+    for _ in 0..30 {
+        world.run_for(Duration::from_secs(10));
+        assert!(is_direct(&world, 1, 2) && is_direct(&world, 2, 1), "a mapping expired");
+    }
+}

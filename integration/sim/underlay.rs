@@ -1,0 +1,128 @@
+//! The network between hosts: what becomes of a datagram on its way.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::RngExt;
+use weft_mesh::path::Path;
+use weft_mesh::wire::Lane;
+
+use super::nat::{Behaviour, Nat};
+use super::weather::Weather;
+use super::world::{Host, HostNumber, What, World};
+
+/// Where a datagram comes out of the network.
+#[derive(Clone, Copy)]
+enum End {
+    Host(HostNumber),
+    /// At a NAT's side outside.
+    Nat(usize),
+}
+
+impl World {
+    /// Lets nothing pass between two hosts from now on.
+    pub fn cut(&mut self, a: HostNumber, b: HostNumber) {
+        self.cut.insert((a.min(b), a.max(b)));
+    }
+
+    /// Lets everything pass again.
+    pub fn heal(&mut self, a: HostNumber, b: HostNumber) {
+        self.cut.remove(&(a.min(b), a.max(b)));
+    }
+
+    /// Whether the network carries anything between two hosts.
+    pub fn is_cut(&self, a: HostNumber, b: HostNumber) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// The host that is at an address.
+    pub fn host_at(&self, address: SocketAddr) -> Option<HostNumber> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// From now on a host is seen at another address, as when a NAT maps it anew.
+    pub fn move_host(&mut self, number: HostNumber, address: SocketAddr) {
+        let old = std::mem::replace(&mut self.hosts[number].address, address);
+        self.by_address.remove(&old);
+        self.by_address.insert(address, number);
+    }
+
+    /// Gives a host a second address.
+    pub fn add_second_address(&mut self, number: HostNumber, address: SocketAddr) {
+        self.hosts[number].second = Some(address);
+        self.by_address.insert(address, number);
+    }
+
+    /// Adds a NAT; returns its place.
+    pub fn add_nat(&mut self, behaviour: Behaviour) -> usize {
+        let number = self.nats.len();
+        let outside = IpAddr::from([203, 0, (number / 250) as u8, (number % 250 + 1) as u8]);
+        self.nats.push(Nat::new(behaviour, outside));
+        number
+    }
+
+    /// Puts a run on the network; each of its datagrams has its own fate.
+    pub(super) fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
+        let Some((source, end)) = self.way(from, to.remote) else { return };
+        self.bytes_sent += data.len() as u64;
+        self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
+        let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
+        let is_cut = matches!(end, End::Host(host) if self.is_cut(from, host) || from == host);
+        if is_cut || (is_marked && self.drops_marked) {
+            return;
+        }
+        let Weather { loss, duplication, delay: (shortest, longest) } = self.weather;
+        for datagram in data.chunks(stride.max(1)) {
+            let copies = if self.rng.random_bool(duplication) { 2 } else { 1 };
+            for _ in 0..copies {
+                if self.rng.random_bool(loss) {
+                    continue;
+                }
+                let delay = self.rng.random_range(shortest.as_nanos() as u64..=longest.as_nanos() as u64);
+                let at = self.now + Duration::from_nanos(delay);
+                let (data, stride) = (datagram.to_vec(), datagram.len());
+                let what = match end {
+                    End::Host(host) => What::Deliver { host, from: source, data, stride },
+                    End::Nat(nat) => What::Arrive { nat, from: source, port: to.remote.port(), data },
+                };
+                self.queue.push(at, what);
+            }
+        }
+    }
+
+    /// A datagram leaves a host that gets no further than the host's own NAT.
+    pub(super) fn open_nats(&mut self, from: HostNumber, to: Path) {
+        self.way(from, to.remote);
+    }
+
+    /// A datagram comes to a NAT from outside.
+    pub(super) fn arrive(&mut self, nat: usize, from: SocketAddr, port: u16, data: Vec<u8>) {
+        let inside = self.nats[nat].inbound(from, port, self.now);
+        if let Some(host) = inside.and_then(|inside| self.host_at(inside)) {
+            let stride = data.len();
+            self.deliver(host, from, data, stride);
+        }
+    }
+
+    /// Where a datagram from a host comes out, and where it then seems to come from. None: no router knows the way.
+    fn way(&mut self, from: HostNumber, to: SocketAddr) -> Option<(SocketAddr, End)> {
+        let source = match &self.hosts[from] {
+            Host { second: Some(second), .. } if self.rng.random() => *second,
+            first => first.address,
+        };
+        let own_nat = self.hosts[from].nat;
+        let end = match self.host_at(to) {
+            Some(host) => End::Host(host),
+            None => End::Nat(self.nats.iter().position(|nat| nat.outside() == to.ip())?),
+        };
+        match (end, own_nat) {
+            // In one LAN, or both outside.
+            (End::Host(host), own) if self.hosts[host].nat == own => Some((source, end)),
+            (End::Host(host), _) if self.hosts[host].nat.is_some() => None,
+            // None of these NATs lets a host find itself.
+            (End::Nat(nat), Some(own)) if nat == own => None,
+            (_, Some(own)) => Some((self.nats[own].outbound(source, to, self.now, &mut self.rng), end)),
+            (_, None) => Some((source, end)),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Paths through NATs: who asks first is agreed along the route that there is.
+//!
+//! In a round one host opens its own NATs by datagrams that get no further than those (a low TTL), then the other asks at all addresses
+//! of the first, then the first at all of the other. Nothing then comes to a NAT from outside before its own host has sent
+//! that way: many a NAT takes what comes unasked for its own traffic, and maps the host's next datagram to another port, where the peer
+//! does not look. The hosts take turns at opening, further each time. (Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across
+//! Network Address Translators", 2005; RFC 5128, section 3.3.)
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::RngExt;
+use weft_crypto::{HostLabel, Time};
+
+use super::{Event, Peer, SessionTable, Topology};
+use crate::backoff::Backoff;
+use crate::bucket::Bucket;
+use crate::path::Path;
+use crate::wire::{Control, Punch};
+
+/// The longest wait between rounds.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How long the host with the higher label leaves it to the other to begin.
+const LEFT_TO_PEER: Duration = Duration::from_secs(4);
+/// How long plain tries have before a round, if no NAT is known of.
+const PLAIN_TRIES: Duration = Duration::from_secs(2);
+/// How long a route is waited for before the outside of a NAT is tried without.
+pub(super) const ROUTE_MAY_COME: Duration = Duration::from_secs(1);
+/// How long a peer that takes no part in rounds is left to them, and how long one that does.
+const ALONE: Duration = Duration::from_secs(20);
+const TAKES_PART: Duration = Duration::from_secs(60);
+/// How long the peer may take to ask once this host has opened its NATs.
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
+/// Routers that an opening datagram passes: as many as there are NATs in a row, and not so many that it arrives.
+const FEWEST_HOPS: u8 = 2;
+const MOST_HOPS: u8 = 7;
+/// Times that all addresses of a peer may be sent to: at once, and within [`BURST_EVERY`]. A member may announce anyone's address.
+const BURSTS: u64 = 8;
+const BURST_EVERY: u64 = 10;
+
+/// What was tried to reach a peer through NATs.
+#[derive(Default)]
+pub(super) struct Punching {
+    rounds: Backoff,
+    /// Since when a link is wanted.
+    pub(super) wanted: Option<Time>,
+    /// When the peer last took a step, and when this host last opened its NATs for it to ask.
+    heard: Time,
+    opened: Option<Time>,
+    budget: Option<Bucket>,
+}
+
+impl Punching {
+    /// Starts over: there is a link.
+    pub(super) fn reset(&mut self, now: Time) {
+        self.rounds.reset(now);
+        self.wanted = None;
+    }
+
+    /// Begins the next round soon: one of the hosts has new addresses.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.rounds.hurry(now);
+    }
+
+    /// Whether the outside of a NAT is left to rounds, if there is a route: while they are new, or the peer takes part in them.
+    pub(super) fn is_under_way(&self, waited: Duration, now: Time) -> bool {
+        waited < ALONE || (self.heard != Time::ZERO && now.since(self.heard) < TAKES_PART)
+    }
+
+    /// Whether all addresses of the peer may be sent to once more; counts as done.
+    fn may_burst(&mut self, now: Time) -> bool {
+        const ONE: u64 = 1000;
+        let budget = self.budget.get_or_insert_with(|| Bucket::new(BURSTS * ONE, now));
+        budget.take(ONE, ONE / BURST_EVERY, BURSTS * ONE, now)
+    }
+}
+
+impl Topology {
+    /// Begins a round with a peer that there is a route to, and no link with, if it is time.
+    pub(super) fn punch(&mut self, label: HostLabel, now: Time) {
+        let jitter = self.rng.random();
+        let is_behind_nat = !self.addresses.seen().is_empty();
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let punching = &mut peer.punching;
+        let waited = now.since(*punching.wanted.get_or_insert(now));
+        let is_peers_turn = label < self.own && waited.min(now.since(punching.heard)) < LEFT_TO_PEER;
+        let has_nat = is_behind_nat || peer.candidates.has_mapped();
+        if is_peers_turn || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
+            return;
+        }
+        let round = punching.rounds.failures();
+        if round % 2 == 0 && !punching.may_burst(now) {
+            return;
+        }
+        punching.rounds.on_try(now, LONGEST, jitter);
+        let further = (round / 2) as u8 % (MOST_HOPS - FEWEST_HOPS + 1);
+        let hops = FEWEST_HOPS + further;
+        let step = if round % 2 == 0 {
+            punching.opened = Some(now);
+            let to = peer.others(self.addresses.local());
+            self.events.extend(to.into_iter().map(|to| Event::Open { to, hops }));
+            Punch::Opened
+        } else {
+            Punch::Open { hops }
+        };
+        self.events.push_back(Event::Message(label, Control::Punch(step)));
+    }
+
+    /// Takes a peer's step of a round.
+    pub(crate) fn on_punch(&mut self, label: HostLabel, step: Punch, sessions: &impl SessionTable, now: Time) {
+        let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
+        // The peer has no link with this host any more, or not yet.
+        peer.doubt(now);
+        peer.punching.heard = now;
+        // One round costs either host one burst: what it opens and what it asks then go to the same addresses.
+        let opened = peer.punching.opened.filter(|opened| step == Punch::Asked && now.since(*opened) < ASKED_WITHIN);
+        peer.punching.opened = None;
+        let may_ask = opened.is_some() || peer.punching.may_burst(now);
+        if self.targets.is_forgotten(label) || peer.link.is_some() || !may_ask {
+            return;
+        }
+        let to = peer.others(self.addresses.local());
+        let next = match step {
+            Punch::Open { hops } => {
+                let hops = hops.clamp(FEWEST_HOPS, MOST_HOPS);
+                peer.punching.opened = Some(now);
+                self.events.extend(to.into_iter().map(|to| Event::Open { to, hops }));
+                Some(Punch::Opened)
+            }
+            Punch::Opened | Punch::Asked => {
+                to.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
+                (step == Punch::Opened).then_some(Punch::Asked)
+            }
+        };
+        self.events.extend(next.map(|step| Event::Message(label, Control::Punch(step))));
+    }
+}
+
+impl Peer {
+    /// All its candidates that are no address of this host's `own`.
+    fn others(&self, own: &[SocketAddr]) -> Vec<Path> {
+        self.candidates.paths().filter(|path| !own.contains(&path.remote)).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::HostRecord;
+    use crate::topology::lab::*;
+
+    /// Topology of a host that has a session with a peer behind a NAT, and a route to it.
+    fn topology_with_nat() -> (Topology, Table) {
+        let setup = super::super::Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
+        let mut topology = Topology::new(setup, at(0));
+        topology.meet(PEER, Default::default());
+        let record = HostRecord { name: "host2".into(), addresses: Vec::new(), seen: vec![remote().remote], boot: 1 };
+        topology.on_host(PEER, Some(&record), at(0));
+        (topology, Table([(PEER, 7)].into()))
+    }
+
+    /// What is said: openings with their hops, pings, and steps.
+    fn said(topology: &mut Topology) -> (Vec<u8>, usize, Vec<Punch>) {
+        let (mut hops, mut pings, mut steps) = (Vec::new(), 0, Vec::new());
+        for event in events(topology) {
+            match event {
+                Event::Open { hops: so_far, to } if to == remote() => hops.push(so_far),
+                Event::Straight { control: Control::Ping { .. }, to, .. } if to == remote() => pings += 1,
+                Event::Message(PEER, Control::Punch(step)) => steps.push(step),
+                event => panic!("{event:?}"),
+            }
+        }
+        (hops, pings, steps)
+    }
+
+    #[test]
+    fn hosts_take_turns_at_opening_and_each_round_goes_further() {
+        let (mut topology, table) = topology_with_nat();
+        let mut rounds = Vec::new();
+        for now in (0..20_000).step_by(50) {
+            topology.punch(PEER, at(now));
+            match said(&mut topology) {
+                (hops, 0, steps) if hops.is_empty() && steps.is_empty() => {}
+                (hops, 0, steps) if steps == [Punch::Opened] => rounds.push(("opens", hops[0])),
+                (none, 0, steps) if none.is_empty() && matches!(steps[..], [Punch::Open { .. }]) => {
+                    let Punch::Open { hops } = steps[0] else { unreachable!() };
+                    rounds.push(("has opened", hops));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(rounds[..4], [("opens", 2), ("has opened", 2), ("opens", 3), ("has opened", 3)]);
+        topology.on_punch(PEER, Punch::Opened, &table, at(60_000));
+        assert_eq!(said(&mut topology), (vec![], 1, vec![Punch::Asked]));
+        topology.on_punch(PEER, Punch::Asked, &table, at(60_000));
+        assert_eq!(said(&mut topology), (vec![], 1, vec![]));
+        topology.on_punch(PEER, Punch::Open { hops: 200 }, &table, at(60_000));
+        assert_eq!(said(&mut topology), (vec![MOST_HOPS], 0, vec![Punch::Opened]));
+    }
+
+    #[test]
+    fn a_member_cannot_have_addresses_flooded() {
+        let (mut topology, table) = topology_with_nat();
+        for millis in 0..60_000 {
+            topology.on_punch(PEER, Punch::Opened, &table, at(millis));
+        }
+        let (_, pings, _) = said(&mut topology);
+        assert!(pings <= (BURSTS + 60 / BURST_EVERY) as usize, "{pings}");
+    }
+
+    #[test]
+    fn the_outside_of_a_nat_is_tried_without_a_route_only_if_none_comes() {
+        let (mut topology, table) = topology_with_nat();
+        let first = (0..3000).step_by(50).find(|now| {
+            topology.tend_links(true, &table, at(*now));
+            events(&mut topology).iter().any(|event| matches!(event, Event::Straight { .. }))
+        });
+        assert_eq!(first.map(at), Some(Time::ZERO + ROUTE_MAY_COME));
+    }
+}
