@@ -58,7 +58,7 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
     }
     hosts.iter_mut().try_for_each(LabHost::await_up)?;
     await_true("not all hosts are connected", || {
-        hosts.iter().try_fold(true, |all, host| Ok(all && is_connected(host, count - 1)?))
+        hosts.iter().try_fold(true, |all, host| Ok(all && host.connected()? == count - 1))
     })?;
     let connected = started.elapsed();
     let containers: Vec<Ns> = hosts.iter().map(|_| Ns::new()).collect::<Result<_>>()?;
@@ -93,19 +93,20 @@ fn host(lan: &Ns, number: usize, dir: &Path) -> Result<LabHost> {
         let (port, bridge) = (net.index(&port).await?, net.index("lan").await?);
         net.set_master(port, bridge).await
     })?;
-    let output = host.ns.run(|| Command::new("nft").arg(COUNTER).output())?;
-    let output = output.doing(|| "cannot run nft: install nftables".into())?;
-    output.status.success().then_some(host).ok_or_else(|| Failure::new(String::from_utf8_lossy(&output.stderr)))
+    nft(&host, &[COUNTER])?;
+    Ok(host)
 }
 
 fn address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, number as u8 + 1)
 }
 
-fn is_connected(host: &LabHost, others: usize) -> Result<bool> {
-    let status = host.status()?;
-    let peers = status["peers"].as_array().into_iter().flatten();
-    Ok(peers.filter(|peer| peer["state"] == "connected").count() == others)
+/// Runs nft on a host; returns what it prints.
+fn nft(host: &LabHost, arguments: &[&str]) -> Result<Vec<u8>> {
+    let output = host.ns.run(|| Command::new("nft").args(arguments).output())?;
+    let output = output.doing(|| "cannot run nft: install nftables".into())?;
+    let failure = || Failure::new(format!("nft fails: {}", String::from_utf8_lossy(&output.stderr)));
+    if output.status.success() { Ok(output.stdout) } else { Err(failure()) }
 }
 
 /// What a router used so far.
@@ -118,10 +119,8 @@ struct Used {
 
 fn used(host: &LabHost) -> Result<Used> {
     let gone = || Failure::new(format!("{} is gone", host.name));
-    let output = host.ns.run(|| Command::new("nft").args(["-j", "list", "counter", "ip", "idle", "sent"]).output())?;
-    let output = output.doing(|| "cannot run nft".into())?;
-    let listed: serde_json::Value =
-        serde_json::from_slice(&output.stdout).doing(|| "cannot read nft's answer".into())?;
+    let listed = nft(host, &["-j", "list", "counter", "ip", "idle", "sent"])?;
+    let listed: serde_json::Value = serde_json::from_slice(&listed).doing(|| "cannot read nft's answer".into())?;
     let mut counters = listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
     let counter = counters.find(|counter| counter.is_object()).ok_or_else(gone)?;
     let pid = host.pid().ok_or_else(gone)?;

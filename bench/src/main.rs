@@ -1,6 +1,6 @@
 //! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `floor`,
-//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `idle`, what routers do while nothing happens; `sim`, the full counts of simulated meshes, and
-//! `scale`, larger and larger ones.
+//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `idle`, what routers do while nothing happens; `sim`,
+//! the full counts of simulated meshes, and `scale`, larger and larger ones.
 
 mod idle;
 mod instructions;

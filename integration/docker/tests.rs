@@ -5,21 +5,15 @@ mod networks;
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use weft_integration::alone;
 use weft_integration::docker::{EngineHost, IMAGE, Lan, OUTSIDE_NAME};
 use weft_router::lab::await_true;
 
 /// How long a name may take to be known everywhere, with what a shared machine adds.
 const KNOWN: Duration = Duration::from_secs(10);
-
-/// One test at a time: each has the machine's cores to itself.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn refused(output: &std::process::Output, hint: &str) {
     let text = String::from_utf8_lossy(&output.stderr);

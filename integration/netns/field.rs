@@ -3,34 +3,15 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::Method;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
-use weft_integration::netns::{Mesh, weft};
+use weft_integration::alone;
+use weft_integration::netns::{Mesh, ip, run, weft};
 use weft_router::cli::options::TapMode::Fast;
 use weft_router::lab::{Ns, await_true, ping};
-
-/// One test at a time: each has the machine's cores to itself.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn run(ns: &Ns, command: &str) -> Output {
-    let mut words = command.split_whitespace();
-    let program = words.next().unwrap();
-    ns.run(|| Command::new(program).args(words.collect::<Vec<_>>()).output()).unwrap().unwrap()
-}
-
-/// Runs `ip`; it has to work.
-fn ip(ns: &Ns, command: &str) -> String {
-    let output = run(ns, &format!("ip {command}"));
-    assert!(output.status.success(), "ip {command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 fn cli(mesh: &Mesh, host: usize, arguments: &[&str]) -> Output {
     let socket = mesh.hosts[host].socket.to_string_lossy().into_owned();
@@ -125,17 +106,17 @@ fn what_no_host_has_never_leaves_by_another_route() {
     mesh.await_connected();
     let ns = mesh.hosts[0].ns.try_clone().unwrap();
     ip(&ns, "route add default via 10.99.0.2");
-    let leaves = || run(&ns, "ip route get 10.35.1.2").status.success();
+    let leaves = || run(&ns, "ip", "route get 10.35.1.2").status.success();
     assert!(!leaves(), "while the router runs");
     // Not for packets that are passed on either.
-    let passed_on = || run(&ns, "ip route get 10.35.1.2 from 10.99.0.2 iif w0").status.success();
+    let passed_on = || run(&ns, "ip", "route get 10.35.1.2 from 10.99.0.2 iif w0").status.success();
     assert!(!passed_on());
     mesh.hosts[0].stop().unwrap();
     assert!(!leaves() && !passed_on(), "after the router stopped");
     mesh.launch(0);
     mesh.hosts[0].kill();
     assert!(!leaves() && !passed_on(), "after the router was killed");
-    assert!(run(&ns, "ip route get 192.0.2.1").status.success(), "all else leaves as before");
+    assert!(run(&ns, "ip", "route get 192.0.2.1").status.success(), "all else leaves as before");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use weft_router::attach::prefix::Prefix;
 use weft_router::lab::{Ns, wire};
 
-use super::nft;
+use super::{ip, nft};
 
 /// What stands between a host and the backbone, from the outside in.
 pub type Edge = &'static [Layer];
@@ -31,6 +31,7 @@ pub enum Layer {
 pub struct Internet {
     /// The router in the middle.
     pub backbone: Ns,
+    /// Namespaces of the routers before hosts, which last as long as this.
     routers: Vec<Ns>,
 }
 
@@ -54,9 +55,7 @@ impl Internet {
             if *layer == Layer::Firewall {
                 // Hosts behind it have addresses that others know the way to.
                 assert_eq!(depth, 0, "a firewall is outermost");
-                let inside = Prefix([198, 19, number, 0].into(), 24);
-                let via = IpAddr::from([198, 18, number, 2]);
-                run(&self.backbone, &["route", "add", &inside.to_string(), "via", &via.to_string()]);
+                ip(&self.backbone, &format!("route add 198.19.{number}.0/24 via 198.18.{number}.2"));
             }
             outer = router.try_clone().expect("the router is there");
             self.routers.push(router);
@@ -74,11 +73,6 @@ impl Internet {
         wire(outer, inner, (&leg, "up"), (&end(1), &end(2))).expect("a wire");
         let gateway = IpAddr::from([a, b, number, 1]);
         inner.net(async move |net| net.add_default_route(gateway).await).expect("a default route");
-    }
-
-    /// The routers before hosts, in the order in which they were made.
-    pub fn routers(&self) -> &[Ns] {
-        &self.routers
     }
 }
 
@@ -112,13 +106,6 @@ fn rules(layer: Layer) -> &'static str {
         Layer::FilteringNat => FILTERING,
         Layer::SymmetricNat => SYMMETRIC,
     }
-}
-
-/// Runs `ip` in a namespace; it has to work.
-pub fn run(ns: &Ns, arguments: &[&str]) {
-    let output = ns.run(|| std::process::Command::new("ip").args(arguments).output()).expect("the namespace is there");
-    let output = output.expect("ip is installed: run scripts/test");
-    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What became of a TCP transfer.

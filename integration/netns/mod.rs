@@ -4,7 +4,7 @@ pub mod internet;
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use internet::{Edge, Internet};
@@ -154,12 +154,8 @@ impl Mesh {
     pub fn await_connected(&self) {
         let all = self.hosts.len() - 1;
         for host in &self.hosts {
-            await_true(&format!("{} is not connected with everybody", host.name), || {
-                let status = host.status()?;
-                let connected = peers(&status).filter(|peer| peer["state"] == "connected").count();
-                Ok(connected == all)
-            })
-            .unwrap_or_else(|error| panic!("{error}: {:#}", host.status().unwrap_or_default()["peers"]));
+            await_true(&format!("{} is not connected with everybody", host.name), || Ok(host.connected()? == all))
+                .unwrap_or_else(|error| panic!("{error}: {:#}", host.status().unwrap_or_default()["peers"]));
         }
     }
 
@@ -225,12 +221,30 @@ pub fn peers(status: &Value) -> impl Iterator<Item = &Value> {
     status["peers"].as_array().into_iter().flatten()
 }
 
-/// Runs an nftables ruleset in a namespace.
+/// Runs an nftables ruleset in a namespace; it has to work.
 pub fn nft(ns: &Ns, rules: &str) {
-    let output =
-        ns.run(|| Command::new("nft").arg(rules.replace("} ", "}\n")).output()).expect("the namespace is there");
-    let output = output.expect("nft is installed: run scripts/test");
-    assert!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr));
+    succeed(rules, &run_with(ns, "nft", &[&rules.replace("} ", "}\n")]));
+}
+
+/// Runs `ip` in a namespace; it has to work. Returns what it prints.
+pub fn ip(ns: &Ns, command: &str) -> String {
+    let output = run(ns, "ip", command);
+    succeed(command, &output);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a program in a namespace with the words of a command.
+pub fn run(ns: &Ns, program: &str, command: &str) -> Output {
+    run_with(ns, program, &command.split_whitespace().collect::<Vec<_>>())
+}
+
+fn run_with(ns: &Ns, program: &str, arguments: &[&str]) -> Output {
+    let output = ns.run(|| Command::new(program).args(arguments).output()).expect("the namespace is there");
+    output.unwrap_or_else(|error| panic!("{program}: {error}; scripts/test installs it"))
+}
+
+fn succeed(command: &str, output: &Output) {
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Sends one UDP datagram to a group or broadcast address from `from`; whether `to`, listening there, hears it.

@@ -2,19 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_integration::netns::internet::{Edge, Layer, run, transfer};
-use weft_integration::netns::{Mesh, nft};
+use weft_integration::alone;
+use weft_integration::netns::internet::{Edge, Layer, transfer};
+use weft_integration::netns::{Mesh, ip, nft};
 use weft_router::error::Result;
 use weft_router::lab::await_true;
-
-/// One test at a time: each has the machine's cores to itself.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A path's MTU falls from 1,500 to 1,400 in mid-transfer, with and without the ICMP that tells of it, and rises again.
 #[test]
@@ -34,16 +28,16 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
                 "table ip quiet { chain out { type filter hook output priority 0; ip protocol icmp drop; } }",
             );
         }
-        let set_mtu = |mtu: &str| run(&internet.backbone, &["link", "set", "leg1", "mtu", mtu]);
+        let set_mtu = |mtu: u16| ip(&internet.backbone, &format!("link set leg1 mtu {mtu}"));
         let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
         let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(6), |arrived| {
             await_true("nothing is carried", || Ok(arrived.load(Ordering::Relaxed) > 1 << 20)).unwrap();
-            set_mtu("1400");
+            set_mtu(1400);
         });
         println!("ICMP {tells}: {carried:?}, {} bytes of MTU", mtu().unwrap());
         assert!(carried.longest_silence < Duration::from_secs(3), "ICMP {tells}: {carried:?}");
         assert!(mtu().unwrap() < full, "ICMP {tells}");
-        set_mtu("1500");
+        set_mtu(1500);
         let grown = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
         assert!(grown.bytes > 1 << 20, "{grown:?}");
         await_true("the size does not grow back", || {
@@ -59,7 +53,7 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
 fn a_host_answers_from_the_address_that_was_asked() {
     let _alone = alone();
     let (mut mesh, _internet, _) = Mesh::join("second", &[&[], &[Layer::Firewall]]);
-    run(&mesh.hosts[0].ns, &["addr", "add", "198.18.0.77/24", "dev", "up"]);
+    ip(&mesh.hosts[0].ns, "addr add 198.18.0.77/24 dev up");
     mesh.add_argument(1, "198.18.0.77");
     [0, 1].into_iter().for_each(|number| mesh.launch(number));
     let [from, to] = [0, 1].map(|host| mesh.add_container(host, "red"));

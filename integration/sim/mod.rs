@@ -16,4 +16,26 @@ mod underlay;
 pub mod weather;
 pub mod world;
 
+use std::net::IpAddr;
+
 pub use scenario::{Outcome, Scenario, run};
+use weft_mesh::frame::Mac;
+use weft_mesh::records::EndpointRecord;
+use world::HostNumber;
+
+/// The endpoint that tests of single situations give a host, all in one segment.
+pub fn endpoint(host: HostNumber) -> EndpointRecord {
+    EndpointRecord {
+        segment: "s".into(),
+        mac: mac(host),
+        ips: [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into(),
+        names: [].into(),
+        health: Default::default(),
+        services: [].into(),
+    }
+}
+
+/// Its MAC.
+pub fn mac(host: HostNumber) -> Mac {
+    [2, 0, 0, 0, 0, host as u8 + 1]
+}

@@ -1,12 +1,11 @@
 //! Hosts behind NATs of every kind: who has a direct link with whom.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use weft_crypto::Ciphers;
+use weft_integration::sim::endpoint;
 use weft_integration::sim::nat::{Behaviour, Dependence};
 use weft_integration::sim::world::{HostNumber, World};
-use weft_mesh::records::EndpointRecord;
 
 /// How long two hosts may take until they have a direct link.
 const DIRECT_WITHIN: Duration = Duration::from_secs(3);
@@ -40,17 +39,6 @@ fn can_be_direct(a: Behaviour, b: Behaviour) -> bool {
     }
 }
 
-fn endpoint(host: HostNumber) -> EndpointRecord {
-    EndpointRecord {
-        segment: "red".into(),
-        mac: [2, 0, 0, 0, 0, host as u8 + 1],
-        ips: [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into(),
-        names: [].into(),
-        health: Default::default(),
-        services: [].into(),
-    }
-}
-
 /// Host 0 is public and named by the others, which are behind NATs.
 fn behind(seed: u64, nats: &[Behaviour]) -> World {
     let mut world = World::new(seed, Ciphers::native(true), true);
@@ -69,11 +57,6 @@ fn behind(seed: u64, nats: &[Behaviour]) -> World {
     world
 }
 
-fn is_direct(world: &World, from: HostNumber, to: HostNumber) -> bool {
-    let outbound = world.hosts[from].snapshot.outbound.get(&world.hosts[to].label);
-    outbound.is_some_and(|outbound| outbound.link.is_some())
-}
-
 fn has_way(world: &World, from: HostNumber, to: HostNumber) -> bool {
     let outbound = world.hosts[from].snapshot.outbound.get(&world.hosts[to].label);
     outbound.is_some_and(|outbound| outbound.hop.is_some() && outbound.send.is_some())
@@ -88,7 +71,7 @@ fn two_hosts_have_a_direct_link_exactly_when_their_nats_allow_one_and_are_relaye
             for seed in 0..2 {
                 let mut world = behind(seed, &[*a, *b]);
                 world.run_for(DIRECT_WITHIN);
-                let is = is_direct(&world, 1, 2) && is_direct(&world, 2, 1);
+                let is = world.is_direct(1, 2) && world.is_direct(2, 1);
                 let has_ways = has_way(&world, 1, 2) && has_way(&world, 2, 1);
                 pairs += 1;
                 direct += usize::from(is);
@@ -111,7 +94,7 @@ fn hosts_behind_one_nat_find_each_other_inside() {
         world.start(host);
         world.connect(host, &[0]);
         world.run_for(DIRECT_WITHIN);
-        assert!(is_direct(&world, 1, host) && is_direct(&world, host, 1), "{behaviour:?}");
+        assert!(world.is_direct(1, host) && world.is_direct(host, 1), "{behaviour:?}");
     }
 }
 
@@ -127,6 +110,6 @@ fn a_direct_link_through_nats_stays_while_nothing_is_said() {
     world.run_for(DIRECT_WITHIN);
     for _ in 0..30 {
         world.run_for(Duration::from_secs(10));
-        assert!(is_direct(&world, 1, 2) && is_direct(&world, 2, 1), "a mapping expired");
+        assert!(world.is_direct(1, 2) && world.is_direct(2, 1), "a mapping expired");
     }
 }

@@ -1,6 +1,6 @@
 //! Families of seeds, and single situations that have to come out right.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::{Rng, RngExt, SeedableRng};
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use weft_crypto::Ciphers;
 use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{Host, HostNumber, World};
-use weft_integration::sim::{Scenario, addresses, run};
+use weft_integration::sim::{Scenario, addresses, endpoint, mac, run};
 use weft_mesh::node::Event;
 use weft_mesh::records::EndpointRecord;
 use weft_mesh::vnet::VnetHeader;
@@ -82,22 +82,6 @@ fn line_in(mut world: World, count: usize) -> World {
     world
 }
 
-fn endpoint(host: HostNumber) -> EndpointRecord {
-    let ips = [(IpAddr::from([10, 32, 0, host as u8 + 1]), 24)].into();
-    EndpointRecord {
-        segment: "s".into(),
-        mac: mac(host),
-        ips,
-        names: [].into(),
-        health: Default::default(),
-        services: [].into(),
-    }
-}
-
-fn mac(host: HostNumber) -> [u8; 6] {
-    [2, 0, 0, 0, 0, host as u8 + 1]
-}
-
 /// Sends a frame from one host's endpoint to another's; whether it arrives.
 fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
     let mut frame = [mac(to), mac(from)].concat();
@@ -145,9 +129,7 @@ fn links_that_one_end_wants_stay_and_others_are_let_go_once() {
     let most = hosts * (2 * 5 + 3);
     assert!((hosts..=most).contains(&links(&world.hosts[0])), "{} links", links(&world.hosts[0]));
     for (target, host) in [(0, 20), (16, 20), (4, 9)] {
-        let snapshot = &world.hosts[host].snapshot;
-        let is_direct = snapshot.outbound.get(&world.hosts[target].label).is_some_and(|to| to.link.is_some());
-        assert!(is_direct, "h{host} was told of h{target}");
+        assert!(world.is_direct(host, target), "h{host} was told of h{target}");
     }
 }
 

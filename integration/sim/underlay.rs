@@ -61,6 +61,12 @@ impl World {
         number
     }
 
+    /// Whether a host sends to another straight.
+    pub fn is_direct(&self, from: HostNumber, to: HostNumber) -> bool {
+        let outbound = self.hosts[from].snapshot.outbound.get(&self.hosts[to].label);
+        outbound.is_some_and(|outbound| outbound.link.is_some())
+    }
+
     /// Puts a run on the network; each of its datagrams has its own fate.
     pub(super) fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
         let Some((source, end)) = self.way(from, to.remote) else { return };

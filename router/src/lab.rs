@@ -224,6 +224,13 @@ impl LabHost {
         Ok(peer.cloned().unwrap_or_default())
     }
 
+    /// How many peers it is connected with.
+    pub fn connected(&self) -> Result<usize> {
+        let status = self.status()?;
+        let peers = status["peers"].as_array().into_iter().flatten();
+        Ok(peers.filter(|peer| peer["state"] == "connected").count())
+    }
+
     /// `weft attach`.
     pub fn attach(&self, container: &Ns, segment: &str, ips: &[&str], name: &str) -> Result<Value> {
         let request = AttachRequest {

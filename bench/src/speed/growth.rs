@@ -309,8 +309,7 @@ fn await_links(router: &LabHost, guests: &mut [Guest], count: usize) -> Result<(
     let started = Instant::now();
     loop {
         run_for(guests, Duration::from_millis(200))?;
-        let status = router.status()?;
-        let up = status["peers"].as_array().into_iter().flatten().filter(|peer| peer["state"] == "connected").count();
+        let up = router.connected()?;
         if up >= count {
             return Ok(());
         }
