@@ -28,9 +28,15 @@ impl Path {
         Path { transport: Transport::Udp, remote, local: None }
     }
 
-    /// Returns the same path from whatever address the kernel chooses.
+    /// Returns the same path from the address that the kernel chooses.
     pub const fn from_any(self) -> Path {
         Path { local: None, ..self }
+    }
+
+    /// Whether both are one path as far as is known: an address of this host that is not known may be any.
+    pub(crate) fn may_be(self, other: Path) -> bool {
+        let is_local_known = self.local.is_some() && other.local.is_some();
+        self.from_any() == other.from_any() && (!is_local_known || self.local == other.local)
     }
 }
 
@@ -52,6 +58,14 @@ impl fmt::Display for Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_whose_local_address_is_not_known_may_be_from_any() {
+        let any = Path::udp("192.0.2.1:6783".parse().unwrap());
+        let [first, second] = ["10.0.0.1", "10.0.0.2"].map(|local| Path { local: local.parse().ok(), ..any });
+        assert!(any.may_be(any) && any.may_be(first) && first.may_be(any) && first.may_be(first));
+        assert!(!first.may_be(second) && !any.may_be(Path::udp("192.0.2.2:6783".parse().unwrap())));
+    }
 
     #[test]
     fn a_path_is_written_as_people_name_it() {

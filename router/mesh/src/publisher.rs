@@ -110,8 +110,8 @@ impl Publisher {
         std::mem::take(&mut self.is_stale).then(|| Arc::new(self.snapshot.clone()))
     }
 
-    /// Sends a control message along the route to a host; with `is_repeated` no link has to wake for it. False: it waits for a session. Without a route the message is dropped:
-    /// every message that matters is sent again.
+    /// Sends a control message along the route to a host; with `is_repeated` no link has to wake for it. False: it waits for a session.
+    /// Without a route the message is dropped: every message that matters is sent again.
     pub(crate) fn send(&mut self, to: HostLabel, text: Vec<u8>, is_repeated: bool, now: Time) -> bool {
         if let Some(outbound) = self.snapshot.outbound.get(&to).filter(|outbound| outbound.send.is_some()) {
             if let Some(hop) = outbound.hop.as_ref().filter(|_| is_repeated) {

@@ -259,8 +259,8 @@ impl Built {
 async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) {
     // Named peers count from the start; looking them up may take its time.
     let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
-    let connect = Command::ConnectUnlessForgotten(named.collect());
-    for command in [Command::SetAddresses(underlay.addresses.clone()), connect] {
+    let connect = (!options.peers.is_empty()).then(|| Command::ConnectUnlessForgotten(named.collect()));
+    for command in [Command::SetAddresses(underlay.addresses.clone())].into_iter().chain(connect) {
         // It takes effect all the same: a full disk is written again once it has room.
         if let Err(error) = node.tell(command).await {
             warn!("{error}; going on");

@@ -20,11 +20,11 @@ use crate::datapath::flows::Flows;
 use crate::datapath::join::Join;
 use crate::datapath::reassembly::Reassembly;
 use crate::datapath::sink::{Punt, Sink};
-use crate::datapath::snapshot::{Hop, Inbound, Outbound, Snapshot};
+use crate::datapath::snapshot::{Hop, Inbound, Snapshot};
 use crate::path::Path;
 use crate::wire::{HandshakePacket, TEXT_HEADER, TextHeader, TextKind};
 
-/// Nanoseconds after which it is looked again where packets of a session come from: a power of two, some millisecond.
+/// Nanoseconds after which it is looked again where packets of a session come from: a power of two, about a millisecond.
 const LOOK_NANOS: u64 = 1 << 20;
 
 /// A received buffer: one datagram, or a GRO run of them.
@@ -312,13 +312,12 @@ impl Receiver {
                         let is_current = inbound.current.load(Ordering::Relaxed);
                         // Of a session in use it is looked once a millisecond where its packets come from.
                         let looks = (before ^ now.as_nanos()) >= LOOK_NANOS;
-                        let is_expected = |sending: &Outbound| {
-                            sending.send.is_some() && (!is_direct || sending.link.as_ref() == Some(&buffer.from))
+                        let is_expected = || {
+                            snapshot.outbound.get(&inbound.peer).is_some_and(|sending| {
+                                sending.send.is_some() && (!is_direct || sending.link.as_ref() == Some(&buffer.from))
+                            })
                         };
-                        if !is_current
-                            || (looks
-                                && !snapshot.outbound.get(&inbound.peer).is_some_and(|sending| is_expected(sending)))
-                        {
+                        if !is_current || (looks && !is_expected()) {
                             sink.punt(Punt::Heard { index, peer: inbound.peer, direct: direct() });
                         }
                     }

@@ -140,7 +140,7 @@ pub struct Direction {
     pub bytes: AtomicU64,
     /// Datagrams over the direct link with the peer, of all sessions.
     pub link_datagrams: AtomicU64,
-    /// Those of them that nobody has to find lost: what they carry is said again anyway.
+    /// Those of them whose loss need not be found out: what they carry is said again anyway.
     pub link_idle: AtomicU64,
     /// When the link last carried a datagram, in nanoseconds.
     pub link_last: AtomicU64,

@@ -27,6 +27,7 @@ const COMPARE_LATEST: Duration = Duration::from_secs(16);
 /// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
 const SETTLED: Duration = Duration::from_millis(300);
 const UNSETTLED: Duration = Duration::from_secs(2);
+
 /// When what waits may be told, and neighbours be asked whether they hold the same.
 pub(super) struct Pace {
     flush_after: Time,
@@ -75,15 +76,15 @@ impl Pace {
         self.pass_after
     }
 
-    /// Own changes may be sent at once, whatever was sent before.
+    /// Own changes may be sent at once, although others were a moment ago.
     pub(super) fn hurry(&mut self, now: Time) {
         self.flush_after = now;
     }
 
     /// Own changes are sent to so many neighbours.
     pub(super) fn on_flush(&mut self, neighbours: usize, now: Time) {
-        let interval = FLUSH_MILLIS_PER_NEIGHBOUR * (neighbours as u64).min(MANY);
-        self.flush_after = now + FLUSH_INTERVAL + pause(&mut self.flush_budget, interval, now);
+        self.flush_after =
+            now + FLUSH_INTERVAL + pause(&mut self.flush_budget, FLUSH_MILLIS_PER_NEIGHBOUR, neighbours, now);
     }
 
     /// Whether so many batches of others may be passed on; a host with so many neighbours does so.
@@ -91,8 +92,7 @@ impl Pace {
         if batches == 0 || (now < self.pass_after && batches < PASS_AT_ONCE) {
             return false;
         }
-        let interval = PASS_MILLIS_PER_NEIGHBOUR * (neighbours as u64).min(MANY);
-        self.pass_after = now + pause(&mut self.pass_budget, interval, now);
+        self.pass_after = now + pause(&mut self.pass_budget, PASS_MILLIS_PER_NEIGHBOUR, neighbours, now);
         true
     }
 
@@ -128,8 +128,9 @@ impl Pace {
     }
 }
 
-/// How long to wait after something that should come at `interval` milliseconds: not at all while `budget` has some from earlier.
-fn pause(budget: &mut Bucket, interval: u64, now: Time) -> Duration {
+/// How long to wait after something that so many neighbours were told, `millis` for each: not at all while `budget` has some from earlier.
+fn pause(budget: &mut Bucket, millis: u64, neighbours: usize, now: Time) -> Duration {
+    let interval = millis * (neighbours as u64).min(MANY);
     let is_saved = budget.take(interval, SAVED_A_SECOND, BURST * interval, now);
     if is_saved { Duration::ZERO } else { Duration::from_millis(interval) }
 }

@@ -16,17 +16,22 @@ const MAX: usize = 16;
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
 
-/// Tries of unlikely paths, at once and in a second: a member may announce anyone's addresses, and others each time.
+/// Tries of unlikely paths, at once and in a second: a member may announce a stranger's addresses, and others each time.
 const UNLIKELY_AT_ONCE: u64 = 32;
 const UNLIKELY_PER_SECOND: u64 = 1;
 /// Tries at one time: other peers have their turn, too.
 const AT_ONCE: usize = 4;
 
 /// The candidates of one peer.
-#[derive(Default)]
 pub(super) struct Candidates {
     all: BTreeMap<Path, Candidate>,
-    unlikely: Option<Bucket>,
+    unlikely: Bucket,
+}
+
+impl Default for Candidates {
+    fn default() -> Self {
+        Candidates { all: BTreeMap::new(), unlikely: Bucket::new(UNLIKELY_AT_ONCE, Time::ZERO) }
+    }
 }
 
 /// How a path was learnt.
@@ -64,13 +69,13 @@ impl Candidates {
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
         // What the peer asked now may not be this host's address when it is tried.
         let path = path.from_any();
-        if self.all.len() >= MAX && !self.all.contains_key(&path) {
+        let is_new = !self.all.contains_key(&path);
+        if is_new && self.all.len() >= MAX {
             let replaceable = self.all.iter().filter(|(_, c)| !c.is_likely || c.retry.failures() > 2);
             let worst = replaceable.max_by_key(|(_, c)| (!c.is_likely, c.retry.failures()));
             let Some(worst) = worst.map(|(path, _)| *path) else { return false };
             self.all.remove(&worst);
         }
-        let is_new = !self.all.contains_key(&path);
         let new = Candidate { retry: Backoff::default(), is_likely: false, is_mapped: true };
         let candidate = self.all.entry(path).or_insert(new);
         candidate.is_likely |= learnt == Learnt::Worked;
@@ -117,14 +122,13 @@ impl Candidates {
         now: Time,
     ) -> Vec<Due> {
         let mut due = Vec::new();
-        let unlikely = self.unlikely.get_or_insert_with(|| Bucket::new(UNLIKELY_AT_ONCE, now));
         for (path, candidate) in &mut self.all {
-            let is_left = own.contains(&path.remote) || (candidate.is_mapped && is_punched(path));
             if *tries == 0 || due.len() >= AT_ONCE {
                 break;
             }
+            let is_left = own.contains(&path.remote) || (candidate.is_mapped && is_punched(path));
             let is_due = candidate.retry.is_due(now) && !is_left;
-            if is_due && (candidate.is_likely || unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
+            if is_due && (candidate.is_likely || self.unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
                 *tries -= 1;
                 let Candidate { retry, is_likely, .. } = candidate;
                 due.push(Due { path: *path, failures: retry.failures(), is_likely: *is_likely });

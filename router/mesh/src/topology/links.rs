@@ -56,7 +56,7 @@ impl Topology {
             } else if self.wants_link(label, now) {
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
-                peer.punching.wanted = None;
+                peer.punching.rest();
             }
         }
     }
@@ -98,9 +98,10 @@ impl Topology {
         if let Some(path) = ping {
             self.ping(label, index, path, 0, now);
         }
-        let (promised, share) = (longest_silence(self.linked.len()), self.rng.random_range(0.75..1.0));
+        let promised = longest_silence(self.linked.len());
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        let beat = peer.beat(promised, share, now).map(|to| Event::Straight {
+        let Some(path) = peer.link.as_ref().map(|link| link.path) else { return };
+        let beat = peer.beat(promised, || self.rng.random_range(0.75..1.0), now).map(|to| Event::Straight {
             peer: label,
             index,
             to,
@@ -109,10 +110,7 @@ impl Topology {
             size: 0,
         });
         let (sizes, shrinks) = peer.tend_size(self.underlay_mtu, now);
-        let path = peer.link.as_ref().map(|link| link.path);
-        for (size, path) in sizes.into_iter().zip(path.into_iter().cycle()) {
-            self.ping(label, index, path, size, now);
-        }
+        sizes.into_iter().for_each(|size| self.ping(label, index, path, size, now));
         if shrinks {
             self.routing.touch();
         }
@@ -175,7 +173,7 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        let waited = now.since(*peer.punching.wanted.get_or_insert(now));
+        let waited = peer.punching.waited(now);
         let is_left_to_rounds = has_route && peer.punching.is_under_way(waited, now);
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
@@ -231,8 +229,7 @@ impl Topology {
             }
             return;
         };
-        let is_same = link.path.from_any() == from.from_any();
-        if link.path == from || (is_same && (link.path.local.is_none() || from.local.is_none())) {
+        if link.path.may_be(from) {
             link.last_from_remote = now;
             if link.path != from {
                 // This host has more addresses than before, or one again.

@@ -2,8 +2,8 @@
 //!
 //! A link that frames go over is pinged as soon as nothing came back for `QUIET`, and is down after [`DOWN_AFTER`] of silence with
 //! [`LOST_PINGS`] pings lost. An idle one is not asked. Each host says a heartbeat over its idle links, the more seldom the
-//! more there are, with a promise of when the next one comes: of a host that dies one neighbour or another notices within the
-//! second. An idle link is asked when that promise is broken, when something was sent over it and nothing came back, and when
+//! more there are, with a promise of when the next one comes: of a host that dies one neighbour or another notices after four
+//! seconds at the latest. An idle link is asked when that promise is broken, when something was sent over it and nothing came back, and when
 //! there is reason to doubt it: another host lost its link with the same peer, or this host lost another link.
 
 use std::time::Duration;
@@ -85,9 +85,9 @@ impl Peer {
         Probe { ping: is_due.then_some(link.path), is_silent }
     }
 
-    /// Whether a heartbeat has to be said over its link, and over which path. A new one is promised within `promised`; `share` of that is how
-    /// long this host then waits.
-    pub(super) fn beat(&mut self, promised: Duration, share: f64, now: Time) -> Option<Path> {
+    /// Whether a heartbeat has to be said over its link, and over which path. A new one is promised within `promised`; `share` says for
+    /// how much of that this host then waits.
+    pub(super) fn beat(&mut self, promised: Duration, share: impl FnOnce() -> f64, now: Time) -> Option<Path> {
         let link = self.link.as_mut()?;
         let said = self.meter.sent.link_last().max(link.last_ping);
         link.pulse.beats(said, promised, share, now).then_some(link.path)

@@ -281,7 +281,9 @@ impl Topology {
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
         if link.is_none() {
             let other = if to == self.own { from } else { to };
-            self.peers.get_mut(&other).into_iter().for_each(|peer| peer.doubt(now));
+            if let Some(peer) = self.peers.get_mut(&other) {
+                peer.doubt(now);
+            }
         }
         self.routing.hear(from, to, link);
     }

@@ -42,12 +42,12 @@ impl Pulse {
         }
     }
 
-    /// Whether something has to be said again, if the last was `said` and this host may be silent for `promised`; `share` of that is how long it
-    /// stays so the next time: hosts and links spread out.
-    pub(super) fn beats(&mut self, said: Time, promised: Duration, share: f64, now: Time) -> bool {
+    /// Whether something has to be said again, if the last was `said` and this host may be silent for `promised`; `share` says for how
+    /// much of that it is silent the next time: hosts and links spread out.
+    pub(super) fn beats(&mut self, said: Time, promised: Duration, share: impl FnOnce() -> f64, now: Time) -> bool {
         let is_due = now.since(said.max(self.last_beat)) >= promised.mul_f64(self.share);
         if is_due {
-            (self.last_beat, self.share) = (now, share);
+            (self.last_beat, self.share) = (now, share());
         }
         is_due
     }

@@ -34,26 +34,44 @@ const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// Routers that an opening datagram passes: as many as there are NATs in a row, and not so many that it arrives.
 const FEWEST_HOPS: u8 = 2;
 const MOST_HOPS: u8 = 7;
-/// Times that all addresses of a peer may be sent to: at once, and within [`BURST_EVERY`]. A member may announce anyone's address.
+/// Times that all addresses of a peer may be sent to: at once, and within [`BURST_EVERY`]. A member may announce a stranger's address.
 const BURSTS: u64 = 8;
 const BURST_EVERY: u64 = 10;
+/// What a burst takes of its budget, which fills by whole numbers a second.
+const BURST: u64 = 1000;
 
 /// What was tried to reach a peer through NATs.
-#[derive(Default)]
 pub(super) struct Punching {
     rounds: Backoff,
     /// Since when a link is wanted.
-    pub(super) wanted: Option<Time>,
+    wanted: Option<Time>,
     /// When the peer last took a step, and when this host last opened its NATs for it to ask.
     heard: Time,
     opened: Option<Time>,
-    budget: Option<Bucket>,
+    budget: Bucket,
+}
+
+impl Default for Punching {
+    fn default() -> Self {
+        let budget = Bucket::new(BURSTS * BURST, Time::ZERO);
+        Punching { rounds: Backoff::default(), wanted: None, heard: Time::ZERO, opened: None, budget }
+    }
 }
 
 impl Punching {
     /// Starts over: there is a link.
     pub(super) fn reset(&mut self, now: Time) {
         self.rounds.reset(now);
+        self.wanted = None;
+    }
+
+    /// How long a link has been wanted, which it is now.
+    pub(super) fn waited(&mut self, now: Time) -> Duration {
+        now.since(*self.wanted.get_or_insert(now))
+    }
+
+    /// No link is wanted any more.
+    pub(super) fn rest(&mut self) {
         self.wanted = None;
     }
 
@@ -69,20 +87,17 @@ impl Punching {
 
     /// Whether all addresses of the peer may be sent to once more; counts as done.
     fn may_burst(&mut self, now: Time) -> bool {
-        const ONE: u64 = 1000;
-        let budget = self.budget.get_or_insert_with(|| Bucket::new(BURSTS * ONE, now));
-        budget.take(ONE, ONE / BURST_EVERY, BURSTS * ONE, now)
+        self.budget.take(BURST, BURST / BURST_EVERY, BURSTS * BURST, now)
     }
 }
 
 impl Topology {
     /// Begins a round with a peer that there is a route to, and no link with, if it is time.
     pub(super) fn punch(&mut self, label: HostLabel, now: Time) {
-        let jitter = self.rng.random();
         let is_behind_nat = !self.addresses.seen().is_empty();
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let punching = &mut peer.punching;
-        let waited = now.since(*punching.wanted.get_or_insert(now));
+        let waited = punching.waited(now);
         let is_peers_turn = label < self.own && waited.min(now.since(punching.heard)) < LEFT_TO_PEER;
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
         if is_peers_turn || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
@@ -92,7 +107,7 @@ impl Topology {
         if round % 2 == 0 && !punching.may_burst(now) {
             return;
         }
-        punching.rounds.on_try(now, LONGEST, jitter);
+        punching.rounds.on_try(now, LONGEST, self.rng.random());
         let further = (round / 2) as u8 % (MOST_HOPS - FEWEST_HOPS + 1);
         let hops = FEWEST_HOPS + further;
         let step = if round % 2 == 0 {
