@@ -61,7 +61,8 @@ pub struct Run {
     buffer: usize,
     start: usize,
     end: usize,
-    segments: usize,
+    /// Where it ends at the latest.
+    limit: usize,
 }
 
 /// What one `sendmsg` may carry at most: a UDP payload of 64 KB less headers.
@@ -97,7 +98,7 @@ impl TxBatch {
     }
 
     /// Room for a datagram of `len` bytes to `to`. What is in it is undefined.
-    pub(super) fn datagram(&mut self, place: Place, to: Path, len: usize) -> &mut [u8] {
+    pub(super) fn datagram(&mut self, place: Place, to: &Path, len: usize) -> &mut [u8] {
         if place == Place::Main && self.buffers[Place::Tails.buffer()].open.take().is_some() {
             // What is no fragment does not overtake those before it.
             self.buffers[place.buffer()].open = None;
@@ -109,22 +110,48 @@ impl TxBatch {
         }
         buffer.used = end;
         match buffer.open.and_then(|number| runs.get_mut(number)) {
-            Some(run)
-                if run.to == to
-                    && len <= run.stride
-                    && run.end - run.start == run.segments * run.stride
-                    && run.segments < self.max_segments
-                    && end - run.start <= MAX_RUN_BYTES =>
-            {
+            Some(run) if len <= run.stride && end <= run.limit && run.to == *to => {
                 run.end = end;
-                run.segments += 1;
+                if len < run.stride {
+                    buffer.open = None;
+                }
             }
             _ => {
                 buffer.open = Some(runs.len());
                 let (lane, buffer) = (place.lane(), place.buffer());
-                runs.push(Run { lane, to, stride: len, buffer, start, end, segments: 1 });
+                let limit = start + MAX_RUN_BYTES.min(self.max_segments * len);
+                runs.push(Run { lane, to: *to, stride: len, buffer, start, end, limit });
             }
         }
         &mut buffer.bytes[start..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Puts datagrams of these sizes into a batch whose runs get three at most, and returns how each run's bytes fall apart.
+    fn runs_of(sizes: &[(Place, usize)]) -> Vec<(Lane, Vec<usize>)> {
+        let to = Path::udp(([192, 0, 2, 1], 6783).into());
+        let mut batch = TxBatch::new(3);
+        sizes.iter().for_each(|&(place, len)| assert_eq!(batch.datagram(place, &to, len).len(), len));
+        batch.runs().map(|(run, bytes)| (run.lane, bytes.chunks(run.stride).map(<[u8]>::len).collect())).collect()
+    }
+
+    #[test]
+    fn a_run_takes_datagrams_of_one_size_and_a_shorter_last_one() {
+        let main = |sizes: &[usize]| runs_of(&sizes.iter().map(|len| (Place::Main, *len)).collect::<Vec<_>>());
+        let parts = |parts: &[&[usize]]| parts.iter().map(|part| (Lane::Main, part.to_vec())).collect::<Vec<_>>();
+        assert_eq!(main(&[100, 100, 60, 60, 100]), parts(&[&[100, 100, 60], &[60], &[100]]));
+        assert_eq!(main(&[100; 5]), parts(&[&[100; 3], &[100; 2]]), "no more than the kernel takes");
+        assert_eq!(main(&[30_000; 3]), parts(&[&[30_000; 2], &[30_000]]), "no more than a datagram may hold");
+    }
+
+    #[test]
+    fn urgent_datagrams_have_runs_of_their_own() {
+        let runs = runs_of(&[(Place::Main, 100), (Place::Urgent, 100), (Place::Main, 100)]);
+        let expected = [(Lane::Urgent, vec![100]), (Lane::Main, vec![100, 100])];
+        assert!(expected.iter().all(|run| runs.contains(run)) && runs.len() == 2, "{runs:?}");
     }
 }

@@ -108,7 +108,7 @@ impl Sender {
         let send = outbound.send.as_ref().ok_or(DropReason::NoSession)?;
         let counter = send.reserve(1).map_err(|_| DropReason::Exhausted)?.start;
         let place = if lane == Lane::Urgent { Place::Urgent } else { Place::Main };
-        let datagram = self.batch.datagram(place, hop.path, envelope::LEN + session::OVERHEAD + text.len());
+        let datagram = self.batch.datagram(place, &hop.path, envelope::LEN + session::OVERHEAD + text.len());
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
         let packet = &mut datagram[envelope::LEN..];
         packet[session::HEADER_LEN..session::HEADER_LEN + text.len()].copy_from_slice(text);
@@ -241,7 +241,7 @@ impl Sender {
     fn seal(&mut self, outbound: &Outbound, segment: SegmentId, id: u16, piece: &Piece<'_>, counter: u64) {
         let (Some(hop), Some(send)) = (&outbound.hop, &outbound.send) else { return };
         let (header, payload) = (piece.header, piece.payload);
-        let datagram = self.batch.datagram(piece.place, hop.path, OVERHEAD + header.len() + payload.len());
+        let datagram = self.batch.datagram(piece.place, &hop.path, OVERHEAD + header.len() + payload.len());
         let text_header =
             TextHeader { kind: piece.kind, flags: piece.flags, id, index: piece.index, count: piece.count, segment };
         datagram[..envelope::LEN].copy_from_slice(&outbound.envelope);
