@@ -80,7 +80,7 @@ fn hosts() -> (Host, Host) {
             health: Default::default(),
             services: Default::default(),
         };
-        host.command(Command::Attach([number; 16], record), now);
+        host.command(Command::attach([number; 16], record), now);
     }
     exchange(&mut a, &mut b, now);
     (a, b)

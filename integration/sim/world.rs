@@ -255,7 +255,7 @@ impl World {
         if host.node.is_some() {
             host.disk.insert([ATTACHMENT, &id].concat(), encode(&record));
         }
-        self.command(number, Command::Attach(id, record));
+        self.command(number, Command::attach(id, record));
     }
 
     /// Detaches an endpoint.

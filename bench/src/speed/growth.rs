@@ -191,7 +191,7 @@ impl Guest {
     /// Lives until told to stop; first everything it has comes, then some of it goes and comes back while `changes` is set.
     fn live(&mut self, endpoints: u32, changes: &AtomicBool, is_over: &AtomicBool) -> Result<()> {
         for number in 0..endpoints {
-            self.take(Input::Command(0, Command::Attach(id(number), record(number))))?;
+            self.take(Input::Command(0, Command::attach(id(number), record(number))))?;
             if number % 50 == 0 {
                 self.step(Duration::from_micros(100))?;
             }
@@ -202,7 +202,7 @@ impl Guest {
             if changes.load(Ordering::Relaxed) && Instant::now() >= next {
                 next = Instant::now() + Duration::from_secs(1) / CHANGES_PER_SECOND;
                 let (id, record) = (id(number / 2), record(number / 2));
-                let command = if number % 2 == 0 { Command::Detach(id) } else { Command::Attach(id, record) };
+                let command = if number % 2 == 0 { Command::Detach(id) } else { Command::attach(id, record) };
                 self.take(Input::Command(0, command))?;
                 number += 1;
             }

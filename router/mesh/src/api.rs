@@ -77,7 +77,14 @@ pub enum Command {
     /// Stop trying these.
     Forget(Vec<String>),
     /// Bring an endpoint into a segment, or confirm that it is there.
-    Attach(EndpointId, EndpointRecord),
+    Attach {
+        /// Its id.
+        id: EndpointId,
+        /// What others hear of it.
+        record: EndpointRecord,
+        /// The addresses that the segment's gateway has from now on, if they change with it.
+        gateways: Option<BTreeSet<IpAddr>>,
+    },
     /// Take an endpoint out.
     Detach(EndpointId),
     /// Use these secrets from now on; sessions under others end.
@@ -121,6 +128,13 @@ pub enum Command {
     Targets,
     /// Take leave of the neighbours.
     Leave,
+}
+
+impl Command {
+    /// Brings an endpoint into a segment whose gateway stays as it is.
+    pub fn attach(id: EndpointId, record: EndpointRecord) -> Command {
+        Command::Attach { id, record, gateways: None }
+    }
 }
 
 /// A host to link to.

@@ -357,7 +357,7 @@ impl Attachments {
             return Ok(true);
         }
         (attachment.names, attachment.services, attachment.health) = (names, services, health);
-        self.node.tell(Command::Attach(id, attachment.record())).await?;
+        self.node.tell(Command::attach(id, attachment.record())).await?;
         table.keep(&attachment)?;
         table.all.insert(id, attachment);
         Ok(true)
@@ -393,7 +393,7 @@ impl Attachments {
         let Some(mut attachment) = table.all.values().find(has_it).cloned() else { return };
         // No record is to speak of it again, the one from before a restart included.
         attachment.ips.retain(|Prefix(ip, _)| *ip != IpAddr::V4(address));
-        let told = self.node.tell(Command::Attach(attachment.id, attachment.record())).await;
+        let told = self.node.tell(Command::attach(attachment.id, attachment.record())).await;
         for error in [told.err(), table.keep(&attachment).err()].into_iter().flatten() {
             warn!("{error}");
         }

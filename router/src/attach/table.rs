@@ -59,8 +59,7 @@ impl AttachmentTable {
 
     pub(super) async fn make(&mut self, attachment: &mut Attachment, namespace: Option<Namespace>) -> Result<()> {
         let segment = SegmentId::of(&attachment.segment);
-        let bridge = self.open_with(segment, &attachment.gateways).await?;
-        self.node.tell(Command::Attach(attachment.id, attachment.record())).await?;
+        let bridge = self.announce(attachment).await?;
         let mtu = self.mtu_of(attachment);
         interfaces::make(attachment, bridge, mtu, namespace)?;
         match attachment.place {
@@ -129,8 +128,7 @@ impl AttachmentTable {
 
     pub(super) async fn take_up(&mut self, attachment: Attachment) -> Result<()> {
         let segment = SegmentId::of(&attachment.segment);
-        let bridge = self.open_with(segment, &attachment.gateways).await?;
-        self.node.tell(Command::Attach(attachment.id, attachment.record())).await?;
+        let bridge = self.announce(&attachment).await?;
         self.unproven.extend(attachment.leases.iter().map(|lease| (attachment.id, *lease)));
         let attachment = Attachment { leases: Vec::new(), ..attachment };
         self.keep(&attachment)?;
@@ -162,24 +160,37 @@ impl AttachmentTable {
         self.store.write([(&attachment.key(), &Some(value))])
     }
 
-    /// Makes sure that a segment is there, with the gateways its endpoints have.
-    pub(super) async fn open(&mut self, segment: SegmentId) -> Result<u32> {
-        self.open_with(segment, &[]).await
+    /// Makes sure that an endpoint's segment is there, and has the mesh hear of both in one go; returns the bridge.
+    async fn announce(&mut self, attachment: &Attachment) -> Result<u32> {
+        let (bridge, gateways) = self.open_with(SegmentId::of(&attachment.segment), &attachment.gateways)?;
+        let (id, record) = (attachment.id, attachment.record());
+        self.node.tell(Command::Attach { id, record, gateways }).await?;
+        Ok(bridge)
     }
 
-    pub(super) async fn open_with(&mut self, segment: SegmentId, more: &[IpAddr]) -> Result<u32> {
-        let mut gateways = self.gateways(segment);
-        let is_known = self.segments.is_open(segment) && more.iter().all(|ip| gateways.contains(ip));
-        let bridge = self.segments.open(segment)?;
-        if !is_known {
-            gateways.extend(more);
-            interfaces::set_gateways(segment, bridge, gateways.clone())?;
-            if gateways.iter().any(IpAddr::is_ipv6) {
-                gateways.insert(interfaces::LINK_LOCAL.into());
-            }
+    /// Makes sure that a segment is there, with the gateways its endpoints have; returns the bridge.
+    pub(super) async fn open(&mut self, segment: SegmentId) -> Result<u32> {
+        let (bridge, gateways) = self.open_with(segment, &[])?;
+        if let Some(gateways) = gateways {
             self.node.tell(Command::SetGateways(segment, gateways)).await?;
         }
         Ok(bridge)
+    }
+
+    /// Makes sure that a segment's bridge is there, with more gateways maybe; returns it and what the node is to hear of them.
+    fn open_with(&mut self, segment: SegmentId, more: &[IpAddr]) -> Result<(u32, Option<BTreeSet<IpAddr>>)> {
+        let mut gateways = self.gateways(segment);
+        let is_known = self.segments.is_open(segment) && more.iter().all(|ip| gateways.contains(ip));
+        let bridge = self.segments.open(segment)?;
+        if is_known {
+            return Ok((bridge, None));
+        }
+        gateways.extend(more);
+        interfaces::set_gateways(segment, bridge, gateways.clone())?;
+        if gateways.iter().any(IpAddr::is_ipv6) {
+            gateways.insert(interfaces::LINK_LOCAL.into());
+        }
+        Ok((bridge, Some(gateways)))
     }
 
     pub(super) fn gateways(&self, segment: SegmentId) -> BTreeSet<IpAddr> {

@@ -67,7 +67,7 @@ enum Command {
     Status {
         /// What to show; none: a summary
         topic: Option<Topic>,
-        /// Everything, as one JSON object
+        /// The same as one JSON object; without a topic everything
         #[arg(long)]
         json: bool,
     },
@@ -231,7 +231,10 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
         Command::Stop => stop(socket).await,
         Command::Status { topic, json } => {
             let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
-            print(&if json { format!("{report:#}\n") } else { status::print(&report, topic)? })
+            match json {
+                true => print(&format!("{:#}\n", status::part(report, topic))),
+                false => print(&status::print(&report, topic)?),
+            }
         }
         Command::Connect { replace, peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;

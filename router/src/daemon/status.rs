@@ -192,6 +192,32 @@ pub enum Topic {
     Drops,
 }
 
+impl Topic {
+    /// The keys of the report that tell of it.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Topic::Peers => &["peers"],
+            Topic::Links => &["links"],
+            Topic::Routes => &["routes"],
+            Topic::Endpoints => &["endpoints"],
+            Topic::Dns => &["dns", "endpoints"],
+            Topic::Ipam => &["ipam"],
+            Topic::Targets => &["targets"],
+            Topic::Drops => &["drops"],
+        }
+    }
+}
+
+/// Returns what the report says of a topic, or all of it.
+pub fn part(report: Value, topic: Option<Topic>) -> Value {
+    match (report, topic) {
+        (Value::Object(report), Some(topic)) => {
+            report.into_iter().filter(|(key, _)| topic.keys().contains(&key.as_str())).collect()
+        }
+        (report, _) => report,
+    }
+}
+
 /// The report for people.
 pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
     let rows = |key: &str, columns: &[&str]| {
@@ -348,5 +374,19 @@ fn plain(value: &Value) -> String {
             object.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect::<Vec<_>>().join(", ")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_one_object_with_the_keys_of_the_whole_report() {
+        let report =
+            json!({ "version": "1", "peers": [{ "name": "a" }], "dns": { "domain": "weft." }, "endpoints": [] });
+        assert_eq!(part(report.clone(), Some(Topic::Peers)), json!({ "peers": [{ "name": "a" }] }));
+        assert_eq!(part(report.clone(), Some(Topic::Dns)), json!({ "dns": { "domain": "weft." }, "endpoints": [] }));
+        assert_eq!(part(report.clone(), None), report);
     }
 }

@@ -1,5 +1,8 @@
 //! What operators and the other parts of the program ask of the node.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use weft_crypto::{HostLabel, Keyring, Time};
 
 use super::{Command, CommandError, CommandId, Node, Reply, Target, encode};
@@ -8,7 +11,7 @@ use crate::records::writes::Writes;
 use crate::records::{EndpointId, EndpointRecord, NetworkUid};
 use crate::segments::local::AttachError;
 use crate::stored::Stored;
-use crate::wire::Control;
+use crate::wire::{Control, SegmentId};
 
 impl Node {
     /// Carries out a command; `None`: its answer comes later.
@@ -28,7 +31,7 @@ impl Node {
                 self.connect(&targets, now)
             }
             Command::Forget(names) => self.forget_targets(&names, now),
-            Command::Attach(id, record) => self.attach(id, &record, now),
+            Command::Attach { id, record, gateways } => self.attach(id, &record, gateways, now),
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
             Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses, now)),
@@ -129,10 +132,19 @@ impl Node {
         }
     }
 
-    fn attach(&mut self, id: EndpointId, record: &EndpointRecord, now: Time) -> Result<(), CommandError> {
+    fn attach(
+        &mut self,
+        id: EndpointId,
+        record: &EndpointRecord,
+        gateways: Option<BTreeSet<IpAddr>>,
+        now: Time,
+    ) -> Result<(), CommandError> {
         self.parts.settle(now);
         let writes = self.parts.segments.attach(id, record).map_err(|error| self.explain_attach(record, error))?;
         self.parts.commit(writes)?;
+        if let Some(gateways) = gateways {
+            self.parts.segments.set_gateways(SegmentId::of(&record.segment), gateways);
+        }
         // A look-up after this answer finds it.
         self.parts.settle(now);
         Ok(())
@@ -223,7 +235,7 @@ mod tests {
     #[test]
     fn commands_that_are_refused_change_nothing() {
         let mut node = node(1, &BTreeMap::new());
-        command(&mut node, Command::Attach([1; 16], endpoint(1))).unwrap();
+        command(&mut node, Command::attach([1; 16], endpoint(1))).unwrap();
         let other = EndpointRecord { mac: [2, 0, 0, 0, 0, 9], ..endpoint(1) };
         let same_mac = EndpointRecord { mac: endpoint(1).mac, ..endpoint(2) };
         let endpoints = |node: &Node| format!("{:?}", node.status(NOW).endpoints);
@@ -231,8 +243,8 @@ mod tests {
         let own_name = node.status(NOW).name;
         type Check = fn(&CommandError) -> bool;
         let cases: [(Command, Check); 7] = [
-            (Command::Attach([2; 16], other), |e| matches!(e, CommandError::AddressInUse { .. })),
-            (Command::Attach([2; 16], same_mac), |e| matches!(e, CommandError::MacInUse { .. })),
+            (Command::attach([2; 16], other), |e| matches!(e, CommandError::AddressInUse { .. })),
+            (Command::attach([2; 16], same_mac), |e| matches!(e, CommandError::MacInUse { .. })),
             (Command::Detach([9; 16]), |e| *e == CommandError::UnknownEndpoint),
             (Command::Forget(vec!["nowhere".into()]), |e| matches!(e, CommandError::UnknownTarget(_))),
             (Command::Reclaim("nobody-there".into()), |e| matches!(e, CommandError::UnknownHost(_))),
@@ -253,7 +265,7 @@ mod tests {
         let mut node = node(1, &BTreeMap::new());
         let record = crate::codec::encode(&endpoint(7));
         hear(&mut node, 2, 1, &[(Key::Endpoint([7; 16]), record)]);
-        let error = command(&mut node, Command::Attach([1; 16], EndpointRecord { mac: [2; 6], ..endpoint(7) }));
+        let error = command(&mut node, Command::attach([1; 16], EndpointRecord { mac: [2; 6], ..endpoint(7) }));
         let text = error.expect_err("refused").to_string();
         assert!(text.contains("10.32.0.7") && text.contains("web7") && text.contains("weft reclaim"), "{text}");
     }

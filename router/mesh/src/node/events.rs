@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_claim_on_a_local_endpoints_address_is_reported() {
         let mut node = node(1, &BTreeMap::new());
-        command(&mut node, Command::Attach([9; 16], endpoint(7))).unwrap();
+        command(&mut node, Command::attach([9; 16], endpoint(7))).unwrap();
         let record = value(&EndpointRecord { mac: [2; 6], ..endpoint(7) });
         let said = hear(&mut node, 2, 1, &[(Key::Endpoint([1; 16]), record)]);
         assert!(said.events.iter().any(|event| matches!(event, Event::Conflict { .. })), "{:?}", said.events);

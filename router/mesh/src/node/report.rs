@@ -171,7 +171,7 @@ mod tests {
         let mut node = node(1, &BTreeMap::new());
         let target = Target { name: "host2".into(), addresses: Vec::new() };
         command(&mut node, Command::SetAddresses(vec![[192, 0, 2, 1].into()])).unwrap();
-        command(&mut node, Command::Attach([1; 16], endpoint(1))).unwrap();
+        command(&mut node, Command::attach([1; 16], endpoint(1))).unwrap();
         command(&mut node, Command::Connect(vec![target])).unwrap();
         let status = node.status(NOW);
         assert_eq!((status.name.as_str(), status.peers.len(), status.cloned), ("host1", 0, false));
