@@ -49,6 +49,7 @@ impl Host {
             underlay_mtu: 1500,
             container_mtu: 1450,
             port: 6783,
+            tcp_ports: Vec::new(),
             discovery: true,
             grace: Duration::from_secs(3600),
             founds_alone: false,
@@ -104,6 +105,7 @@ impl Host {
                 Output::Reply(_, Ok(reply)) => self.replies.push(reply),
                 Output::Reply(_, Err(_))
                 | Output::Open { .. }
+                | Output::Connection { .. }
                 | Output::Names(_)
                 | Output::Persist { .. }
                 | Output::Tap { .. }

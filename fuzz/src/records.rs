@@ -60,8 +60,13 @@ fn send(host: &mut Host, member: u8, store: &mut Store, now: Time) {
 
 /// One record of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let host =
-        HostRecord { name: "web1".into(), addresses: vec![([10, 3, 0, 1], 6783).into()], seen: Vec::new(), boot: 1 };
+    let host = HostRecord {
+        name: "web1".into(),
+        addresses: vec![([10, 3, 0, 1], 6783).into()],
+        seen: Vec::new(),
+        tcp: vec![443],
+        boot: 1,
+    };
     let endpoint = EndpointRecord {
         segment: "app".into(),
         mac: [2, 0, 0, 0, 0, 9],

@@ -25,6 +25,8 @@ pub enum Layer {
     FilteringNat,
     /// The same with a random port for each destination.
     SymmetricNat,
+    /// A NAT that lets out connections to web servers and nothing else.
+    OnlyHttps,
 }
 
 /// The backbone and everything at it.
@@ -32,7 +34,7 @@ pub struct Internet {
     /// The router in the middle.
     pub backbone: Ns,
     /// Namespaces of the routers before hosts, which last as long as this.
-    routers: Vec<Ns>,
+    pub routers: Vec<Ns>,
 }
 
 impl Internet {
@@ -100,11 +102,15 @@ fn rules(layer: Layer) -> &'static str {
         table ip filter { chain in { type filter hook input priority 0; iifname up ct state new drop; } }";
     const FIREWALL: &str =
         "table ip filter { chain f { type filter hook forward priority 0; iifname up ct state new drop; } }";
+    const ONLY_HTTPS: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade; } } \
+        table ip filter { chain f { type filter hook forward priority 0; policy drop; \
+        ct state established,related accept; tcp dport 443 accept; } }";
     match layer {
         Layer::Firewall => FIREWALL,
         Layer::Nat => NAT,
         Layer::FilteringNat => FILTERING,
         Layer::SymmetricNat => SYMMETRIC,
+        Layer::OnlyHttps => ONLY_HTTPS,
     }
 }
 

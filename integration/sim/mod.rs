@@ -4,6 +4,7 @@
 //! [`scenario`] makes random meshes and faults; [`scale`] leads a mesh of any size; [`addresses`] does so for the hosts' address state machines alone. The same seed gives the same run, to the byte.
 
 pub mod addresses;
+mod connections;
 pub mod disk;
 pub mod model;
 pub mod nat;

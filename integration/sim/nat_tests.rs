@@ -1,7 +1,9 @@
-//! Hosts behind NATs of every kind: who has a direct link with whom.
+//! Hosts behind NATs of every kind, and in networks that let no UDP pass: who has a direct link with whom.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rand::RngExt;
 use weft_crypto::Ciphers;
 use weft_integration::sim::endpoint;
 use weft_integration::sim::nat::{Behaviour, Dependence};
@@ -112,4 +114,73 @@ fn a_direct_link_through_nats_stays_while_nothing_is_said() {
         world.run_for(Duration::from_secs(10));
         assert!(world.is_direct(1, 2) && world.is_direct(2, 1), "a mapping expired");
     }
+}
+
+/// Host 0 is public and named by the others, of which some are in networks without UDP.
+fn without_udp(seed: u64) -> World {
+    let mut world = World::new(seed, Ciphers::native(true), true);
+    let count = world.rng.random_range(4..=12);
+    for number in 0..count {
+        let host = world.add_host();
+        world.hosts[host].tcp_ports = vec![6783, 443];
+        world.hosts[host].blocks_udp = number > 0 && world.rng.random_bool(0.4);
+    }
+    world.hosts[1].blocks_udp = true;
+    for host in 0..count {
+        world.start(host);
+        if host > 0 {
+            world.connect(host, &[0]);
+        }
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+    world
+}
+
+/// The transport of a host's link with each other, by their nicknames.
+fn transports(world: &World, of: HostNumber) -> BTreeMap<String, Option<&'static str>> {
+    let status = world.hosts[of].node.as_ref().map(|node| node.status(world.now));
+    let peers = status.into_iter().flat_map(|status| status.peers);
+    peers.map(|peer| (peer.name, peer.transport.filter(|_| peer.path == Some("direct")))).collect()
+}
+
+#[test]
+fn hosts_without_udp_join_by_tcp_and_leave_it_when_udp_passes() {
+    for seed in 0..10 {
+        let mut world = without_udp(seed);
+        let count = world.hosts.len();
+        world.run_for(Duration::from_secs(3));
+        for host in 1..count {
+            assert!(has_way(&world, host, 0) && has_way(&world, 0, host), "seed {seed}: h{host} has not joined");
+        }
+        world.run_for(Duration::from_secs(30));
+        for (a, b) in (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+            let blocked = world.hosts[a].blocks_udp || world.hosts[b].blocks_udp;
+            let expected = Some(if blocked { "tcp" } else { "udp" });
+            assert_eq!(transports(&world, a)[&format!("h{b}")], expected, "seed {seed}: h{a} to h{b}");
+        }
+        world.hosts.iter_mut().for_each(|host| host.blocks_udp = false);
+        world.run_for(Duration::from_secs(25));
+        for host in 0..count {
+            assert!(transports(&world, host).values().all(|by| *by == Some("udp")), "seed {seed}: h{host}");
+        }
+    }
+}
+
+#[test]
+fn a_host_whose_connection_breaks_is_back_by_another() {
+    let mut world = without_udp(7);
+    world.run_for(Duration::from_secs(5));
+    for _ in 0..3 {
+        world.crash(1);
+        world.run_for(Duration::from_secs(20));
+        world.start(1);
+        world.connect(1, &[0]);
+        world.run_for(Duration::from_secs(3));
+        assert!(has_way(&world, 1, 0) && has_way(&world, 0, 1));
+    }
+    world.cut(0, 1);
+    world.run_for(Duration::from_secs(60));
+    world.heal(0, 1);
+    world.run_for(Duration::from_secs(3));
+    assert!(has_way(&world, 1, 0) && has_way(&world, 0, 1));
 }

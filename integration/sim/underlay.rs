@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::RngExt;
-use weft_mesh::path::Path;
+use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
+use super::connections::Connection;
 use super::nat::{Behaviour, Nat};
 use super::weather::Weather;
 use super::world::{Host, HostNumber, What, World};
@@ -69,12 +70,20 @@ impl World {
 
     /// Puts a run on the network; each of its datagrams has its own fate.
     pub(super) fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
+        if to.transport != Transport::Udp {
+            return self.transmit_by_tcp(from, to, &data, stride);
+        }
         let Some((source, end)) = self.way(from, to.remote) else { return };
         self.bytes_sent += data.len() as u64;
         self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
         let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
         let is_cut = matches!(end, End::Host(host) if self.is_cut(from, host) || from == host);
-        if is_cut || (is_marked && self.drops_marked) {
+        let is_blocked = |host: HostNumber| self.hosts[host].blocks_udp;
+        if is_cut
+            || is_blocked(from)
+            || matches!(end, End::Host(host) if is_blocked(host))
+            || (is_marked && self.drops_marked)
+        {
             return;
         }
         let Weather { loss, duplication, delay: (shortest, longest) } = self.weather;
@@ -88,12 +97,44 @@ impl World {
                 let at = self.now + Duration::from_nanos(delay);
                 let (data, stride) = (datagram.to_vec(), datagram.len());
                 let what = match end {
-                    End::Host(host) => What::Deliver { host, from: source, data, stride },
+                    End::Host(host) => What::Deliver { host, from: Path::udp(source), data, stride },
                     End::Nat(nat) => What::Arrive { nat, from: source, port: to.remote.port(), data },
                 };
                 self.queue.push(at, what);
             }
         }
+    }
+
+    /// Puts a run on a connection, which is opened at need.
+    fn transmit_by_tcp(&mut self, from: HostNumber, to: Path, data: &[u8], stride: usize) {
+        let there = self.connections.find(from, to, |host| self.hosts[host].life);
+        let Some(connection) = there.or_else(|| self.open_connection(from, to)) else { return };
+        let (host, path) = connection.other_end(from);
+        if self.is_cut(from, host) {
+            return;
+        }
+        self.bytes_sent += data.len() as u64;
+        self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
+        let at = self.now + self.weather.delay.0;
+        for datagram in data.chunks(stride.max(1)) {
+            let (data, stride) = (datagram.to_vec(), datagram.len());
+            self.queue.push(at, What::Deliver { host, from: path, data, stride });
+        }
+    }
+
+    fn open_connection(&mut self, opener: HostNumber, to: Path) -> Option<Connection> {
+        let accepts = |host: &Host| {
+            host.node.is_some() && host.address.ip() == to.remote.ip() && host.tcp_ports.contains(&to.remote.port())
+        };
+        let acceptor = (0..self.hosts.len()).find(|host| *host != opener && accepts(&self.hosts[*host]))?;
+        let (own, hidden) = (self.hosts[opener].nat, self.hosts[acceptor].nat);
+        if to.transport != Transport::Tcp || (hidden.is_some() && hidden != own) || self.is_cut(opener, acceptor) {
+            return None;
+        }
+        let nat = own.filter(|_| hidden.is_none()).map(|nat| self.nats[nat].outside());
+        let outside = nat.unwrap_or(self.hosts[opener].address.ip());
+        let [opener, acceptor] = [opener, acceptor].map(|host| (host, self.hosts[host].life));
+        Some(self.connections.open(opener, acceptor, to.remote, outside))
     }
 
     /// A datagram leaves a host that gets no further than the host's own NAT.
@@ -106,7 +147,7 @@ impl World {
         let inside = self.nats[nat].inbound(from, port, self.now);
         if let Some(host) = inside.and_then(|inside| self.host_at(inside)) {
             let stride = data.len();
-            self.deliver(host, from, data, stride);
+            self.deliver(host, Path::udp(from), data, stride);
         }
     }
 

@@ -23,6 +23,7 @@ use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 
+use super::connections::Connections;
 use super::disk::{ATTACHMENT, endpoints_on, keyring};
 use super::nat::Nat;
 use super::queue::Queue;
@@ -44,6 +45,10 @@ pub struct Host {
     pub second: Option<SocketAddr>,
     /// The NAT it is behind: its place in the order in which NATs were made.
     pub nat: Option<usize>,
+    /// The ports at which it accepts TCP connections.
+    pub tcp_ports: Vec<u16>,
+    /// Whether its network lets no UDP pass.
+    pub blocks_udp: bool,
     /// Whether what it sends by the urgent lane is marked.
     pub marks: bool,
     /// Its node, while it runs.
@@ -61,7 +66,7 @@ pub struct Host {
     /// What it said for the log.
     pub events: Vec<Event>,
     path: Datapath,
-    life: u64,
+    pub(super) life: u64,
     timer: Time,
     /// When the last publication takes effect.
     published: Time,
@@ -102,6 +107,7 @@ pub struct World {
     pub(super) queue: Queue<What>,
     /// The NATs that hosts are behind.
     pub(super) nats: Vec<Nat>,
+    pub(super) connections: Connections,
     trace: SipHasher13,
     pub(super) by_address: BTreeMap<SocketAddr, HostNumber>,
     recorded: Option<Vec<Vec<u8>>>,
@@ -114,7 +120,7 @@ pub(super) enum What {
     },
     Deliver {
         host: HostNumber,
-        from: SocketAddr,
+        from: Path,
         data: Vec<u8>,
         stride: usize,
     },
@@ -156,6 +162,7 @@ impl World {
             discovery,
             queue: Queue::default(),
             nats: Vec::new(),
+            connections: Connections::default(),
             trace: SipHasher13::new(),
             by_address: BTreeMap::new(),
             recorded: None,
@@ -183,6 +190,8 @@ impl World {
             address,
             second: None,
             nat: None,
+            tcp_ports: Vec::new(),
+            blocks_udp: false,
             marks: true,
             node: None,
             disk: BTreeMap::new(),
@@ -218,6 +227,7 @@ impl World {
             underlay_mtu: 1500,
             container_mtu: 1450,
             port: host.address.port(),
+            tcp_ports: host.tcp_ports.clone(),
             discovery: self.discovery,
             grace: self.grace,
             founds_alone: false,
@@ -301,7 +311,7 @@ impl World {
     /// A datagram from nowhere in particular arrives at a host.
     pub fn inject(&mut self, number: HostNumber, from: SocketAddr, data: Vec<u8>) {
         let stride = data.len().max(1);
-        self.deliver(number, from, data, stride);
+        self.deliver(number, Path::udp(from), data, stride);
     }
 
     /// Runs until the time has come.
@@ -354,19 +364,14 @@ impl World {
         }
     }
 
-    pub(super) fn deliver(&mut self, number: HostNumber, from: SocketAddr, mut data: Vec<u8>, stride: usize) {
+    pub(super) fn deliver(&mut self, number: HostNumber, from: Path, mut data: Vec<u8>, stride: usize) {
         let host = &mut self.hosts[number];
         if host.node.is_none() {
             return;
         }
         let snapshot = host.snapshot.clone();
         let mut sink = HostSink::new(host.offloads);
-        host.path.datagrams(
-            &snapshot,
-            self.now,
-            &mut [RxBuffer { from: Path::udp(from), data: &mut data, stride }],
-            &mut sink,
-        );
+        host.path.datagrams(&snapshot, self.now, &mut [RxBuffer { from, data: &mut data, stride }], &mut sink);
         self.carry_out(number, sink);
     }
 
@@ -458,7 +463,7 @@ impl World {
                 self.hosts[number].events.push(event);
             }
             // What containers here know of each other's MACs, the model knows.
-            Output::Tap { .. } | Output::Mtu(..) | Output::Timeout(..) => {}
+            Output::Tap { .. } | Output::Mtu(..) | Output::Timeout(..) | Output::Connection { .. } => {}
         }
     }
 

@@ -167,6 +167,7 @@ impl Guest {
             underlay_mtu: 1500,
             container_mtu: 1450,
             port: socket.local_addr().doing(what)?.port(),
+            tcp_ports: Vec::new(),
             discovery: false,
             grace: Duration::from_secs(3600),
             founds_alone: false,
@@ -249,7 +250,8 @@ impl Guest {
                     self.wake = Instant::now() + wait;
                     return Ok(());
                 }
-                Output::Open { .. }
+                Output::Connection { .. }
+                | Output::Open { .. }
                 | Output::Reply(..)
                 | Output::Names(_)
                 | Output::Persist { .. }

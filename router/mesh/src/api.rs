@@ -34,6 +34,8 @@ pub struct Config {
     pub container_mtu: u16,
     /// The UDP port it listens on.
     pub port: u16,
+    /// The TCP ports at which it accepts connections.
+    pub tcp_ports: Vec<u16>,
     /// Whether it links to hosts it was not told of.
     pub discovery: bool,
     /// How long a host may be gone before its records are dropped.
@@ -57,6 +59,8 @@ pub enum Input {
     Timeout,
     /// The data path met something for the node.
     Punt(Punt),
+    /// A connection is no longer there.
+    Closed(Path),
     /// A command from this host's operator or its other parts; an [`Output::Reply`] with the id follows, at once unless addresses are to be agreed on.
     Command(CommandId, Command),
     /// Answers [`Output::Durable`].
@@ -165,6 +169,13 @@ pub enum Output {
         to: Path,
         /// How many routers pass it on (TTL, hop limit).
         hops: u8,
+    },
+    /// A link goes over this connection from now on, or (if not) no link does: it is kept, or may be closed.
+    Connection {
+        /// The path of the connection.
+        path: Path,
+        /// Whether a link goes over it.
+        is_used: bool,
     },
     /// The data path is to work with this from now on.
     Publish(Arc<Snapshot>),

@@ -187,7 +187,8 @@ mod tests {
         let mut directory = Directory::new(id(1), "host1".into());
         for (n, name) in names {
             directory.meet(id(*n));
-            let record = HostRecord { name: (*name).into(), addresses: Vec::new(), seen: Vec::new(), boot: 1 };
+            let record =
+                HostRecord { name: (*name).into(), addresses: Vec::new(), seen: Vec::new(), tcp: Vec::new(), boot: 1 };
             directory.on_host(id(*n).label(), Some(record));
         }
         directory

@@ -20,12 +20,31 @@ pub struct Path {
 pub enum Transport {
     /// One datagram in one UDP datagram.
     Udp,
+    /// A TCP connection that this host opens at need.
+    Tcp,
+    /// A TCP connection that the other end opened. Once it is closed its remote address leads nowhere.
+    AcceptedTcp,
 }
 
 impl Path {
     /// Returns the path by UDP to an address.
     pub const fn udp(remote: SocketAddr) -> Path {
         Path { transport: Transport::Udp, remote, local: None }
+    }
+
+    /// Returns the path by a TCP connection to an address.
+    pub const fn tcp(remote: SocketAddr) -> Path {
+        Path { transport: Transport::Tcp, remote, local: None }
+    }
+
+    /// Returns the path by a TCP connection that was accepted from an address.
+    pub const fn accepted_tcp(remote: SocketAddr) -> Path {
+        Path { transport: Transport::AcceptedTcp, remote, local: None }
+    }
+
+    /// Whether datagrams go by UDP.
+    pub(crate) fn is_udp(self) -> bool {
+        self.transport == Transport::Udp
     }
 
     /// Returns the same path from the address that the kernel chooses.
@@ -45,6 +64,7 @@ impl Transport {
     pub const fn name(self) -> &'static str {
         match self {
             Transport::Udp => "udp",
+            Transport::Tcp | Transport::AcceptedTcp => "tcp",
         }
     }
 }
@@ -71,5 +91,6 @@ mod tests {
     fn a_path_is_written_as_people_name_it() {
         let path = Path::udp("[2001:db8::1]:6783".parse().unwrap());
         assert_eq!(path.to_string(), "udp://[2001:db8::1]:6783");
+        assert_eq!(Path::accepted_tcp(path.remote).to_string(), "tcp://[2001:db8::1]:6783");
     }
 }

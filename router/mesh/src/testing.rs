@@ -32,6 +32,7 @@ pub(crate) fn node(number: u8, restored: &BTreeMap<Vec<u8>, Vec<u8>>) -> Node {
         underlay_mtu: 1500,
         container_mtu: 1450,
         port: 6783,
+        tcp_ports: Vec::new(),
         discovery: true,
         grace: Duration::from_secs(3600),
         founds_alone: false,

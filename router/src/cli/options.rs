@@ -2,17 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use weft_mesh::path::Transport;
 use weft_mesh::records;
 
 use crate::attach::prefix::Prefix;
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
+use crate::transport::tcp::{Listen, Proxy};
 
 /// The port that routers listen on.
 pub const DEFAULT_PORT: u16 = 6783;
@@ -69,10 +73,19 @@ pub struct LaunchArgs {
     /// The network's secret(s), one a line, the first used first
     #[arg(long, env = "WEFT_SECRET_FILE", value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
-    /// UDP address to listen on.
-    #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR:PORT")]
-    #[arg(help = "UDP address to listen on [default: [::]:6783, both families]")]
-    pub listen: Option<SocketAddr>,
+    /// Addresses to listen on.
+    #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    #[arg(
+        help = "Address to listen on, by UDP and TCP, or by one with udp:// or tcp:// before it; may be repeated [default: [::]:6783, \
+                both families]"
+    )]
+    #[serde(deserialize_with = "one_or_more")]
+    pub listen: Vec<ListenAddress>,
+    /// Open TCP connections to other hosts by way of this HTTP proxy
+    #[arg(long, env = "WEFT_PROXY", value_name = "URL")]
+    #[arg(help = "HTTP proxy for TCP connections to other hosts: http://[USER:PASSWORD@]HOST[:PORT]")]
+    #[serde(deserialize_with = "parsed")]
+    pub proxy: Option<Proxy>,
     /// Identity key and store [default: /var/lib/weft]
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -151,8 +164,10 @@ pub struct Options {
     pub name: String,
     /// Where the secrets come from.
     pub secrets: SecretSource,
-    /// UDP address.
-    pub listen: SocketAddr,
+    /// Addresses to listen on.
+    pub listen: ListenOn,
+    /// The way of TCP connections, if not straight.
+    pub proxy: Option<Proxy>,
     /// Identity key and store.
     pub state_dir: PathBuf,
     /// Control socket.
@@ -191,6 +206,75 @@ pub struct Options {
     pub busy_poll: BusyPoll,
 }
 
+/// An address to listen on: `[udp://|tcp://]ADDR:PORT`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ListenAddress {
+    /// By which transport; none: both.
+    transport: Option<Transport>,
+    address: SocketAddr,
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (transport, rest) = match text.split_once("://") {
+            Some(("udp", rest)) => (Some(Transport::Udp), rest),
+            Some(("tcp", rest)) => (Some(Transport::Tcp), rest),
+            _ => (None, text),
+        };
+        let address = rest.parse().map_err(|_| format!("'{text}' is no address: it takes [udp://|tcp://]ADDR:PORT"))?;
+        Ok(ListenAddress { transport, address })
+    }
+}
+
+/// Where a router listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListenOn {
+    /// For datagrams.
+    pub udp: SocketAddr,
+    /// For connections.
+    pub tcp: Vec<Listen>,
+}
+
+impl ListenOn {
+    fn of(listen: &[ListenAddress]) -> Result<ListenOn> {
+        let default = ListenAddress { transport: None, address: SocketAddr::from(([0u16; 8], DEFAULT_PORT)) };
+        let by = |transport| move |listen: &&ListenAddress| listen.transport.is_none_or(|by| by == transport);
+        let is_for_udp = listen.iter().any(|listen| by(Transport::Udp)(&listen));
+        // What was not asked for is not necessary.
+        let all: Vec<ListenAddress> = listen.iter().copied().chain((!is_for_udp).then_some(default)).collect();
+        let mut udp = all.iter().filter(by(Transport::Udp)).map(|listen| listen.address);
+        let (Some(first), None) = (udp.next(), udp.next()) else {
+            return Err(Failure::Usage("--listen takes one address for UDP: put tcp:// before the others".into()));
+        };
+        let tcp = all.iter().filter(by(Transport::Tcp));
+        let tcp = tcp.map(|listen| Listen { address: listen.address, is_required: listen.transport.is_some() });
+        Ok(ListenOn { udp: first, tcp: tcp.collect() })
+    }
+}
+
+/// A value of the configuration file in the form that its flag has.
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// One such value, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<Vec<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    let texts = match OneOrMore::deserialize(from)? {
+        OneOrMore::One(text) => vec![text],
+        OneOrMore::More(texts) => texts,
+    };
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+}
+
 impl LaunchArgs {
     /// Fills in from the configuration file what flags and environment left open.
     pub fn with_file(mut self) -> Result<Self> {
@@ -200,7 +284,10 @@ impl LaunchArgs {
         self.socket = self.socket.or(file.socket);
         self.name = self.name.or(file.name);
         self.secret_file = self.secret_file.or(file.secret_file);
-        self.listen = self.listen.or(file.listen);
+        if self.listen.is_empty() {
+            self.listen = file.listen;
+        }
+        self.proxy = self.proxy.or(file.proxy);
         self.state_dir = self.state_dir.or(file.state_dir);
         self.range = self.range.or(file.range);
         self.mtu = self.mtu.or(file.mtu);
@@ -285,7 +372,8 @@ impl LaunchArgs {
             peers: self.peers,
             name,
             secrets,
-            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([0u16; 8], DEFAULT_PORT))),
+            listen: ListenOn::of(&self.listen)?,
+            proxy: self.proxy,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             range,

@@ -13,6 +13,7 @@ use crate::daemon::state::Store;
 use crate::dataplane::worker::Counters;
 use crate::dns::Dns;
 use crate::docker::Docker;
+use crate::transport::tcp::Connections;
 
 /// What requests work with.
 #[derive(Clone)]
@@ -29,6 +30,8 @@ pub struct Api {
     pub names: Arc<ArcSwap<Names>>,
     /// What the packet workers counted.
     pub counters: Arc<Counters>,
+    /// The TCP connections.
+    pub connections: Arc<Connections>,
     /// What is kept.
     pub store: Arc<Store>,
     /// What is wrong with the range, if anything.

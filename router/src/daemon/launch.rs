@@ -32,12 +32,15 @@ use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
 use crate::dataplane::polling::Pauses;
 use crate::dataplane::taps::{self, Segments};
-use crate::dataplane::worker::{Clock, Counters, Shared, Worker};
+use crate::dataplane::worker::{Clock, Counters, Shared, Worker, WorkerHandle};
 use crate::dns::{Dns, DnsParts};
 use crate::docker::{self, Docker, DockerParts};
 use crate::error::{Doing, Failure, Result};
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
+use crate::transport::Port;
+use crate::transport::tcp::connection::Connection;
+use crate::transport::tcp::{self, Connections, Ends};
 use crate::transport::udp::UdpPort;
 
 /// How often names of peers and ended containers are looked after.
@@ -115,6 +118,7 @@ struct Built {
     clock: Clock,
     /// One UDP port per packet worker.
     ports: Vec<UdpPort>,
+    listeners: Vec<std::net::TcpListener>,
     underlay: Underlay,
     changes_below: Receiver<()>,
     /// The largest packet of containers, in bytes.
@@ -142,7 +146,8 @@ impl Built {
         sockets.extend(plugin.iter().map(|plugin| RemoveOnDrop(plugin.path.clone())));
         let clock = Clock::start();
         let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
-        let ports = UdpPort::bind(options.listen, worker_count)?;
+        let ports = UdpPort::bind(options.listen.udp, worker_count)?;
+        let listeners = tcp::listen(&options.listen.tcp)?;
         let (peer_id, mtu) = (identity.peer_id(), underlay.container_mtu(&options));
         let alive = remembered.restored.alive.values();
         let config = Config {
@@ -153,6 +158,7 @@ impl Built {
             underlay_mtu: underlay.mtu,
             container_mtu: mtu,
             port: ports[0].port(),
+            tcp_ports: tcp::ports(&listeners),
             discovery: options.discovery,
             grace: options.grace,
             founds_alone: options.found,
@@ -169,6 +175,7 @@ impl Built {
             peer_id,
             clock,
             ports,
+            listeners,
             underlay,
             changes_below,
             mtu,
@@ -180,14 +187,15 @@ impl Built {
 
     /// Starts workers, node task and servers; containers that are there have traffic from here on.
     async fn start(self) -> Result<Running> {
-        let Built { options, remembered, node, peer_id, clock, ports, underlay, mtu, .. } = self;
+        let Built { options, remembered, node, peer_id, clock, ports, listeners, underlay, mtu, .. } = self;
         let Remembered { store, kept, restored, running, overlap } = remembered;
-        let (label, port, worker_count) = (peer_id.label(), ports[0].port(), ports.len());
+        let (label, number, worker_count) = (peer_id.label(), ports[0].port(), ports.len());
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
         let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
         let (punts, inbox) = punt_queues();
         let counters = Arc::new(Counters::default());
-        let udp = ports[0].try_clone()?;
+        let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone());
+        let port = Port { udp: ports[0].try_clone()?, tcp: tcp.clone() };
         let shared = Shared {
             pauses: Pauses::new(options.busy_poll),
             snapshot: snapshot.clone(),
@@ -196,13 +204,24 @@ impl Built {
             clock,
         };
         let numbered = ports.into_iter().enumerate();
-        let workers: Vec<Worker> =
-            numbered.map(|(number, udp)| Worker::start(number, udp, &shared)).collect::<Result<_>>()?;
+        let workers: Vec<Worker> = numbered
+            .map(|(number, udp)| Worker::start(number, Port { udp, tcp: tcp.clone() }, &shared))
+            .collect::<Result<_>>()?;
         // Any of them has a queue of each segment.
-        let worker = workers[0].handle();
+        let handles: Vec<WorkerHandle> = workers.iter().map(Worker::handle).collect();
+        let worker = handles[0].clone();
         let segments = Segments::new(options.tap, mtu.into(), workers);
-        let parts =
-            Parts { node, clock, udp, snapshot, names: names.clone(), punts: inbox, worker, store: store.clone() };
+        let parts = Parts {
+            node,
+            clock,
+            port,
+            closed,
+            snapshot,
+            names: names.clone(),
+            punts: inbox,
+            worker,
+            store: store.clone(),
+        };
         let (task, handle, changes) = NodeTask::new(parts);
         start_node_task(task)?;
         let attachments = Attachments::new(AttachmentParts {
@@ -239,11 +258,37 @@ impl Built {
             }
             false => None,
         };
+        tasks.spawn(tcp.clone().sweep());
+        tasks.spawn(spread(opened, handles));
+        for listener in listeners {
+            tasks.spawn(tcp.clone().accept(tcp::in_runtime(listener)?));
+        }
         let stop = Arc::new(Notify::new());
-        let api = Api { node: handle, attachments, docker, dns, names, counters, store, overlap, options, stop };
+        let api = Api {
+            node: handle,
+            attachments,
+            docker,
+            dns,
+            names,
+            counters,
+            connections: tcp,
+            store,
+            overlap,
+            options,
+            stop,
+        };
         let peer_id = peer_id.short();
         let (name, tap) = (&api.options.name, api.options.tap);
-        info!(name, peer_id, port, mtu, ?tap, workers = worker_count, "weft {} is up", env!("CARGO_PKG_VERSION"));
+        info!(
+            name,
+            peer_id,
+            port = number,
+            mtu,
+            ?tap,
+            workers = worker_count,
+            "weft {} is up",
+            env!("CARGO_PKG_VERSION")
+        );
         tasks.spawn(find_peers(api.clone()));
         tasks.spawn(underlay::follow(api.clone(), self.changes_below, api.node.links_changed(), underlay));
         tasks.spawn(routing::keep(routing));
@@ -252,6 +297,14 @@ impl Built {
         tasks.spawn(change_endpoints(api.clone(), changes));
         install::notify_ready();
         Ok(Running { api, tasks, _sockets: self.sockets })
+    }
+}
+
+/// Gives each connection that opens to the next worker in turn.
+async fn spread(mut opened: UnboundedReceiver<Arc<Connection>>, workers: Vec<WorkerHandle>) {
+    for worker in workers.iter().cycle() {
+        let Some(connection) = opened.recv().await else { return };
+        worker.receive(connection);
     }
 }
 

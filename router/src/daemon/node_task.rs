@@ -12,6 +12,7 @@ use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Event, Input, Networks, Node, Output, Reply, Status};
+use weft_mesh::path::Path;
 use weft_mesh::sink::Punt;
 use weft_mesh::snapshot::Snapshot;
 use weft_mesh::wire::SegmentId;
@@ -20,8 +21,7 @@ use crate::attach::addresses::Lease;
 use crate::daemon::state::{Change, Store};
 use crate::dataplane::worker::{Clock, PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
-use crate::transport;
-use crate::transport::udp::UdpPort;
+use crate::transport::Port;
 
 /// How soon what could not be written is tried again.
 const WRITE_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -151,7 +151,9 @@ pub struct Parts {
     /// The clock that its times come from.
     pub clock: Clock,
     /// Sends its datagrams.
-    pub udp: UdpPort,
+    pub port: Port,
+    /// Connections that ended.
+    pub closed: mpsc::UnboundedReceiver<Path>,
     /// Where it publishes what the workers need.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where it publishes what DNS answers from.
@@ -168,7 +170,8 @@ pub struct Parts {
 pub struct NodeTask {
     node: Node,
     clock: Clock,
-    udp: UdpPort,
+    port: Port,
+    closed: mpsc::UnboundedReceiver<Path>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     names: Arc<ArcSwap<Names>>,
     punts: Punts,
@@ -209,7 +212,7 @@ pub enum EndpointChange {
 impl NodeTask {
     /// A task around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
     pub fn new(parts: Parts) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
-        let Parts { node, clock, udp, snapshot, names, punts, worker, store } = parts;
+        let Parts { node, clock, port, closed, snapshot, names, punts, worker, store } = parts;
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
@@ -219,7 +222,8 @@ impl NodeTask {
         let task = NodeTask {
             node,
             clock,
-            udp,
+            port,
+            closed,
             snapshot,
             names,
             punts,
@@ -243,7 +247,7 @@ impl NodeTask {
                 request = self.requests.recv() => match request {
                     Some(Call { command, reply }) => {
                         if let Command::SetAddresses(addresses) = &command {
-                            self.udp.set_addresses(addresses);
+                            self.port.udp.set_addresses(addresses);
                         }
                         self.next_id += 1;
                         self.waiting.insert(self.next_id, reply);
@@ -268,6 +272,9 @@ impl NodeTask {
                 Some(punt) = self.punts.handshakes.recv() => {
                     self.node.handle_input(self.clock.now(), Input::Punt(punt));
                 }
+                Some(path) = self.closed.recv() => {
+                    self.node.handle_input(self.clock.now(), Input::Closed(path));
+                }
                 () = tokio::time::sleep_until(wake) => {
                     self.node.handle_input(self.clock.now(), Input::Timeout);
                 }
@@ -282,9 +289,10 @@ impl NodeTask {
             match self.node.poll_output() {
                 Output::Transmit { lane, to, data, stride } => {
                     // What matters is sent again; a send that fails is like a datagram lost.
-                    let _ = transport::send(&self.udp, lane, to, &data, stride);
+                    let _ = self.port.send_or_open(lane, to, &data, stride);
                 }
-                Output::Open { to, hops } => drop(transport::open(&self.udp, to, hops)),
+                Output::Open { to, hops } => drop(self.port.open_nats(to, hops)),
+                Output::Connection { path, is_used } => self.port.tcp.set_used(path, is_used),
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),
                 Output::Reply(id, reply) => {
@@ -301,7 +309,7 @@ impl NodeTask {
                     match event {
                         // Once the router stops there is no receiver any more.
                         Event::Fenced { id, address } => drop(self.changes.send(EndpointChange::Fenced(id, address))),
-                        Event::MarksLost { .. } => self.udp.stop_marking(),
+                        Event::MarksLost { .. } => self.port.udp.stop_marking(),
                         Event::LinkUp { .. } | Event::LinkMoved { .. } => self.links_changed.notify_one(),
                         _ => {}
                     }

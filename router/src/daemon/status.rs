@@ -134,6 +134,8 @@ fn drops(status: &Status, api: &Api) -> Value {
         ("tap_full", count(&api.counters.tap_full)),
         ("send_failed", count(&api.counters.send_failed)),
         ("punts_lost", count(&api.counters.punts_lost)),
+        ("tcp_full", count(&api.connections.dropped)),
+        ("tcp_refused", count(&api.connections.refused)),
         ("waiting_frames", refused.waiting_frames),
         ("handshakes_refused", refused.handshakes),
         ("swim_packets_refused", refused.swim_packets),

@@ -5,6 +5,8 @@
 //! 3. UDP → [`Datapath::datagrams`]: a batch of GRO runs is opened in place, the urgent lane's first; relay runs go out
 //!    again from the buffers they came in, frames are joined and written to the TAP in one `writev`.
 //!
+//! 4. What comes over TCP connections, which are spread among the workers, goes the way of what comes by UDP.
+//!
 //! One snapshot and one clock reading per batch. What is not for the data path goes to the node.
 
 use std::collections::BTreeMap;
@@ -33,14 +35,16 @@ use weft_mesh::wire::SegmentId;
 use weft_sys::TapIo;
 
 use crate::dataplane::polling::{Last, Pauses};
+use crate::dataplane::streams::{BYTES_PER_READ, Streams};
 use crate::error::{Doing, Result};
-use crate::transport;
-use crate::transport::udp::{BATCH, BUFFER, UdpPort};
+use crate::transport::Port;
+use crate::transport::tcp::connection::Connection;
+use crate::transport::udp::{BATCH, BUFFER};
 
-/// What epoll says when something is there: datagrams of the lane with this number, an order, or frames of the TAP with this
-/// number or a higher one.
+/// What epoll says when something is there: datagrams of the lane with this number, an order, or something at the TAP or the connection
+/// with this number or a higher one; the number after a connection's says that it has room.
 const WAKE: u64 = Lane::ALL.len() as u64;
-const FIRST_TAP: u64 = WAKE + 1;
+const FIRST: u64 = WAKE + 1;
 /// Frames read from one TAP before others get their turn, or flushes; and bytes sealed before they are sent.
 const FRAMES_PER_TURN: usize = 64;
 const FLUSHES_PER_TURN: usize = 2;
@@ -87,6 +91,7 @@ enum Order {
     Add(SegmentId, Box<dyn TapIo>),
     Remove(SegmentId),
     Write(SegmentId, Vec<u8>),
+    Receive(Arc<Connection>),
     Stop,
 }
 
@@ -132,6 +137,11 @@ impl WorkerHandle {
         self.order(Order::Write(segment, frame));
     }
 
+    /// Has what comes over an open connection received.
+    pub fn receive(&self, connection: Arc<Connection>) {
+        self.order(Order::Receive(connection));
+    }
+
     fn order(&self, order: Order) {
         // A worker ends only when told to; then no orders follow.
         let _ = self.orders.send(order);
@@ -155,9 +165,9 @@ pub struct Shared {
 }
 
 impl Worker {
-    /// Starts a worker on a socket. It works with what `snapshot` holds, tells the node by a `PuntSender`, and asks `pauses`
+    /// Starts a worker on its sockets. It works with what `snapshot` holds, tells the node by a `PuntSender`, and asks `pauses`
     /// whether to sleep.
-    pub fn start(number: usize, udp: UdpPort, shared: &Shared) -> Result<Worker> {
+    pub fn start(number: usize, port: Port, shared: &Shared) -> Result<Worker> {
         let Shared { pauses, snapshot, punts, counters, clock } = shared.clone();
         let what = || "cannot start a packet worker".to_owned();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing(what)?;
@@ -165,11 +175,11 @@ impl Worker {
         let waker = Arc::new(waker);
         epoll.add(&*waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE)).doing(what)?;
         for lane in Lane::ALL {
-            epoll.add(udp.fd(lane), EpollEvent::new(EpollFlags::EPOLLIN, lane as u64)).doing(what)?;
+            epoll.add(port.udp.fd(lane), EpollEvent::new(EpollFlags::EPOLLIN, lane as u64)).doing(what)?;
         }
         let (orders, inbox) = channel();
-        let path = Datapath::new(udp.max_segments());
-        let out = Outlets { taps: BTreeMap::new(), udp, lane: Lane::Main, punts, counters };
+        let path = Datapath::new(port.udp.max_segments());
+        let out = Outlets { taps: BTreeMap::new(), port, lane: Lane::Main, punts, counters };
         let run = Run {
             epoll,
             pauses,
@@ -180,7 +190,8 @@ impl Worker {
             out,
             snapshot,
             clock,
-            next_tap: FIRST_TAP,
+            streams: Streams::default(),
+            next_number: FIRST,
             ready: Vec::new(),
             frame: vec![0; MAX_FRAME + 1],
             buffers: vec![0; BATCH * BUFFER],
@@ -224,7 +235,8 @@ struct Run {
     out: Outlets,
     snapshot: Arc<ArcSwap<Snapshot>>,
     clock: Clock,
-    next_tap: u64,
+    streams: Streams,
+    next_number: u64,
     /// The TAPs to read this time.
     ready: Vec<SegmentId>,
     frame: Vec<u8>,
@@ -262,20 +274,14 @@ impl Run {
                         }
                     }
                     lane @ 0..WAKE => has_datagrams[lane as usize] = true,
-                    // A deleted interface reports nothing but an error: reading it will say so.
-                    number => {
-                        self.out
-                            .taps
-                            .values_mut()
-                            .filter(|tap| tap.number == number)
-                            .for_each(|tap| tap.is_ready = true);
-                    }
+                    number => self.note_ready(number),
                 }
             }
             let snapshot = self.snapshot.load();
             for lane in Lane::ALL.into_iter().filter(|lane| has_datagrams[*lane as usize]) {
                 self.receive(&snapshot, lane);
             }
+            self.receive_streams(&snapshot);
             let mut ready = std::mem::take(&mut self.ready);
             ready.extend(self.out.taps.iter().filter(|(_, tap)| tap.is_ready).map(|(segment, _)| *segment));
             ready.drain(..).for_each(|segment| self.read_tap(&snapshot, segment));
@@ -320,13 +326,20 @@ impl Run {
         }
     }
 
+    /// Something is at a TAP or a connection.
+    fn note_ready(&mut self, number: u64) {
+        if !self.streams.note(number) {
+            // A deleted interface reports nothing but an error: reading it will say so.
+            self.out.taps.values_mut().filter(|tap| tap.number == number).for_each(|tap| tap.is_ready = true);
+        }
+    }
+
     fn take_orders(&mut self) -> bool {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::Add(segment, io) => {
                     self.remove(segment);
-                    let number = self.next_tap;
-                    self.next_tap += 1;
+                    let number = self.take_number();
                     match self.epoll.add(&io, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
                         Ok(()) => drop(self.out.taps.insert(segment, Tap { io, number, is_ready: true })),
                         Err(error) => tracing::error!(%error, "cannot wait for frames of a segment"),
@@ -334,10 +347,34 @@ impl Run {
                 }
                 Order::Remove(segment) => self.remove(segment),
                 Order::Write(segment, frame) => self.out.to_tap(segment, &VnetHeader::default(), &[&frame]),
+                Order::Receive(connection) => {
+                    let number = self.take_number();
+                    if self.streams.add(&self.epoll, number, connection.clone()).is_err() {
+                        self.out.port.tcp.close(&connection);
+                    }
+                }
                 Order::Stop => return false,
             }
         }
         true
+    }
+
+    fn take_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 2;
+        number
+    }
+
+    /// Takes one read from each connection that has something.
+    fn receive_streams(&mut self, snapshot: &Snapshot) {
+        self.out.lane = Lane::Main;
+        let Run { streams, epoll, buffers, path, out, pauses, clock, .. } = self;
+        let ended = streams.receive(epoll, &mut buffers[..BYTES_PER_READ], |from, datagrams| {
+            let mut filled: Vec<RxBuffer<'_>> =
+                datagrams.into_iter().map(|data| RxBuffer { from, stride: data.len(), data }).collect();
+            pauses.carried(Last::Datagrams, path.datagrams(snapshot, clock.now(), &mut filled, out));
+        });
+        ended.iter().for_each(|connection| out.port.tcp.close(connection));
     }
 
     fn remove(&mut self, segment: SegmentId) {
@@ -353,15 +390,12 @@ impl Run {
         let mut slices: [IoSliceMut<'_>; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
-        let Ok(count) = self.out.udp.receive(lane, &mut slices, &mut meta) else { return };
+        let Ok(count) = self.out.port.udp.receive(lane, &mut slices, &mut meta) else { return };
         self.out.lane = lane;
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
-            .map(|(data, meta)| RxBuffer {
-                from: self.out.udp.path_of(meta),
-                data: &mut data[..meta.len],
-                stride: meta.stride,
-            })
+            .map(|(data, meta)| (self.out.port.udp.path_of(meta), &mut data[..meta.len], meta.stride))
+            .map(|(from, data, stride)| RxBuffer { from, data, stride })
             .collect();
         let carried = self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
         self.pauses.carried(Last::Datagrams, carried);
@@ -419,7 +453,7 @@ fn is_gone(error: &io::Error) -> bool {
 /// Where results go.
 struct Outlets {
     taps: BTreeMap<SegmentId, Tap>,
-    udp: UdpPort,
+    port: Port,
     /// The lane of the datagrams being received.
     lane: Lane,
     punts: PuntSender,
@@ -428,7 +462,7 @@ struct Outlets {
 
 impl Outlets {
     fn send(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) {
-        if transport::send(&self.udp, lane, to, datagrams, stride).is_err() {
+        if self.port.send(lane, to, datagrams, stride).is_err() {
             self.counters.send_failed.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -1,24 +1,48 @@
 //! Datagrams to other hosts, by each transport.
 
 mod addresses;
+pub mod tcp;
 pub mod udp;
 
 use std::io;
+use std::sync::Arc;
 
+use tcp::Connections;
 use udp::UdpPort;
 use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
-/// Sends a datagram along a path that `hops` routers pass on, and no more. An error: it was lost.
-pub fn open(udp: &UdpPort, to: Path, hops: u8) -> io::Result<()> {
-    match to.transport {
-        Transport::Udp => udp.open_nats(to, hops),
-    }
+/// What one thread sends by: its own UDP sockets, and the connections that all share.
+pub struct Port {
+    /// Its sockets.
+    pub udp: UdpPort,
+    /// The connections.
+    pub tcp: Arc<Connections>,
 }
 
-/// Sends datagrams of `stride` bytes each, the last one maybe shorter, along a path. An error: some or all of them were lost.
-pub fn send(udp: &UdpPort, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
-    match to.transport {
-        Transport::Udp => udp.send(lane, to, datagrams, stride),
+impl Port {
+    /// Sends datagrams of `stride` bytes each, the last one maybe shorter, along a path. An error: some or all of them were lost.
+    pub fn send(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
+        match to.transport {
+            Transport::Udp => self.udp.send(lane, to, datagrams, stride),
+            Transport::Tcp | Transport::AcceptedTcp => self.tcp.send(lane, to, datagrams, stride),
+        }
+    }
+
+    /// The same, with a connection opened for it if need be.
+    pub fn send_or_open(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
+        match to.transport {
+            Transport::Udp => self.udp.send(lane, to, datagrams, stride),
+            Transport::Tcp | Transport::AcceptedTcp => self.tcp.send_or_open(lane, to, datagrams, stride),
+        }
+    }
+
+    /// Sends a datagram along a path that `hops` routers pass on, and no more. An error: it was lost.
+    pub fn open_nats(&self, to: Path, hops: u8) -> io::Result<()> {
+        match to.transport {
+            Transport::Udp => self.udp.open_nats(to, hops),
+            // Connections are opened from one side.
+            Transport::Tcp | Transport::AcceptedTcp => Ok(()),
+        }
     }
 }

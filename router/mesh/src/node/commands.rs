@@ -213,7 +213,7 @@ impl Node {
     fn leave(&mut self, now: Time) -> Result<(), CommandError> {
         self.parts.presence.leave(now);
         self.parts.route_events(now);
-        let neighbours: Vec<HostLabel> = self.parts.topology.neighbours().iter().copied().collect();
+        let neighbours: Vec<HostLabel> = self.parts.topology.linked.iter().copied().collect();
         neighbours.into_iter().for_each(|peer| self.parts.send(peer, &Control::Bye, now));
         Ok(())
     }

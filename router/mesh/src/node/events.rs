@@ -78,6 +78,7 @@ impl Components {
                 }
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
+            Said::Connection { path, is_used } => self.outputs.push_back(Output::Connection { path, is_used }),
             Said::Open { to, hops } => self.outputs.push_back(Output::Open { to, hops }),
             Said::Handshake { peer, at, tries } => self.sessions.start_handshake(peer, Some(at), tries, now),
             Said::Announce(to, record) => {
@@ -287,6 +288,7 @@ mod tests {
             name: "far".into(),
             addresses: vec![([192, 0, 2, 2], 6783).into()],
             seen: Vec::new(),
+            tcp: Vec::new(),
             boot: 1,
         };
         let peer = Identity::from_seed(&[2; 32]).peer_id();

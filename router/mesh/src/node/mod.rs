@@ -80,8 +80,8 @@ impl SessionTable for Sessions {
         self.current_index(peer)
     }
 
-    fn is_trying(&self, at: Path) -> bool {
-        Sessions::is_trying(self, at)
+    fn is_trying(&self, at: Path, now: Time) -> bool {
+        Sessions::is_trying(self, at, now)
     }
 }
 
@@ -98,8 +98,8 @@ impl Node {
         let incarnation = last.unwrap_or(0).saturating_add(1).min(MAX_INCARNATION);
         let (grace, founds_alone, continues) = (config.grace, config.founds_alone, config.continues);
         let ipam = ipam::Setup { own, entropy: rng.random(), grace, founds_alone, continues, now };
-        let (discovery, underlay_mtu, port) = (config.discovery, config.underlay_mtu, config.port);
-        let topology = topology::Setup { own, discovery, underlay_mtu, port, entropy: rng.random() };
+        let Config { discovery, underlay_mtu, port, tcp_ports, .. } = config;
+        let topology = topology::Setup { own, discovery, underlay_mtu, port, tcp_ports, entropy: rng.random() };
         let mut publisher = Publisher::new(Snapshot::empty(own, hashing));
         publisher.set_secrets(config.keyring.secrets());
         let records = RecordSync::new(config.identity.clone(), incarnation, boot as u32, rng.random(), now);
@@ -149,6 +149,7 @@ impl Node {
         match input {
             Input::Timeout => {}
             Input::Punt(punt) => self.handle_punt(punt, now),
+            Input::Closed(path) => self.parts.topology.on_closed(path, now),
             Input::Durable { mark, is_kept } => self.parts.addresses.on_durable(mark, is_kept),
             Input::Command(id, command) => {
                 if let Some(reply) = self.handle_command(id, command, now) {
@@ -407,8 +408,9 @@ impl Components {
         let (addresses, seen) = (self.topology.addresses.announced(), self.topology.addresses.seen());
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
-        writes.put(Key::Host, &HostRecord { name, addresses, seen, boot: self.boot });
-        // A name and two lists of addresses are far below the limit.
+        let tcp = self.topology.addresses.tcp_ports.clone();
+        writes.put(Key::Host, &HostRecord { name, addresses, seen, tcp, boot: self.boot });
+        // A name, two lists of addresses and one of ports are far below the limit.
         let _ = self.commit(writes);
     }
 

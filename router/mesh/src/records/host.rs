@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_LIST, decode, is_name};
 
 pub(super) const TAG: u8 = 1;
+/// TCP ports of one host that others take note of.
+const MAX_TCP_PORTS: usize = 4;
 
 /// What a host says of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,6 +19,8 @@ pub struct HostRecord {
     pub addresses: Vec<SocketAddr>,
     /// Addresses at which others see it, [`MAX_LIST`] at most: of a NAT before it, maybe.
     pub seen: Vec<SocketAddr>,
+    /// Ports at which it accepts TCP connections, four at most.
+    pub tcp: Vec<u16>,
     /// Boot number: sessions with another life of the host are dead.
     pub boot: u64,
 }
@@ -26,6 +30,7 @@ pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
     let mut record: HostRecord = decode(value).filter(|record: &HostRecord| is_name(&record.name))?;
     record.addresses.truncate(MAX_LIST);
     record.seen.truncate(MAX_LIST);
+    record.tcp.truncate(MAX_TCP_PORTS);
     Some(record)
 }
 
@@ -39,10 +44,11 @@ mod tests {
         let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 6783)); 20];
         let record = |name: &str| {
             let (addresses, seen) = (addresses.clone(), addresses.clone());
-            HostRecord { name: name.into(), addresses, seen, boot: 7 }
+            HostRecord { name: name.into(), addresses, seen, tcp: vec![443; 9], boot: 7 }
         };
         let read_back = read(&encode(&record("host1"))).unwrap();
-        assert_eq!((read_back.addresses.len(), read_back.seen.len()), (MAX_LIST, MAX_LIST));
+        let lengths = (read_back.addresses.len(), read_back.seen.len(), read_back.tcp.len());
+        assert_eq!(lengths, (MAX_LIST, MAX_LIST, MAX_TCP_PORTS));
         assert_eq!(read(&encode(&record("two words"))), None);
         assert_eq!(read(&[1, 2]), None);
     }

@@ -211,7 +211,13 @@ mod tests {
 
     #[test]
     fn a_record_that_is_unset_unknown_or_not_valid_says_nothing() {
-        let host = encode(&HostRecord { name: "host1".into(), addresses: Vec::new(), seen: Vec::new(), boot: 1 });
+        let host = encode(&HostRecord {
+            name: "host1".into(),
+            addresses: Vec::new(),
+            seen: Vec::new(),
+            tcp: Vec::new(),
+            boot: 1,
+        });
         assert!(Record::read(&Key::Host.encode(), Some(&host)).is_set());
         assert_eq!(Record::read(&Key::Host.encode(), Some(&[200])), Record::Host(None));
         assert_eq!(Record::read(&Key::Host.encode(), None), Record::Host(None));

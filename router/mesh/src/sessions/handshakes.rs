@@ -19,8 +19,9 @@ use crate::datapath::snapshot::Inbound;
 use crate::path::Path;
 use crate::wire::{HandshakePacket, Step};
 
-/// How long an answer is awaited.
+/// How long an answer is taken, and after how long another try may be made beside: the answer may have been lost, or had no route yet.
 const PATIENCE: Duration = Duration::from_millis(1500);
+const AGAIN: Duration = Duration::from_millis(350);
 /// Handshakes under way at once, each role.
 const MAX_PENDING: usize = 512;
 /// First messages a second beyond which cookies are asked for.
@@ -82,9 +83,9 @@ impl Handshakes {
         self.seen.push_back(ephemeral);
     }
 
-    /// Whether an attempt to reach this peer, or the host at this address, is under way.
-    pub(super) fn is_trying(&self, peer: Option<HostLabel>, direct: Option<Path>) -> bool {
-        self.initiated.values().any(|attempt| match direct {
+    /// Whether an attempt to reach this peer, or the host at this address, was made a moment ago.
+    pub(super) fn is_trying(&self, peer: Option<HostLabel>, direct: Option<Path>, now: Time) -> bool {
+        self.initiated.values().filter(|attempt| now.since(attempt.started) < AGAIN).any(|attempt| match direct {
             Some(address) => attempt.direct == Some(address),
             None => attempt.direct.is_none() && attempt.peer == peer,
         })
@@ -128,7 +129,7 @@ impl Sessions {
         tries: u32,
         now: Time,
     ) {
-        if self.handshakes.initiated.len() >= MAX_PENDING || self.handshakes.is_trying(peer, direct) {
+        if self.handshakes.initiated.len() >= MAX_PENDING || self.handshakes.is_trying(peer, direct, now) {
             return;
         }
         let known =
@@ -437,8 +438,10 @@ mod tests {
         a.sessions.start_handshake(None, Some(to), 0, at(1000));
         a.sessions.start_handshake(None, Some(to), 1, at(1001));
         assert_eq!(a.packets().len(), 1, "one at a time");
-        assert!(a.sessions.is_trying(to));
-        a.sessions.tend(|_| REACHABLE, at(1000) + PATIENCE);
-        assert!(!a.sessions.is_trying(to));
+        assert!(a.sessions.is_trying(to, at(1001)) && !a.sessions.is_trying(to, at(1000) + AGAIN));
+        a.sessions.start_handshake(None, Some(to), 1, at(1000) + AGAIN);
+        assert_eq!((a.packets().len(), a.sessions.handshakes.initiated.len()), (1, 2), "either may be answered");
+        a.sessions.tend(|_| REACHABLE, at(1000) + AGAIN + PATIENCE);
+        assert!(a.sessions.handshakes.initiated.is_empty());
     }
 }

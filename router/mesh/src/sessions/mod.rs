@@ -206,8 +206,8 @@ impl Sessions {
     }
 
     /// Whether a handshake straight to an address is under way.
-    pub(crate) fn is_trying(&self, at: Path) -> bool {
-        self.handshakes.is_trying(None, Some(at))
+    pub(crate) fn is_trying(&self, at: Path, now: Time) -> bool {
+        self.handshakes.is_trying(None, Some(at), now)
     }
 
     /// Handshake packets refused so far: of no member, damaged or replayed.

@@ -8,10 +8,10 @@ use weft_crypto::Time;
 
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
-use crate::path::Path;
+use crate::path::{Path, Transport};
 
 /// Paths tried for one peer.
-const MAX: usize = 16;
+const MAX: usize = 24;
 /// Longest waits between tries of an address: a likely one, and any other.
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
@@ -64,9 +64,12 @@ pub(super) struct Due {
 }
 
 impl Candidates {
-    /// Adds an address; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
+    /// Adds a path, unless only the peer can open it; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
     /// answer.
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
+        if path.transport == Transport::AcceptedTcp {
+            return false;
+        }
         // What the peer asked now may not be this host's address when it is tried.
         let path = path.from_any();
         let is_new = !self.all.contains_key(&path);
@@ -94,7 +97,8 @@ impl Candidates {
 
     /// The addresses worth keeping across restarts.
     pub(super) fn likely(&self) -> Vec<SocketAddr> {
-        self.all.iter().filter(|(_, candidate)| candidate.is_likely).map(|(path, _)| path.remote).collect()
+        let likely = self.all.iter().filter(|(path, candidate)| candidate.is_likely && path.is_udp());
+        likely.map(|(path, _)| path.remote).collect()
     }
 
     /// Leaves likely only those that `is_wanted` names.
@@ -111,11 +115,12 @@ impl Candidates {
         }
     }
 
-    /// Returns the addresses to try now, `tries` at most, which it counts down. Never tried are those of this host's `own`, and
-    /// mapped ones that `is_punched` names: trying them unasked would spoil what is agreed with the peer.
+    /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those
+    /// that it is too early for, and mapped ones that `is_punched` names: trying them unasked would spoil what is agreed with the peer.
     pub(super) fn due(
         &mut self,
         own: &[SocketAddr],
+        is_too_early: impl Fn(&Path) -> bool,
         is_punched: impl Fn(&Path) -> bool,
         tries: &mut usize,
         jitter: f64,
@@ -126,7 +131,9 @@ impl Candidates {
             if *tries == 0 || due.len() >= AT_ONCE {
                 break;
             }
-            let is_left = own.contains(&path.remote) || (candidate.is_mapped && is_punched(path));
+            let is_own =
+                own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() });
+            let is_left = is_own || is_too_early(path) || (candidate.is_mapped && path.is_udp() && is_punched(path));
             let is_due = candidate.retry.is_due(now) && !is_left;
             if is_due && (candidate.is_likely || self.unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
                 *tries -= 1;
@@ -158,10 +165,10 @@ mod tests {
     #[test]
     fn a_full_list_gives_up_unlikely_addresses_first_and_never_likely_ones_that_answer() {
         let mut candidates = Candidates::default();
-        for host in 0..20 {
-            candidates.add(path(host), learnt(host < 15));
+        for host in 0..28 {
+            candidates.add(path(host), learnt(host < 23));
         }
-        assert_eq!((candidates.paths().count(), candidates.likely().len()), (MAX, 15));
+        assert_eq!((candidates.paths().count(), candidates.likely().len()), (MAX, 23));
         candidates.add(path(30), Learnt::Worked);
         candidates.add(path(31), Learnt::Worked);
         assert!(candidates.likely().contains(&address(30)) && !candidates.likely().contains(&address(31)));
@@ -174,13 +181,13 @@ mod tests {
             candidates.add(path(host), learnt(host == 0));
         }
         let (mut tries, now) = (2, Time::ZERO);
-        let due = candidates.due(&[address(1)], |_| false, &mut tries, 0.5, now);
+        let due = candidates.due(&[address(1)], |_| false, |_| false, &mut tries, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(0), path(2)]);
         assert_eq!(tries, 0);
-        let due = candidates.due(&[], |_| false, &mut 9, 0.5, now);
+        let due = candidates.due(&[], |_| false, |_| false, &mut 9, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(1), path(3)]);
         candidates.reset(path(0), now);
-        assert_eq!(candidates.due(&[], |_| false, &mut 9, 0.5, now).len(), 1);
+        assert_eq!(candidates.due(&[], |_| false, |_| false, &mut 9, 0.5, now).len(), 1);
     }
 
     #[test]
@@ -192,7 +199,7 @@ mod tests {
                 let port = 1024 + (millis % 50_000) as u16 + host;
                 candidates.add(Path::udp(SocketAddr::from(([192, 0, 2, 1], port))), Learnt::Announced);
             }
-            tried += candidates.due(&[], |_| false, &mut 16, 0.5, now).len();
+            tried += candidates.due(&[], |_| false, |_| false, &mut 16, 0.5, now).len();
         }
         assert!((80..=93).contains(&tried), "{tried}");
     }
@@ -204,7 +211,7 @@ mod tests {
         candidates.add(path(2), Learnt::Worked);
         candidates.add(path(3), Learnt::Worked);
         candidates.add(path(3), Learnt::Announced);
-        let due = candidates.due(&[], |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
+        let due = candidates.due(&[], |_| false, |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(2), path(3)]);
     }
 }

@@ -46,8 +46,9 @@ pub(crate) struct Link {
     /// Cost and size as last announced.
     pub(super) announced: Option<(u32, u16)>,
     pub(super) last_used: Time,
-    /// When this host last looked whether it can do without it.
+    /// When this host last looked whether it can do without it, and when for a better path.
     pub(super) needed_at: Time,
+    pub(super) sought: Time,
 }
 
 impl Link {
@@ -70,6 +71,7 @@ impl Link {
             announced: None,
             last_used: now,
             needed_at: now,
+            sought: now,
         }
     }
 

@@ -11,10 +11,10 @@ use weft_crypto::{HostLabel, Time};
 use super::candidates::Learnt;
 use super::link::IN_USE;
 use super::liveness::{ASK_AGAIN, Probe};
-use super::pulse::longest_silence;
+use super::pulse::{QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
 use super::routes::announced_cost;
-use super::{Event, ON_DEMAND, SessionTable, Topology};
+use super::{Event, ON_DEMAND, SessionTable, Topology, fallback};
 use crate::api;
 use crate::path::Path;
 use crate::records::LinkRecord;
@@ -65,13 +65,19 @@ impl Topology {
     pub(crate) fn tend_targets(&mut self, sessions: &impl SessionTable, now: Time) {
         let is_busy = |address: SocketAddr, peer: Option<HostLabel>| {
             let is_own = self.addresses.local().contains(&address);
-            is_own || peer.is_some_and(|peer| self.peers.contains_key(&peer)) || sessions.is_trying(Path::udp(address))
+            is_own
+                || peer.is_some_and(|peer| self.peers.contains_key(&peer))
+                || sessions.is_trying(Path::udp(address), now)
         };
         for (at, tries) in self.targets.due(is_busy, now) {
             for name in self.targets.fallen_silent(at, tries, self.addresses.local()) {
                 self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
             }
-            self.events.push_back(Event::Handshake { peer: None, at: Path::udp(at), tries });
+            // UDP first, and once more; then TCP in turn with it.
+            let by_tcp = self.targets.tcp_paths(at).filter(|_| tries % 2 == 1);
+            for at in [Path::udp(at)].into_iter().chain(by_tcp) {
+                self.events.push_back(Event::Handshake { peer: None, at, tries });
+            }
         }
     }
 
@@ -86,8 +92,10 @@ impl Topology {
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }
+        let better = peer.better_paths(self.addresses.local(), now);
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
+            better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
         }
         self.announce_link(label);
         self.offer_idle(label, now);
@@ -177,7 +185,8 @@ impl Topology {
         let is_left_to_rounds = has_route && peer.punching.is_under_way(waited, now);
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
-        for due in peer.candidates.due(self.addresses.local(), is_punched, tries, jitter, now) {
+        let is_too_early = |path: &Path| fallback::is_too_early(path, waited, has_route);
+        for due in peer.candidates.due(self.addresses.local(), is_too_early, is_punched, tries, jitter, now) {
             // With a session a ping is enough; but the peer may have lost its side of it.
             if let Some(index) = current {
                 self.ping(label, index, due.path, 0, now);
@@ -192,11 +201,12 @@ impl Topology {
 
     pub(super) fn link_up(&mut self, label: HostLabel, path: Path, now: Time) {
         self.linked.insert(label);
-        self.targets.claim(path.remote, label);
+        self.targets.claim(path, label);
         let Some(peer) = self.peers.get_mut(&label) else { return };
         peer.candidates.add(path, Learnt::Worked);
         peer.candidates.reset(path, now);
         peer.punching.reset(now);
+        self.events.extend(Event::connection(path, true));
         let likely = peer.candidates.likely();
         self.events.push_back(Event::LinkUp(label, path.remote));
         self.events.push_back(Event::Up(label, likely));
@@ -209,6 +219,7 @@ impl Topology {
         self.linked.remove(&label);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
+        self.events.extend(Event::connection(link.path, false));
         self.addresses.unsee(label);
         self.routing.set_own(label, None);
         let affected = self.routing.fail_over(label);
@@ -238,6 +249,13 @@ impl Topology {
             }
             return;
         }
+        if fallback::is_better(from, link.path) {
+            let is_asked = peer.pings.has_asked(from, QUIET, now);
+            if is_current && !is_asked {
+                self.ping(label, index, from, 0, now);
+            }
+            return;
+        }
         // Of two hosts with several paths between them the one with the lower label chooses, and leaves an address only once
         // that is silent; the other follows. What was under way when either moved is no reason to move again.
         let (settled, silent) = if own < label { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
@@ -245,15 +263,32 @@ impl Topology {
         if !is_settled || !is_current {
             return;
         }
-        link.move_to(from, now);
+        self.move_link(label, from, now);
+        self.ping(label, index, from, 0, now);
+    }
+
+    /// Has a link go on over another path.
+    pub(super) fn move_link(&mut self, label: HostLabel, to: Path, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        let Some(link) = &mut peer.link else { return };
+        let connections = [Event::connection(to, true), Event::connection(link.path, false)];
+        link.move_to(to, now);
         let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
         if !is_reported {
             link.reported_moved = now;
-            self.events.push_back(Event::LinkMoved(label, from.remote));
+            self.events.push_back(Event::LinkMoved(label, to.remote));
         }
-        peer.candidates.add(from, Learnt::Worked);
+        peer.candidates.add(to, Learnt::Worked);
         self.routing.touch();
-        self.ping(label, index, from, 0, now);
+        self.events.extend(connections.into_iter().flatten());
+    }
+
+    /// A connection was closed. A link that goes over it is lost.
+    pub(crate) fn on_closed(&mut self, path: Path, now: Time) {
+        let uses = |label: &&HostLabel| self.link(**label).is_some_and(|link| link.path == path);
+        if let Some(label) = self.linked.iter().find(uses).copied() {
+            self.link_down(label, "its connection was closed", now);
+        }
     }
 }
 
@@ -287,7 +322,7 @@ mod tests {
             assert!(now < 5000, "the link stays up");
         };
         assert!((250..1000).contains(&down), "{down}");
-        assert!(topology.neighbours().is_empty() && topology.routing.routes().is_empty());
+        assert!(topology.linked.is_empty() && topology.routing.routes().is_empty());
     }
 
     #[test]
@@ -321,7 +356,7 @@ mod tests {
         assert!(is_offered);
         topology.on_needless(PEER, at(60_000));
         assert!(events(&mut topology).iter().any(|event| matches!(event, Event::Message(PEER, Control::Bye))));
-        assert!(topology.neighbours().is_empty());
+        assert!(topology.linked.is_empty());
     }
 
     #[test]

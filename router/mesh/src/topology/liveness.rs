@@ -15,8 +15,9 @@ use super::pulse::QUIET;
 use super::{Peer, Topology};
 use crate::path::Path;
 
-/// Silence, with pings lost, that ends a link.
+/// Silence, with pings lost, that ends a link; one over TCP is silent while what was lost is sent again (RFC 6298, section 2.4).
 const DOWN_AFTER: Duration = Duration::from_millis(250);
+const TCP_DOWN_AFTER: Duration = Duration::from_secs(3);
 const LOST_PINGS: usize = 3;
 /// How long a ping is waited for before it counts as lost in the link's loss, at least.
 const PING_LOST: Duration = Duration::from_secs(2);
@@ -54,7 +55,8 @@ impl Peer {
             return Some("there is no session any more");
         }
         let is_lost = self.pings.unanswered(link.path, heard, patience, now) >= LOST_PINGS;
-        (is_lost && quiet > DOWN_AFTER.max(patience)).then_some("nothing comes back")
+        let down_after = if link.path.is_udp() { DOWN_AFTER } else { TCP_DOWN_AFTER };
+        (is_lost && quiet > down_after.max(patience)).then_some("nothing comes back")
     }
 
     /// Whether its link is due for a ping; with `marks` this host marks what is urgent.

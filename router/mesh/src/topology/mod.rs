@@ -5,6 +5,7 @@
 //! fingers, with the peers that the operator named, and with those that frames go to.
 
 mod candidates;
+mod fallback;
 mod fingers;
 mod link;
 mod links;
@@ -56,7 +57,7 @@ pub(crate) trait SessionTable {
     /// The index of the session used for sending to a peer.
     fn current(&self, peer: HostLabel) -> Option<u32>;
     /// Whether a handshake straight to an address is under way.
-    fn is_trying(&self, at: Path) -> bool;
+    fn is_trying(&self, at: Path, now: Time) -> bool;
 }
 
 /// What comes of a call.
@@ -77,6 +78,11 @@ pub(crate) enum Event {
     Open {
         to: Path,
         hops: u8,
+    },
+    /// Whether a link goes over a connection now: one that none goes over may be closed.
+    Connection {
+        path: Path,
+        is_used: bool,
     },
     /// A handshake to start, straight at an address; `tries` so far failed.
     Handshake {
@@ -105,6 +111,13 @@ pub(crate) enum Event {
     Notice(api::Event),
 }
 
+impl Event {
+    /// What the shell is to know of a path that a link begins or ends to use.
+    fn connection(path: Path, is_used: bool) -> Option<Event> {
+        (!path.is_udp()).then_some(Event::Connection { path, is_used })
+    }
+}
+
 /// Links, candidates and routes of this host.
 pub(crate) struct Topology {
     own: HostLabel,
@@ -117,7 +130,7 @@ pub(crate) struct Topology {
     rng: ChaCha20Rng,
     peers: BTreeMap<HostLabel, Peer>,
     /// Peers with a link.
-    linked: BTreeSet<HostLabel>,
+    pub(crate) linked: BTreeSet<HostLabel>,
     /// What the operator said about links.
     pub(crate) targets: Targets,
     /// Where this host may be reached.
@@ -153,6 +166,7 @@ pub(crate) struct Setup {
     pub(crate) discovery: bool,
     pub(crate) underlay_mtu: usize,
     pub(crate) port: u16,
+    pub(crate) tcp_ports: Vec<u16>,
     pub(crate) entropy: [u8; 32],
 }
 
@@ -167,7 +181,7 @@ impl Topology {
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
             targets: Targets::default(),
-            addresses: OwnAddresses::new(setup.port, now),
+            addresses: OwnAddresses::new(setup.port, setup.tcp_ports, now),
             routing: Routing::new(setup.own, now),
             fingers: Fingers::default(),
             costs_after: now,
@@ -213,6 +227,9 @@ impl Topology {
                 }
             }
         }
+        for path in fallback::paths_of(record) {
+            peer.candidates.add(path, Learnt::Announced);
+        }
     }
 
     /// Adds a path by which a peer may be reached.
@@ -225,7 +242,7 @@ impl Topology {
     /// A finished handshake proves that a peer is at an address.
     pub(crate) fn on_found(&mut self, peer: HostLabel, path: Path) {
         self.add_candidate(peer, path, Learnt::Worked);
-        self.targets.claim(path.remote, peer);
+        self.targets.claim(path, peer);
     }
 
     /// A session with a peer is used for sending from now on: packets under the last link have had their time.
@@ -262,14 +279,9 @@ impl Topology {
         let id = peer.and_then(id_of);
         self.targets.forget(name.to_owned(), id);
         for peer in self.peers.values_mut() {
-            peer.candidates.keep_likely(|path| self.targets.has_address(&path.remote));
+            peer.candidates.keep_likely(|path| self.targets.named_at(*path).is_some());
         }
         id
-    }
-
-    /// Peers with a link.
-    pub(crate) fn neighbours(&self) -> &BTreeSet<HostLabel> {
-        &self.linked
     }
 
     /// The link with a peer.
@@ -314,7 +326,7 @@ impl Topology {
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
             return true;
         }
-        peer.candidates.paths().any(|path| self.targets.has_address(&path.remote))
+        peer.candidates.paths().any(|path| self.targets.named_at(*path).is_some())
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.
@@ -366,7 +378,7 @@ mod lab {
             self.0.get(&peer).copied()
         }
 
-        fn is_trying(&self, _: Path) -> bool {
+        fn is_trying(&self, _: Path, _: Time) -> bool {
             false
         }
     }
@@ -384,7 +396,14 @@ mod lab {
 
     /// Topology of a host that has a session with a peer, of whose address it knows.
     pub(super) fn topology() -> (Topology, Table, Arc<Meter>) {
-        let setup = Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
+        let setup = Setup {
+            own: OWN,
+            discovery: true,
+            underlay_mtu: 1500,
+            port: 6783,
+            tcp_ports: Vec::new(),
+            entropy: [3; 32],
+        };
         let mut topology = Topology::new(setup, at(0));
         let meter = Arc::new(Meter::default());
         topology.meet(PEER, meter.clone());
@@ -426,7 +445,8 @@ mod tests {
     #[test]
     fn announced_addresses_are_candidates_and_hosts_of_a_large_mesh_are_fingers() {
         let (mut topology, ..) = topology();
-        let record = |addresses| HostRecord { name: "host2".into(), addresses, seen: Vec::new(), boot: 1 };
+        let record =
+            |addresses| HostRecord { name: "host2".into(), addresses, seen: Vec::new(), tcp: Vec::new(), boot: 1 };
         topology.on_host(PEER, Some(&record(vec![([192, 0, 2, 9], 6783).into()])), at(0));
         assert_eq!(topology.peers[&PEER].candidates.paths().count(), 2);
         assert!(topology.wants_link(PEER, at(0)), "all link with all in a small mesh");
@@ -448,6 +468,6 @@ mod tests {
         topology.recompute_routes(at(200));
         assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.routing.has_route(PEER));
         topology.remove(PEER);
-        assert!(topology.link(PEER).is_none() && topology.neighbours().is_empty());
+        assert!(topology.link(PEER).is_none() && topology.linked.is_empty());
     }
 }

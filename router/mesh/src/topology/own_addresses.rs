@@ -20,6 +20,8 @@ const MAX_SEEN: usize = 4;
 /// The addresses of this host.
 pub(crate) struct OwnAddresses {
     port: u16,
+    /// The ports at which it accepts TCP connections.
+    pub(crate) tcp_ports: Vec<u16>,
     local: Vec<SocketAddr>,
     /// Where each neighbour sees this host.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
@@ -30,9 +32,10 @@ pub(crate) struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    pub(super) fn new(port: u16, now: Time) -> Self {
+    pub(super) fn new(port: u16, tcp_ports: Vec<u16>, now: Time) -> Self {
         OwnAddresses {
             port,
+            tcp_ports,
             local: Vec::new(),
             seen_by: BTreeMap::new(),
             seen: Vec::new(),
@@ -104,7 +107,7 @@ mod tests {
         let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
         let peer = |n: u8| HostLabel([n; 6]);
         let second = |n: u64| Time::ZERO + Duration::from_secs(n);
-        let mut addresses = OwnAddresses::new(6783, second(0));
+        let mut addresses = OwnAddresses::new(6783, Vec::new(), second(0));
         addresses.set_local(vec![[192, 0, 2, 1].into()]);
         assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
         assert!(addresses.note_seen(peer(1), at(9), second(2)));
@@ -123,7 +126,7 @@ mod tests {
         let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
         let peer = HostLabel([1; 6]);
         let moment = |n: u64| Time::ZERO + Duration::from_millis(n);
-        let mut addresses = OwnAddresses::new(6783, moment(0));
+        let mut addresses = OwnAddresses::new(6783, Vec::new(), moment(0));
         assert!(addresses.note_seen(peer, at(8), moment(0)));
         assert!(!addresses.note_seen(peer, at(9), moment(500)));
         assert!(addresses.note_seen(peer, at(9), moment(1000)), "the same address again, once it may be told");
@@ -132,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_says_something_else_each_time_changes_what_is_announced_ever_more_seldom() {
-        let mut addresses = OwnAddresses::new(6783, Time::ZERO);
+        let mut addresses = OwnAddresses::new(6783, Vec::new(), Time::ZERO);
         let changes = (0..600u64).filter(|second| {
             let seen = SocketAddr::from(([198, 51, (second / 250) as u8, (second % 250) as u8], 6783));
             addresses.note_seen(HostLabel([1; 6]), seen, Time::ZERO + Duration::from_secs(*second))

@@ -8,7 +8,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 use super::candidates::Learnt;
 use super::link::{Link, PingSent};
 use super::pulse::QUIET;
-use super::{Event, Topology};
+use super::{Event, Topology, fallback};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
 
@@ -41,7 +41,7 @@ impl Topology {
             return;
         }
         if self.link(peer).is_some() {
-            self.note_seen(peer, seen, now);
+            self.note_seen(peer, from, seen, now);
         }
         let control = Control::Pong { id, seen: from.remote, size: size.min(usize::from(u16::MAX)) as u16 };
         self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
@@ -60,12 +60,21 @@ impl Topology {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let Some(ping) = known.pings.take(id) else { return };
         if self.marks && known.marks.on_answer(ping.lane) {
-            self.do_without_marks(peer, now);
+            // The network drops datagrams marked as urgent: this host marks none any more. Sizes were probed by marked ones.
+            self.marks = false;
+            let links = self.peers.values_mut().filter_map(|peer| peer.link.as_mut());
+            links.for_each(|link| link.size.search_again(now));
+            self.events.push_back(Event::MarksLost(peer));
         }
         let Some(known) = self.peers.get_mut(&peer) else { return };
         if known.link.is_none() {
             known.link = Some(Link::new(from, now));
             self.link_up(peer, from, now);
+        }
+        let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
+        if fallback::is_better(from, link.path) {
+            // It answered: this host's datagrams go that way from now on, and the peer finds it by itself.
+            self.move_link(peer, from, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
         if link.path != from {
@@ -78,24 +87,15 @@ impl Topology {
             self.routing.touch();
         }
         self.announce_link(peer);
-        self.note_seen(peer, seen, now);
+        self.note_seen(peer, from, seen, now);
     }
 
-    fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) {
-        if self.addresses.note_seen(by, seen, now) {
+    fn note_seen(&mut self, by: HostLabel, from: Path, seen: SocketAddr, now: Time) {
+        // Where a connection comes from is no address that datagrams are taken at.
+        if from.is_udp() && self.addresses.note_seen(by, seen, now) {
             self.events.push_back(Event::AddressesChanged);
             self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
         }
-    }
-
-    /// The network to a peer drops datagrams marked as urgent: this host marks none any more.
-    fn do_without_marks(&mut self, peer: HostLabel, now: Time) {
-        self.marks = false;
-        // Sizes were probed by marked datagrams.
-        for link in self.peers.values_mut().filter_map(|peer| peer.link.as_mut()) {
-            link.size.search_again(now);
-        }
-        self.events.push_back(Event::MarksLost(peer));
     }
 }
 

@@ -154,7 +154,7 @@ impl Topology {
 impl Peer {
     /// All its candidates that are no address of this host's `own`.
     fn others(&self, own: &[SocketAddr]) -> Vec<Path> {
-        self.candidates.paths().filter(|path| !own.contains(&path.remote)).copied().collect()
+        self.candidates.paths().filter(|path| path.is_udp() && !own.contains(&path.remote)).copied().collect()
     }
 }
 
@@ -166,10 +166,23 @@ mod tests {
 
     /// Topology of a host that has a session with a peer behind a NAT, and a route to it.
     fn topology_with_nat() -> (Topology, Table) {
-        let setup = super::super::Setup { own: OWN, discovery: true, underlay_mtu: 1500, port: 6783, entropy: [3; 32] };
+        let setup = super::super::Setup {
+            own: OWN,
+            discovery: true,
+            underlay_mtu: 1500,
+            port: 6783,
+            tcp_ports: Vec::new(),
+            entropy: [3; 32],
+        };
         let mut topology = Topology::new(setup, at(0));
         topology.meet(PEER, Default::default());
-        let record = HostRecord { name: "host2".into(), addresses: Vec::new(), seen: vec![remote().remote], boot: 1 };
+        let record = HostRecord {
+            name: "host2".into(),
+            addresses: Vec::new(),
+            seen: vec![remote().remote],
+            tcp: Vec::new(),
+            boot: 1,
+        };
         topology.on_host(PEER, Some(&record), at(0));
         (topology, Table([(PEER, 7)].into()))
     }

@@ -9,6 +9,7 @@ use weft_crypto::{HostLabel, PeerId, Time};
 use crate::api::Target;
 use crate::backoff::Backoff;
 use crate::ipam::Named;
+use crate::path::Path;
 use crate::report::TargetState;
 
 /// Tries after which a target that never answered is reported as silent: some 13 s.
@@ -98,6 +99,11 @@ impl Targets {
         self.addresses.contains_key(address)
     }
 
+    /// The addresses that the operator named.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.addresses.keys().copied()
+    }
+
     /// Whether an address that the operator named leads to a peer.
     pub(crate) fn leads_to(&self, peer: HostLabel) -> bool {
         self.addresses.values().any(|target| target.peer == Some(peer))
@@ -118,9 +124,9 @@ impl Targets {
         addresses.iter().find_map(|address| self.addresses.get(address)?.peer)
     }
 
-    /// A peer answered from an address: if the operator named that address, it is the peer that was meant.
-    pub(super) fn claim(&mut self, address: SocketAddr, peer: HostLabel) {
-        if let Some(target) = self.addresses.get_mut(&address) {
+    /// A peer answered over a path: if the operator named the address it leads to, it is the peer that was meant.
+    pub(super) fn claim(&mut self, path: Path, peer: HostLabel) {
+        if let Some(target) = self.named_at(path).and_then(|address| self.addresses.get_mut(&address)) {
             *target = TargetAddress { peer: Some(peer), retry: Backoff::default() };
         }
     }
@@ -206,7 +212,7 @@ mod tests {
         }
         assert_eq!(silent, ["host1"]);
         assert_eq!(targets.state(&[address(1)], &[]), TargetState::Silent);
-        targets.claim(address(1), HostLabel([1; 6]));
+        targets.claim(Path::udp(address(1)), HostLabel([1; 6]));
         assert_eq!(targets.state(&[address(1)], &[]), TargetState::Answered);
         assert_eq!(targets.state(&[address(1)], &[address(1)]), TargetState::Own);
         assert_eq!(targets.due(|_, peer| peer.is_some(), now), []);
@@ -216,7 +222,7 @@ mod tests {
     fn a_host_named_twice_is_one_host_and_goes_with_its_last_name() {
         let mut targets = Targets::default();
         targets.connect(&[target("a", 1), target("b", 2), target("c", 3)], Time::ZERO);
-        [1, 2].into_iter().for_each(|host| targets.claim(address(host), HostLabel([7; 6])));
+        [1, 2].into_iter().for_each(|host| targets.claim(Path::udp(address(host)), HostLabel([7; 6])));
         let names: Vec<String> = targets.named_hosts(&[address(3)]).into_iter().map(|named| named.name).collect();
         assert_eq!(names, ["a"]);
         assert_eq!(targets.remove("a"), Some(HostLabel([7; 6])));

@@ -1,0 +1,172 @@
+//! TCP where UDP does not pass, and back.
+//!
+//! UDP is tried first, and again while a link goes over TCP: TCP repeats what was lost, and holds back all that came after it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use weft_crypto::Time;
+
+use super::Peer;
+use super::targets::Targets;
+use crate::path::{Path, Transport};
+use crate::records::HostRecord;
+
+/// The port that leaves networks which let nothing else out (HTTPS).
+const HTTPS: u16 = 443;
+/// How long UDP is tried alone: without a route to the peer, and with one along which hosts agree on who asks first.
+const ALONE: Duration = Duration::from_secs(1);
+const ALONE_WITH_ROUTE: Duration = Duration::from_secs(5);
+/// How often UDP is tried again while a link goes over TCP, and how many paths at once.
+const RETURN: Duration = Duration::from_secs(20);
+const RETURN_BY: usize = 4;
+/// Addresses of a peer that are asked for a TCP connection.
+const MAX_ADDRESSES: usize = 4;
+
+/// Whether a link is to move from a path that works to one that answered: TCP gives way to UDP.
+pub(super) fn is_better(path: Path, than: Path) -> bool {
+    path.is_udp() && !than.is_udp()
+}
+
+/// Whether it is too early for TCP, `waited` after a link was wanted first.
+pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bool {
+    !path.is_udp() && waited < if has_route { ALONE_WITH_ROUTE } else { ALONE }
+}
+
+/// Returns the paths by TCP to a host that says at which ports it accepts connections.
+pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = Path> {
+    let ips: BTreeSet<IpAddr> = record.addresses.iter().chain(&record.seen).map(SocketAddr::ip).collect();
+    let at = |ip| record.tcp.iter().map(move |port| Path::tcp(SocketAddr::new(ip, *port)));
+    ips.into_iter().take(MAX_ADDRESSES).flat_map(at)
+}
+
+impl Targets {
+    /// Returns the paths by TCP to an address that the operator named: at its own port, and at the one that is open everywhere.
+    pub(super) fn tcp_paths(&self, address: SocketAddr) -> impl Iterator<Item = Path> {
+        let ports: BTreeSet<u16> = [address.port(), HTTPS].into();
+        ports.into_iter().map(move |port| Path::tcp(SocketAddr::new(address.ip(), port)))
+    }
+
+    /// The named address that a path leads to, if it leads to one. At the port that is open everywhere one host answers: which, is known only
+    /// if no other was named at that address.
+    pub(super) fn named_at(&self, path: Path) -> Option<SocketAddr> {
+        if self.has_address(&path.remote) {
+            return Some(path.remote);
+        }
+        let is_https = path.transport == Transport::Tcp && path.remote.port() == HTTPS;
+        let mut there = self.addresses().filter(|address| is_https && address.ip() == path.remote.ip());
+        there.next().filter(|_| there.next().is_none())
+    }
+}
+
+impl Peer {
+    /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host.
+    pub(super) fn better_paths(&mut self, own: &[SocketAddr], now: Time) -> Vec<Path> {
+        let Some(link) = self.link.as_mut().filter(|link| !link.path.is_udp() && now.since(link.sought) >= RETURN)
+        else {
+            return Vec::new();
+        };
+        link.sought = now;
+        let others = self.candidates.paths().filter(|path| !own.contains(&path.remote));
+        others.filter(|path| is_better(**path, link.path)).take(RETURN_BY).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Target;
+    use crate::topology::lab::*;
+    use crate::topology::{Event, Topology};
+    use crate::wire::Control;
+
+    fn tcp(port: u16) -> Path {
+        Path::tcp(SocketAddr::new(remote().remote.ip(), port))
+    }
+
+    fn record() -> HostRecord {
+        HostRecord { name: "host2".into(), addresses: vec![remote().remote], seen: Vec::new(), tcp: vec![443], boot: 1 }
+    }
+
+    /// The paths that are pinged.
+    fn pinged(topology: &mut Topology) -> Vec<Path> {
+        let ping = |event| match event {
+            Event::Straight { to, control: Control::Ping { .. }, size: 0, .. } => Some(to),
+            _ => None,
+        };
+        events(topology).into_iter().filter_map(ping).collect()
+    }
+
+    #[test]
+    fn tcp_is_tried_once_udp_had_its_time() {
+        let (mut topology, table, _) = topology();
+        topology.on_host(PEER, Some(&record()), at(0));
+        let first = (0..3000).step_by(50).find(|now| {
+            topology.tend_links(true, &table, at(*now));
+            pinged(&mut topology).contains(&tcp(443))
+        });
+        assert_eq!(first.map(at), Some(Time::ZERO + ALONE));
+    }
+
+    #[test]
+    fn a_link_over_tcp_is_used_at_once_kept_open_and_left_for_udp_that_answers() {
+        let (mut topology, table, meter) = topology();
+        topology.on_host(PEER, Some(&record()), at(0));
+        let uses = |topology: &mut Topology, passes_udp: bool, now: u64| {
+            topology.tend_links(true, &table, at(now));
+            let mut uses = Vec::new();
+            for event in std::iter::from_fn(|| topology.poll_event()).collect::<Vec<_>>() {
+                match event {
+                    Event::Straight { control: Control::Ping { id, .. }, to, size, .. }
+                        if passes_udp || !to.is_udp() =>
+                    {
+                        meter.received.on_link(1, at(now));
+                        topology.on_pong(PEER, to, id, to.remote, size as u16, at(now + 10));
+                    }
+                    Event::Connection { path, is_used } => uses.push((path, is_used)),
+                    _ => {}
+                }
+            }
+            uses
+        };
+        let mut used = Vec::new();
+        for now in (0..30_000).step_by(50) {
+            used.extend(uses(&mut topology, false, now));
+        }
+        assert_eq!(used, [(tcp(443), true)]);
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(tcp(443)));
+        assert!(topology.addresses.seen().is_empty(), "where a connection comes from is no address for datagrams");
+        let moved = (30_000..60_000).step_by(50).find(|now| !uses(&mut topology, true, *now).is_empty());
+        assert!(moved.is_some_and(|now| now < 52_000), "{moved:?}");
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()));
+    }
+
+    #[test]
+    fn a_connection_that_closes_takes_its_link_with_it() {
+        let (mut topology, ..) = topology();
+        let from = Path::accepted_tcp(([192, 0, 2, 2], 50_000).into());
+        topology.ping(PEER, 7, from, 0, at(0));
+        let Some(Event::Straight { control: Control::Ping { id, .. }, .. }) = topology.poll_event() else { panic!() };
+        topology.on_pong(PEER, from, id, from.remote, 0, at(10));
+        assert!(topology.link(PEER).is_some());
+        assert!(!topology.peers[&PEER].candidates.paths().any(|path| *path == from), "it cannot be opened from here");
+        topology.on_closed(Path::accepted_tcp(([192, 0, 2, 2], 50_001).into()), at(20));
+        assert!(topology.link(PEER).is_some());
+        topology.on_closed(from, at(20));
+        assert!(topology.link(PEER).is_none());
+    }
+
+    #[test]
+    fn a_named_host_that_answers_at_the_port_open_everywhere_is_the_one_named() {
+        let at = |port| SocketAddr::new([192, 0, 2, 2].into(), port);
+        let mut targets = Targets::default();
+        let target = |name: &str, port| Target { name: name.into(), addresses: vec![at(port)] };
+        targets.connect(&[target("a", 6783)], Time::ZERO);
+        assert_eq!(targets.tcp_paths(at(6783)).collect::<Vec<_>>(), [Path::tcp(at(443)), Path::tcp(at(6783))]);
+        assert_eq!(targets.named_at(Path::tcp(at(443))), Some(at(6783)));
+        assert_eq!(targets.named_at(Path::udp(at(443))), None);
+        targets.connect(&[target("b", 6784)], Time::ZERO);
+        assert_eq!(targets.named_at(Path::tcp(at(443))), None, "it may be either");
+    }
+}

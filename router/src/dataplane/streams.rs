@@ -1,0 +1,78 @@
+//! The TCP connections that a packet worker receives from.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use weft_mesh::path::Path;
+
+use crate::transport::tcp::connection::{Connection, Incoming};
+
+/// What is read from one connection before others get their turn, in bytes.
+pub const BYTES_PER_READ: usize = 256 * 1024;
+
+/// Connections by what epoll calls them: a number for what comes, and the next one for room to send.
+#[derive(Default)]
+pub struct Streams(BTreeMap<u64, Stream>);
+
+struct Stream {
+    connection: Arc<Connection>,
+    incoming: Incoming,
+    /// Another descriptor of its socket: epoll tells of room by it, and only when there was none before.
+    room: OwnedFd,
+    has_datagrams: bool,
+}
+
+impl Streams {
+    /// Receives from a connection from now on. An error: it has ended already.
+    pub fn add(&mut self, epoll: &Epoll, number: u64, connection: Arc<Connection>) -> io::Result<()> {
+        let incoming = Incoming::of(&connection)?;
+        let room = incoming.fd().try_clone_to_owned()?;
+        epoll.add(incoming.fd(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        epoll.add(&room, EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, number + 1))?;
+        self.0.insert(number, Stream { connection, incoming, room, has_datagrams: true });
+        Ok(())
+    }
+
+    /// Takes note of what epoll says of a number; false if it is no connection's.
+    pub fn note(&mut self, number: u64) -> bool {
+        if let Some(stream) = self.0.get_mut(&number) {
+            stream.has_datagrams = true;
+            return true;
+        }
+        let Some(stream) = number.checked_sub(1).and_then(|number| self.0.get(&number)) else { return false };
+        if stream.connection.flush().is_err() {
+            stream.connection.shut_down();
+        }
+        true
+    }
+
+    /// Takes one read from each connection that has something. Returns those that ended; they are received from no more.
+    pub fn receive(
+        &mut self,
+        epoll: &Epoll,
+        buffer: &mut [u8],
+        mut take: impl FnMut(Path, Vec<&mut [u8]>),
+    ) -> Vec<Arc<Connection>> {
+        let mut ended = Vec::new();
+        for (number, stream) in self.0.iter_mut().filter(|(_, stream)| stream.has_datagrams) {
+            stream.has_datagrams = false;
+            let is_proven = stream.connection.unused_for().is_none();
+            match stream.incoming.read(is_proven, &mut *buffer) {
+                Ok(datagrams) => take(stream.connection.path, datagrams),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(_) => ended.push(*number),
+            }
+        }
+        let ended = ended.into_iter().filter_map(|number| self.0.remove(&number));
+        ended
+            .map(|stream| {
+                // Its descriptors are closed with it.
+                let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));
+                stream.connection
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,285 @@
+//! One TCP connection as a path for datagrams: each with its length before it, many in one write and one read.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use weft_mesh::path::Path;
+use weft_mesh::wire::Lane;
+
+/// Bytes of a datagram's length, in network byte order.
+pub const LENGTH: usize = 2;
+/// What waits for room at most: bytes, and how long the oldest of them. TCP repeats and holds back, so what waits longer would only make
+/// the connections inside wait, which repeat it themselves.
+const MAX_WAITING: usize = 512 * 1024;
+const MAX_WAIT: Duration = Duration::from_millis(100);
+/// The largest datagram taken from an end that has proven nothing yet.
+const MAX_UNPROVEN: usize = 10_000;
+
+/// A connection, open or being opened.
+pub struct Connection {
+    /// The path that it is.
+    pub path: Path,
+    stream: OnceLock<TcpStream>,
+    waiting: Mutex<Waiting>,
+    /// Whether a link goes over it; and since when that is so or not.
+    is_used: AtomicBool,
+    changed: Mutex<Instant>,
+}
+
+/// What waits for room, framed.
+#[derive(Default)]
+struct Waiting {
+    /// Datagrams of which the kernel has the beginning, and how many bytes: nothing may come before the rest.
+    begun: Vec<u8>,
+    written: usize,
+    /// In the order of [`Lane::ALL`].
+    lanes: [VecDeque<Piece>; Lane::ALL.len()],
+    len: usize,
+}
+
+/// Datagrams that were sent in one go.
+struct Piece {
+    bytes: Vec<u8>,
+    since: Instant,
+}
+
+impl Connection {
+    /// A connection that is not open yet: what is sent waits.
+    pub fn new(path: Path) -> Self {
+        Connection {
+            path,
+            stream: OnceLock::new(),
+            waiting: Mutex::default(),
+            is_used: AtomicBool::new(false),
+            changed: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// The connection is open: what waits is sent. The stream must not block.
+    pub fn open(&self, stream: TcpStream) -> io::Result<()> {
+        // Each connection is opened once.
+        let _ = self.stream.set(stream);
+        self.flush()
+    }
+
+    /// The stream, once it is open.
+    pub fn stream(&self) -> Option<&TcpStream> {
+        self.stream.get()
+    }
+
+    /// Notes whether a link goes over it.
+    pub fn set_used(&self, is_used: bool) {
+        if self.is_used.swap(is_used, Ordering::Relaxed) != is_used {
+            *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// How long no link has gone over it; none if one does.
+    pub fn unused_for(&self) -> Option<Duration> {
+        let is_used = self.is_used.load(Ordering::Relaxed);
+        (!is_used).then(|| self.changed.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    /// Ends it, for both directions.
+    pub fn shut_down(&self) {
+        if let Some(stream) = self.stream() {
+            // It may be closed by the other end already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Sends datagrams of `stride` bytes each, the last one maybe shorter. An error: they were lost.
+    pub fn send(&self, lane: Lane, datagrams: &[u8], stride: usize) -> io::Result<()> {
+        let stride = stride.clamp(1, usize::from(u16::MAX));
+        let mut waiting = self.waiting();
+        let now = Instant::now();
+        if !waiting.has_room(datagrams.len(), now) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut bytes = Vec::with_capacity(datagrams.len() + datagrams.len().div_ceil(stride) * LENGTH);
+        for datagram in datagrams.chunks(stride) {
+            bytes.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(datagram);
+        }
+        waiting.len += bytes.len();
+        waiting.lanes[lane as usize].push_back(Piece { bytes, since: now });
+        self.stream().map_or(Ok(()), |stream| waiting.flush(stream))
+    }
+
+    /// Sends what waits, as far as there is room. An error: the connection is broken.
+    pub fn flush(&self) -> io::Result<()> {
+        self.stream().map_or(Ok(()), |stream| self.waiting().flush(stream))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn has_room(&self, len: usize, now: Instant) -> bool {
+        let is_late = |lane: &VecDeque<Piece>| lane.front().is_some_and(|piece| now - piece.since > MAX_WAIT);
+        self.len + len <= MAX_WAITING && !self.lanes.iter().any(is_late)
+    }
+
+    fn flush(&mut self, mut stream: &TcpStream) -> io::Result<()> {
+        loop {
+            if self.written == self.begun.len() {
+                let Some(piece) = self.lanes.iter_mut().find_map(VecDeque::pop_front) else { return Ok(()) };
+                (self.begun, self.written) = (piece.bytes, 0);
+            }
+            match stream.write(&self.begun[self.written..]) {
+                Ok(written) => {
+                    self.len -= written;
+                    self.written += written;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The receiving side of a connection.
+pub struct Incoming {
+    stream: TcpStream,
+    /// The beginning of a datagram whose rest has not come yet.
+    begun: Vec<u8>,
+}
+
+impl Incoming {
+    /// What comes over an open connection. An error: it has been closed, or the process has too many files.
+    pub fn of(connection: &Connection) -> io::Result<Incoming> {
+        let stream = connection.stream().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
+        Ok(Incoming { stream, begun: Vec::new() })
+    }
+
+    /// The descriptor to wait on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Reads what there is into a buffer of 128 KiB at least, and returns the datagrams in it. An error of another kind than
+    /// [`io::ErrorKind::WouldBlock`]: the connection is over, or what comes is no row of datagrams.
+    pub fn read<'a>(&mut self, is_proven: bool, buffer: &'a mut [u8]) -> io::Result<Vec<&'a mut [u8]>> {
+        let begun = self.begun.len();
+        buffer[..begun].copy_from_slice(&self.begun);
+        let read = (&self.stream).read(&mut buffer[begun..])?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.begun.clear();
+        let longest = if is_proven { usize::from(u16::MAX) } else { MAX_UNPROVEN };
+        let mut datagrams = Vec::new();
+        let mut rest = &mut buffer[..begun + read];
+        while let Some(length) = rest.first_chunk::<LENGTH>() {
+            let length = usize::from(u16::from_be_bytes(*length));
+            if length == 0 || length > longest {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if rest.len() < LENGTH + length {
+                break;
+            }
+            let (datagram, more) = std::mem::take(&mut rest).split_at_mut(LENGTH + length);
+            datagrams.push(&mut datagram[LENGTH..]);
+            rest = more;
+        }
+        self.begun.extend_from_slice(rest);
+        Ok(datagrams)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A connection, and the stream at its other end.
+    fn connected() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, from) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let connection = Connection::new(Path::tcp(from));
+        connection.open(near).unwrap();
+        (connection, far)
+    }
+
+    #[test]
+    fn datagrams_arrive_whole_however_the_bytes_come() {
+        let (near, far) = connected();
+        let (other, _far) = connected();
+        far.set_nonblocking(true).unwrap();
+        let receiver = Connection::new(Path::accepted_tcp(near.stream().unwrap().local_addr().unwrap()));
+        receiver.open(far).unwrap();
+        let mut incoming = Incoming::of(&receiver).unwrap();
+        let mut buffer = vec![0; 1 << 18];
+        let mut received: Vec<Vec<u8>> = Vec::new();
+        let mut writer = near.stream().unwrap();
+        near.send(Lane::Main, &[7; 2500], 1000).unwrap();
+        // A datagram in three parts.
+        for part in [&[0u8][..], &[4, 1, 2], &[3, 4]] {
+            writer.write_all(part).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            match incoming.read(false, &mut buffer) {
+                Ok(datagrams) => received.extend(datagrams.into_iter().map(|datagram| datagram.to_vec())),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(received, [vec![7; 1000], vec![7; 1000], vec![7; 500], vec![1, 2, 3, 4]]);
+        drop(other);
+    }
+
+    #[test]
+    fn what_is_no_row_of_datagrams_ends_the_connection() {
+        let mut buffer = vec![0; 1 << 18];
+        for (bytes, is_proven) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], false), (&[0, 0, 1][..], true)] {
+            let (near, mut far) = connected();
+            far.write_all(bytes).unwrap();
+            let mut incoming = Incoming::of(&near).unwrap();
+            near.stream().unwrap().set_nonblocking(false).unwrap();
+            let error = incoming.read(is_proven, &mut buffer).expect_err("refused");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        let (near, far) = connected();
+        drop(far);
+        near.stream().unwrap().set_nonblocking(false).unwrap();
+        let error = Incoming::of(&near).unwrap().read(true, &mut buffer).expect_err("closed");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_connection_that_takes_nothing_drops_and_does_not_grow() {
+        let (near, far) = connected();
+        let sent = (0..10_000).filter(|_| near.send(Lane::Main, &[1; 64_000], 1400).is_ok()).count();
+        let waiting = near.waiting().len;
+        assert!(sent < 9_000 && waiting <= MAX_WAITING + MAX_WAITING / 100, "{sent} sent, {waiting} wait");
+        // What waits leaves in order once there is room, with what is urgent first; no datagram is torn.
+        near.waiting().lanes[Lane::Main as usize].iter_mut().for_each(|piece| piece.since = Instant::now());
+        let reader = std::thread::spawn(move || {
+            let mut lengths = BTreeSet::new();
+            let (mut far, mut length) = (far, [0; LENGTH]);
+            while far.read_exact(&mut length).is_ok() {
+                let mut datagram = vec![0; usize::from(u16::from_be_bytes(length))];
+                far.read_exact(&mut datagram).unwrap();
+                assert!(datagram.iter().all(|byte| *byte == 1));
+                lengths.insert(datagram.len());
+            }
+            lengths
+        });
+        while near.waiting().len > 0 {
+            near.flush().unwrap();
+            std::thread::yield_now();
+        }
+        near.shut_down();
+        assert_eq!(reader.join().unwrap(), [64_000 % 1400, 1400].into());
+    }
+}
