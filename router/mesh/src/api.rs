@@ -170,12 +170,12 @@ pub enum Output {
         /// How many routers pass it on (TTL, hop limit).
         hops: u8,
     },
-    /// A link goes over this connection from now on, or (if not) no link does: it is kept, or may be closed.
+    /// How a connection is used from now on.
     Connection {
         /// The path of the connection.
         path: Path,
-        /// Whether a link goes over it.
-        is_used: bool,
+        /// How.
+        usage: Usage,
     },
     /// The data path is to work with this from now on.
     Publish(Arc<Snapshot>),
@@ -205,6 +205,17 @@ pub enum Output {
     Event(Event),
     /// Call with [`Input::Timeout`] at this time, and why.
     Timeout(Time, &'static str),
+}
+
+/// How a connection is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Usage {
+    /// A link goes over it: it is kept.
+    InUse,
+    /// None does: it may be closed after a while.
+    Idle,
+    /// Nothing comes back over it: it is in the way of another.
+    Dead,
 }
 
 /// A command was done.

@@ -52,6 +52,12 @@ impl Path {
         Path { local: None, ..self }
     }
 
+    /// Whether a link is to go over it rather than over one that works, once it answers: UDP rather than TCP, which repeats what was
+    /// lost and holds back all that came after it.
+    pub(crate) fn is_better(self, than: Path) -> bool {
+        self.is_udp() && !than.is_udp()
+    }
+
     /// Whether both are one path as far as is known: an address of this host that is not known may be any.
     pub(crate) fn may_be(self, other: Path) -> bool {
         let is_local_known = self.local.is_some() && other.local.is_some();

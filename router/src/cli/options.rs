@@ -248,9 +248,13 @@ impl ListenOn {
         let (Some(first), None) = (udp.next(), udp.next()) else {
             return Err(Failure::Usage("--listen takes one address for UDP: put tcp:// before the others".into()));
         };
-        let tcp = all.iter().filter(by(Transport::Tcp));
-        let tcp = tcp.map(|listen| Listen { address: listen.address, is_required: listen.transport.is_some() });
-        Ok(ListenOn { udp: first, tcp: tcp.collect() })
+        let mut tcp: Vec<Listen> = Vec::new();
+        for ListenAddress { transport, address } in all.into_iter().filter(|listen| by(Transport::Tcp)(&listen)) {
+            if !tcp.iter().any(|listen| listen.address == address) {
+                tcp.push(Listen { address, is_required: transport.is_some() });
+            }
+        }
+        Ok(ListenOn { udp: first, tcp })
     }
 }
 
@@ -444,6 +448,30 @@ mod tests {
         for bad in ["", ":1", "a b", "host:0", "host:x", "[fd00::1", "host:70000"] {
             assert!(parse_peer(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn listening_is_by_both_transports_unless_one_is_named() {
+        let on = |texts: &[&str]| {
+            let listen = texts.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().unwrap();
+            let ListenOn { udp, tcp } = ListenOn::of(&listen).ok()?;
+            Some((udp.to_string(), tcp.iter().map(|at| (at.address.to_string(), at.is_required)).collect::<Vec<_>>()))
+        };
+        let at = |text: &str, is_required| (text.to_owned(), is_required);
+        let default = "[::]:6783".to_owned();
+        assert_eq!(on(&[]), Some((default.clone(), vec![at("[::]:6783", false)])));
+        assert_eq!(on(&["10.0.0.1:7"]), Some(("10.0.0.1:7".into(), vec![at("10.0.0.1:7", false)])));
+        assert_eq!(on(&["udp://10.0.0.1:7"]), Some(("10.0.0.1:7".into(), vec![])));
+        let both = vec![at("[::]:443", true), at("[::]:6783", false)];
+        assert_eq!(on(&["tcp://[::]:443"]), Some((default.clone(), both)));
+        assert_eq!(on(&["tcp://[::]:6783"]), Some((default, vec![at("[::]:6783", true)])));
+        assert_eq!(on(&["10.0.0.1:7", "udp://10.0.0.1:8"]), None, "one address for UDP");
+        assert!("sctp://10.0.0.1:7".parse::<ListenAddress>().is_err() && "443".parse::<ListenAddress>().is_err());
+        let file = |text: &str| LaunchArgs::from_toml(text, Path::new("config.toml"));
+        assert_eq!(file("listen = \"tcp://[::]:443\"").unwrap().listen.len(), 1);
+        let args = file("listen = [\"[::]:7\", \"tcp://[::]:443\"]\nproxy = \"http://proxy:8080\"").unwrap();
+        assert_eq!((args.listen.len(), args.proxy.is_some()), (2, true));
+        assert!(file("proxy = \"socks5://proxy\"").is_err() && file("listen = [\"x\"]").is_err());
     }
 
     #[test]

@@ -292,7 +292,7 @@ impl NodeTask {
                     let _ = self.port.send_or_open(lane, to, &data, stride);
                 }
                 Output::Open { to, hops } => drop(self.port.open_nats(to, hops)),
-                Output::Connection { path, is_used } => self.port.tcp.set_used(path, is_used),
+                Output::Connection { path, usage } => self.port.tcp.set_usage(path, usage),
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),
                 Output::Reply(id, reply) => {

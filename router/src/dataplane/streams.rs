@@ -1,6 +1,6 @@
 //! The TCP connections that a packet worker receives from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,16 +13,23 @@ use crate::transport::tcp::connection::{Connection, Incoming};
 /// What is read from one connection before others get their turn, in bytes.
 pub const BYTES_PER_READ: usize = 256 * 1024;
 
+/// Connections that have their turn before UDP and TAPs have theirs.
+const PER_TURN: usize = 8;
+
 /// Connections by what epoll calls them: a number for what comes, and the next one for room to send.
 #[derive(Default)]
-pub struct Streams(BTreeMap<u64, Stream>);
+pub struct Streams {
+    all: BTreeMap<u64, Stream>,
+    /// Those that have something, each once.
+    ready: VecDeque<u64>,
+}
 
 struct Stream {
     connection: Arc<Connection>,
     incoming: Incoming,
     /// Another descriptor of its socket: epoll tells of room by it, and only when there was none before.
     room: OwnedFd,
-    has_datagrams: bool,
+    is_ready: bool,
 }
 
 impl Streams {
@@ -32,24 +39,27 @@ impl Streams {
         let room = incoming.fd().try_clone_to_owned()?;
         epoll.add(incoming.fd(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         epoll.add(&room, EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, number + 1))?;
-        self.0.insert(number, Stream { connection, incoming, room, has_datagrams: true });
+        self.all.insert(number, Stream { connection, incoming, room, is_ready: false });
         Ok(())
     }
 
     /// Takes note of what epoll says of a number; false if it is no connection's.
     pub fn note(&mut self, number: u64) -> bool {
-        if let Some(stream) = self.0.get_mut(&number) {
-            stream.has_datagrams = true;
+        if let Some(stream) = self.all.get_mut(&number) {
+            if !std::mem::replace(&mut stream.is_ready, true) {
+                self.ready.push_back(number);
+            }
             return true;
         }
-        let Some(stream) = number.checked_sub(1).and_then(|number| self.0.get(&number)) else { return false };
+        let Some(stream) = number.checked_sub(1).and_then(|number| self.all.get(&number)) else { return false };
         if stream.connection.flush().is_err() {
             stream.connection.shut_down();
         }
         true
     }
 
-    /// Takes one read from each connection that has something. Returns those that ended; they are received from no more.
+    /// Takes one read from each of some connections that have something; epoll tells again of the others. Returns those that ended; they are
+    /// received from no more.
     pub fn receive(
         &mut self,
         epoll: &Epoll,
@@ -57,22 +67,21 @@ impl Streams {
         mut take: impl FnMut(Path, Vec<&mut [u8]>),
     ) -> Vec<Arc<Connection>> {
         let mut ended = Vec::new();
-        for (number, stream) in self.0.iter_mut().filter(|(_, stream)| stream.has_datagrams) {
-            stream.has_datagrams = false;
+        for _ in 0..PER_TURN {
+            let Some(number) = self.ready.pop_front() else { break };
+            let Some(stream) = self.all.get_mut(&number) else { continue };
+            stream.is_ready = false;
             let is_proven = stream.connection.unused_for().is_none();
             match stream.incoming.read(is_proven, &mut *buffer) {
                 Ok(datagrams) => take(stream.connection.path, datagrams),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => ended.push(*number),
+                Err(_) => {
+                    // Its descriptors are closed with it.
+                    let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));
+                    ended.extend(self.all.remove(&number).map(|stream| stream.connection));
+                }
             }
         }
-        let ended = ended.into_iter().filter_map(|number| self.0.remove(&number));
         ended
-            .map(|stream| {
-                // Its descriptors are closed with it.
-                let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));
-                stream.connection
-            })
-            .collect()
     }
 }

@@ -78,7 +78,7 @@ impl Components {
                 }
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
-            Said::Connection { path, is_used } => self.outputs.push_back(Output::Connection { path, is_used }),
+            Said::Connection { path, usage } => self.outputs.push_back(Output::Connection { path, usage }),
             Said::Open { to, hops } => self.outputs.push_back(Output::Open { to, hops }),
             Said::Handshake { peer, at, tries } => self.sessions.start_handshake(peer, Some(at), tries, now),
             Said::Announce(to, record) => {

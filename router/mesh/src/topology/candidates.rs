@@ -133,7 +133,8 @@ impl Candidates {
             }
             let is_own =
                 own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() });
-            let is_left = is_own || is_too_early(path) || (candidate.is_mapped && path.is_udp() && is_punched(path));
+            let is_early = !candidate.is_likely && is_too_early(path);
+            let is_left = is_own || is_early || (candidate.is_mapped && path.is_udp() && is_punched(path));
             let is_due = candidate.retry.is_due(now) && !is_left;
             if is_due && (candidate.is_likely || self.unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
                 *tries -= 1;

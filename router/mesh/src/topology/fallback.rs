@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_crypto::Time;
 
 use super::Peer;
+use super::link::Link;
 use super::targets::Targets;
 use crate::path::{Path, Transport};
 use crate::records::HostRecord;
@@ -18,16 +19,12 @@ const HTTPS: u16 = 443;
 /// How long UDP is tried alone: without a route to the peer, and with one along which hosts agree on who asks first.
 const ALONE: Duration = Duration::from_secs(1);
 const ALONE_WITH_ROUTE: Duration = Duration::from_secs(5);
-/// How often UDP is tried again while a link goes over TCP, and how many paths at once.
+/// How often UDP is tried again while a link goes over TCP. Each time that UDP was lost within [`SHORT_LIVED`] doubles it, up to the longest.
 const RETURN: Duration = Duration::from_secs(20);
-const RETURN_BY: usize = 4;
+const LONGEST_RETURN: Duration = Duration::from_secs(600);
+const SHORT_LIVED: Duration = Duration::from_secs(60);
 /// Addresses of a peer that are asked for a TCP connection.
 const MAX_ADDRESSES: usize = 4;
-
-/// Whether a link is to move from a path that works to one that answered: TCP gives way to UDP.
-pub(super) fn is_better(path: Path, than: Path) -> bool {
-    path.is_udp() && !than.is_udp()
-}
 
 /// Whether it is too early for TCP, `waited` after a link was wanted first.
 pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bool {
@@ -36,9 +33,43 @@ pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bo
 
 /// Returns the paths by TCP to a host that says at which ports it accepts connections.
 pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = Path> {
-    let ips: BTreeSet<IpAddr> = record.addresses.iter().chain(&record.seen).map(SocketAddr::ip).collect();
-    let at = |ip| record.tcp.iter().map(move |port| Path::tcp(SocketAddr::new(ip, *port)));
-    ips.into_iter().take(MAX_ADDRESSES).flat_map(at)
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for ip in record.addresses.iter().chain(&record.seen).map(SocketAddr::ip) {
+        if ips.len() < MAX_ADDRESSES && !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    ips.into_iter().flat_map(|ip| record.tcp.iter().map(move |port| Path::tcp(SocketAddr::new(ip, *port))))
+}
+
+/// When a link that goes over TCP is to return to UDP.
+pub(super) struct Return {
+    interval: Duration,
+    /// When TCP was last left for UDP.
+    left: Time,
+}
+
+impl Default for Return {
+    fn default() -> Self {
+        Return { interval: RETURN, left: Time::ZERO }
+    }
+}
+
+impl Return {
+    /// A link moves from one path to another.
+    pub(super) fn on_move(&mut self, from: Path, to: Path, now: Time) {
+        if to.is_better(from) {
+            self.left = now;
+        }
+    }
+
+    /// A link over a path was lost.
+    pub(super) fn on_loss(&mut self, path: Path, now: Time) {
+        if path.is_udp() && self.left != Time::ZERO {
+            let is_short = now.since(self.left) < SHORT_LIVED;
+            self.interval = if is_short { (self.interval * 2).min(LONGEST_RETURN) } else { RETURN };
+        }
+    }
 }
 
 impl Targets {
@@ -51,10 +82,14 @@ impl Targets {
     /// The named address that a path leads to, if it leads to one. At the port that is open everywhere one host answers: which, is known only
     /// if no other was named at that address.
     pub(super) fn named_at(&self, path: Path) -> Option<SocketAddr> {
+        let is_https = match path.transport {
+            Transport::Udp => false,
+            Transport::Tcp => path.remote.port() == HTTPS,
+            Transport::AcceptedTcp => return None,
+        };
         if self.has_address(&path.remote) {
             return Some(path.remote);
         }
-        let is_https = path.transport == Transport::Tcp && path.remote.port() == HTTPS;
         let mut there = self.addresses().filter(|address| is_https && address.ip() == path.remote.ip());
         there.next().filter(|_| there.next().is_none())
     }
@@ -63,20 +98,19 @@ impl Targets {
 impl Peer {
     /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host.
     pub(super) fn better_paths(&mut self, own: &[SocketAddr], now: Time) -> Vec<Path> {
-        let Some(link) = self.link.as_mut().filter(|link| !link.path.is_udp() && now.since(link.sought) >= RETURN)
-        else {
-            return Vec::new();
-        };
+        let interval = self.to_udp.interval;
+        let is_due = |link: &&mut Link| !link.path.is_udp() && now.since(link.sought) >= interval;
+        let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
         link.sought = now;
         let others = self.candidates.paths().filter(|path| !own.contains(&path.remote));
-        others.filter(|path| is_better(**path, link.path)).take(RETURN_BY).copied().collect()
+        others.filter(|path| path.is_better(link.path)).copied().collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Target;
+    use crate::api::{Target, Usage};
     use crate::topology::lab::*;
     use crate::topology::{Event, Topology};
     use crate::wire::Control;
@@ -124,7 +158,7 @@ mod tests {
                         meter.received.on_link(1, at(now));
                         topology.on_pong(PEER, to, id, to.remote, size as u16, at(now + 10));
                     }
-                    Event::Connection { path, is_used } => uses.push((path, is_used)),
+                    Event::Connection { path, usage } => uses.push((path, usage)),
                     _ => {}
                 }
             }
@@ -134,12 +168,39 @@ mod tests {
         for now in (0..30_000).step_by(50) {
             used.extend(uses(&mut topology, false, now));
         }
-        assert_eq!(used, [(tcp(443), true)]);
+        assert_eq!(used, [(tcp(443), Usage::InUse)]);
         assert_eq!(topology.link(PEER).map(|link| link.path), Some(tcp(443)));
         assert!(topology.addresses.seen().is_empty(), "where a connection comes from is no address for datagrams");
         let moved = (30_000..60_000).step_by(50).find(|now| !uses(&mut topology, true, *now).is_empty());
         assert!(moved.is_some_and(|now| now < 52_000), "{moved:?}");
         assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()));
+    }
+
+    #[test]
+    fn the_way_back_is_sought_at_every_address_and_more_seldom_where_udp_does_not_last() {
+        let (mut topology, table, meter) = topology();
+        let named = Path::udp(([198, 51, 100, 1], 6783).into());
+        topology.connect(&[Target { name: "host2".into(), addresses: vec![named.remote] }], &table, at(0));
+        topology.on_found(PEER, Path::tcp(([198, 51, 100, 1], 443).into()));
+        let mut came_back = Vec::new();
+        for now in (0..400_000).step_by(50) {
+            // UDP is answered only while the link goes over TCP: each time that it goes over to UDP it is lost.
+            let by_tcp = topology.link(PEER).is_some_and(|link| !link.path.is_udp());
+            topology.tend_links(true, &table, at(now));
+            for event in std::iter::from_fn(|| topology.poll_event()).collect::<Vec<_>>() {
+                if let Event::Straight { control: Control::Ping { id, .. }, to, size, .. } = event
+                    && (by_tcp || !to.is_udp())
+                {
+                    meter.received.on_link(1, at(now));
+                    topology.on_pong(PEER, to, id, to.remote, size as u16, at(now + 10));
+                }
+            }
+            if by_tcp && topology.link(PEER).is_some_and(|link| link.path.is_udp()) {
+                came_back.push(now / 1000);
+            }
+        }
+        assert!(topology.peers[&PEER].candidates.paths().any(|path| *path == named));
+        assert!((2..=5).contains(&came_back.len()), "{came_back:?}");
     }
 
     #[test]
@@ -166,6 +227,11 @@ mod tests {
         assert_eq!(targets.tcp_paths(at(6783)).collect::<Vec<_>>(), [Path::tcp(at(443)), Path::tcp(at(6783))]);
         assert_eq!(targets.named_at(Path::tcp(at(443))), Some(at(6783)));
         assert_eq!(targets.named_at(Path::udp(at(443))), None);
+        assert_eq!(
+            targets.named_at(Path::accepted_tcp(at(6783))),
+            None,
+            "any host behind that address may come from there"
+        );
         targets.connect(&[target("b", 6784)], Time::ZERO);
         assert_eq!(targets.named_at(Path::tcp(at(443))), None, "it may be either");
     }

@@ -16,6 +16,11 @@ const MAX_PINGS: usize = 64;
 /// time, for themselves or for others: the link is then probed as an idle one.
 const USE: u64 = 10;
 pub(super) const IN_USE: Duration = Duration::from_secs(1);
+/// How long a link has to be silent before the host that chooses its path gives it up for another.
+const MOVE_AFTER: Duration = Duration::from_millis(1200);
+/// How long a host whose peer chooses the path stays with one: less than [`MOVE_AFTER`], or both would go on looking for
+/// each other where the other has just been.
+const FOLLOW_AFTER: Duration = Duration::from_secs(1);
 /// Round-trip times that are remembered.
 const RTTS: usize = 8;
 /// Datagrams a second from which on a link carries bulk.
@@ -125,6 +130,18 @@ impl Link {
             true => Load::Used,
             false => Load::Idle,
         }
+    }
+
+    /// Whether the link may go over to another path that the peer answers on: one of both hosts `chooses`, and leaves a path only once it
+    /// is silent; the other follows, but to a worse path only once this one is silent, too. What was under way when either moved is no
+    /// reason to move again.
+    pub(super) fn may_leave(&self, for_path: Path, chooses: bool, now: Time) -> bool {
+        if for_path.is_better(self.path) {
+            return true;
+        }
+        let waits = chooses || self.path.is_better(for_path);
+        let (settled, silent) = if waits { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
+        now.since(self.moved) >= settled && now.since(self.last_from_remote) >= silent
     }
 
     /// Goes on by another path.

@@ -15,7 +15,7 @@ use super::pulse::{QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
 use super::routes::announced_cost;
 use super::{Event, ON_DEMAND, SessionTable, Topology, fallback};
-use crate::api;
+use crate::api::{self, Usage};
 use crate::path::Path;
 use crate::records::LinkRecord;
 use crate::wire::{Control, Lane};
@@ -24,11 +24,6 @@ use crate::wire::{Control, Lane};
 /// hosts there are to hear of them: what a mesh says about costs in a second is bounded, however large it is.
 const COST_INTERVAL: Duration = Duration::from_millis(500);
 const COST_INTERVAL_PER_HOST: Duration = Duration::from_millis(50);
-/// How long a link has to be silent before the host that chose its address gives it up for another.
-const MOVE_AFTER: Duration = Duration::from_millis(1200);
-/// How long a host whose peer chooses the address stays with one: less than [`MOVE_AFTER`], or both would go on looking for
-/// each other where the other has just been.
-const FOLLOW_AFTER: Duration = Duration::from_secs(1);
 /// How often a move of one link is reported.
 const REPORT_MOVED: Duration = Duration::from_secs(60);
 /// Tries of addresses in one tick.
@@ -74,17 +69,22 @@ impl Topology {
                 self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
             }
             // UDP first, and once more; then TCP in turn with it.
-            let by_tcp = self.targets.tcp_paths(at).filter(|_| tries % 2 == 1);
-            for at in [Path::udp(at)].into_iter().chain(by_tcp) {
-                self.events.push_back(Event::Handshake { peer: None, at, tries });
-            }
+            self.events.push_back(Event::Handshake { peer: None, at: Path::udp(at), tries });
+            let is_used =
+                |path: &Path| self.linked.iter().any(|peer| self.link(*peer).is_some_and(|link| link.path == *path));
+            let by_tcp: Vec<Path> =
+                self.targets.tcp_paths(at).filter(|path| tries % 2 == 1 && !is_used(path)).collect();
+            let handshake = |at| Event::Handshake { peer: None, at, tries: tries / 2 };
+            self.events.extend(by_tcp.into_iter().map(handshake));
         }
     }
 
     fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         if let Some(reason) = peer.reason_to_give_up(current, now) {
+            let silent = peer.link.as_ref().map(|link| link.path);
             self.link_down(label, reason, now);
+            self.events.extend(silent.and_then(|path| Event::connection(path, Usage::Dead)));
             // What was lost with this link may be lost with others.
             return self.peers.values_mut().for_each(|peer| peer.doubt(now));
         }
@@ -201,12 +201,11 @@ impl Topology {
 
     pub(super) fn link_up(&mut self, label: HostLabel, path: Path, now: Time) {
         self.linked.insert(label);
-        self.targets.claim(path, label);
+        self.on_found(label, path);
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        peer.candidates.add(path, Learnt::Worked);
         peer.candidates.reset(path, now);
         peer.punching.reset(now);
-        self.events.extend(Event::connection(path, true));
+        self.events.extend(Event::connection(path, Usage::InUse));
         let likely = peer.candidates.likely();
         self.events.push_back(Event::LinkUp(label, path.remote));
         self.events.push_back(Event::Up(label, likely));
@@ -219,7 +218,8 @@ impl Topology {
         self.linked.remove(&label);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
-        self.events.extend(Event::connection(link.path, false));
+        peer.to_udp.on_loss(link.path, now);
+        self.events.extend(Event::connection(link.path, Usage::Idle));
         self.addresses.unsee(label);
         self.routing.set_own(label, None);
         let affected = self.routing.fail_over(label);
@@ -249,29 +249,18 @@ impl Topology {
             }
             return;
         }
-        if fallback::is_better(from, link.path) {
-            let is_asked = peer.pings.has_asked(from, QUIET, now);
-            if is_current && !is_asked {
-                self.ping(label, index, from, 0, now);
-            }
-            return;
+        // A packet may come from anywhere: the link moves once the peer has answered there.
+        if is_current && link.may_leave(from, own < label, now) && !peer.pings.has_asked(from, QUIET, now) {
+            self.ping(label, index, from, 0, now);
         }
-        // Of two hosts with several paths between them the one with the lower label chooses, and leaves an address only once
-        // that is silent; the other follows. What was under way when either moved is no reason to move again.
-        let (settled, silent) = if own < label { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
-        let is_settled = now.since(link.moved) >= settled && now.since(link.last_from_remote) >= silent;
-        if !is_settled || !is_current {
-            return;
-        }
-        self.move_link(label, from, now);
-        self.ping(label, index, from, 0, now);
     }
 
     /// Has a link go on over another path.
     pub(super) fn move_link(&mut self, label: HostLabel, to: Path, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else { return };
-        let connections = [Event::connection(to, true), Event::connection(link.path, false)];
+        let connections = [Event::connection(to, Usage::InUse), Event::connection(link.path, Usage::Idle)];
+        peer.to_udp.on_move(link.path, to, now);
         link.move_to(to, now);
         let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
         if !is_reported {
@@ -286,9 +275,8 @@ impl Topology {
     /// A connection was closed. A link that goes over it is lost.
     pub(crate) fn on_closed(&mut self, path: Path, now: Time) {
         let uses = |label: &&HostLabel| self.link(**label).is_some_and(|link| link.path == path);
-        if let Some(label) = self.linked.iter().find(uses).copied() {
-            self.link_down(label, "its connection was closed", now);
-        }
+        let lost: Vec<HostLabel> = self.linked.iter().filter(uses).copied().collect();
+        lost.into_iter().for_each(|label| self.link_down(label, "its connection was closed", now));
     }
 }
 
@@ -331,11 +319,23 @@ mod tests {
         topology.tend_links(true, &table, at(0));
         answer(&mut topology, &meter, 1400, at(10));
         let elsewhere = Path::udp(([192, 0, 2, 3], 6783).into());
+        events(&mut topology);
         topology.on_heard_from(PEER, 7, true, elsewhere, at(500));
-        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()));
         topology.on_heard_from(PEER, 7, false, elsewhere, at(1300));
-        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()), "not under an old session");
+        assert!(events(&mut topology).is_empty(), "the old address is not silent yet, or the session is an old one");
         topology.on_heard_from(PEER, 7, true, elsewhere, at(1300));
+        assert_eq!(topology.link(PEER).map(|link| link.path), Some(remote()), "a packet may be replayed from anywhere");
+        let asked = events(&mut topology);
+        let [Event::Straight { control: Control::Ping { id, .. }, to, .. }] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!(*to, elsewhere);
+        topology.on_pong(PEER, Path::udp(([192, 0, 2, 4], 6783).into()), *id, OWN_ADDRESS, 0, at(1310));
+        assert_eq!(
+            topology.link(PEER).map(|link| link.path),
+            Some(remote()),
+            "only an answer from where it was asked counts"
+        );
+        topology.on_heard_from(PEER, 7, true, elsewhere, at(1600));
+        answer(&mut topology, &meter, 1400, at(1610));
         assert_eq!(topology.link(PEER).map(|link| link.path), Some(elsewhere));
     }
 

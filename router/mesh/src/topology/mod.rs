@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use candidates::Candidates;
 pub(crate) use candidates::Learnt;
+use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
@@ -39,7 +40,7 @@ use routing::Routing;
 use targets::Targets;
 use weft_crypto::{HostLabel, PeerId, Time};
 
-use crate::api::{self, Target};
+use crate::api::{self, Target, Usage};
 use crate::datapath::snapshot::Meter;
 use crate::path::Path;
 use crate::records::{HostRecord, LinkRecord};
@@ -79,10 +80,10 @@ pub(crate) enum Event {
         to: Path,
         hops: u8,
     },
-    /// Whether a link goes over a connection now: one that none goes over may be closed.
+    /// Whether a link goes over a connection now.
     Connection {
         path: Path,
-        is_used: bool,
+        usage: Usage,
     },
     /// A handshake to start, straight at an address; `tries` so far failed.
     Handshake {
@@ -113,8 +114,8 @@ pub(crate) enum Event {
 
 impl Event {
     /// What the shell is to know of a path that a link begins or ends to use.
-    fn connection(path: Path, is_used: bool) -> Option<Event> {
-        (!path.is_udp()).then_some(Event::Connection { path, is_used })
+    fn connection(path: Path, usage: Usage) -> Option<Event> {
+        (!path.is_udp()).then_some(Event::Connection { path, usage })
     }
 }
 
@@ -155,6 +156,7 @@ struct Peer {
     marks: Marks,
     candidates: Candidates,
     punching: Punching,
+    to_udp: Return,
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
     last_traffic: Time,
@@ -204,6 +206,7 @@ impl Topology {
             marks: Marks::default(),
             candidates: Candidates::default(),
             punching: Punching::default(),
+            to_udp: Return::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,
         });
@@ -242,7 +245,9 @@ impl Topology {
     /// A finished handshake proves that a peer is at an address.
     pub(crate) fn on_found(&mut self, peer: HostLabel, path: Path) {
         self.add_candidate(peer, path, Learnt::Worked);
-        self.targets.claim(path, peer);
+        if let Some(named) = self.targets.claim(path, peer) {
+            self.add_candidate(peer, Path::udp(named), Learnt::Announced);
+        }
     }
 
     /// A session with a peer is used for sending from now on: packets under the last link have had their time.
@@ -326,7 +331,7 @@ impl Topology {
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
             return true;
         }
-        peer.candidates.paths().any(|path| self.targets.named_at(*path).is_some())
+        peer.candidates.paths().any(|path| path.is_udp() && self.targets.has_address(&path.remote))
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.

@@ -8,7 +8,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 use super::candidates::Learnt;
 use super::link::{Link, PingSent};
 use super::pulse::QUIET;
-use super::{Event, Topology, fallback};
+use super::{Event, Topology};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
 
@@ -18,7 +18,12 @@ impl Topology {
         let id = self.rng.next_u32();
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let probed = (size > 0).then_some(size);
-        let lane = if self.marks && probed.is_none() { known.marks.next_lane() } else { Lane::Urgent };
+        let lane = match &known.link {
+            // Whether a network drops what is marked shows only where datagrams are datagrams, and is asked there only.
+            _ if !to.is_udp() || !self.marks || probed.is_some() => Lane::Urgent,
+            Some(link) if to.is_better(link.path) => Lane::Main,
+            _ => known.marks.next_lane(),
+        };
         known.pings.add(id, PingSent { to, at: now, size: probed, lane });
         let (control, size) =
             (Control::Ping { id, lane, seen: to.remote }, size.saturating_sub(envelope::LEN + session::OVERHEAD));
@@ -59,7 +64,7 @@ impl Topology {
     pub(crate) fn on_pong(&mut self, peer: HostLabel, from: Path, id: u32, seen: SocketAddr, size: u16, now: Time) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let Some(ping) = known.pings.take(id) else { return };
-        if self.marks && known.marks.on_answer(ping.lane) {
+        if self.marks && from.is_udp() && known.marks.on_answer(ping.lane) {
             // The network drops datagrams marked as urgent: this host marks none any more. Sizes were probed by marked ones.
             self.marks = false;
             let links = self.peers.values_mut().filter_map(|peer| peer.link.as_mut());
@@ -72,8 +77,8 @@ impl Topology {
             self.link_up(peer, from, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
-        if fallback::is_better(from, link.path) {
-            // It answered: this host's datagrams go that way from now on, and the peer finds it by itself.
+        // Only where it was asked does an answer prove anything.
+        if link.path != from && ping.to.may_be(from) && link.may_leave(from, self.own < peer, now) {
             self.move_link(peer, from, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };

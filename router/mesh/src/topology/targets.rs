@@ -124,11 +124,16 @@ impl Targets {
         addresses.iter().find_map(|address| self.addresses.get(address)?.peer)
     }
 
-    /// A peer answered over a path: if the operator named the address it leads to, it is the peer that was meant.
-    pub(super) fn claim(&mut self, path: Path, peer: HostLabel) {
-        if let Some(target) = self.named_at(path).and_then(|address| self.addresses.get_mut(&address)) {
-            *target = TargetAddress { peer: Some(peer), retry: Backoff::default() };
+    /// A peer answered over a path: if the operator named the address it leads to, it is the peer that was meant. Returns that address. A host
+    /// that answered there itself is not displaced by one that answered at another port.
+    pub(super) fn claim(&mut self, path: Path, peer: HostLabel) -> Option<SocketAddr> {
+        let address = self.named_at(path)?;
+        let target = self.addresses.get_mut(&address)?;
+        if target.peer.is_some_and(|known| known != peer) && address != path.remote {
+            return None;
         }
+        *target = TargetAddress { peer: Some(peer), retry: Backoff::default() };
+        Some(address)
     }
 
     /// Returns the addresses to try now, with the tries so far. `is_busy` tells addresses that need no try: their peer is
@@ -222,7 +227,9 @@ mod tests {
     fn a_host_named_twice_is_one_host_and_goes_with_its_last_name() {
         let mut targets = Targets::default();
         targets.connect(&[target("a", 1), target("b", 2), target("c", 3)], Time::ZERO);
-        [1, 2].into_iter().for_each(|host| targets.claim(Path::udp(address(host)), HostLabel([7; 6])));
+        [1, 2]
+            .into_iter()
+            .for_each(|host| assert!(targets.claim(Path::udp(address(host)), HostLabel([7; 6])).is_some()));
         let names: Vec<String> = targets.named_hosts(&[address(3)]).into_iter().map(|named| named.name).collect();
         assert_eq!(names, ["a"]);
         assert_eq!(targets.remove("a"), Some(HostLabel([7; 6])));

@@ -17,8 +17,15 @@ pub const LENGTH: usize = 2;
 /// the connections inside wait, which repeat it themselves.
 const MAX_WAITING: usize = 512 * 1024;
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// The largest datagram taken from an end that has proven nothing yet.
-const MAX_UNPROVEN: usize = 10_000;
+/// How much of it bulk may take: the rest is for what is urgent.
+const MAX_BULK: usize = MAX_WAITING / 8 * 7;
+/// The smallest packet that means anything, in bytes: smaller ones would cost more than their bytes.
+const SMALLEST: usize = 40;
+/// What an end may send that has proven nothing yet, in bytes: a datagram, at one time, and in all. The first link goes up within a round trip,
+/// while the other end may already send.
+const UNPROVEN_DATAGRAM: usize = 10_000;
+const UNPROVEN_AT_ONCE: usize = 16 * 1024;
+const UNPROVEN: usize = 4 << 20;
 
 /// A connection, open or being opened.
 pub struct Connection {
@@ -93,13 +100,16 @@ impl Connection {
         }
     }
 
-    /// Sends datagrams of `stride` bytes each, the last one maybe shorter. An error: they were lost.
+    /// Sends datagrams of `stride` bytes each, the last one maybe shorter. An error: they were lost, for want of room if it is
+    /// [`io::ErrorKind::WouldBlock`].
     pub fn send(&self, lane: Lane, datagrams: &[u8], stride: usize) -> io::Result<()> {
         let stride = stride.clamp(1, usize::from(u16::MAX));
         let mut waiting = self.waiting();
         let now = Instant::now();
-        if !waiting.has_room(datagrams.len(), now) {
-            return Err(io::ErrorKind::WouldBlock.into());
+        if !waiting.has_room(lane, datagrams.len(), now) {
+            // What cannot be opened is no connection that takes too little.
+            let is_open = self.stream().is_some();
+            return Err(if is_open { io::ErrorKind::WouldBlock } else { io::ErrorKind::NotConnected }.into());
         }
         let mut bytes = Vec::with_capacity(datagrams.len() + datagrams.len().div_ceil(stride) * LENGTH);
         for datagram in datagrams.chunks(stride) {
@@ -122,9 +132,10 @@ impl Connection {
 }
 
 impl Waiting {
-    fn has_room(&self, len: usize, now: Instant) -> bool {
-        let is_late = |lane: &VecDeque<Piece>| lane.front().is_some_and(|piece| now - piece.since > MAX_WAIT);
-        self.len + len <= MAX_WAITING && !self.lanes.iter().any(is_late)
+    fn has_room(&self, lane: Lane, len: usize, now: Instant) -> bool {
+        let most = if lane == Lane::Urgent { MAX_WAITING } else { MAX_BULK };
+        let is_late = self.lanes[lane as usize].front().is_some_and(|piece| now - piece.since > MAX_WAIT);
+        self.len + len <= most && !is_late
     }
 
     fn flush(&mut self, mut stream: &TcpStream) -> io::Result<()> {
@@ -151,13 +162,15 @@ pub struct Incoming {
     stream: TcpStream,
     /// The beginning of a datagram whose rest has not come yet.
     begun: Vec<u8>,
+    /// Bytes that have come before anything was proven.
+    unproven: usize,
 }
 
 impl Incoming {
     /// What comes over an open connection. An error: it has been closed, or the process has too many files.
     pub fn of(connection: &Connection) -> io::Result<Incoming> {
         let stream = connection.stream().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
-        Ok(Incoming { stream, begun: Vec::new() })
+        Ok(Incoming { stream, begun: Vec::new(), unproven: 0 })
     }
 
     /// The descriptor to wait on.
@@ -170,17 +183,25 @@ impl Incoming {
     pub fn read<'a>(&mut self, is_proven: bool, buffer: &'a mut [u8]) -> io::Result<Vec<&'a mut [u8]>> {
         let begun = self.begun.len();
         buffer[..begun].copy_from_slice(&self.begun);
-        let read = (&self.stream).read(&mut buffer[begun..])?;
+        let (longest, at_once) = match is_proven {
+            true => (usize::from(u16::MAX), buffer.len()),
+            false => (UNPROVEN_DATAGRAM, UNPROVEN_AT_ONCE),
+        };
+        let end = at_once.max(begun + 1).min(buffer.len());
+        let read = (&self.stream).read(&mut buffer[begun..end])?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.begun.clear();
-        let longest = if is_proven { usize::from(u16::MAX) } else { MAX_UNPROVEN };
+        self.unproven += if is_proven { 0 } else { read };
+        if self.unproven > UNPROVEN {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         let mut datagrams = Vec::new();
         let mut rest = &mut buffer[..begun + read];
         while let Some(length) = rest.first_chunk::<LENGTH>() {
             let length = usize::from(u16::from_be_bytes(*length));
-            if length == 0 || length > longest {
+            if !(SMALLEST..=longest).contains(&length) {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             if rest.len() < LENGTH + length {
@@ -226,7 +247,8 @@ mod tests {
         let mut writer = near.stream().unwrap();
         near.send(Lane::Main, &[7; 2500], 1000).unwrap();
         // A datagram in three parts.
-        for part in [&[0u8][..], &[4, 1, 2], &[3, 4]] {
+        let last = [&[0, 50][..], &[1; 50]].concat();
+        for part in [&last[..1], &last[1..20], &last[20..]] {
             writer.write_all(part).unwrap();
             std::thread::sleep(Duration::from_millis(5));
             match incoming.read(false, &mut buffer) {
@@ -234,14 +256,16 @@ mod tests {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
-        assert_eq!(received, [vec![7; 1000], vec![7; 1000], vec![7; 500], vec![1, 2, 3, 4]]);
+        assert_eq!(received, [vec![7; 1000], vec![7; 1000], vec![7; 500], vec![1; 50]]);
         drop(other);
     }
 
     #[test]
     fn what_is_no_row_of_datagrams_ends_the_connection() {
         let mut buffer = vec![0; 1 << 18];
-        for (bytes, is_proven) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], false), (&[0, 0, 1][..], true)] {
+        for (bytes, is_proven) in
+            [(&b"GET / HTTP/1.1\r\n\r\n"[..], false), (&[0, 0, 1][..], true), (&[0, 1, 1][..], true)]
+        {
             let (near, mut far) = connected();
             far.write_all(bytes).unwrap();
             let mut incoming = Incoming::of(&near).unwrap();
@@ -261,7 +285,8 @@ mod tests {
         let (near, far) = connected();
         let sent = (0..10_000).filter(|_| near.send(Lane::Main, &[1; 64_000], 1400).is_ok()).count();
         let waiting = near.waiting().len;
-        assert!(sent < 9_000 && waiting <= MAX_WAITING + MAX_WAITING / 100, "{sent} sent, {waiting} wait");
+        assert!(sent < 9_000 && waiting <= MAX_BULK + MAX_BULK / 100, "{sent} sent, {waiting} wait");
+        near.send(Lane::Urgent, &[1; 100], 100).expect("bulk leaves room for what is urgent");
         // What waits leaves in order once there is room, with what is urgent first; no datagram is torn.
         near.waiting().lanes[Lane::Main as usize].iter_mut().for_each(|piece| piece.since = Instant::now());
         let reader = std::thread::spawn(move || {
@@ -280,6 +305,6 @@ mod tests {
             std::thread::yield_now();
         }
         near.shut_down();
-        assert_eq!(reader.join().unwrap(), [64_000 % 1400, 1400].into());
+        assert_eq!(reader.join().unwrap(), [100, 64_000 % 1400, 1400].into());
     }
 }

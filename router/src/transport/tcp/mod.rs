@@ -7,11 +7,12 @@
 pub mod connection;
 mod proxy;
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use connection::Connection;
@@ -20,17 +21,19 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
+use weft_mesh::node::Usage;
 use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
 use super::addresses::{unmapped, with_a_family_there_is};
+use crate::attach::prefix::Prefix;
 use crate::error::{Doing, Failure, Result};
 
-/// Accepted connections that no link goes over, in all and from one address: strangers can open them.
+/// Accepted connections that no link goes over, in all and from one network: strangers can open them.
 const MAX_UNUSED: usize = 512;
 const MAX_UNUSED_FROM_ONE: usize = 32;
-/// Connections being opened, or open and unused: members can have them opened by what they announce.
-const MAX_OPENING: usize = 64;
+/// Connections that this host opened and no link goes over: members can have them opened by what they announce.
+const MAX_OPENED_UNUSED: usize = 64;
 /// How long a connection is kept that no link goes over, and how long opening one may take.
 const UNUSED: Duration = Duration::from_secs(10);
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
@@ -45,15 +48,19 @@ const BACKLOG: i32 = 1024;
 /// All connections of this host.
 pub struct Connections {
     all: RwLock<BTreeMap<Path, Arc<Connection>>>,
+    /// Paths that links go over.
+    in_use: Mutex<BTreeSet<Path>>,
     /// Where open connections go to be received from.
     opened: mpsc::UnboundedSender<Arc<Connection>>,
     /// What ended, for the node.
     closed: mpsc::UnboundedSender<Path>,
     runtime: tokio::runtime::Handle,
     proxy: Option<Proxy>,
+    /// Whether it was said that the proxy does not work.
+    has_warned: AtomicBool,
     /// Runs dropped because a connection took no more.
     pub dropped: AtomicU64,
-    /// Connections refused because there were too many.
+    /// Connections that no link went over, refused or closed for others.
     pub refused: AtomicU64,
 }
 
@@ -71,10 +78,12 @@ impl Connections {
         let ((opened, to_receive), (closed, ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let connections = Connections {
             all: RwLock::default(),
+            in_use: Mutex::default(),
             opened,
             closed,
             runtime: tokio::runtime::Handle::current(),
             proxy,
+            has_warned: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         };
@@ -100,15 +109,14 @@ impl Connections {
     pub fn send_or_open(self: &Arc<Self>, lane: Lane, to: Path, datagrams: &[u8], stride: usize) -> io::Result<()> {
         let to = to.from_any();
         if to.transport == Transport::Tcp && !self.read().contains_key(&to) {
-            let unused = |(path, connection): &(&Path, &Arc<Connection>)| {
-                path.transport == Transport::Tcp && connection.unused_for().is_some()
-            };
-            if self.read().iter().filter(unused).count() >= MAX_OPENING {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(io::ErrorKind::QuotaExceeded.into());
+            let unused = self.unused(Transport::Tcp);
+            if unused.len() >= MAX_OPENED_UNUSED {
+                self.evict(unused.into_iter());
             }
             let connection = Arc::new(Connection::new(to));
-            self.write().insert(to, connection.clone());
+            if !self.insert(&connection) {
+                return self.send(lane, to, datagrams, stride);
+            }
             let connections = self.clone();
             self.runtime.spawn(async move { connections.open(&connection).await });
         }
@@ -125,7 +133,12 @@ impl Connections {
         };
         let opened = tokio::time::timeout(OPEN_WITHIN, opening).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
         if let Err(error) = opened.and_then(|stream| self.take_up(connection, stream)) {
-            debug!(path = %connection.path, "a connection cannot be opened: {error}");
+            match &self.proxy {
+                Some(_) if !self.has_warned.swap(true, Ordering::Relaxed) => {
+                    warn!(path = %connection.path, "the proxy leads to no other host; see --proxy: {error}");
+                }
+                _ => debug!(path = %connection.path, "a connection cannot be opened: {error}"),
+            }
             self.close(connection);
         }
     }
@@ -155,10 +168,44 @@ impl Connections {
         }
     }
 
-    /// Notes whether a link goes over the connection of a path.
-    pub fn set_used(&self, path: Path, is_used: bool) {
-        if let Some(connection) = self.read().get(&path.from_any()) {
-            connection.set_used(is_used);
+    /// Notes how the connection of a path is used.
+    pub fn set_usage(&self, path: Path, usage: Usage) {
+        let (path, is_used) = (path.from_any(), usage == Usage::InUse);
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = if is_used { in_use.insert(path) } else { in_use.remove(&path) };
+        let connection = self.read().get(&path).cloned();
+        let Some(connection) = connection else { return };
+        connection.set_used(is_used);
+        if usage == Usage::Dead {
+            self.close(&connection);
+        }
+    }
+
+    /// Adds a connection, unless there is one with its path.
+    fn insert(&self, connection: &Arc<Connection>) -> bool {
+        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        connection.set_used(in_use.contains(&connection.path));
+        match self.write().entry(connection.path) {
+            Entry::Vacant(entry) => {
+                entry.insert(connection.clone());
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Connections of a kind that no link goes over, and for how long.
+    fn unused(&self, transport: Transport) -> Vec<(Duration, Arc<Connection>)> {
+        let all = self.read();
+        let of_kind = all.values().filter(|connection| connection.path.transport == transport);
+        of_kind.filter_map(|connection| Some((connection.unused_for()?, connection.clone()))).collect()
+    }
+
+    /// Closes the longest unused of these.
+    fn evict(&self, unused: impl Iterator<Item = (Duration, Arc<Connection>)>) {
+        if let Some((_, connection)) = unused.max_by_key(|(unused, _)| *unused) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.close(&connection);
         }
     }
 
@@ -174,31 +221,32 @@ impl Connections {
     }
 
     fn admit(&self, stream: TcpStream, from: SocketAddr) {
-        if !self.has_room(from.ip()) {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
+        self.make_room(network_of(from.ip()));
         let connection = Arc::new(Connection::new(Path::accepted_tcp(from)));
-        self.write().insert(connection.path, connection.clone());
-        if self.take_up(&connection, stream).is_err() {
+        if !self.insert(&connection) {
+            // From one port to two of this host's: the first one stays.
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        } else if self.take_up(&connection, stream).is_err() {
             self.close(&connection);
         }
     }
 
-    /// Whether one more connection may be accepted from an address. The longest unused one of all makes room if need be.
-    fn has_room(&self, from: IpAddr) -> bool {
-        let all = self.read();
-        let accepted = all.values().filter(|connection| connection.path.transport == Transport::AcceptedTcp);
-        let unused: Vec<(Duration, &Arc<Connection>)> =
-            accepted.filter_map(|connection| Some((connection.unused_for()?, connection))).collect();
-        if unused.iter().filter(|(_, connection)| connection.path.remote.ip() == from).count() >= MAX_UNUSED_FROM_ONE {
-            return false;
+    /// Makes room for one more connection from a network: another one from there has to go, or, if there are too many in all, one
+    /// from the network that has most.
+    fn make_room(&self, from: IpAddr) {
+        let unused = self.unused(Transport::AcceptedTcp);
+        let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for (_, connection) in &unused {
+            *counts.entry(network_of(connection.path.remote.ip())).or_default() += 1;
         }
-        if unused.len() >= MAX_UNUSED {
-            let longest = unused.iter().max_by_key(|(unused, _)| *unused);
-            longest.into_iter().for_each(|(_, connection)| connection.shut_down());
+        let crowd = match counts.get(&from) {
+            Some(count) if *count >= MAX_UNUSED_FROM_ONE => Some(from),
+            _ if unused.len() < MAX_UNUSED => None,
+            _ => counts.into_iter().max_by_key(|(_, count)| *count).map(|(network, _)| network),
+        };
+        if let Some(crowd) = crowd {
+            self.evict(unused.into_iter().filter(|(_, other)| network_of(other.path.remote.ip()) == crowd));
         }
-        unused.len() < 2 * MAX_UNUSED
     }
 
     /// Ends connections that no link goes over, for as long as the task runs.
@@ -216,6 +264,14 @@ impl Connections {
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Path, Arc<Connection>>> {
         self.all.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one site or customer has: an IPv4 address, or an IPv6 network of /64.
+fn network_of(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(_) => Prefix(ip, 64).network().0,
     }
 }
 
@@ -261,10 +317,10 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// The ports of listeners.
+/// The ports at which other hosts find listeners.
 pub fn ports(listeners: &[std::net::TcpListener]) -> Vec<u16> {
-    let mut ports: Vec<u16> =
-        listeners.iter().filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect();
+    let bound = listeners.iter().filter_map(|listener| listener.local_addr().ok());
+    let mut ports: Vec<u16> = bound.filter(|at| !at.ip().is_loopback()).map(|at| at.port()).collect();
     ports.sort_unstable();
     ports.dedup();
     ports

@@ -14,6 +14,9 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::net::TcpStream;
 
+/// The port of proxies that name none.
+const DEFAULT_PORT: u16 = 3128;
+
 /// An HTTP proxy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Proxy {
@@ -42,7 +45,12 @@ impl FromStr for Proxy {
                 Some(value)
             }
         };
-        Ok(Proxy { authority: format!("{host}:{}", authority.port_u16().unwrap_or(3128)), authorization })
+        let after = authority.as_str().rsplit_once(host).map_or("", |(_, rest)| rest);
+        let port = match after.strip_prefix(':') {
+            Some(port) => port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad)?,
+            None => DEFAULT_PORT,
+        };
+        Ok(Proxy { authority: format!("{host}:{port}"), authorization })
     }
 }
 
@@ -121,7 +129,9 @@ mod tests {
     fn what_is_no_proxy_is_refused() {
         assert_eq!("http://proxy".parse::<Proxy>().unwrap().authority, "proxy:3128");
         assert_eq!("http://[fd00::1]:8080".parse::<Proxy>().unwrap().authority, "[fd00::1]:8080");
-        for bad in ["", "proxy:3128", "https://proxy", "socks5://proxy", "http://"] {
+        for bad in
+            ["", "proxy:3128", "https://proxy", "socks5://proxy", "http://", "http://proxy:99999", "http://proxy:0"]
+        {
             assert!(bad.parse::<Proxy>().is_err(), "{bad}");
         }
     }
