@@ -22,6 +22,7 @@
 //!     underlay_mtu: 1500,
 //!     container_mtu: 1450,
 //!     port: 6783,
+//!     tcp_ports: Vec::new(),
 //!     discovery: true,
 //!     grace: Duration::from_secs(3600),
 //!     founds_alone: false,
