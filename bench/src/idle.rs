@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use weft_bench::{cpu_time, in_temporary_dir, resident, weft_binary, write_secret};
+use weft_bench::{cpu_time, in_temporary_dir, weft_binary, write_secret};
 use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::{LabHost, Ns, await_true, wire};
+use weft_router::lab::{LabHost, Ns, await_true, resident, wire};
 
 /// Counts what a host sends, IP headers included.
 const COUNTER: &str = "table ip idle {

@@ -33,13 +33,6 @@ pub fn write_secret(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that a process has in memory.
-pub fn resident(pid: u32) -> Option<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1e3)
-}
-
 /// How long the threads of a process have been computing.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let threads =

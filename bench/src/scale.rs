@@ -3,9 +3,10 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use weft_bench::{cpu_time, resident};
+use weft_bench::cpu_time;
 use weft_integration::sim::scale::Mesh;
 use weft_router::error::{Doing, Failure, Result};
+use weft_router::lab::resident;
 
 /// Measures each size in a process of its own, so that its memory is its own.
 pub fn run(sizes: &[usize]) -> Result<()> {

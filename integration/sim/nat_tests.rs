@@ -49,6 +49,12 @@ fn behind(seed: u64, nats: &[Behaviour]) -> World {
         let (host, nat) = (world.add_host(), world.add_nat(*behaviour));
         world.hosts[host].nat = Some(nat);
     }
+    start_all(&mut world);
+    world
+}
+
+/// Starts all hosts, each with an endpoint; all but the first name the first.
+fn start_all(world: &mut World) {
     for host in 0..world.hosts.len() {
         world.start(host);
         if host > 0 {
@@ -56,7 +62,6 @@ fn behind(seed: u64, nats: &[Behaviour]) -> World {
         }
         world.attach(host, [host as u8 + 1; 16], endpoint(host));
     }
-    world
 }
 
 fn has_way(world: &World, from: HostNumber, to: HostNumber) -> bool {
@@ -126,13 +131,7 @@ fn without_udp(seed: u64) -> World {
         world.hosts[host].blocks_udp = number > 0 && world.rng.random_bool(0.4);
     }
     world.hosts[1].blocks_udp = true;
-    for host in 0..count {
-        world.start(host);
-        if host > 0 {
-            world.connect(host, &[0]);
-        }
-        world.attach(host, [host as u8 + 1; 16], endpoint(host));
-    }
+    start_all(&mut world);
     world
 }
 

@@ -250,6 +250,13 @@ impl Drop for LabHost {
     }
 }
 
+/// Bytes that a process has in memory.
+pub fn resident(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1e3)
+}
+
 /// Waits until something is true, at most [`PATIENCE`].
 pub fn await_true(what: &str, mut is_true: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + PATIENCE;

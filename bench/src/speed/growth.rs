@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use weft_bench::{cpu_time, in_temporary_dir, resident};
+use weft_bench::{cpu_time, in_temporary_dir};
 use weft_crypto::{Ciphers, Identity, Keyring, Time};
 use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
@@ -23,7 +23,7 @@ use weft_mesh::wire::SegmentId;
 use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::{LabHost, Ns, tcp_throughput, wire};
+use weft_router::lab::{LabHost, Ns, resident, tcp_throughput, wire};
 
 use super::load::{RoundTrips, round_trips_beside_tcp};
 use super::pairs;

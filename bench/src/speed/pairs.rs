@@ -7,12 +7,12 @@ use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weft_bench::{resident, weft_binary, write_secret};
+use weft_bench::{weft_binary, write_secret};
 use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::daemon::state;
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::{LabHost, Ns, wire};
+use weft_router::lab::{LabHost, Ns, resident, wire};
 
 /// What is between the hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use weft_mesh::path::Path;
+use weft_mesh::ingress::RxBuffer;
 
 use crate::transport::tcp::connection::{Connection, Incoming};
 
@@ -64,7 +64,7 @@ impl Streams {
         &mut self,
         epoll: &Epoll,
         buffer: &mut [u8],
-        mut take: impl FnMut(Path, Vec<&mut [u8]>),
+        mut take: impl FnMut(&mut [RxBuffer<'_>]),
     ) -> Vec<Arc<Connection>> {
         let mut ended = Vec::new();
         for _ in 0..PER_TURN {
@@ -73,7 +73,7 @@ impl Streams {
             stream.is_ready = false;
             let is_proven = stream.connection.unused_for().is_none();
             match stream.incoming.read(is_proven, &mut *buffer) {
-                Ok(datagrams) => take(stream.connection.path, datagrams),
+                Ok(mut datagrams) => take(&mut datagrams),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(_) => {
                     // Its descriptors are closed with it.

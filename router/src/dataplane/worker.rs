@@ -365,14 +365,12 @@ impl Run {
         number
     }
 
-    /// Takes one read from each connection that has something.
+    /// Takes one read from each of some connections that have something.
     fn receive_streams(&mut self, snapshot: &Snapshot) {
         self.out.lane = Lane::Main;
         let Run { streams, epoll, buffers, path, out, pauses, clock, .. } = self;
-        let ended = streams.receive(epoll, &mut buffers[..BYTES_PER_READ], |from, datagrams| {
-            let mut filled: Vec<RxBuffer<'_>> =
-                datagrams.into_iter().map(|data| RxBuffer { from, stride: data.len(), data }).collect();
-            pauses.carried(Last::Datagrams, path.datagrams(snapshot, clock.now(), &mut filled, out));
+        let ended = streams.receive(epoll, &mut buffers[..BYTES_PER_READ], |datagrams| {
+            pauses.carried(Last::Datagrams, path.datagrams(snapshot, clock.now(), datagrams, out));
         });
         ended.iter().for_each(|connection| out.port.tcp.close(connection));
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::libc;
 use nix::sys::socket::ControlMessage;
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The address of this host that a datagram leaves from, as the kernel wants to be told.
 pub(super) enum Source {
@@ -47,6 +48,16 @@ pub(super) fn with_a_family_there_is<T>(
         }
         bound => bound.map(|bound| (address, bound)),
     }
+}
+
+/// A socket that does not block, for an address; one for IPv6 takes IPv4, too.
+pub(super) fn socket_for(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 pub(super) fn unspecified(is_v6: bool) -> IpAddr {

@@ -15,12 +15,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Socket, Type};
 use weft_crypto::{envelope, session};
 use weft_mesh::path::Path;
 use weft_mesh::wire::Lane;
 
-use super::addresses::{Source, mapped, unmapped, unspecified, with_a_family_there_is};
+use super::addresses::{Source, mapped, socket_for, unmapped, unspecified, with_a_family_there_is};
 use crate::error::{Doing, Failure, Result};
 
 /// A burst at full speed must fit while a worker is busy: without depth, datagrams are lost and TCP slows down.
@@ -120,14 +120,10 @@ impl UdpPort {
     }
 
     fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
+        let socket = socket_for(address, Type::DGRAM, Protocol::UDP)?;
         if is_shared {
             socket.set_reuse_port(true)?;
         }
-        socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         Ok(socket)
     }

@@ -102,8 +102,7 @@ impl Peer {
         let is_due = |link: &&mut Link| !link.path.is_udp() && now.since(link.sought) >= interval;
         let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
         link.sought = now;
-        let others = self.candidates.paths().filter(|path| !own.contains(&path.remote));
-        others.filter(|path| path.is_better(link.path)).copied().collect()
+        self.others(own)
     }
 }
 

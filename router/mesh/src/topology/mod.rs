@@ -399,8 +399,8 @@ mod lab {
         Path::udp(([192, 0, 2, 2], 6783).into())
     }
 
-    /// Topology of a host that has a session with a peer, of whose address it knows.
-    pub(super) fn topology() -> (Topology, Table, Arc<Meter>) {
+    /// Topology of a host that knows no other.
+    pub(super) fn lone() -> Topology {
         let setup = Setup {
             own: OWN,
             discovery: true,
@@ -409,7 +409,12 @@ mod lab {
             tcp_ports: Vec::new(),
             entropy: [3; 32],
         };
-        let mut topology = Topology::new(setup, at(0));
+        Topology::new(setup, at(0))
+    }
+
+    /// Topology of a host that has a session with a peer, of whose address it knows.
+    pub(super) fn topology() -> (Topology, Table, Arc<Meter>) {
+        let mut topology = lone();
         let meter = Arc::new(Meter::default());
         topology.meet(PEER, meter.clone());
         for learnt in [Learnt::Announced, Learnt::Worked] {

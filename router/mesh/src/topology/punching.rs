@@ -152,8 +152,8 @@ impl Topology {
 }
 
 impl Peer {
-    /// All its candidates that are no address of this host's `own`.
-    fn others(&self, own: &[SocketAddr]) -> Vec<Path> {
+    /// Its paths by UDP to all addresses that are none of this host's `own`.
+    pub(super) fn others(&self, own: &[SocketAddr]) -> Vec<Path> {
         self.candidates.paths().filter(|path| path.is_udp() && !own.contains(&path.remote)).copied().collect()
     }
 }
@@ -166,15 +166,7 @@ mod tests {
 
     /// Topology of a host that has a session with a peer behind a NAT, and a route to it.
     fn topology_with_nat() -> (Topology, Table) {
-        let setup = super::super::Setup {
-            own: OWN,
-            discovery: true,
-            underlay_mtu: 1500,
-            port: 6783,
-            tcp_ports: Vec::new(),
-            entropy: [3; 32],
-        };
-        let mut topology = Topology::new(setup, at(0));
+        let mut topology = lone();
         topology.meet(PEER, Default::default());
         let record = HostRecord {
             name: "host2".into(),

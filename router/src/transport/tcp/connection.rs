@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use weft_mesh::ingress::RxBuffer;
 use weft_mesh::path::Path;
 use weft_mesh::wire::Lane;
 
@@ -33,9 +33,8 @@ pub struct Connection {
     pub path: Path,
     stream: OnceLock<TcpStream>,
     waiting: Mutex<Waiting>,
-    /// Whether a link goes over it; and since when that is so or not.
-    is_used: AtomicBool,
-    changed: Mutex<Instant>,
+    /// Since when no link goes over it; none if one does.
+    unused_since: Mutex<Option<Instant>>,
 }
 
 /// What waits for room, framed.
@@ -62,8 +61,7 @@ impl Connection {
             path,
             stream: OnceLock::new(),
             waiting: Mutex::default(),
-            is_used: AtomicBool::new(false),
-            changed: Mutex::new(Instant::now()),
+            unused_since: Mutex::new(Some(Instant::now())),
         }
     }
 
@@ -81,15 +79,14 @@ impl Connection {
 
     /// Notes whether a link goes over it.
     pub fn set_used(&self, is_used: bool) {
-        if self.is_used.swap(is_used, Ordering::Relaxed) != is_used {
-            *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        }
+        let mut since = self.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if is_used { None } else { since.or_else(|| Some(Instant::now())) };
     }
 
     /// How long no link has gone over it; none if one does.
     pub fn unused_for(&self) -> Option<Duration> {
-        let is_used = self.is_used.load(Ordering::Relaxed);
-        (!is_used).then(|| self.changed.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+        let since = *self.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
     }
 
     /// Ends it, for both directions.
@@ -159,6 +156,7 @@ impl Waiting {
 
 /// The receiving side of a connection.
 pub struct Incoming {
+    path: Path,
     stream: TcpStream,
     /// The beginning of a datagram whose rest has not come yet.
     begun: Vec<u8>,
@@ -170,7 +168,7 @@ impl Incoming {
     /// What comes over an open connection. An error: it has been closed, or the process has too many files.
     pub fn of(connection: &Connection) -> io::Result<Incoming> {
         let stream = connection.stream().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
-        Ok(Incoming { stream, begun: Vec::new(), unproven: 0 })
+        Ok(Incoming { path: connection.path, stream, begun: Vec::new(), unproven: 0 })
     }
 
     /// The descriptor to wait on.
@@ -180,7 +178,7 @@ impl Incoming {
 
     /// Reads what there is into a buffer of 128 KiB at least, and returns the datagrams in it. An error of another kind than
     /// [`io::ErrorKind::WouldBlock`]: the connection is over, or what comes is no row of datagrams.
-    pub fn read<'a>(&mut self, is_proven: bool, buffer: &'a mut [u8]) -> io::Result<Vec<&'a mut [u8]>> {
+    pub fn read<'a>(&mut self, is_proven: bool, buffer: &'a mut [u8]) -> io::Result<Vec<RxBuffer<'a>>> {
         let begun = self.begun.len();
         buffer[..begun].copy_from_slice(&self.begun);
         let (longest, at_once) = match is_proven {
@@ -208,7 +206,7 @@ impl Incoming {
                 break;
             }
             let (datagram, more) = std::mem::take(&mut rest).split_at_mut(LENGTH + length);
-            datagrams.push(&mut datagram[LENGTH..]);
+            datagrams.push(RxBuffer { from: self.path, data: &mut datagram[LENGTH..], stride: length });
             rest = more;
         }
         self.begun.extend_from_slice(rest);
@@ -252,7 +250,7 @@ mod tests {
             writer.write_all(part).unwrap();
             std::thread::sleep(Duration::from_millis(5));
             match incoming.read(false, &mut buffer) {
-                Ok(datagrams) => received.extend(datagrams.into_iter().map(|datagram| datagram.to_vec())),
+                Ok(datagrams) => received.extend(datagrams.into_iter().map(|datagram| datagram.data.to_vec())),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
@@ -270,13 +268,13 @@ mod tests {
             far.write_all(bytes).unwrap();
             let mut incoming = Incoming::of(&near).unwrap();
             near.stream().unwrap().set_nonblocking(false).unwrap();
-            let error = incoming.read(is_proven, &mut buffer).expect_err("refused");
+            let error = incoming.read(is_proven, &mut buffer).err().expect("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         let (near, far) = connected();
         drop(far);
         near.stream().unwrap().set_nonblocking(false).unwrap();
-        let error = Incoming::of(&near).unwrap().read(true, &mut buffer).expect_err("closed");
+        let error = Incoming::of(&near).unwrap().read(true, &mut buffer).err().expect("closed");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 

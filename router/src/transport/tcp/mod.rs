@@ -1,7 +1,7 @@
 //! Paths over TCP, for networks that let no UDP pass.
 //!
 //! A connection carries the datagrams that UDP would ([`connection`]). One is opened when the node first sends along a path, and closed
-//! once no link has gone over it for a while. Whoever can send from here can send on a connection; the packet workers, among which
+//! once no link has gone over it for a while. Every thread with a port sends on any connection; the packet workers, among which
 //! connections are spread, receive.
 
 pub mod connection;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use connection::Connection;
 pub use proxy::Proxy;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Protocol, SockRef, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -25,7 +25,7 @@ use weft_mesh::node::Usage;
 use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
-use super::addresses::{unmapped, with_a_family_there_is};
+use super::addresses::{socket_for, unmapped, with_a_family_there_is};
 use crate::attach::prefix::Prefix;
 use crate::error::{Doing, Failure, Result};
 
@@ -306,12 +306,8 @@ pub fn listen(at: &[Listen]) -> Result<Vec<std::net::TcpListener>> {
 }
 
 fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
+    let socket = socket_for(address, Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
