@@ -391,6 +391,12 @@ impl Store {
         self.digests_between(HostLabel([0; 6]), HostLabel([0xff; 6]), false)
     }
 
+    /// The digest of what this host itself wrote.
+    pub fn own_digest(&self) -> Vec<Message> {
+        let own = self.identity.peer_id().label();
+        self.digests_between(own, own, false)
+    }
+
     fn digests_between(&self, from: HostLabel, to: HostLabel, answer: bool) -> Vec<Message> {
         let held: Vec<Held> = self.origins.range(from..=to).map(|(_, origin)| origin.held()).collect();
         if held.is_empty() {

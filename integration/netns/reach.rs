@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use weft_integration::alone;
 use weft_integration::netns::internet::{Edge, Layer, transfer};
-use weft_integration::netns::{Mesh, ip, nft};
+use weft_integration::netns::{Mesh, ip, nft, run};
+use weft_router::attach::prefix::Prefix;
 use weft_router::error::Result;
-use weft_router::lab::await_true;
+use weft_router::lab::{await_true, ping, wire};
 
 /// A path's MTU falls from 1,500 to 1,400 in mid-transfer, with and without the ICMP that tells of it, and rises again.
 #[test]
@@ -46,6 +47,77 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
         })
         .unwrap();
     }
+}
+
+/// A transfer fills a wire of 45 Mbit/s, and a faster one comes between the two hosts: the link moves within ten seconds, and not a ping is lost.
+#[test]
+fn a_link_moves_to_a_faster_wire_while_the_slow_one_works() {
+    let _alone = alone();
+    let (mut mesh, internet) = Mesh::start_at("faster", &[&[], &[]]);
+    let [from, to] = [0, 1].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    mesh.await_all_reach_all(1000);
+    for leg in ["leg0", "leg1"] {
+        let shape = format!("qdisc add dev {leg} root tbf rate 45mbit burst 32kb latency 50ms");
+        let output = run(&internet.backbone, "tc", &shape);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let address = IpAddr::V4(far.v4);
+    let (mut lost, mut took) = (0, None);
+    let carried = transfer(&near.ns, &far.ns, address, Duration::from_secs(15), |arrived| {
+        await_true("nothing is carried", || Ok(arrived.load(Ordering::Relaxed) > 4 << 20)).unwrap();
+        let ends = [1, 2].map(|last| [Prefix(IpAddr::from([10, 9, 0, last]), 24)]);
+        wire(&mesh.hosts[0].ns, &mesh.hosts[1].ns, ("fast", "fast"), (&ends[0], &ends[1])).unwrap();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(12) {
+            lost += u32::from(ping(&near.ns, address, 56, Duration::from_secs(1)).unwrap().is_none());
+            let has_moved =
+                |host: usize, peer: &str, remote: &str| mesh.hosts[host].peer(peer).unwrap()["remote"] == remote;
+            if took.is_none() && has_moved(0, "h1", "10.9.0.2:6783") && has_moved(1, "h0", "10.9.0.1:6783") {
+                took = Some(started.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    println!("moved after {took:.1?}, {lost} pings lost, {carried:?}");
+    assert!(took.is_some_and(|took| took < Duration::from_secs(10)), "{took:?}");
+    assert_eq!(lost, 0);
+    assert!(carried.longest_silence < Duration::from_secs(1), "{carried:?}");
+    assert!(carried.bytes > 150 << 20, "{carried:?}");
+}
+
+/// Two hosts get other addresses at the same moment: they have a direct link again as soon as a host that stayed has told each of the other.
+#[test]
+fn hosts_that_move_at_once_have_a_direct_link_again() {
+    let _alone = alone();
+    let (mut mesh, internet) = Mesh::start_at("roaming", &[&[], &[], &[]]);
+    let [_, from, to] = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    mesh.await_all_reach_all(1000);
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let started = Instant::now();
+    let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(10), |arrived| {
+        await_true("nothing is carried", || Ok(arrived.load(Ordering::Relaxed) > 4 << 20)).unwrap();
+        for host in [1, 2] {
+            let ns = &mesh.hosts[host].ns;
+            ip(ns, &format!("addr del 198.18.{host}.2/24 dev up"));
+            ip(ns, &format!("addr add 198.18.{host}.77/24 dev up"));
+            ip(ns, &format!("route add default via 198.18.{host}.1"));
+        }
+        let is_direct = |host: usize, peer: &str, remote: &str| {
+            let peer = mesh.hosts[host].peer(peer)?;
+            Ok(peer["path"] == "direct" && peer["remote"] == remote)
+        };
+        await_true("they do not find each other", || {
+            Ok(is_direct(1, "h2", "198.18.2.77:6783")? && is_direct(2, "h1", "198.18.1.77:6783")?)
+        })
+        .unwrap();
+        println!("direct again after {:.1?}", started.elapsed());
+    });
+    println!("{carried:?}");
+    assert!(carried.longest_silence < Duration::from_secs(4), "{carried:?}");
+    drop(internet);
 }
 
 /// A host is asked at its second address by one behind a firewall, which lets in only what comes from there.

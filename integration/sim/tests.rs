@@ -145,6 +145,34 @@ fn a_packet_from_a_new_address_moves_the_link() {
     assert!(links(&world) <= 1);
 }
 
+/// Hosts get other addresses all at once, so that none is where another knows it: their links go on as soon as one is looked up again, or
+/// a host that stayed has heard of them.
+#[test]
+fn hosts_that_move_at_once_find_each_other_by_names_and_by_hosts_that_stay() {
+    for seed in 0..20 {
+        let mut world = line(seed, 2);
+        world.run_for(Duration::from_secs(20));
+        (0..2).for_each(|host| world.roam(host));
+        world.run_for(Duration::from_secs(20));
+        world.connect(1, &[0]);
+        world.run_for(Duration::from_secs(3));
+        assert!(world.is_direct(0, 1) && world.is_direct(1, 0), "seed {seed}: by name: {}", world.state_of(0));
+
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        for host in 0..6 {
+            world.add_host();
+            world.start(host);
+            world.connect(host, &[0]);
+        }
+        world.run_for(Duration::from_secs(20));
+        (1..6).for_each(|host| world.roam(host));
+        world.run_for(Duration::from_secs(5));
+        for (a, b) in (0..6).flat_map(|a| (0..6).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+            assert!(world.is_direct(a, b), "seed {seed}: h{a} to h{b}");
+        }
+    }
+}
+
 #[test]
 fn a_host_that_lost_its_state_is_met_again_by_those_who_know_it() {
     for seed in 6..46 {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::RngExt;
+use weft_mesh::node::Command;
 use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
@@ -46,6 +47,15 @@ impl World {
         let old = std::mem::replace(&mut self.hosts[number].address, address);
         self.by_address.remove(&old);
         self.by_address.insert(address, number);
+    }
+
+    /// A host leaves its network for another, and sees so by its interfaces.
+    pub fn roam(&mut self, number: HostNumber) {
+        let SocketAddr::V4(old) = self.hosts[number].address else { return };
+        let [net, block, ..] = old.ip().octets();
+        let new = SocketAddr::from(([net, block + 1, 7, number as u8], old.port()));
+        self.move_host(number, new);
+        self.command(number, Command::SetAddresses(vec![new.ip()]));
     }
 
     /// Gives a host a second address.

@@ -398,7 +398,7 @@ impl World {
         }
     }
 
-    fn command(&mut self, number: HostNumber, command: Command) {
+    pub(super) fn command(&mut self, number: HostNumber, command: Command) {
         self.input(number, Input::Command(0, command));
     }
 

@@ -128,8 +128,11 @@ impl Publisher {
         false
     }
 
-    /// Sends a control message over a way of its own.
+    /// Sends a control message over a way of its own. What hosts ask each other about a link makes it no used one.
     pub(crate) fn send_over(&mut self, outbound: &Outbound, lane: Lane, text: &[u8], now: Time) {
+        if let Some(hop) = &outbound.hop {
+            hop.meter.sent.link_idle.fetch_add(1, Ordering::Relaxed);
+        }
         // What cannot be sealed is lost, as on the way.
         let _ = self.sender.control(outbound, lane, text, now);
     }
@@ -255,6 +258,14 @@ mod tests {
         assert!(publisher.take_snapshot().is_some_and(|snapshot| snapshot.outbound.contains_key(&PEER)));
         publisher.set_outbound(PEER, outbound(false, false));
         assert!(publisher.take_snapshot().is_some_and(|snapshot| snapshot.outbound.is_empty()));
+    }
+
+    #[test]
+    fn what_hosts_ask_each_other_about_a_link_makes_it_no_used_one() {
+        let (mut publisher, outbound) = (publisher(), outbound(true, true));
+        publisher.send_over(&outbound, Lane::Urgent, &[3, 0], Time::ZERO);
+        let sent = &outbound.hop.as_ref().unwrap().meter.sent;
+        assert_eq!((sent.link_datagrams.load(Ordering::Relaxed), sent.link_wanted()), (1, 0));
     }
 
     #[test]

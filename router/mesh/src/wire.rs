@@ -196,6 +196,16 @@ pub enum Control {
     },
     /// One step of opening a path through NATs, along the route that there is.
     Punch(Punch),
+    /// Asks for a [`Control::Tried`] by the same path, beside the one that the link goes over: no reason to follow.
+    Trial {
+        /// Matches answer to question.
+        id: u32,
+    },
+    /// Answers a trial.
+    Tried {
+        /// The trial's.
+        id: u32,
+    },
 }
 
 /// Two hosts behind NATs open a path to each other: one opens its own NAT, then the other asks, then the first. What comes to a NAT from
@@ -239,6 +249,11 @@ impl Control {
         let (kind, message) = text.split_first()?;
         (*kind == TextKind::Control as u8)
             .then(|| postcard::take_from_bytes(message).ok().map(|(control, _)| control))?
+    }
+
+    /// Whether it may come by any path: the sender's link need not have moved there.
+    pub(crate) fn is_trial(&self) -> bool {
+        matches!(self, Control::Trial { .. } | Control::Tried { .. })
     }
 }
 

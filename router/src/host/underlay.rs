@@ -1,8 +1,8 @@
 //! The network beneath: which of this host's addresses other hosts are told of, and how large packets are there.
 //!
 //! An interface leads out if it is hardware or what stands for it (VLAN, bond, MAC-VLAN), or if packets to other machines leave
-//! by it: a bridge or veth pair with a route by a gateway, anything on the way to a peer. Bridges of containers and VPNs that no
-//! peer is behind are none. What changes about interfaces, addresses and routes is heard from the kernel.
+//! by it: a bridge or veth pair with a route by a gateway, a veth pair with a network of its own, anything on the way to a peer. Bridges of
+//! containers and VPNs that no peer is behind are none. What changes about interfaces, addresses and routes is heard from the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -46,6 +46,7 @@ impl Underlay {
 }
 
 /// What the kernel says.
+#[derive(Clone)]
 struct Seen {
     links: Vec<Interface>,
     addresses: Vec<(u32, Prefix)>,
@@ -108,11 +109,16 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
         routes.filter_map(|route| route.interface).collect()
     };
     let (has_default, has_gateway) = (by_gateway(true), by_gateway(false));
+    let has_network = |link: &Interface| {
+        let of_it = seen.addresses.iter().filter(|(index, _)| *index == link.index);
+        of_it.map(|(_, prefix)| prefix).any(|Prefix(ip, len)| ip.is_ipv4() && *len < 32 && !is_link_local(ip))
+    };
     let rank = |link: &Interface| {
-        let kind = Kind::of(link);
-        let leads_out = match kind {
+        let leads_out = match Kind::of(link) {
             Kind::Hardware => true,
-            Kind::Virtual => has_gateway.contains(&link.index),
+            // The ends of containers are in a bridge, or have an address that leads to the one container.
+            Kind::Pair => has_gateway.contains(&link.index) || has_network(link),
+            Kind::Bridge => has_gateway.contains(&link.index),
             Kind::Tunnel => false,
         };
         match to_peers.contains(&link.index) {
@@ -156,8 +162,10 @@ fn route_to(routes: &[Route], ip: IpAddr) -> Option<u32> {
 enum Kind {
     /// Hardware, or what stands for it.
     Hardware,
-    /// A bridge or a veth pair: containers have such, and so has a host that is a container itself.
-    Virtual,
+    /// A bridge, which containers have, and many a host of virtual machines.
+    Bridge,
+    /// One end of a veth pair: containers have such, and so has a host that is a container itself.
+    Pair,
     /// A VPN or another tunnel: what is behind it is reached through it, and not by the address it has.
     Tunnel,
 }
@@ -166,7 +174,8 @@ impl Kind {
     fn of(link: &Interface) -> Kind {
         use InfoKind::*;
         match &link.kind {
-            Some(Bridge | Veth | Vrf | Netkit) => Kind::Virtual,
+            Some(Bridge | Vrf) => Kind::Bridge,
+            Some(Veth | Netkit) => Kind::Pair,
             Some(
                 Tun | Wireguard | Vxlan | Geneve | GreTap | GreTap6 | IpIp | Ip6Tnl | SitTun | GreTun | GreTun6 | Vti
                 | Vti6 | Xfrm | Gtp | Amt | BareUdp | Dummy | Ifb | Nlmon | Vcan | Vxcan,
@@ -247,6 +256,12 @@ mod tests {
         };
         assert_eq!(chosen(&wired, &["10.99.0.2"]), (1400, "10.99.0.1".into()));
         assert_eq!(chosen(&wired, &[]), (1400, "10.99.0.1".into()), "it has nothing else");
+        let mut second = bridged.clone();
+        second.links.push(link(3, "fast", Some(InfoKind::Veth), 9000));
+        second.addresses.push((3, prefix("10.9.0.1/24")));
+        assert_eq!(chosen(&second, &[]), (1500, "192.0.2.7 10.9.0.1".into()), "a second wire");
+        second.addresses = vec![(1, prefix("192.0.2.7/24")), (3, prefix("10.9.0.1/32")), (3, prefix("169.254.1.1/16"))];
+        assert_eq!(chosen(&second, &[]), (1500, "192.0.2.7".into()), "the end of a container");
         assert_eq!(chosen(&Seen { links: vec![], addresses: vec![], routes: vec![] }, &[]), (1500, String::new()));
     }
 }

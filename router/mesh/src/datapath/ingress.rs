@@ -303,6 +303,7 @@ impl Receiver {
                     if is_direct {
                         inbound.meter.received.on_link(1, now);
                     }
+                    let is_control = datagram.get(text.start) == Some(&(TextKind::Control as u8));
                     // A path is large, and hardly ever told.
                     let direct = || is_direct.then_some(buffer.from);
                     if heard != Some((index, inbound.peer)) {
@@ -317,11 +318,12 @@ impl Receiver {
                                 sending.send.is_some() && (!is_direct || sending.link.as_ref() == Some(&buffer.from))
                             })
                         };
-                        if !is_current || (looks && !is_expected()) {
+                        // A control message tells where it came from itself.
+                        if !is_control && (!is_current || (looks && !is_expected())) {
                             sink.punt(Punt::Heard { index, peer: inbound.peer, direct: direct() });
                         }
                     }
-                    if datagram.get(text.start) == Some(&(TextKind::Control as u8)) {
+                    if is_control {
                         let text = datagram[text].to_vec();
                         sink.punt(Punt::Control { index, peer: inbound.peer, direct: direct(), size: len, text });
                     } else {

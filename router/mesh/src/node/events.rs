@@ -60,9 +60,6 @@ impl Components {
             }
             Said::Found(peer, at) => self.topology.on_found(peer, at),
             Said::Probe { peer, index, at } => self.topology.ping(peer, index, at, 0, now),
-            Said::HeardFrom { peer, index, is_current, from } => {
-                self.topology.on_heard_from(peer, index, is_current, from, now);
-            }
             Said::OwnKeyElsewhere => self.records.on_own_key_elsewhere(now),
             Said::Notice(event) => self.report(event),
         }
@@ -117,7 +114,7 @@ impl Components {
 
     fn on_presence_event(&mut self, event: presence::Event, now: Time) {
         match event {
-            presence::Event::Packet(to, packet) => self.send(to, &Control::Swim(packet.to_vec()), now),
+            presence::Event::Packet(to, packet) => self.send_repeated(to, &Control::Swim(packet.to_vec()), now),
             presence::Event::Alive(peer, is_alive) => {
                 if self.presence.set_alive(peer, is_alive, now) {
                     let name = self.directory.name_of(peer);
@@ -131,6 +128,7 @@ impl Components {
         use sync::Event as Said;
         match event {
             Said::Records(to, bytes) => self.send(to, &Control::Records(bytes), now),
+            Said::Question(to, bytes) => self.send_repeated(to, &Control::Records(bytes), now),
             Said::Forgotten { to, host, incarnation } => {
                 self.send(to, &Control::Forgotten { host, incarnation }, now);
             }

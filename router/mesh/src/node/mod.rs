@@ -182,11 +182,13 @@ impl Node {
         match punt {
             Punt::Handshake { from, packet } => self.on_handshake(Some(from), &packet, now),
             Punt::RelayedHandshake { packet } => self.on_handshake(None, &packet, now),
-            Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, now),
+            Punt::Heard { index, peer, direct } => self.on_heard(index, peer, direct, false, now),
             Punt::Control { index, peer, direct, size, text } => {
-                self.on_heard(index, peer, direct, now);
+                let control = Control::decode(&text);
+                let is_trial = control.as_ref().is_some_and(Control::is_trial);
+                self.on_heard(index, peer, direct, is_trial, now);
                 if !self.parts.sessions.is_in_doubt(peer, index)
-                    && let Some(control) = Control::decode(&text)
+                    && let Some(control) = control
                 {
                     self.on_control(index, peer, direct, size, control, now);
                 }
@@ -209,10 +211,15 @@ impl Node {
         sessions.on_handshake(from, packet, &|peer| path_view(topology, peer), now);
     }
 
-    fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<Path>, now: Time) {
+    fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<Path>, is_trial: bool, now: Time) {
         self.parts.presence.on_heard(peer, now);
-        self.parts.sessions.on_heard(index, peer, direct, path_view(&self.parts.topology, peer), now);
+        let is_known = self.parts.sessions.on_heard(index, peer, direct, path_view(&self.parts.topology, peer), now);
         self.parts.route_events(now);
+        if let Some(from) = direct.filter(|_| is_known && !is_trial) {
+            let is_current = self.parts.sessions.current_index(peer) == Some(index);
+            self.parts.topology.on_heard_from(peer, index, is_current, from, now);
+            self.parts.route_events(now);
+        }
     }
 
     /// Takes a control message that was opened under a session with a peer.
@@ -257,6 +264,16 @@ impl Node {
             }
             Control::Bye => self.parts.topology.let_go(peer, "the peer said goodbye", now),
             Control::Needless => self.parts.topology.on_needless(peer, now),
+            Control::Trial { id } => {
+                if let Some(from) = direct {
+                    self.parts.topology.on_trial(peer, index, from, id);
+                }
+            }
+            Control::Tried { id } => {
+                if let Some(from) = direct {
+                    self.parts.topology.on_tried(peer, index, from, id, now);
+                }
+            }
             Control::Punch(punch) => self.parts.topology.on_punch(peer, punch, &self.parts.sessions, now),
         }
     }
@@ -416,7 +433,15 @@ impl Components {
 
     /// Sends a message along the route to a peer; it waits for a session if there is none.
     fn send(&mut self, peer: HostLabel, control: &Control, now: Time) {
-        let is_repeated = matches!(control, Control::Swim(_));
+        self.send_along(peer, control, false, now);
+    }
+
+    /// The same, of a message that is sent again in any case: no link has to wake for it.
+    fn send_repeated(&mut self, peer: HostLabel, control: &Control, now: Time) {
+        self.send_along(peer, control, true, now);
+    }
+
+    fn send_along(&mut self, peer: HostLabel, control: &Control, is_repeated: bool, now: Time) {
         if self.sessions.peer(peer).is_some() && !self.publisher.send(peer, control.encode(0), is_repeated, now) {
             self.want_session(peer, now);
         }

@@ -18,6 +18,11 @@ pub struct LinkRecord {
     pub max_datagram: u16,
 }
 
+impl LinkRecord {
+    /// Of a link that both ends do without: it carries nothing, and is not lost.
+    pub const LET_GO: LinkRecord = LinkRecord { cost: u32::MAX, max_datagram: u16::MAX };
+}
+
 /// Reads a record; `None` for a link that cannot carry frames.
 pub(super) fn read(value: &[u8]) -> Option<LinkRecord> {
     decode(value).filter(|link: &LinkRecord| link.cost > 0 && usize::from(link.max_datagram) >= MIN_DATAGRAM)

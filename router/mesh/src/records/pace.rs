@@ -24,7 +24,7 @@ const GREET_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
 const COMPARE_SOONEST: Duration = Duration::from_secs(1);
 const COMPARE_LATEST: Duration = Duration::from_secs(16);
-/// How long nothing new has to come until all neighbours are asked, and how long that is waited for.
+/// How long nothing new has to be told until those that were told are asked, and how long that is waited for.
 const SETTLED: Duration = Duration::from_millis(300);
 const UNSETTLED: Duration = Duration::from_secs(2);
 
@@ -39,14 +39,14 @@ pub(super) struct Pace {
     /// When a neighbour was last asked whether it holds the same, and when the next one is.
     compared: Time,
     compare_after: Duration,
-    /// When the first and the last of the records came that neighbours were not yet asked about.
+    /// When the first and the last of the records were told that those told were not yet asked about.
     unsettled: Option<(Time, Time)>,
 }
 
 /// Whom to ask now whether they hold the same.
 pub(super) struct Compare {
-    /// All neighbours.
-    pub(super) all: bool,
+    /// Those that were told something.
+    pub(super) told: bool,
     /// Any one.
     pub(super) one: bool,
 }
@@ -96,30 +96,35 @@ impl Pace {
         true
     }
 
-    /// Something is new here: neighbours are soon asked whether they have it.
-    pub(super) fn unsettle(&mut self, now: Time) {
-        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+    /// Something is new here: some neighbour is soon asked whether there is more.
+    pub(super) fn on_news(&mut self) {
         self.compare_after = COMPARE_SOONEST;
     }
 
-    /// Whom to ask: all neighbours once what was new has settled, so that a batch lost on the way is soon found, and one at intervals.
+    /// Neighbours are told something, and soon asked whether they have it.
+    pub(super) fn unsettle(&mut self, now: Time) {
+        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+        self.on_news();
+    }
+
+    /// Whom to ask: those that were told something once that has settled, so that a batch lost on the way is soon found, and one at intervals.
     pub(super) fn compare(&mut self, now: Time) -> Compare {
-        let all = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
+        let told = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
         let one = now.since(self.compared) >= self.compare_after;
-        if all {
+        if told {
             self.unsettled = None;
         }
         if one {
             self.compared = now;
             self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, COMPARE_LATEST);
         }
-        Compare { all, one }
+        Compare { told, one }
     }
 
     /// Whether a new neighbour is to be told at once what this host holds. Of many links at once the first tell: what those neighbours hold, the
     /// others need not send.
     pub(super) fn may_greet(&mut self, now: Time) -> bool {
-        self.compare_after = COMPARE_SOONEST;
+        self.on_news();
         let may = now >= self.greet_after;
         if may {
             self.greet_after = now + GREET_INTERVAL;
@@ -164,11 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn all_are_asked_once_what_is_new_has_settled_and_one_ever_more_seldom() {
+    fn those_told_are_asked_once_that_has_settled_and_one_ever_more_seldom() {
         let mut pace = Pace::new(at(0));
         pace.unsettle(at(0));
         pace.unsettle(at(200));
-        assert!(!pace.compare(at(499)).all && pace.compare(at(500)).all && !pace.compare(at(501)).all);
+        assert!(!pace.compare(at(499)).told && pace.compare(at(500)).told && !pace.compare(at(501)).told);
         let asked = (1000..61_000).step_by(50).filter(|now| pace.compare(at(*now)).one).count();
         assert!((6..=8).contains(&asked), "{asked}");
     }

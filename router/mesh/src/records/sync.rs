@@ -1,7 +1,7 @@
 //! Record synchronisation: this host's log and everybody's, kept the same on all hosts.
 //!
-//! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on; digests are compared
-//! so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
+//! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on. A host soon asks those that it told
+//! whether they hold the same, and some neighbour now and then, so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -32,6 +32,8 @@ const MAX_UNKNOWN: usize = 4096;
 pub(crate) enum Event {
     /// A record message for a peer.
     Records(HostLabel, Vec<u8>),
+    /// The same, which is sent again soon in any case.
+    Question(HostLabel, Vec<u8>),
     /// A peer is to be told, or to pass on, that a host was forgotten up to an incarnation.
     Forgotten { to: HostLabel, host: PeerId, incarnation: u64 },
     /// A record was set or unset, this host's own included.
@@ -53,6 +55,9 @@ pub(crate) struct RecordSync {
     rng: ChaCha20Rng,
     neighbours: BTreeSet<HostLabel>,
     pace: Pace,
+    /// Neighbours that were told something of this host's own, or something else, and not yet asked whether they have it.
+    told_own: BTreeSet<HostLabel>,
+    told: BTreeSet<HostLabel>,
     /// What the store has said and no component has heard yet.
     unread: VecDeque<StoreEvent>,
     /// Batches that came in and were new, and their senders.
@@ -78,6 +83,8 @@ impl RecordSync {
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
             pace: Pace::new(now),
+            told_own: BTreeSet::new(),
+            told: BTreeSet::new(),
             unread: VecDeque::new(),
             to_pass_on: Vec::new(),
             pulled: BTreeMap::new(),
@@ -133,7 +140,7 @@ impl RecordSync {
         if self.pace.may_greet(now) {
             self.greet(peer);
         } else {
-            // Records are compared soon.
+            self.told.insert(peer);
             self.pace.unsettle(now);
         }
     }
@@ -141,11 +148,13 @@ impl RecordSync {
     /// A neighbour's link is down.
     pub(crate) fn on_link_down(&mut self, peer: HostLabel) {
         self.neighbours.remove(&peer);
+        self.told.remove(&peer);
+        self.told_own.remove(&peer);
     }
 
     /// Forgets a peer, not its records.
     pub(crate) fn remove(&mut self, peer: HostLabel) {
-        self.neighbours.remove(&peer);
+        self.on_link_down(peer);
         self.pulled.remove(&peer);
     }
 
@@ -163,7 +172,7 @@ impl RecordSync {
                 match self.store.receive(batch) {
                     Received::New => {
                         self.to_pass_on.push((batch.clone(), from));
-                        self.pace.unsettle(now);
+                        self.pace.on_news();
                     }
                     Received::Gap => pull = true,
                     Received::BelowFloor { origin, floor } => self.tell_forgotten(from, origin, floor, now),
@@ -186,21 +195,27 @@ impl RecordSync {
         self.greet(peer);
     }
 
-    /// Asks neighbours whether they hold the same: all of them once what was new has settled, so that a batch lost on the way is soon
-    /// found, and a random one at intervals.
+    /// Asks neighbours whether they hold the same: those that were told something once that has settled, so that a batch lost on the way is
+    /// soon found, and a random one at intervals.
     pub(crate) fn compare(&mut self, now: Time) {
-        let Compare { all, one } = self.pace.compare(now);
-        if self.neighbours.is_empty() || !(all || one) {
+        let Compare { told, one } = self.pace.compare(now);
+        if self.neighbours.is_empty() || !(told || one) {
             return;
         }
         let summary = Message::Summary { hash: self.store.summary() }.encode();
-        if all {
-            self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, summary.clone())));
+        if told {
+            let (all, own) = (std::mem::take(&mut self.told), std::mem::take(&mut self.told_own));
+            // What others change meanwhile makes no difference to what this host wrote.
+            let digest: Vec<Vec<u8>> = self.store.own_digest().iter().map(Message::encode).collect();
+            let about_own =
+                own.difference(&all).flat_map(|peer| digest.iter().map(|own| Event::Question(*peer, own.clone())));
+            self.events.extend(about_own);
+            self.events.extend(all.into_iter().map(|peer| Event::Question(peer, summary.clone())));
         }
         if one {
             let chosen = self.rng.random_range(0..self.neighbours.len());
             let Some(peer) = self.neighbours.iter().nth(chosen).copied() else { return };
-            self.events.extend([Event::Records(peer, summary), Event::Compared(peer)]);
+            self.events.extend([Event::Question(peer, summary), Event::Compared(peer)]);
         }
     }
 
@@ -218,12 +233,20 @@ impl RecordSync {
             let to = self.neighbours.iter().filter(|peer| **peer != from && **peer != origin && !told.contains(*peer));
             to.for_each(|peer| to_tell.entry(*peer).or_default().push(batch.clone()));
         }
+        if !to_tell.is_empty() {
+            self.told.extend(to_tell.keys());
+            self.pace.unsettle(now);
+        }
         for (peer, batches) in to_tell {
             self.events.extend(encoded(batches).map(|message| Event::Records(peer, message)));
         }
     }
 
-    fn tell_neighbours(&mut self, batches: Vec<Bytes>) {
+    fn tell_neighbours(&mut self, batches: Vec<Bytes>, now: Time) {
+        if !batches.is_empty() {
+            self.told_own.extend(&self.neighbours);
+            self.pace.unsettle(now);
+        }
         for message in encoded(batches) {
             self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, message.clone())));
         }
@@ -236,10 +259,7 @@ impl RecordSync {
         }
         self.pace.on_flush(self.neighbours.len(), now);
         let batches = self.store.flush();
-        if !batches.is_empty() {
-            self.pace.unsettle(now);
-        }
-        self.tell_neighbours(batches);
+        self.tell_neighbours(batches, now);
     }
 
     /// Signs what is waiting at once, so that what follows is judged by all that was said before.
@@ -362,7 +382,7 @@ impl RecordSync {
             Jump::Allowed => {
                 let (incarnation, batches) = self.store.jump_above(incarnation);
                 self.events.push_back(Event::Reincarnated(incarnation));
-                self.tell_neighbours(batches);
+                self.tell_neighbours(batches, now);
             }
             Jump::TooOften if signed => self.on_own_key_elsewhere(now),
             Jump::TooOften | Jump::Contested => {}
@@ -420,13 +440,13 @@ mod tests {
             a.1.read_records(now);
             b.1.read_records(now);
             while let Some(event) = a.1.poll_event() {
-                if let Event::Records(_, bytes) = event {
+                if let Event::Records(_, bytes) | Event::Question(_, bytes) = event {
                     to_b.push(bytes);
                 }
             }
             while let Some(event) = b.1.poll_event() {
                 match event {
-                    Event::Records(_, bytes) => to_a.push(bytes),
+                    Event::Records(_, bytes) | Event::Question(_, bytes) => to_a.push(bytes),
                     event => others.push(event),
                 }
             }
@@ -455,6 +475,39 @@ mod tests {
         while a.poll_event().is_some() {}
         a.compare(at(1100));
         assert!(is_named(&exchange((1, &mut a), (2, &mut b), at(1100)), "renamed"));
+    }
+
+    #[test]
+    fn those_who_are_told_of_a_change_do_not_ask_each_other_about_it() {
+        let (mut a, mut b) = (sync(1), sync(2));
+        (2..30).for_each(|host| a.on_link_up(label(host), at(0)));
+        (1..30).filter(|host| *host != 2).for_each(|host| b.on_link_up(label(host), at(0)));
+        let everyone = |_: HostLabel| (1..30).map(label);
+        let mut questions = |from: u64, to: u64| {
+            let mut asked = [0, 0];
+            for now in (from..to).step_by(50) {
+                for sync in [&mut a, &mut b] {
+                    sync.read_records(at(now));
+                    sync.pass_on(everyone, at(now));
+                    sync.compare(at(now));
+                }
+                if now == 100_000 {
+                    a.write(&named("host1")).unwrap();
+                    a.flush(at(now));
+                }
+                while let Some(event) = a.poll_event() {
+                    match event {
+                        Event::Records(to, bytes) if to == label(2) => b.receive(label(1), &bytes, at(now)),
+                        event => asked[0] += usize::from(matches!(event, Event::Question(..))),
+                    }
+                }
+                asked[1] += std::iter::from_fn(|| b.poll_event()).filter(|e| matches!(e, Event::Question(..))).count();
+            }
+            asked
+        };
+        questions(0, 100_000);
+        let [by_origin, by_told] = questions(100_000, 103_000);
+        assert!((29..=31).contains(&by_origin) && (1..=3).contains(&by_told), "{by_origin} and {by_told}");
     }
 
     #[test]

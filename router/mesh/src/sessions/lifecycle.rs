@@ -106,12 +106,21 @@ impl Sessions {
         self.events.push_back(Event::Current(peer));
     }
 
-    /// Notes that a packet was opened under a session that is not the one for sending, or that came from a new address.
-    pub(crate) fn on_heard(&mut self, index: u32, label: HostLabel, direct: Option<Path>, path: PathView, now: Time) {
-        let Some(peer) = self.peers.get(&label) else { return };
-        let Some(session) = peer.session(index) else { return };
+    /// Notes that a packet was opened under a session that is not the one for sending, or that came from a new address; returns whether the
+    /// session is one of a peer that is not in doubt.
+    pub(crate) fn on_heard(
+        &mut self,
+        index: u32,
+        label: HostLabel,
+        direct: Option<Path>,
+        path: PathView,
+        now: Time,
+    ) -> bool {
+        let Some(peer) = self.peers.get(&label) else { return false };
+        let Some(session) = peer.session(index) else { return false };
         if peer.is_of_another_life(session) && session.superseded.is_none() {
-            return self.challenge(label, index, direct, path, now);
+            self.challenge(label, index, direct, path, now);
+            return false;
         }
         let switch = peer.current != Some(index)
             && peer.current().is_none_or(|current| match session.superseded {
@@ -126,10 +135,7 @@ impl Sessions {
         if switch {
             self.switch_session(label, index, now);
         }
-        if let Some(from) = direct {
-            let is_current = self.current_index(label) == Some(index);
-            self.events.push_back(Event::HeardFrom { peer: label, index, is_current, from });
-        }
+        true
     }
 
     /// Looks after sessions that have to be renewed, are over, or wait for an objection that did not come.

@@ -60,8 +60,6 @@ pub(crate) enum Event {
     Found(HostLabel, Path),
     /// A peer should be pinged, under a session and at an address.
     Probe { peer: HostLabel, index: u32, at: Path },
-    /// A packet of a peer came straight from an address.
-    HeardFrom { peer: HostLabel, index: u32, is_current: bool, from: Path },
     /// A handshake was finished under this host's own key: another host holds it.
     OwnKeyElsewhere,
     /// Something people may want to know.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
+use super::racing::Runner;
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::{Path, Transport};
@@ -52,6 +53,7 @@ struct Candidate {
     is_likely: bool,
     /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
     is_mapped: bool,
+    runner: Runner,
 }
 
 /// A path to try now.
@@ -79,7 +81,7 @@ impl Candidates {
             let Some(worst) = worst.map(|(path, _)| *path) else { return false };
             self.all.remove(&worst);
         }
-        let new = Candidate { retry: Backoff::default(), is_likely: false, is_mapped: true };
+        let new = Candidate { retry: Backoff::default(), is_likely: false, is_mapped: true, runner: Runner::default() };
         let candidate = self.all.entry(path).or_insert(new);
         candidate.is_likely |= learnt == Learnt::Worked;
         candidate.is_mapped &= learnt != Learnt::Announced;
@@ -113,6 +115,32 @@ impl Candidates {
         if let Some(candidate) = self.all.get_mut(&path.from_any()) {
             candidate.retry.reset(now);
         }
+    }
+
+    /// What is known of a path beside the link's.
+    pub(super) fn runner(&mut self, path: Path) -> Option<&mut Runner> {
+        self.all.get_mut(&path.from_any()).map(|candidate| &mut candidate.runner)
+    }
+
+    /// The paths by UDP beside the link's, `in_use`, that are due to be asked, but those to addresses of this host's `own`, and the outsides of
+    /// NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
+    pub(super) fn runners(
+        &mut self,
+        own: &[SocketAddr],
+        in_use: Path,
+        is_due: impl Fn(&Runner) -> bool,
+        now: Time,
+    ) -> Vec<(Path, &mut Runner)> {
+        let Candidates { all, unlikely } = self;
+        let may_run = |path: &Path, candidate: &Candidate| {
+            let is_open = candidate.is_likely || !candidate.is_mapped;
+            path.is_udp() && !path.may_be(in_use) && is_open && !own.contains(&path.remote) && is_due(&candidate.runner)
+        };
+        let due = all.iter_mut().filter(|(path, candidate)| may_run(path, candidate));
+        let runs = due.filter(|(_, candidate)| {
+            candidate.is_likely || unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)
+        });
+        runs.map(|(path, candidate)| (*path, &mut candidate.runner)).collect()
     }
 
     /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those

@@ -23,6 +23,8 @@ const MOVE_AFTER: Duration = Duration::from_millis(1200);
 const FOLLOW_AFTER: Duration = Duration::from_secs(1);
 /// Round-trip times that are remembered.
 const RTTS: usize = 8;
+/// And how many of them are recent.
+const RECENT: usize = 3;
 /// Datagrams a second from which on a link carries bulk.
 const BULK: f64 = 100.0;
 
@@ -95,6 +97,11 @@ impl Link {
         self.rtts.iter().min().copied()
     }
 
+    /// The least of the last few of them: what the path takes now, with what frames add.
+    pub(super) fn recent_rtt(&self) -> Option<Duration> {
+        self.rtts.iter().rev().take(RECENT).min().copied()
+    }
+
     pub(super) fn on_lost_ping(&mut self) {
         self.loss = self.loss * 0.95 + 0.05;
     }
@@ -149,6 +156,9 @@ impl Link {
         self.path = path;
         self.moved = now;
         self.last_from_remote = now;
+        // What the other path took says nothing of this one.
+        (self.srtt, self.loss) = (None, 0.0);
+        self.rtts.clear();
         self.size.distrust();
     }
 }
@@ -210,12 +220,12 @@ impl Pings {
         lost
     }
 
-    /// Gives up pings older than `patience`; returns how many of them went to an address and were no size probes.
-    pub(super) fn give_up(&mut self, to: Path, patience: Duration, now: Time) -> usize {
+    /// Gives up pings older than `patience`; returns how many of them went to an address, were no size probes, and were sent at `from` or later.
+    pub(super) fn give_up(&mut self, to: Path, patience: Duration, from: Time, now: Time) -> usize {
         let mut lost = 0;
         self.0.retain(|_, ping| {
             let is_lost = now.since(ping.at) > patience;
-            lost += usize::from(is_lost && ping.to == to && ping.size.is_none());
+            lost += usize::from(is_lost && ping.to == to && ping.size.is_none() && ping.at >= from);
             !is_lost
         });
         lost
@@ -324,7 +334,7 @@ mod tests {
         assert!(pings.has_asked(there, patience, at(100)) && !pings.has_asked(there, patience, at(102)));
         assert_eq!(pings.lost_size_probes(here, patience, at(3), at(200)), [], "nothing was heard after it");
         assert_eq!(pings.lost_size_probes(here, patience, at(4), at(200)), [1400]);
-        assert_eq!(pings.give_up(here, patience, at(200)), 2);
+        assert_eq!(pings.give_up(here, patience, at(2), at(200)), 1, "one was sent before");
         assert!(pings.take(4).is_none());
     }
 }

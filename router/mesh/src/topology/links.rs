@@ -14,6 +14,7 @@ use super::liveness::{ASK_AGAIN, Probe};
 use super::pulse::{QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
 use super::routes::announced_cost;
+use super::size::Load;
 use super::{Event, ON_DEMAND, SessionTable, Topology, fallback};
 use crate::api::{self, Usage};
 use crate::path::Path;
@@ -26,6 +27,8 @@ const COST_INTERVAL: Duration = Duration::from_millis(500);
 const COST_INTERVAL_PER_HOST: Duration = Duration::from_millis(50);
 /// How often a move of one link is reported.
 const REPORT_MOVED: Duration = Duration::from_secs(60);
+/// How long all are told of a link that was let go, rather than lost.
+const TOLD_LET_GO: Duration = Duration::from_secs(60);
 /// Tries of addresses in one tick.
 const TRIES_PER_TICK: usize = 16;
 
@@ -52,6 +55,7 @@ impl Topology {
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
                 peer.punching.rest();
+                self.forget_let_go(label, now);
             }
         }
     }
@@ -96,8 +100,9 @@ impl Topology {
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
+            self.race(label, index, now);
         }
-        self.announce_link(label);
+        self.announce_link(label, now);
         self.offer_idle(label, now);
     }
 
@@ -150,17 +155,31 @@ impl Topology {
 
     /// Ends a link because a host wants it so, and not because it is lost.
     pub(crate) fn let_go(&mut self, label: HostLabel, reason: &'static str, now: Time) {
-        if let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_some()) {
-            peer.let_go = now;
-        }
+        let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_some()) else { return };
+        peer.let_go = now;
         self.link_down(label, reason, now);
+        if self.can_do_without(label, now)
+            && let Some(peer) = self.peers.get_mut(&label)
+        {
+            // Others need not fear for their links with either end.
+            peer.told_let_go = Some(now);
+            self.events.push_back(Event::Announce(label, Some(LinkRecord::LET_GO)));
+        }
+    }
+
+    /// Takes back that a link was let go, once all have heard of it.
+    fn forget_let_go(&mut self, label: HostLabel, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        if peer.told_let_go.take_if(|told| now.since(*told) >= TOLD_LET_GO).is_some() {
+            self.events.push_back(Event::Announce(label, None));
+        }
     }
 
     /// Announces what the link costs, when that has changed enough.
-    pub(super) fn announce_link(&mut self, label: HostLabel) {
+    pub(super) fn announce_link(&mut self, label: HostLabel, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         let Some(rtt) = link.least_rtt() else { return };
-        let cost = announced_cost(rtt, link.loss, link.announced.map(|(cost, _)| cost));
+        let cost = announced_cost(rtt, link.loss, link.load(now) == Load::Idle, link.announced.map(|(cost, _)| cost));
         let max_datagram = link.size.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
         let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
@@ -203,6 +222,7 @@ impl Topology {
         self.linked.insert(label);
         self.on_found(label, path);
         let Some(peer) = self.peers.get_mut(&label) else { return };
+        peer.told_let_go = None;
         peer.candidates.reset(path, now);
         peer.punching.reset(now);
         self.events.extend(Event::connection(path, Usage::InUse));

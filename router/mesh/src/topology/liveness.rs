@@ -66,7 +66,9 @@ impl Peer {
         let heard_or_new = heard.max(link.since);
         let (quiet, patience, since_ping) = (now.since(heard_or_new), link.patience(), now.since(link.last_ping));
         let lost = self.pings.unanswered(link.path, heard, patience, now);
-        for _ in 0..self.pings.give_up(link.path, patience.max(PING_LOST), now) {
+        // What is lost while hosts meet tells of busy hosts, not of the path.
+        let counts_from = link.since + YOUNG;
+        for _ in 0..self.pings.give_up(link.path, patience.max(PING_LOST), counts_from, now) {
             link.on_lost_ping();
         }
         link.pulse.note(wanted, heard_or_new, now);

@@ -14,6 +14,7 @@ mod own_addresses;
 mod ping;
 mod pulse;
 mod punching;
+mod racing;
 pub mod routes;
 mod routing;
 mod size;
@@ -47,7 +48,7 @@ use crate::records::{HostRecord, LinkRecord};
 use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
-const SMALL_MESH: usize = 24;
+const SMALL_MESH: usize = 32;
 /// How long a link opened for traffic stays without any.
 const ON_DEMAND: Duration = Duration::from_secs(25);
 /// How long datagrams sent over a link that was let go may still come.
@@ -151,6 +152,8 @@ struct Peer {
     link: Option<Link>,
     /// When the last link was let go: packets that come straight from the peer right after it open no new one.
     let_go: Time,
+    /// Since when others are told that it was let go.
+    told_let_go: Option<Time>,
     pings: Pings,
     /// Whether datagrams marked as urgent reach the peer and come back.
     marks: Marks,
@@ -202,6 +205,7 @@ impl Topology {
             meter,
             link: None,
             let_go: Time::ZERO,
+            told_let_go: None,
             pings: Pings::default(),
             marks: Marks::default(),
             candidates: Candidates::default(),
@@ -296,13 +300,13 @@ impl Topology {
 
     /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too.
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
-        if link.is_none() {
+        if link.is_none() && self.routing.has_link(from, to) {
             let other = if to == self.own { from } else { to };
             if let Some(peer) = self.peers.get_mut(&other) {
                 peer.doubt(now);
             }
         }
-        self.routing.hear(from, to, link);
+        self.routing.hear(from, to, link.filter(|link| *link != LinkRecord::LET_GO));
     }
 
     /// The neighbour that datagrams for a host go to, and the route if there is one: a link is a way before routes know of it.
@@ -479,5 +483,22 @@ mod tests {
         assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.routing.has_route(PEER));
         topology.remove(PEER);
         assert!(topology.link(PEER).is_none() && topology.linked.is_empty());
+    }
+
+    #[test]
+    fn a_link_that_others_let_go_is_no_reason_to_doubt_and_one_that_they_lost_is() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        let other = HostLabel([9; 6]);
+        let link = LinkRecord { cost: 10, max_datagram: 1472 };
+        let doubted = |topology: &Topology| topology.link(PEER).unwrap().pulse.doubted;
+        for said in [Some(link), Some(LinkRecord::LET_GO), None] {
+            topology.on_link_record(other, PEER, said, at(100));
+            assert_eq!((doubted(&topology), topology.routing.has_link(other, PEER)), (Time::ZERO, said == Some(link)));
+        }
+        topology.on_link_record(other, PEER, Some(link), at(200));
+        topology.on_link_record(other, PEER, None, at(300));
+        assert_eq!(doubted(&topology), at(300));
     }
 }

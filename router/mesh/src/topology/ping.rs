@@ -91,7 +91,7 @@ impl Topology {
         } else if link.size.on_answer(usize::from(size)) {
             self.routing.touch();
         }
-        self.announce_link(peer);
+        self.announce_link(peer, now);
         self.note_seen(peer, from, seen, now);
     }
 

@@ -146,16 +146,17 @@ impl Indexed {
     }
 }
 
-/// The cost of a link to announce, given what was announced before: in steps of a quarter, so that a
-/// trembling round-trip time moves no routes. `loss` is the share of probes lost.
-pub fn announced_cost(rtt: Duration, loss: f64, announced: Option<u32>) -> u32 {
+/// The cost of a link to announce, given what was announced before: in steps of a quarter, so that a trembling round-trip time moves no
+/// routes; while the link `is_idle`, of twice that cost, for no frame would be quicker. `loss` is the share of probes lost.
+pub fn announced_cost(rtt: Duration, loss: f64, is_idle: bool, announced: Option<u32>) -> u32 {
     let above = rtt.saturating_sub(RTT_FLOOR).as_micros() as f64 / 100.0;
     // A lost packet costs what a retransmission does: a second or so, weighed by how often. The share is known
     // from few probes only, so it counts in steps: each doubles the one before.
     let loss_class = [0.02, 0.04, 0.08, 0.16, 0.32].into_iter().rfind(|step| loss > *step);
     let wanted = f64::from(HOP_COST) + above + loss_class.unwrap_or(0.0) * 3_000.0;
+    let tolerated = |old: f64| if is_idle { old.min(wanted) + 20.0 } else { old * 0.25 + 2.0 };
     match announced {
-        Some(old) if (wanted - f64::from(old)).abs() <= f64::from(old) * 0.25 + 2.0 => old,
+        Some(old) if (wanted - f64::from(old)).abs() <= tolerated(old.into()) => old,
         _ => wanted.min(1e6) as u32,
     }
 }
@@ -207,11 +208,18 @@ mod tests {
 
     #[test]
     fn costs_move_in_steps() {
-        let lan = announced_cost(Duration::from_micros(300), 0.0, None);
-        assert_eq!(lan, announced_cost(Duration::from_micros(1900), 0.0, Some(lan)));
-        let wan = announced_cost(Duration::from_millis(50), 0.0, None);
-        assert_eq!(wan, announced_cost(Duration::from_millis(55), 0.0, Some(wan)));
-        assert!(announced_cost(Duration::from_millis(80), 0.0, Some(wan)) > wan);
-        assert!(announced_cost(Duration::from_micros(300), 0.1, Some(lan)) > lan);
+        let cost = |millis: f64, loss, announced| {
+            announced_cost(Duration::from_secs_f64(millis / 1e3), loss, false, announced)
+        };
+        let lan = cost(0.3, 0.0, None);
+        assert_eq!(lan, cost(1.9, 0.0, Some(lan)));
+        let wan = cost(50.0, 0.0, None);
+        assert_eq!(wan, cost(55.0, 0.0, Some(wan)));
+        assert!(cost(80.0, 0.0, Some(wan)) > wan);
+        assert!(cost(0.3, 0.1, Some(lan)) > lan);
+        let idle = |millis, loss, announced| announced_cost(Duration::from_millis(millis), loss, true, Some(announced));
+        assert_eq!((idle(4, 0.0, lan), idle(80, 0.0, wan)), (lan, wan));
+        assert!(idle(200, 0.0, wan) > wan && idle(0, 0.1, lan) > lan);
+        assert_eq!(idle(0, 0.0, idle(0, 0.1, lan)), lan, "a loss that is over is no longer told");
     }
 }

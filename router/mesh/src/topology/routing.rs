@@ -66,6 +66,11 @@ impl Routing {
         self.route(to).is_some()
     }
 
+    /// Whether a host announces a link with another.
+    pub(super) fn has_link(&self, from: HostLabel, to: HostLabel) -> bool {
+        self.graph.of(from).any(|(host, _)| host == to)
+    }
+
     /// All announced links.
     pub(crate) fn links(&self) -> impl Iterator<Item = (HostLabel, HostLabel, LinkRecord)> {
         self.graph.iter()
