@@ -27,6 +27,8 @@ const GOSSIP: Duration = Duration::from_millis(500);
 /// Time without news after which a mesh is calm, and how much more seldom everything periodic is done in a calm one.
 const CALM_AFTER: Duration = Duration::from_secs(30);
 const CALM_STRETCH: u32 = 16;
+/// The same of gossip: while there is none to pass on it says nothing.
+const CALM_GOSSIP_STRETCH: u32 = 128;
 
 /// A member as SWIM sees it: the host, and which life of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -215,9 +217,14 @@ impl Membership {
         if self.foca.updates_backlog() > 0 {
             self.hurry(now);
         }
-        let stretch = if now >= self.calm_from { CALM_STRETCH } else { 1 };
+        let is_calm = now >= self.calm_from;
+        let stretch = |timer: &foca::Timer<MemberId>| match timer {
+            _ if !is_calm => 1,
+            foca::Timer::PeriodicGossip(_) => CALM_GOSSIP_STRETCH,
+            _ => CALM_STRETCH,
+        };
         while let Some((after, timer)) = self.runtime.to_schedule() {
-            let after = period(&timer).map_or(after, |period| period * stretch);
+            let after = period(&timer).map_or(after, |period| period * stretch(&timer));
             self.scheduled += 1;
             self.timers.push(Reverse(Due { at: now + after, order: self.scheduled, timer }));
         }

@@ -58,6 +58,9 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 /// Hosts in a line, each with an endpoint, at rest.
+/// Bytes of the headers before a datagram.
+const IP_AND_UDP: usize = 28;
+
 fn line(seed: u64, count: usize) -> World {
     line_in(World::new(seed, Ciphers::native(true), true), count)
 }
@@ -103,6 +106,28 @@ fn hosts_at_rest_say_little() {
     // A question and an answer a link and second, SWIM, a comparison of records; some for hosts behind the neighbours.
     let each = (world.datagrams_sent - before) / (hosts * seconds);
     assert!(each <= 12, "{each} datagrams a second");
+}
+
+/// What a mesh says at rest has a budget, in IP bytes a second and host.
+#[test]
+fn hosts_at_rest_keep_to_their_budget() {
+    for (hosts, budget) in [(3, 100), (10, 150), (30, 350)] {
+        let mut world = World::new(5, Ciphers::native(true), true);
+        for host in 0..hosts {
+            world.add_host();
+            world.start(host);
+            if host > 0 {
+                world.connect(host, &[0]);
+            }
+            world.attach(host, [host as u8 + 1; 16], endpoint(host));
+        }
+        world.run_for(Duration::from_secs(90));
+        world.record_datagrams(true);
+        world.run_for(Duration::from_secs(60));
+        let said: usize = world.record_datagrams(false).iter().map(|datagram| datagram.len() + IP_AND_UDP).sum();
+        let each = said / 60 / hosts;
+        assert!(each <= budget, "{each} B/s each of {hosts}");
+    }
 }
 
 #[test]

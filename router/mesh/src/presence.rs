@@ -1,6 +1,6 @@
 //! Which hosts are there: SWIM's verdicts, and for how long a host has been gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,17 +21,20 @@ pub(crate) struct Presence {
     membership: Membership,
     /// How long a host may be gone before its records are dropped.
     grace: Duration,
-    peers: BTreeMap<HostLabel, Peer>,
-}
-
-struct Peer {
-    is_alive: bool,
-    last_there: Time,
+    /// When each peer was last there.
+    last_there: BTreeMap<HostLabel, Time>,
+    /// Hosts that SWIM says are alive: it may know of one before this host has met it.
+    alive: BTreeSet<HostLabel>,
 }
 
 impl Presence {
     pub(crate) fn new(own: HostLabel, incarnation: u64, seed: u64, grace: Duration) -> Self {
-        Presence { membership: Membership::new(own, incarnation, seed), grace, peers: BTreeMap::new() }
+        Presence {
+            membership: Membership::new(own, incarnation, seed),
+            grace,
+            last_there: BTreeMap::new(),
+            alive: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
@@ -47,29 +50,34 @@ impl Presence {
 
     /// Takes note of a peer.
     pub(crate) fn meet(&mut self, peer: HostLabel, now: Time) {
-        self.peers.entry(peer).or_insert(Peer { is_alive: false, last_there: now });
+        self.last_there.entry(peer).or_insert(now);
     }
 
     /// Forgets a peer.
     pub(crate) fn remove(&mut self, peer: HostLabel) {
-        self.peers.remove(&peer);
+        self.last_there.remove(&peer);
     }
 
     /// Notes SWIM's verdict; false for a host that is not a peer.
     pub(crate) fn set_alive(&mut self, peer: HostLabel, is_alive: bool, now: Time) -> bool {
-        self.peers.get_mut(&peer).map(|peer| *peer = Peer { is_alive, last_there: now }).is_some()
+        if is_alive {
+            self.alive.insert(peer);
+        } else {
+            self.alive.remove(&peer);
+        }
+        self.last_there.get_mut(&peer).map(|there| *there = now).is_some()
     }
 
     /// An authenticated packet of a peer came.
     pub(crate) fn on_heard(&mut self, peer: HostLabel, now: Time) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.last_there = now;
+        if let Some(there) = self.last_there.get_mut(&peer) {
+            *there = now;
         }
     }
 
     /// Whether SWIM says that a peer is alive.
     pub(crate) fn is_alive(&self, peer: HostLabel) -> bool {
-        self.peers.get(&peer).is_some_and(|peer| peer.is_alive)
+        self.alive.contains(&peer)
     }
 
     /// Introduces this host to a new neighbour.
@@ -107,13 +115,13 @@ impl Presence {
 
     /// Returns the peers that have been gone for longer than the grace; those that are alive or reachable are there.
     pub(crate) fn gone(&mut self, is_reachable: impl Fn(HostLabel) -> bool, now: Time) -> Vec<HostLabel> {
-        for (label, peer) in &mut self.peers {
-            if peer.is_alive || is_reachable(*label) {
-                peer.last_there = now;
+        for (label, there) in &mut self.last_there {
+            if self.alive.contains(label) || is_reachable(*label) {
+                *there = now;
             }
         }
-        let is_gone = |peer: &Peer| now.since(peer.last_there) > self.grace;
-        self.peers.iter().filter(|(_, peer)| is_gone(peer)).map(|(label, _)| *label).collect()
+        let gone = self.last_there.iter().filter(|(_, there)| now.since(**there) > self.grace);
+        gone.map(|(label, _)| *label).collect()
     }
 }
 
@@ -134,5 +142,16 @@ mod tests {
         presence.set_alive(label(1), false, second(70));
         assert_eq!(presence.gone(|_| false, second(120)), [3, 4].map(label));
         assert_eq!(presence.gone(|_| false, second(131)), [1, 2, 3, 4].map(label));
+    }
+
+    #[test]
+    fn a_host_that_swim_knew_before_it_was_met_is_alive() {
+        let (peer, now) = (HostLabel([1; 6]), Time::ZERO);
+        let mut presence = Presence::new(HostLabel([0; 6]), 1, 7, Duration::from_secs(60));
+        assert!(!presence.set_alive(peer, true, now), "it is no peer yet");
+        presence.meet(peer, now);
+        assert!(presence.is_alive(peer));
+        presence.set_alive(peer, false, now);
+        assert!(!presence.is_alive(peer));
     }
 }

@@ -25,7 +25,7 @@ const PING_LOST: Duration = Duration::from_secs(2);
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(25);
 /// Interval between pings that measure: of a link that is used or [`YOUNG`], and of an idle one.
 const PROBE: Duration = Duration::from_secs(1);
-const IDLE_PROBE: Duration = Duration::from_secs(90);
+const IDLE_PROBE: Duration = Duration::from_secs(300);
 const YOUNG: Duration = Duration::from_secs(5);
 /// The same of a used link that loses pings, whose cost should be known again soon.
 const LOSSY_PROBE: Duration = Duration::from_millis(250);
