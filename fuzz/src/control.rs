@@ -64,8 +64,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let single = [
         Control::Ping { id: 1, lane: Lane::Main, seen: ([192, 0, 2, 1], 6783).into() },
         Control::Heartbeat { within: 2000 },
-        Control::Trial { id: 2 },
-        Control::Tried { id: 2 },
+        Control::Trial { id: 2, is_answer: false },
+        Control::Trial { id: 2, is_answer: true },
         Control::Pong { id: 1, seen: ([10, 9, 9, 9], 6783).into(), size: 1400 },
         Control::Swim(vec![0; 40]),
         Control::Ring(ring.encode()),

@@ -4,10 +4,13 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use hyper::Method;
+use serde_json::json;
 use weft_integration::alone;
 use weft_integration::netns::internet::{Edge, Layer, transfer};
 use weft_integration::netns::{Mesh, ip, nft, run};
 use weft_router::attach::prefix::Prefix;
+use weft_router::daemon::why;
 use weft_router::error::Result;
 use weft_router::lab::{await_true, ping, wire};
 
@@ -171,6 +174,22 @@ fn pairs_that_can_have_a_direct_link_have_one_within_three_seconds() {
         let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
         println!("{name}: connected after {connected:.1?}, direct after {took:.1?} more, {} MB/s", carried.bytes >> 20);
         assert_eq!(took.is_some(), can_be_direct, "{name}");
+        let why = mesh.hosts[1].ask(Method::POST, "/why", &json!({ "to": "h2" })).unwrap();
+        println!("{}", why::print(&why));
+        let hops = why["hops"].as_array().map_or(0, Vec::len);
+        assert_eq!(
+            (why["path"].as_str(), hops),
+            (Some(if can_be_direct { "direct" } else { "relay" }), if can_be_direct { 1 } else { 2 })
+        );
+        let is_told = |key: &str, what: &str| {
+            why[key].as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains(what))
+        };
+        if can_be_direct {
+            assert!(is_told("reasons", "UDP passes") && why["remedies"] == json!([]), "{name}: {why}");
+        } else {
+            let cause = "this host and h2 are behind a NAT each";
+            assert!(is_told("reasons", cause) && is_told("remedies", "map weft's UDP port"), "{name}: {why}");
+        }
         assert!(carried.bytes > 1 << 20, "{name}: {carried:?}");
     }
 }

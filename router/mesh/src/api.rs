@@ -9,6 +9,7 @@ use weft_crypto::{Ciphers, Identity, Keyring, PeerId, Time};
 
 use crate::datapath::sink::Punt;
 use crate::datapath::snapshot::Snapshot;
+use crate::explanation::Explanation;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
@@ -128,6 +129,13 @@ pub enum Command {
     Reclaim(String),
     /// Report.
     Status,
+    /// Explain the path from one host, container, name or address to another; without `from`, from this host.
+    Why {
+        /// Where it begins.
+        from: Option<String>,
+        /// Where it ends.
+        to: String,
+    },
     /// Whom the user wants to be connected with.
     Targets,
     /// Take leave of the neighbours.
@@ -225,6 +233,8 @@ pub enum Reply {
     Done,
     /// The report asked for.
     Status(Box<Status>),
+    /// The explanation asked for.
+    Why(Box<Explanation>),
     /// What the user called those asked for.
     Targets(Vec<String>),
     /// The address allocated.
@@ -302,6 +312,12 @@ pub enum CommandError {
     /// No host has this name.
     #[error("no host {0} is known; see: weft status peers")]
     UnknownHost(String),
+    /// Nothing in the mesh is called so, or has such an address.
+    #[error("no host, container, name or address {0} is known; see: weft status peers, weft status endpoints")]
+    UnknownPlace(String),
+    /// Several are.
+    #[error("{0} is {1}; give an address or a host's key instead")]
+    AmbiguousPlace(String, String),
     /// No such name was added.
     #[error("no name {0} was added")]
     UnknownName(String),

@@ -61,6 +61,7 @@ mod bucket;
 mod codec;
 pub mod datapath;
 mod directory;
+pub mod explanation;
 pub mod ipam;
 pub mod names;
 mod networks;

@@ -196,15 +196,12 @@ pub enum Control {
     },
     /// One step of opening a path through NATs, along the route that there is.
     Punch(Punch),
-    /// Asks for a [`Control::Tried`] by the same path, beside the one that the link goes over: no reason to follow.
+    /// A question by a path beside the one that the link goes over, or its answer, by the same path: no reason to follow.
     Trial {
         /// Matches answer to question.
         id: u32,
-    },
-    /// Answers a trial.
-    Tried {
-        /// The trial's.
-        id: u32,
+        /// Whether it answers.
+        is_answer: bool,
     },
 }
 
@@ -253,7 +250,7 @@ impl Control {
 
     /// Whether it may come by any path: the sender's link need not have moved there.
     pub(crate) fn is_trial(&self) -> bool {
-        matches!(self, Control::Trial { .. } | Control::Tried { .. })
+        matches!(self, Control::Trial { .. })
     }
 }
 

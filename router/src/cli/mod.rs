@@ -21,6 +21,7 @@ use crate::daemon::control::{Entry, Peers};
 use crate::daemon::launch::launch;
 use crate::daemon::state;
 use crate::daemon::status::{self, Topic};
+use crate::daemon::why::{self, Question};
 use crate::error::{Doing, Failure, Result};
 
 /// The version, with the commit it was built from where that is known.
@@ -40,6 +41,10 @@ const ATTACH_EXAMPLES: &str = "Examples:
   weft attach web --segment shop --ip 10.9.0.7/24 --name web.shop.example
   weft attach 4711                  the network namespace of a process
   weft attach /run/netns/lab        a network namespace by its path";
+const WHY_EXAMPLES: &str = "Examples:
+  weft why host2                    from this host to another
+  weft why web db                   between two containers, by any of their names
+  weft why 10.32.0.7 --json         to a container by its address";
 const INSTALL_EXAMPLES: &str = "Examples:
   weft install                      the first host: makes a secret, starts the router
   weft install host1.example        further hosts, once the first one's /etc/weft/secret is there";
@@ -68,6 +73,17 @@ enum Command {
         /// What to show; none: a summary
         topic: Option<Topic>,
         /// The same as one JSON object; without a topic everything
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the path to a host, container, name or address, and why it is no better one
+    #[command(after_help = WHY_EXAMPLES)]
+    Why {
+        /// Where the path ends, or begins if B is given
+        a: String,
+        /// Where it ends
+        b: Option<String>,
+        /// The same as one JSON object
         #[arg(long)]
         json: bool,
     },
@@ -235,6 +251,14 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
                 true => print(&format!("{:#}\n", status::part(report, topic))),
                 false => print(&status::print(&report, topic)?),
             }
+        }
+        Command::Why { a, b, json } => {
+            let question = match b {
+                Some(b) => Question { from: Some(a), to: b },
+                None => Question { from: None, to: a },
+            };
+            let report = post("/why", &to_json(&question)?).await?;
+            print(&if json { format!("{report:#}\n") } else { why::print(&report) })
         }
         Command::Connect { replace, peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;

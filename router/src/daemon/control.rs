@@ -18,6 +18,7 @@ use crate::daemon::api::Api;
 use crate::daemon::seeds::resolve_targets;
 use crate::daemon::socket::bind_private;
 use crate::daemon::status;
+use crate::daemon::why::{self, Question};
 use crate::dns::{self};
 use crate::error::{Failure, Result};
 
@@ -61,6 +62,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/dns/lookup", post(look_up_name))
         .route("/secret/reload", post(reload))
         .route("/docker/leave", post(leave_docker))
+        .route("/why", post(explain))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api);
@@ -113,6 +115,12 @@ async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send 
 async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Json<Value>> {
     api.node.tell(Command::Reclaim(name)).await?;
     Ok(Json(Value::Null))
+}
+
+async fn explain(State(api): State<Api>, Json(Question { from, to }): Json<Question>) -> Result<Json<Value>> {
+    let relative = |name: String| dns::relative(&name, &api.options.dns_domain).to_owned();
+    let explanation = api.node.explain(from.map(relative), relative(to)).await?;
+    Ok(Json(why::report(&explanation)))
 }
 
 async fn add_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {

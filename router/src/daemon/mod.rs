@@ -9,3 +9,4 @@ pub mod seeds;
 pub mod socket;
 pub mod state;
 pub mod status;
+pub mod why;

@@ -8,6 +8,7 @@ use std::sync::mpsc as blocking;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{error, info, warn};
+use weft_mesh::explanation::Explanation;
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::names::Names;
@@ -109,6 +110,14 @@ impl NodeHandle {
     pub async fn status(&self) -> Result<Box<Status>> {
         match self.ask(Command::Status).await? {
             Reply::Status(status) => Ok(status),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Explains the path from one host, container, name or address to another; without `from`, from this host.
+    pub async fn explain(&self, from: Option<String>, to: String) -> Result<Box<Explanation>> {
+        match self.ask(Command::Why { from, to }).await? {
+            Reply::Why(explanation) => Ok(explanation),
             other => Err(mismatch(&other)),
         }
     }

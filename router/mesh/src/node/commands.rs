@@ -51,6 +51,10 @@ impl Node {
                 infallible(|| self.parts.addresses.ipam().set_aside(range, addresses))
             }
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.parts.status(now))))),
+            Command::Why { from, to } => {
+                let why = self.parts.explain_path(from.as_deref(), &to, now);
+                return Some(why.map(|why| Reply::Why(Box::new(why))));
+            }
             Command::Targets => return Some(Ok(Reply::Targets(self.target_names()))),
             Command::Networks => return Some(Ok(Reply::Networks(Box::new(self.known_networks())))),
             Command::Allocations(range) => {
@@ -105,7 +109,8 @@ impl Node {
             self.parts.persist(&Stored::Target(target.name.clone()), Some(encode(&target.addresses)));
         }
         self.parts.addresses.look_at_hosts();
-        self.parts.topology.connect(targets, &self.parts.sessions, now);
+        self.parts.topology.targets.connect(targets, now);
+        self.parts.topology.tend_targets(&self.parts.sessions, now);
         Ok(())
     }
 

@@ -9,9 +9,11 @@
 //! and what the node itself sends).
 
 mod commands;
+mod control;
 mod events;
 mod report;
 mod restore;
+mod why;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -26,6 +28,7 @@ use crate::codec::{decode, encode};
 use crate::datapath::sink::Punt;
 use crate::datapath::snapshot::{Hashing, Hop, Outbound, Snapshot};
 use crate::directory::Directory;
+use crate::explanation::Explanation;
 use crate::ipam::{self, Ipam};
 use crate::path::Path;
 use crate::presence::Presence;
@@ -144,6 +147,11 @@ impl Node {
         self.parts.status(now)
     }
 
+    /// Explains the path from one host, container, name or address to another; without `from`, from this host.
+    pub fn why(&self, from: Option<&str>, to: &str, now: Time) -> Result<Explanation, CommandError> {
+        self.parts.explain_path(from, to, now)
+    }
+
     /// Takes an input; everything it leads to waits in [`Node::poll_output`].
     pub fn handle_input(&mut self, now: Time, input: Input) {
         match input {
@@ -209,73 +217,6 @@ impl Node {
     fn on_handshake(&mut self, from: Option<Path>, packet: &[u8], now: Time) {
         let Components { sessions, topology, .. } = &mut self.parts;
         sessions.on_handshake(from, packet, &|peer| path_view(topology, peer), now);
-    }
-
-    fn on_heard(&mut self, index: u32, peer: HostLabel, direct: Option<Path>, is_trial: bool, now: Time) {
-        self.parts.presence.on_heard(peer, now);
-        let is_known = self.parts.sessions.on_heard(index, peer, direct, path_view(&self.parts.topology, peer), now);
-        self.parts.route_events(now);
-        if let Some(from) = direct.filter(|_| is_known && !is_trial) {
-            let is_current = self.parts.sessions.current_index(peer) == Some(index);
-            self.parts.topology.on_heard_from(peer, index, is_current, from, now);
-            self.parts.route_events(now);
-        }
-    }
-
-    /// Takes a control message that was opened under a session with a peer.
-    fn on_control(
-        &mut self,
-        index: u32,
-        peer: HostLabel,
-        direct: Option<Path>,
-        size: usize,
-        control: Control,
-        now: Time,
-    ) {
-        match control {
-            Control::Ping { id, lane, seen } => {
-                if let Some(from) = direct {
-                    self.parts.topology.on_ping(peer, index, from, (id, lane), (seen, size), now);
-                }
-            }
-            Control::Pong { id, seen, size } => {
-                if let Some(from) = direct {
-                    self.parts.topology.on_pong(peer, from, id, seen, size, now);
-                }
-            }
-            Control::Heartbeat { within } => {
-                if let Some(from) = direct {
-                    self.parts.topology.on_heartbeat(peer, from, within, now);
-                }
-            }
-            Control::Records(bytes) => self.parts.records.receive(peer, &bytes, now),
-            Control::Swim(packet) => self.parts.presence.receive(peer, &packet, now),
-            Control::Ring(bytes) => self.parts.addresses.ipam().receive(peer, &bytes, now),
-            Control::AreYouThere => {
-                if let Some(keys) = self.parts.sessions.peer(peer).and_then(|known| known.keys(index)).cloned() {
-                    self.parts.send_under(peer, &keys, None, &Control::StillHere, now);
-                }
-            }
-            Control::StillHere => self.parts.sessions.on_still_here(peer, index),
-            Control::Cloned => self.parts.records.on_clone(now),
-            Control::Forgotten { host, incarnation } => {
-                let is_reachable = self.parts.hop_towards(host.label()).is_some();
-                self.parts.records.on_told_forgotten(host, incarnation, is_reachable, now);
-            }
-            Control::Bye => self.parts.topology.let_go(peer, "the peer said goodbye", now),
-            Control::Needless => self.parts.topology.on_needless(peer, now),
-            Control::Trial { id } => {
-                if let Some(from) = direct {
-                    self.parts.topology.on_trial(peer, index, from, id);
-                }
-            }
-            Control::Tried { id } => {
-                if let Some(from) = direct {
-                    self.parts.topology.on_tried(peer, index, from, id, now);
-                }
-            }
-            Control::Punch(punch) => self.parts.topology.on_punch(peer, punch, &self.parts.sessions, now),
-        }
     }
 
     /// Looks after everything that time changes.

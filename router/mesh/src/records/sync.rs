@@ -3,6 +3,8 @@
 //! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on. A host soon asks those that it told
 //! whether they hold the same, and some neighbour now and then, so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
 
+mod lives;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -12,11 +14,10 @@ use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Identity, PeerId, Time};
 use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
 
-use super::life::{Jump, Life};
+use super::Record;
+use super::life::Life;
 use super::pace::{Compare, Pace};
 use super::writes::Writes;
-use super::{Key, MAX_INCARNATION, Record, encode};
-use crate::codec::decode;
 
 /// How often records are asked for after a gap, at most.
 const PULL_INTERVAL: Duration = Duration::from_millis(100);
@@ -296,99 +297,6 @@ impl RecordSync {
         self.events.push_back(Event::Record(origin, record));
     }
 
-    /// A forgotten host is back and does not know that it has to start above what it was. Its own records cannot tell
-    /// it, for it may have forgotten this host, too: the host that brought its records finds it.
-    fn tell_forgotten(&mut self, to: HostLabel, host: PeerId, incarnation: u64, now: Time) {
-        let is_due = self.told_forgotten.get(&host).is_none_or(|last| now.since(*last) >= FORGOTTEN_INTERVAL);
-        if is_due {
-            self.told_forgotten.insert(host, now);
-            self.events.push_back(Event::Forgotten { to, host, incarnation });
-        }
-    }
-
-    /// A peer says that a host was forgotten: this host takes note of it, or passes it on if the other is reachable.
-    pub(crate) fn on_told_forgotten(&mut self, host: PeerId, incarnation: u64, is_reachable: bool, now: Time) {
-        if host == self.own {
-            if incarnation >= self.store.incarnation() {
-                self.jump_above(incarnation, false, now);
-            }
-        } else if is_reachable {
-            self.tell_forgotten(host.label(), host, incarnation, now);
-        }
-    }
-
-    /// A host says that another is gone for good. It is believed of hosts that are not `there`, and never beyond what is known
-    /// of them.
-    pub(crate) fn on_forgotten_record(&mut self, gone: PeerId, incarnation: u64, is_there: bool, now: Time) {
-        if gone == self.own {
-            return self.on_told_forgotten(gone, incarnation, false, now);
-        }
-        if let Some(held) = self.store.incarnation_of(gone).filter(|_| !is_there) {
-            self.store.forget(gone, incarnation.min(held));
-        }
-    }
-
-    /// Has all hosts that do not reach a host drop its records; false if none are held.
-    pub(crate) fn forget_records(&mut self, id: PeerId) -> bool {
-        let held = self.store.incarnation_of(id);
-        if let Some(incarnation) = held {
-            // A number is far below the limit.
-            let _ = self.store.put(&Key::Forgotten(id).encode(), encode(&incarnation));
-        }
-        held.is_some()
-    }
-
-    /// Withdraws what this host said of forgotten hosts that are back in a new incarnation.
-    pub(crate) fn take_back_forgotten(&mut self, now: Time) {
-        self.told_forgotten.retain(|_, told| now.since(*told) < FORGOTTEN_INTERVAL);
-        let is_back = |host: PeerId, floor: u64| self.store.incarnation_of(host).is_some_and(|now| now > floor);
-        let forgotten = self.store.all_own().filter_map(|(key, value)| match Key::parse(key)? {
-            Key::Forgotten(host) => decode::<u64>(value).filter(|floor| is_back(host, *floor)).map(|_| key.to_vec()),
-            _ => None,
-        });
-        let back: Vec<Vec<u8>> = forgotten.collect();
-        back.iter().for_each(|key| self.store.delete(key));
-    }
-
-    /// Whether records of a host are held.
-    pub(crate) fn holds(&self, id: PeerId) -> bool {
-        self.store.incarnation_of(id).is_some()
-    }
-
-    /// A handshake under this host's own key was finished: another host holds it.
-    pub(crate) fn on_own_key_elsewhere(&mut self, now: Time) {
-        let is_news = self.life.contest(now);
-        self.events.extend(is_news.then_some(Event::Cloned));
-    }
-
-    /// Notes that another host is said to live with this host's key. Said once; neither tries to outdo the other.
-    pub(crate) fn on_clone(&mut self, now: Time) {
-        let is_news = self.life.on_clone(now);
-        self.events.extend(is_news.then_some(Event::Cloned));
-    }
-
-    /// Whether another host was lately said to live with this host's key.
-    pub(crate) fn is_cloned(&self, now: Time) -> bool {
-        self.life.is_cloned(now)
-    }
-
-    /// Writes this host above records of it that another life wrote, unless that life goes on: if they are `signed` by this
-    /// host's key again and again, another host has it.
-    fn jump_above(&mut self, incarnation: u64, signed: bool, now: Time) {
-        if incarnation < self.store.incarnation() || incarnation >= MAX_INCARNATION {
-            return;
-        }
-        match self.life.may_jump(now) {
-            Jump::Allowed => {
-                let (incarnation, batches) = self.store.jump_above(incarnation);
-                self.events.push_back(Event::Reincarnated(incarnation));
-                self.tell_neighbours(batches, now);
-            }
-            Jump::TooOften if signed => self.on_own_key_elsewhere(now),
-            Jump::TooOften | Jump::Contested => {}
-        }
-    }
-
     /// Batches refused so far (malformed, forged or over a limit), records refused by the rules of their kind, and records
     /// held of kinds that only newer versions know.
     pub(crate) fn counts(&self) -> (u64, u64, usize) {
@@ -403,19 +311,19 @@ fn encoded(batches: Vec<Bytes>) -> impl Iterator<Item = Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{EntryRecord, HostRecord};
+    use crate::records::{EntryRecord, HostRecord, Key};
 
-    fn identity(n: u8) -> Identity {
+    pub(super) fn identity(n: u8) -> Identity {
         Identity::from_seed(&[n; 32])
     }
 
-    fn sync(n: u8) -> RecordSync {
+    pub(super) fn sync(n: u8) -> RecordSync {
         let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], Time::ZERO);
         assert!(matches!(sync.poll_event(), Some(Event::Incarnation(1))));
         sync
     }
 
-    fn label(n: u8) -> HostLabel {
+    pub(super) fn label(n: u8) -> HostLabel {
         identity(n).peer_id().label()
     }
 
@@ -428,7 +336,7 @@ mod tests {
         writes
     }
 
-    fn at(millis: u64) -> Time {
+    pub(super) fn at(millis: u64) -> Time {
         Time::ZERO + Duration::from_millis(millis)
     }
 
@@ -537,16 +445,5 @@ mod tests {
         b.on_link_up(label(3), at(0));
         exchange((2, &mut b), (3, &mut c), at(1));
         assert_eq!(c.counts(), (0, 1, 1), "passed on by a host that does not know the kind");
-    }
-
-    #[test]
-    fn a_host_told_that_it_was_forgotten_starts_above_and_gives_in_to_a_clone() {
-        let mut sync = sync(1);
-        sync.on_told_forgotten(identity(1).peer_id(), 5, false, at(0));
-        assert!(matches!(sync.poll_event(), Some(Event::Reincarnated(6))));
-        sync.on_own_key_elsewhere(at(1));
-        assert!(matches!(sync.poll_event(), Some(Event::Cloned)));
-        sync.on_told_forgotten(identity(1).peer_id(), 9, false, at(2));
-        assert!(sync.poll_event().is_none() && sync.is_cloned(at(3)));
     }
 }

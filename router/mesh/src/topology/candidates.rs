@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
-use super::racing::Runner;
+use super::runner::Runner;
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::{Path, Transport};
@@ -46,6 +46,17 @@ pub(crate) enum Learnt {
     Worked,
 }
 
+impl Learnt {
+    /// What is said of it.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Learnt::Announced => "an address of its own",
+            Learnt::Seen => "others see it there",
+            Learnt::Worked => "it came from there",
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Candidate {
     retry: Backoff,
@@ -54,6 +65,18 @@ struct Candidate {
     /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
     is_mapped: bool,
     runner: Runner,
+    /// How it was learnt first, and whether it ever answered.
+    learnt: Learnt,
+    answered: bool,
+}
+
+/// A path and what came of it.
+pub(super) struct Tried {
+    pub(super) path: Path,
+    pub(super) learnt: Learnt,
+    pub(super) answered: bool,
+    pub(super) is_mapped: bool,
+    pub(super) tries: u32,
 }
 
 /// A path to try now.
@@ -81,7 +104,14 @@ impl Candidates {
             let Some(worst) = worst.map(|(path, _)| *path) else { return false };
             self.all.remove(&worst);
         }
-        let new = Candidate { retry: Backoff::default(), is_likely: false, is_mapped: true, runner: Runner::default() };
+        let new = Candidate {
+            retry: Backoff::default(),
+            is_likely: false,
+            is_mapped: true,
+            runner: Runner::default(),
+            learnt,
+            answered: false,
+        };
         let candidate = self.all.entry(path).or_insert(new);
         candidate.is_likely |= learnt == Learnt::Worked;
         candidate.is_mapped &= learnt != Learnt::Announced;
@@ -90,6 +120,24 @@ impl Candidates {
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.all.keys()
+    }
+
+    /// All paths, and what came of them.
+    pub(super) fn tried(&self) -> impl Iterator<Item = Tried> {
+        self.all.iter().map(|(path, candidate)| Tried {
+            path: *path,
+            learnt: candidate.learnt,
+            answered: candidate.answered,
+            is_mapped: candidate.is_mapped,
+            tries: candidate.retry.failures(),
+        })
+    }
+
+    /// The peer answers there.
+    pub(super) fn on_answer(&mut self, path: Path) {
+        if let Some(candidate) = self.all.get_mut(&path.from_any()) {
+            candidate.answered = true;
+        }
     }
 
     /// Whether the peer may be behind a NAT.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_crypto::Time;
 
 use super::Peer;
+use super::candidates::Learnt;
 use super::link::Link;
 use super::targets::Targets;
 use crate::path::{Path, Transport};
@@ -32,14 +33,22 @@ pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bo
 }
 
 /// Returns the paths by TCP to a host that says at which ports it accepts connections.
-pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = Path> {
+pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = (Path, Learnt)> {
     let mut ips: Vec<IpAddr> = Vec::new();
     for ip in record.addresses.iter().chain(&record.seen).map(SocketAddr::ip) {
         if ips.len() < MAX_ADDRESSES && !ips.contains(&ip) {
             ips.push(ip);
         }
     }
-    ips.into_iter().flat_map(|ip| record.tcp.iter().map(move |port| Path::tcp(SocketAddr::new(ip, *port))))
+    let learnt = |ip: IpAddr| {
+        let is_own = record.addresses.iter().any(|address| address.ip() == ip);
+        if is_own { Learnt::Announced } else { Learnt::Seen }
+    };
+    let paths = move |ip: IpAddr| {
+        let learnt = learnt(ip);
+        record.tcp.iter().map(move |port| (Path::tcp(SocketAddr::new(ip, *port)), learnt))
+    };
+    ips.into_iter().flat_map(paths)
 }
 
 /// When a link that goes over TCP is to return to UDP.
@@ -179,7 +188,7 @@ mod tests {
     fn the_way_back_is_sought_at_every_address_and_more_seldom_where_udp_does_not_last() {
         let (mut topology, table, meter) = topology();
         let named = Path::udp(([198, 51, 100, 1], 6783).into());
-        topology.connect(&[Target { name: "host2".into(), addresses: vec![named.remote] }], &table, at(0));
+        topology.targets.connect(&[Target { name: "host2".into(), addresses: vec![named.remote] }], at(0));
         topology.on_found(PEER, Path::tcp(([198, 51, 100, 1], 443).into()));
         let mut came_back = Vec::new();
         for now in (0..400_000).step_by(50) {

@@ -102,6 +102,11 @@ impl Link {
         self.rtts.iter().rev().take(RECENT).min().copied()
     }
 
+    /// Share of pings lost lately, from 0 to 1.
+    pub(crate) fn lost_share(&self) -> f64 {
+        self.loss
+    }
+
     pub(super) fn on_lost_ping(&mut self) {
         self.loss = self.loss * 0.95 + 0.05;
     }

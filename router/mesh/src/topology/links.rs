@@ -13,9 +13,10 @@ use super::link::IN_USE;
 use super::liveness::{ASK_AGAIN, Probe};
 use super::pulse::{QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
+use super::racing::trial;
 use super::routes::announced_cost;
 use super::size::Load;
-use super::{Event, ON_DEMAND, SessionTable, Topology, fallback};
+use super::{Event, ON_DEMAND, Peer, SMALL_MESH, STRAGGLING, SessionTable, Topology, fallback};
 use crate::api::{self, Usage};
 use crate::path::Path;
 use crate::records::LinkRecord;
@@ -55,7 +56,10 @@ impl Topology {
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
                 peer.punching.rest();
-                self.forget_let_go(label, now);
+                // All have heard by now that it was not lost.
+                if peer.told_let_go.take_if(|told| now.since(*told) >= TOLD_LET_GO).is_some() {
+                    self.events.push_back(Event::Announce(label, None));
+                }
             }
         }
     }
@@ -100,7 +104,9 @@ impl Topology {
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
-            self.race(label, index, now);
+            let asked = self.peers.get_mut(&label).map(|peer| peer.heat(self.addresses.local(), &mut self.rng, now));
+            let trials = asked.into_iter().flatten().map(|(to, control)| trial(label, index, to, control));
+            self.events.extend(trials);
         }
         self.announce_link(label, now);
         self.offer_idle(label, now);
@@ -167,14 +173,6 @@ impl Topology {
         }
     }
 
-    /// Takes back that a link was let go, once all have heard of it.
-    fn forget_let_go(&mut self, label: HostLabel, now: Time) {
-        let Some(peer) = self.peers.get_mut(&label) else { return };
-        if peer.told_let_go.take_if(|told| now.since(*told) >= TOLD_LET_GO).is_some() {
-            self.events.push_back(Event::Announce(label, None));
-        }
-    }
-
     /// Announces what the link costs, when that has changed enough.
     pub(super) fn announce_link(&mut self, label: HostLabel, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
@@ -190,6 +188,27 @@ impl Topology {
         let record = LinkRecord { cost, max_datagram };
         self.routing.set_own(label, Some(record));
         self.events.push_back(Event::Announce(label, Some(record)));
+    }
+
+    /// Whether this host should try to have a direct link with a peer.
+    pub(super) fn wants_link(&self, label: HostLabel, now: Time) -> bool {
+        let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
+        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
+            return true;
+        }
+        peer.candidates.paths().any(|path| path.is_udp() && self.targets.has_address(&path.remote))
+    }
+
+    /// Whether this host, for its part, needs no direct link with a peer.
+    pub(super) fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
+        self.peers.len() > SMALL_MESH && !self.wants_link(label, now)
+    }
+
+    /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
+    pub(super) fn is_straggler(&self, label: HostLabel, now: Time) -> bool {
+        let was_let_go = |peer: &Peer| peer.let_go != Time::ZERO && now.since(peer.let_go) < STRAGGLING;
+        self.peers.get(&label).is_some_and(was_let_go) && self.can_do_without(label, now)
     }
 
     fn try_candidates(&mut self, label: HostLabel, current: Option<u32>, tries: &mut usize, now: Time) {
@@ -224,7 +243,9 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         peer.told_let_go = None;
         peer.candidates.reset(path, now);
+        peer.candidates.on_answer(path);
         peer.punching.reset(now);
+        peer.note(format!("up by {path}"), now);
         self.events.extend(Event::connection(path, Usage::InUse));
         let likely = peer.candidates.likely();
         self.events.push_back(Event::LinkUp(label, path.remote));
@@ -236,6 +257,7 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = peer.link.take() else { return };
         self.linked.remove(&label);
+        peer.note(format!("lost over {}: {reason}", link.path), now);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
         peer.to_udp.on_loss(link.path, now);
@@ -276,11 +298,12 @@ impl Topology {
     }
 
     /// Has a link go on over another path.
-    pub(super) fn move_link(&mut self, label: HostLabel, to: Path, now: Time) {
+    pub(super) fn move_link(&mut self, label: HostLabel, to: Path, cause: &'static str, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else { return };
         let connections = [Event::connection(to, Usage::InUse), Event::connection(link.path, Usage::Idle)];
         peer.to_udp.on_move(link.path, to, now);
+        let what = format!("moved from {} to {to}: {cause}", link.path);
         link.move_to(to, now);
         let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
         if !is_reported {
@@ -288,6 +311,8 @@ impl Topology {
             self.events.push_back(Event::LinkMoved(label, to.remote));
         }
         peer.candidates.add(to, Learnt::Worked);
+        peer.candidates.on_answer(to);
+        peer.note(what, now);
         self.routing.touch();
         self.events.extend(connections.into_iter().flatten());
     }
@@ -384,11 +409,7 @@ mod tests {
         let (mut topology, ..) = topology();
         let id = |_| Some(weft_crypto::Identity::from_seed(&[9; 32]).peer_id());
         let forgotten = id(PEER).map(|id| id.label()).unwrap();
-        topology.connect(
-            &[api::Target { name: "host2".into(), addresses: vec![remote().remote] }],
-            &Table::default(),
-            at(0),
-        );
+        topology.targets.connect(&[api::Target { name: "host2".into(), addresses: vec![remote().remote] }], at(0));
         topology.on_found(forgotten, remote());
         topology.meet(forgotten, Arc::default());
         assert_eq!(topology.forget("host2", id, at(1)), id(PEER));

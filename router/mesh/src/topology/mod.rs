@@ -4,6 +4,7 @@
 //! a [`SessionTable`]. In a mesh of up to [`SMALL_MESH`] hosts all link with all; in a larger one each links with its
 //! fingers, with the peers that the operator named, and with those that frames go to.
 
+mod account;
 mod candidates;
 mod fallback;
 mod fingers;
@@ -17,6 +18,7 @@ mod punching;
 mod racing;
 pub mod routes;
 mod routing;
+mod runner;
 mod size;
 mod targets;
 
@@ -41,7 +43,7 @@ use routing::Routing;
 use targets::Targets;
 use weft_crypto::{HostLabel, PeerId, Time};
 
-use crate::api::{self, Target, Usage};
+use crate::api::{self, Usage};
 use crate::datapath::snapshot::Meter;
 use crate::path::Path;
 use crate::records::{HostRecord, LinkRecord};
@@ -163,6 +165,10 @@ struct Peer {
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
     last_traffic: Time,
+    /// Where others see it, by its own word.
+    seen: Option<Vec<SocketAddr>>,
+    /// What happened to the link lately.
+    changes: VecDeque<(Time, String)>,
 }
 
 /// How topology is set up.
@@ -213,6 +219,8 @@ impl Topology {
             to_udp: Return::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,
+            seen: None,
+            changes: VecDeque::new(),
         });
     }
 
@@ -226,7 +234,11 @@ impl Topology {
     /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
     pub(crate) fn on_host(&mut self, host: HostLabel, record: Option<&HostRecord>, now: Time) {
         self.fingers.set(host, record.is_some());
-        let Some((peer, record)) = self.peers.get_mut(&host).filter(|_| self.discovery).zip(record) else { return };
+        let Some((peer, record)) = self.peers.get_mut(&host).zip(record) else { return };
+        peer.seen = Some(record.seen.clone());
+        if !self.discovery {
+            return;
+        }
         for (addresses, learnt) in [(&record.addresses, Learnt::Announced), (&record.seen, Learnt::Seen)] {
             for address in addresses {
                 if peer.candidates.add(Path::udp(*address), learnt) {
@@ -234,8 +246,8 @@ impl Topology {
                 }
             }
         }
-        for path in fallback::paths_of(record) {
-            peer.candidates.add(path, Learnt::Announced);
+        for (path, learnt) in fallback::paths_of(record) {
+            peer.candidates.add(path, learnt);
         }
     }
 
@@ -266,12 +278,6 @@ impl Topology {
         self.addresses.set_local(addresses);
         self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
         self.events.push_back(Event::AddressesChanged);
-    }
-
-    /// Links with named peers from now on.
-    pub(crate) fn connect(&mut self, targets: &[Target], sessions: &impl SessionTable, now: Time) {
-        self.targets.connect(targets, now);
-        self.tend_targets(sessions, now);
     }
 
     /// No longer links with a peer by a name; `id_of` gives the key of a peer. Returns that peer's key.
@@ -326,27 +332,6 @@ impl Topology {
     pub(crate) fn recompute_routes(&mut self, now: Time) {
         let changed = self.routing.recompute(now);
         self.events.extend(changed.into_iter().map(Event::Refresh));
-    }
-
-    /// Whether this host should try to have a direct link with a peer.
-    fn wants_link(&self, label: HostLabel, now: Time) -> bool {
-        let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
-        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
-        if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
-            return true;
-        }
-        peer.candidates.paths().any(|path| path.is_udp() && self.targets.has_address(&path.remote))
-    }
-
-    /// Whether this host, for its part, needs no direct link with a peer.
-    fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
-        self.peers.len() > SMALL_MESH && !self.wants_link(label, now)
-    }
-
-    /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
-    fn is_straggler(&self, label: HostLabel, now: Time) -> bool {
-        let was_let_go = |peer: &Peer| peer.let_go != Time::ZERO && now.since(peer.let_go) < STRAGGLING;
-        self.peers.get(&label).is_some_and(was_let_go) && self.can_do_without(label, now)
     }
 }
 

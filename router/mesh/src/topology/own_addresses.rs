@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
+use super::account::mapping;
+use crate::explanation::Mapping;
 use crate::records::MAX_LIST;
 
 /// Shortest and longest time between two announced changes of the addresses that others see: each doubles the wait, and a time of
@@ -25,6 +27,8 @@ pub(crate) struct OwnAddresses {
     local: Vec<SocketAddr>,
     /// Where each neighbour sees this host.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
+    /// Whether any has told.
+    is_seen: bool,
     /// What of it is announced, since when, and how long at least.
     seen: Vec<SocketAddr>,
     announced_at: Time,
@@ -38,6 +42,7 @@ impl OwnAddresses {
             tcp_ports,
             local: Vec::new(),
             seen_by: BTreeMap::new(),
+            is_seen: false,
             seen: Vec::new(),
             announced_at: now,
             stays_for: Duration::ZERO,
@@ -64,6 +69,11 @@ impl OwnAddresses {
         self.seen.iter().filter(|seen| !self.local.contains(seen)).copied().collect()
     }
 
+    /// How peers see this host.
+    pub(super) fn mapping(&self) -> Mapping {
+        mapping(self.seen_by.values().copied(), self.is_seen)
+    }
+
     /// Forgets where a lost neighbour saw this host.
     pub(super) fn unsee(&mut self, by: HostLabel) {
         self.seen_by.remove(&by);
@@ -73,6 +83,7 @@ impl OwnAddresses {
     /// peers see is announced, and not every change of it: a NAT may show each peer another address, and a peer may say
     /// anything.
     pub(super) fn note_seen(&mut self, by: HostLabel, seen: SocketAddr, now: Time) -> bool {
+        self.is_seen = true;
         if self.local.contains(&seen) {
             self.seen_by.remove(&by);
         } else {

@@ -79,7 +79,8 @@ impl Topology {
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
         // Only where it was asked does an answer prove anything.
         if link.path != from && ping.to.may_be(from) && link.may_leave(from, self.own < peer, now) {
-            self.move_link(peer, from, now);
+            let cause = if from.is_better(link.path) { "UDP passes there" } else { "the peer is there now" };
+            self.move_link(peer, from, cause, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
         if link.path != from {

@@ -45,6 +45,8 @@ pub(super) struct Punching {
     rounds: Backoff,
     /// Since when a link is wanted.
     wanted: Option<Time>,
+    /// Rounds that the peer began.
+    joined: u32,
     /// When the peer last took a step, and when this host last opened its NATs for it to ask.
     heard: Time,
     opened: Option<Time>,
@@ -54,7 +56,7 @@ pub(super) struct Punching {
 impl Default for Punching {
     fn default() -> Self {
         let budget = Bucket::new(BURSTS * BURST, Time::ZERO);
-        Punching { rounds: Backoff::default(), wanted: None, heard: Time::ZERO, opened: None, budget }
+        Punching { rounds: Backoff::default(), wanted: None, joined: 0, heard: Time::ZERO, opened: None, budget }
     }
 }
 
@@ -62,7 +64,7 @@ impl Punching {
     /// Starts over: there is a link.
     pub(super) fn reset(&mut self, now: Time) {
         self.rounds.reset(now);
-        self.wanted = None;
+        (self.wanted, self.joined) = (None, 0);
     }
 
     /// How long a link has been wanted, which it is now.
@@ -78,6 +80,11 @@ impl Punching {
     /// Begins the next round soon: one of the hosts has new addresses.
     pub(super) fn hurry(&mut self, now: Time) {
         self.rounds.hurry(now);
+    }
+
+    /// Rounds since there was a link, whichever host began them.
+    pub(super) fn rounds(&self) -> u32 {
+        self.rounds.failures().saturating_add(self.joined)
     }
 
     /// Whether the outside of a NAT is left to rounds, if there is a route: while they are new, or the peer takes part in them.
@@ -127,6 +134,7 @@ impl Topology {
         // The peer has no link with this host any more, or not yet.
         peer.doubt(now);
         peer.punching.heard = now;
+        peer.punching.joined = peer.punching.joined.saturating_add(u32::from(step != Punch::Asked));
         // One round costs either host one burst: what it opens and what it asks then go to the same addresses.
         let opened = peer.punching.opened.filter(|opened| step == Punch::Asked && now.since(*opened) < ASKED_WITHIN);
         peer.punching.opened = None;

@@ -68,7 +68,17 @@ impl Routing {
 
     /// Whether a host announces a link with another.
     pub(super) fn has_link(&self, from: HostLabel, to: HostLabel) -> bool {
-        self.graph.of(from).any(|(host, _)| host == to)
+        self.link(from, to).is_some()
+    }
+
+    /// The link that a host announces with another.
+    pub(crate) fn link(&self, from: HostLabel, to: HostLabel) -> Option<LinkRecord> {
+        self.graph.of(from).find(|(host, _)| *host == to).map(|(_, link)| link)
+    }
+
+    /// The next host on another host's way to a third, by what all announce.
+    pub(crate) fn next_of(&self, at: HostLabel, to: HostLabel) -> Option<HostLabel> {
+        self.graph.routes(at).get(&to).map(|route| route.via)
     }
 
     /// All announced links.

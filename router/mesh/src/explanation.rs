@@ -1,0 +1,122 @@
+//! Why a path is as it is: what `weft why` tells, as plain values.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The path from one host to another, and what was tried to have a better one.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Where it begins and ends.
+    pub from: Place,
+    /// Where it ends.
+    pub to: Place,
+    /// Its hops in order; none if there is no path, or if both places are on one host.
+    pub hops: Vec<HopStatus>,
+    /// What this host knows of a direct link with the host at the other end, if one of both ends is here.
+    pub link: Option<LinkAccount>,
+}
+
+/// A host, or a container on one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The host's nickname.
+    pub host: String,
+    /// The container's first name, or its first address if it has none; `None` for the host itself.
+    pub endpoint: Option<String>,
+    /// Whether it is this host.
+    pub is_here: bool,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.endpoint {
+            Some(endpoint) => write!(f, "{endpoint} on {}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
+}
+
+/// One hop of a path. Of a hop between other hosts only the size is known here.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct HopStatus {
+    /// The host it leads to.
+    pub peer: String,
+    /// `udp` or `tcp`.
+    pub transport: Option<&'static str>,
+    /// The address it goes to.
+    pub remote: Option<SocketAddr>,
+    /// Smoothed round trip, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Share of pings lost lately, from 0 to 1.
+    pub loss: Option<f64>,
+    /// The largest packet of a container that it takes whole, in bytes.
+    pub mtu: usize,
+    /// Cipher of the session with that host.
+    pub cipher: Option<&'static str>,
+}
+
+/// What a host knows of its direct link with a peer, or of the lack of one.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct LinkAccount {
+    /// How long the link has been as it is, or has been missed.
+    pub since: Option<Duration>,
+    /// Whether a link is wanted at all: in a large mesh not all are linked with all.
+    pub is_wanted: bool,
+    /// Whether the operator forgot the peer.
+    pub is_forgotten: bool,
+    /// What was tried.
+    pub candidates: Vec<CandidateAccount>,
+    /// Rounds in which both hosts opened their NATs for each other in turn, without a link since.
+    pub rounds: u32,
+    /// How this host's NAT and the peer's map them.
+    pub nats: [Mapping; 2],
+    /// The last changes of the link, the newest last: how long ago, and what happened.
+    pub changes: Vec<(Duration, String)>,
+}
+
+/// A path to a peer and what came of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct CandidateAccount {
+    /// The path, as `udp://ADDR:PORT`.
+    pub path: String,
+    /// How it was learnt.
+    pub learnt: &'static str,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Tries since it last answered.
+    pub tries: u32,
+}
+
+/// What came of trying a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The link goes over it.
+    InUse,
+    /// It answered, and the link goes over another or is lost.
+    Answered,
+    /// It was tried, and nothing came back.
+    Silent,
+    /// Both hosts have to open it in turn, which has not led to an answer.
+    InTurn,
+    /// It was not tried.
+    Untried,
+}
+
+/// How a host looks from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mapping {
+    /// Nothing is known yet.
+    #[default]
+    Unknown,
+    /// Peers see it at an address of its own.
+    None,
+    /// All peers see it at one address that is not its own.
+    One,
+    /// Peers see it at several: its NAT maps each destination anew (RFC 4787, section 4.1).
+    Many,
+}

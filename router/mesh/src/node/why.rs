@@ -1,0 +1,143 @@
+//! Why a path is as it is.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use weft_crypto::{HostLabel, Time};
+
+use super::{CommandError, Components};
+use crate::explanation::{Explanation, HopStatus, LinkAccount, Place};
+use crate::records::EndpointRecord;
+use crate::wire::OVERHEAD;
+
+/// The most hops that are told: a path is shorter, and records that change meanwhile may say otherwise.
+const MAX_HOPS: usize = 32;
+
+/// A host, and the container on it that was named.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    host: HostLabel,
+    endpoint: Option<String>,
+}
+
+impl Components {
+    /// Explains the path from one host, container, name or address to another; without `from`, from this host.
+    pub(super) fn explain_path(&self, from: Option<&str>, to: &str, now: Time) -> Result<Explanation, CommandError> {
+        let here = Spot { host: self.own, endpoint: None };
+        let (from, to) = (from.map_or(Ok(here), |from| self.find(from))?, self.find(to)?);
+        let peer =
+            [(&from, &to), (&to, &from)].into_iter().find(|(one, _)| one.host == self.own).map(|(_, other)| other);
+        let link = peer.and_then(|peer| LinkAccount::of(&self.topology, peer.host, now));
+        Ok(Explanation { hops: self.hops(from.host, to.host), from: self.place(from), to: self.place(to), link })
+    }
+
+    fn place(&self, Spot { host, endpoint }: Spot) -> Place {
+        Place { host: self.directory.unmistakable(host), endpoint, is_here: host == self.own }
+    }
+
+    /// Finds what is meant: a container's address or name, or a host's nickname or key.
+    fn find(&self, what: &str) -> Result<Spot, CommandError> {
+        let ip: Option<IpAddr> = what.parse().ok();
+        let is_meant = |record: &EndpointRecord| match ip {
+            Some(ip) => record.ips.iter().any(|(of_it, _)| *of_it == ip),
+            None => record.names.iter().any(|name| name.eq_ignore_ascii_case(what)),
+        };
+        let named = |record: &EndpointRecord| {
+            let address = || record.ips.first().map(|(ip, _)| ip.to_string()).unwrap_or_default();
+            record.names.first().cloned().unwrap_or_else(address)
+        };
+        let endpoints = self.segments.iter().filter(|(_, _, record)| is_meant(record));
+        let mut meant: BTreeSet<Spot> =
+            endpoints.map(|(host, _, record)| Spot { host, endpoint: Some(named(record)) }).collect();
+        if what == self.directory.own_name() {
+            meant.insert(Spot { host: self.own, endpoint: None });
+        } else if let Ok(host) = self.directory.find(what) {
+            meant.insert(Spot { host, endpoint: None });
+        }
+        let mut meant = meant.into_iter();
+        match (meant.next(), meant.next()) {
+            (Some(spot), None) => Ok(spot),
+            (None, _) => Err(CommandError::UnknownPlace(what.to_owned())),
+            (Some(one), Some(other)) => {
+                let places = [one, other].map(|spot| self.place(spot).to_string());
+                Err(CommandError::AmbiguousPlace(what.to_owned(), places.join(" and ")))
+            }
+        }
+    }
+
+    /// The hops from one host to another, as each host on the way chooses its next.
+    fn hops(&self, from: HostLabel, to: HostLabel) -> Vec<HopStatus> {
+        let (mut hops, mut at) = (Vec::new(), from);
+        while at != to && hops.len() < MAX_HOPS {
+            let next = match at == self.own {
+                true => self.topology.next_hop(to).map(|(via, _)| via),
+                false => self.topology.routing.next_of(at, to),
+            };
+            let Some(next) = next else { return Vec::new() };
+            hops.push(if at == self.own { self.own_hop(next) } else { self.foreign_hop(at, next) });
+            at = next;
+        }
+        hops
+    }
+
+    fn own_hop(&self, to: HostLabel) -> HopStatus {
+        let link = self.topology.link(to);
+        let session = self.sessions.peer(to).and_then(|peer| peer.current());
+        HopStatus {
+            peer: self.directory.name_of(to),
+            transport: link.map(|link| link.path.transport.name()),
+            remote: link.map(|link| link.path.remote),
+            rtt_us: link.and_then(|link| link.srtt).map(|srtt| srtt.as_micros() as u64),
+            loss: link.map(|link| link.lost_share()),
+            mtu: link.map_or(0, |link| link.size.max_datagram.saturating_sub(OVERHEAD)),
+            cipher: session.map(|session| session.suite.name()),
+        }
+    }
+
+    /// A hop between other hosts, as they announce it.
+    fn foreign_hop(&self, from: HostLabel, to: HostLabel) -> HopStatus {
+        let mtu = self.topology.routing.link(from, to).map_or(0, |link| usize::from(link.max_datagram));
+        HopStatus {
+            peer: self.directory.name_of(to),
+            transport: None,
+            remote: None,
+            rtt_us: None,
+            loss: None,
+            mtu: mtu.saturating_sub(OVERHEAD),
+            cipher: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::node::{Command, Reply};
+    use crate::testing::{NOW, command, endpoint, node};
+
+    #[test]
+    fn places_are_found_by_name_and_address_and_told_apart() {
+        let mut node = node(1, &BTreeMap::new());
+        for (last, name) in [(1, "web"), (2, "db"), (3, "db")] {
+            let record = EndpointRecord { names: [name.to_owned()].into(), ..endpoint(last) };
+            command(&mut node, Command::attach([last; 16], record)).unwrap();
+        }
+        let why = |from: Option<&str>, to: &str| node.why(from, to, NOW);
+        let web = why(None, "WEB").unwrap();
+        assert_eq!((web.to.endpoint.as_deref(), web.from.endpoint, web.hops.len()), (Some("web"), None, 0));
+        let second = endpoint(3).ips[0].0.to_string();
+        assert_eq!(why(Some("web"), &second).unwrap().to.endpoint.as_deref(), Some("db"));
+        assert_eq!(
+            why(None, "db").unwrap().to.endpoint.as_deref(),
+            Some("db"),
+            "one name, and all that have it are on one host"
+        );
+        for unknown in ["nothing", "192.0.2.99"] {
+            assert!(matches!(why(None, unknown), Err(CommandError::UnknownPlace(_))), "{unknown}");
+        }
+        let reply = command(&mut node, Command::Why { from: None, to: "web".into() });
+        assert!(matches!(reply, Ok(Reply::Why(_))));
+    }
+}

@@ -1,0 +1,120 @@
+//! Hosts that were forgotten and come back, and other lives of this host's own key.
+
+use weft_crypto::{HostLabel, PeerId, Time};
+
+use super::{Event, FORGOTTEN_INTERVAL, RecordSync};
+use crate::codec::decode;
+use crate::records::life::Jump;
+use crate::records::{Key, MAX_INCARNATION, encode};
+
+impl RecordSync {
+    /// A forgotten host is back and does not know that it has to start above what it was. Its own records cannot tell
+    /// it, for it may have forgotten this host, too: the host that brought its records finds it.
+    pub(super) fn tell_forgotten(&mut self, to: HostLabel, host: PeerId, incarnation: u64, now: Time) {
+        let is_due = self.told_forgotten.get(&host).is_none_or(|last| now.since(*last) >= FORGOTTEN_INTERVAL);
+        if is_due {
+            self.told_forgotten.insert(host, now);
+            self.events.push_back(Event::Forgotten { to, host, incarnation });
+        }
+    }
+
+    /// A peer says that a host was forgotten: this host takes note of it, or passes it on if the other is reachable.
+    pub(crate) fn on_told_forgotten(&mut self, host: PeerId, incarnation: u64, is_reachable: bool, now: Time) {
+        if host == self.own {
+            if incarnation >= self.store.incarnation() {
+                self.jump_above(incarnation, false, now);
+            }
+        } else if is_reachable {
+            self.tell_forgotten(host.label(), host, incarnation, now);
+        }
+    }
+
+    /// A host says that another is gone for good. It is believed of hosts that are not `there`, and never beyond what is known
+    /// of them.
+    pub(crate) fn on_forgotten_record(&mut self, gone: PeerId, incarnation: u64, is_there: bool, now: Time) {
+        if gone == self.own {
+            return self.on_told_forgotten(gone, incarnation, false, now);
+        }
+        if let Some(held) = self.store.incarnation_of(gone).filter(|_| !is_there) {
+            self.store.forget(gone, incarnation.min(held));
+        }
+    }
+
+    /// Has all hosts that do not reach a host drop its records; false if none are held.
+    pub(crate) fn forget_records(&mut self, id: PeerId) -> bool {
+        let held = self.store.incarnation_of(id);
+        if let Some(incarnation) = held {
+            // A number is far below the limit.
+            let _ = self.store.put(&Key::Forgotten(id).encode(), encode(&incarnation));
+        }
+        held.is_some()
+    }
+
+    /// Withdraws what this host said of forgotten hosts that are back in a new incarnation.
+    pub(crate) fn take_back_forgotten(&mut self, now: Time) {
+        self.told_forgotten.retain(|_, told| now.since(*told) < FORGOTTEN_INTERVAL);
+        let is_back = |host: PeerId, floor: u64| self.store.incarnation_of(host).is_some_and(|now| now > floor);
+        let forgotten = self.store.all_own().filter_map(|(key, value)| match Key::parse(key)? {
+            Key::Forgotten(host) => decode::<u64>(value).filter(|floor| is_back(host, *floor)).map(|_| key.to_vec()),
+            _ => None,
+        });
+        let back: Vec<Vec<u8>> = forgotten.collect();
+        back.iter().for_each(|key| self.store.delete(key));
+    }
+
+    /// Whether records of a host are held.
+    pub(crate) fn holds(&self, id: PeerId) -> bool {
+        self.store.incarnation_of(id).is_some()
+    }
+
+    /// A handshake under this host's own key was finished: another host holds it.
+    pub(crate) fn on_own_key_elsewhere(&mut self, now: Time) {
+        let is_news = self.life.contest(now);
+        self.events.extend(is_news.then_some(Event::Cloned));
+    }
+
+    /// Notes that another host is said to live with this host's key. Said once; neither tries to outdo the other.
+    pub(crate) fn on_clone(&mut self, now: Time) {
+        let is_news = self.life.on_clone(now);
+        self.events.extend(is_news.then_some(Event::Cloned));
+    }
+
+    /// Whether another host was lately said to live with this host's key.
+    pub(crate) fn is_cloned(&self, now: Time) -> bool {
+        self.life.is_cloned(now)
+    }
+
+    /// Writes this host above records of it that another life wrote, unless that life goes on: if they are `signed` by this
+    /// host's key again and again, another host has it.
+    pub(super) fn jump_above(&mut self, incarnation: u64, signed: bool, now: Time) {
+        if incarnation < self.store.incarnation() || incarnation >= MAX_INCARNATION {
+            return;
+        }
+        match self.life.may_jump(now) {
+            Jump::Allowed => {
+                let (incarnation, batches) = self.store.jump_above(incarnation);
+                self.events.push_back(Event::Reincarnated(incarnation));
+                self.tell_neighbours(batches, now);
+            }
+            Jump::TooOften if signed => self.on_own_key_elsewhere(now),
+            Jump::TooOften | Jump::Contested => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{at, identity, sync};
+    use super::*;
+
+    #[test]
+    fn a_host_told_that_it_was_forgotten_starts_above_and_gives_in_to_a_clone() {
+        let mut sync = sync(1);
+        sync.on_told_forgotten(identity(1).peer_id(), 5, false, at(0));
+        assert!(matches!(sync.poll_event(), Some(Event::Reincarnated(6))));
+        sync.on_own_key_elsewhere(at(1));
+        assert!(matches!(sync.poll_event(), Some(Event::Cloned)));
+        sync.on_told_forgotten(identity(1).peer_id(), 9, false, at(2));
+        assert!(sync.poll_event().is_none() && sync.is_cloned(at(3)));
+    }
+}

@@ -1,0 +1,305 @@
+//! `weft why`: the path between two places, and what keeps it from being a better one.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_mesh::explanation::{CandidateAccount, Explanation, LinkAccount, Mapping, Outcome};
+
+/// What is to be explained.
+#[derive(Serialize, Deserialize)]
+pub struct Question {
+    /// Where the path begins; none: at this host.
+    pub from: Option<String>,
+    /// Where it ends.
+    pub to: String,
+}
+
+/// What is answered, and printed as JSON. Times are seconds since 1970.
+pub fn report(explanation: &Explanation) -> Value {
+    let Explanation { from, to, hops, link } = explanation;
+    let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
+    let changes = link.iter().flat_map(|link| &link.changes);
+    let mappings = link.as_ref().map(|link| json!({ "here": link.nats[0], "peer": link.nats[1] }));
+    json!({
+        "from": from.to_string(),
+        "to": to.to_string(),
+        "path": path(explanation),
+        "hops": hops,
+        "reasons": reasons(explanation),
+        "remedies": remedies(explanation),
+        "since": link.as_ref().and_then(|link| link.since).and_then(at),
+        "candidates": link.as_ref().map(|link| &link.candidates[..]).unwrap_or_default(),
+        "nats": mappings,
+        "changes": changes.map(|(ago, what)| json!({ "at": at(*ago), "what": what })).collect::<Vec<_>>(),
+    })
+}
+
+fn path(Explanation { from, to, hops, .. }: &Explanation) -> &'static str {
+    match hops.len() {
+        0 if from.host == to.host => "direct",
+        0 => "none",
+        1 => "direct",
+        _ => "relay",
+    }
+}
+
+/// Why the path is as it is, a line each.
+fn reasons(explanation: &Explanation) -> Vec<String> {
+    let Explanation { from, to, hops, link } = explanation;
+    if from.host == to.host {
+        return vec![format!("both are on {}: what they say does not leave it", from.host)];
+    }
+    let peer = if from.is_here { &to.host } else { &from.host };
+    let is_direct = hops.len() == 1;
+    let Some(link) = link else {
+        let asks = format!("only they know more: ask weft why {} on {}", to.host, from.host);
+        return if is_direct { Vec::new() } else { vec![asks] };
+    };
+    let is_tcp = hops.first().is_some_and(|hop| hop.transport == Some("tcp"));
+    let mut reasons = Vec::new();
+    match () {
+        () if is_direct && is_tcp => {
+            reasons.push("UDP is not answered between them: they go by TCP, and try UDP again".into())
+        }
+        () if is_direct => return vec!["UDP passes between them".into()],
+        () if link.is_forgotten => return vec![format!("{peer} was forgotten here")],
+        () if !link.is_wanted => {
+            return vec![format!("no frames go to {peer}: in a large mesh a link is opened when they do")];
+        }
+        () if hops.is_empty() => {
+            reasons.push(format!("neither {peer} nor a host that reaches it is linked with this host"))
+        }
+        () => {}
+    }
+    reasons.extend(mapping(link, peer));
+    if link.candidates.is_empty() {
+        reasons.push(format!("no address of {peer} is known"));
+    }
+    reasons.extend(link.candidates.iter().map(candidate));
+    reasons
+}
+
+fn mapping(link: &LinkAccount, peer: &str) -> Option<String> {
+    match link.nats {
+        [Mapping::Many, Mapping::Many] => Some(format!(
+            "the NATs of this host and of {peer} give each destination a port of its own, which neither can know"
+        )),
+        [Mapping::Many, _] => {
+            Some(format!("this host's NAT gives each destination a port of its own, which {peer} cannot know"))
+        }
+        [_, Mapping::Many] => {
+            Some(format!("the NAT of {peer} gives each destination a port of its own, which this host cannot know"))
+        }
+        [Mapping::One, Mapping::One] => Some(format!("this host and {peer} are behind a NAT each")),
+        [Mapping::One, _] => Some("this host is behind a NAT".into()),
+        [_, Mapping::One] => Some(format!("{peer} is behind a NAT")),
+        [Mapping::None | Mapping::Unknown, Mapping::None | Mapping::Unknown] => None,
+    }
+}
+
+fn candidate(CandidateAccount { path, learnt, outcome, tries }: &CandidateAccount) -> String {
+    let outcome = match outcome {
+        Outcome::InUse => "in use".to_owned(),
+        Outcome::Answered if *tries > 0 => format!("answered before, and not to the last {tries} tries"),
+        Outcome::Answered => "answered".to_owned(),
+        Outcome::Silent => format!("no answer to {tries} tries"),
+        Outcome::InTurn => format!("opened in turn from both ends, {tries} times, without an answer"),
+        Outcome::Untried => "not tried".to_owned(),
+    };
+    format!("{path} ({learnt}): {outcome}")
+}
+
+/// What would change it, a line each.
+fn remedies(explanation: &Explanation) -> Vec<String> {
+    let Explanation { from, to, hops, link } = explanation;
+    let Some(link) = link.as_ref().filter(|_| from.host != to.host) else { return Vec::new() };
+    let peer = if from.is_here { &to.host } else { &from.host };
+    let is_by_udp = hops.len() == 1 && hops[0].transport == Some("udp");
+    let has_nat = link.nats.iter().any(|nat| matches!(nat, Mapping::One | Mapping::Many));
+    let remedy = match () {
+        () if is_by_udp || (!link.is_wanted && !link.is_forgotten) => return Vec::new(),
+        () if link.is_forgotten => format!("name it again: weft connect ADDRESS of {peer}"),
+        () if has_nat => {
+            "map weft's UDP port to one of both at its NAT, or use a NAT there that gives a host one port for all"
+                .to_owned()
+        }
+        () => format!("let weft's UDP port pass between this host and {peer} in both directions"),
+    };
+    vec![remedy]
+}
+
+/// The same for people.
+pub fn print(report: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |key: &str| report[key].as_array().into_iter().flatten();
+    let mut out = String::new();
+    let hops = list("hops").count();
+    let way = match report["path"].as_str() {
+        Some("direct") => "a direct path".to_owned(),
+        Some("relay") => format!(
+            "relayed by {}",
+            list("hops").take(hops - 1).map(|hop| text(&hop["peer"])).collect::<Vec<_>>().join(", ")
+        ),
+        _ => "no path".to_owned(),
+    };
+    let since = report["since"].as_u64().map(|since| format!(", for {}", age(since))).unwrap_or_default();
+    // Writing to a String has no way to fail.
+    let _ = writeln!(out, "{} to {}: {way}{since}", text(&report["from"]), text(&report["to"]));
+    for (number, hop) in list("hops").enumerate() {
+        let _ = writeln!(out, "  {}. {}", number + 1, self::hop(hop));
+    }
+    for reason in list("reasons") {
+        let _ = writeln!(out, "  {}", text(reason));
+    }
+    for remedy in list("remedies") {
+        let _ = writeln!(out, "what would change it: {}", text(remedy));
+    }
+    for change in list("changes") {
+        let ago = change["at"].as_u64().map(age).unwrap_or_default();
+        let _ = writeln!(out, "{ago} ago: {}", text(&change["what"]));
+    }
+    out
+}
+
+fn hop(hop: &Value) -> String {
+    let mut parts = vec![format!("to {}", hop["peer"].as_str().unwrap_or_default())];
+    if let (Some(transport), Some(remote)) = (hop["transport"].as_str(), hop["remote"].as_str()) {
+        parts.push(format!("{transport}://{remote}"));
+    }
+    parts.extend(hop["rtt_us"].as_u64().map(|rtt| format!("{:.1} ms", rtt as f64 / 1e3)));
+    parts.extend(hop["loss"].as_f64().map(|loss| format!("{:.0} % lost", loss * 100.0)));
+    parts.extend(hop["mtu"].as_u64().map(|mtu| format!("MTU {mtu}")));
+    parts.extend(hop["cipher"].as_str().map(str::to_owned));
+    parts.join(", ")
+}
+
+/// How long ago a second was, in the largest unit that tells it.
+fn age(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    match now.saturating_sub(at) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_mesh::explanation::{HopStatus, Place};
+
+    use super::*;
+
+    fn place(host: &str, is_here: bool) -> Place {
+        Place { host: host.into(), endpoint: None, is_here }
+    }
+
+    fn hop(peer: &str, transport: &'static str) -> HopStatus {
+        HopStatus {
+            peer: peer.into(),
+            transport: Some(transport),
+            remote: Some(([192, 0, 2, 1], 6783).into()),
+            rtt_us: Some(1500),
+            loss: Some(0.0),
+            mtu: 1450,
+            cipher: Some("AES-256-GCM"),
+        }
+    }
+
+    fn explanation(hops: Vec<HopStatus>, link: LinkAccount) -> Explanation {
+        Explanation { from: place("h1", true), to: place("h2", false), hops, link: Some(link) }
+    }
+
+    fn said(explanation: &Explanation) -> String {
+        print(&report(explanation))
+    }
+
+    #[test]
+    fn each_cause_is_said_in_a_line_with_what_would_change_it() {
+        let wanted = LinkAccount { is_wanted: true, ..LinkAccount::default() };
+        let relayed = || vec![hop("h0", "udp"), hop("h2", "udp")];
+        let candidate = |outcome| CandidateAccount {
+            path: "udp://192.0.2.2:6783".into(),
+            learnt: "an address of its own",
+            outcome,
+            tries: 9,
+        };
+        let with = |nats, outcome| LinkAccount { nats, candidates: vec![candidate(outcome)], ..wanted.clone() };
+        let cases: [(Explanation, &[&str]); 7] = [
+            (
+                explanation(vec![hop("h2", "udp")], wanted.clone()),
+                &["a direct path", "UDP passes", "1.5 ms, 0 % lost, MTU 1450, AES-256-GCM"],
+            ),
+            (
+                explanation(vec![hop("h2", "tcp")], wanted.clone()),
+                &["tcp://192.0.2.1:6783", "by TCP", "let weft's UDP port pass"],
+            ),
+            (
+                explanation(relayed(), with([Mapping::Many, Mapping::One], Outcome::InTurn)),
+                &[
+                    "relayed by h0",
+                    "this host's NAT gives each destination",
+                    "in turn from both ends, 9 times",
+                    "map weft's UDP port",
+                ],
+            ),
+            (
+                explanation(relayed(), with([Mapping::None, Mapping::None], Outcome::Silent)),
+                &[
+                    "udp://192.0.2.2:6783 (an address of its own): no answer to 9 tries",
+                    "pass between this host and h2",
+                ],
+            ),
+            (
+                explanation(vec![], wanted.clone()),
+                &["no path", "neither h2 nor a host that reaches it", "no address of h2 is known"],
+            ),
+            (
+                explanation(vec![], LinkAccount { is_forgotten: true, ..wanted.clone() }),
+                &["forgotten here", "weft connect"],
+            ),
+            (explanation(relayed(), LinkAccount::default()), &["no frames go to h2"]),
+        ];
+        for (explanation, expected) in cases {
+            let said = said(&explanation);
+            expected.iter().for_each(|line| assert!(said.contains(line), "{line:?} is not in:\n{said}"));
+        }
+    }
+
+    #[test]
+    fn the_report_has_the_keys_that_scripts_rely_on() {
+        let link = LinkAccount {
+            since: Some(Duration::from_secs(180)),
+            changes: vec![(Duration::from_secs(180), "up by udp://192.0.2.1:6783".into())],
+            ..LinkAccount::default()
+        };
+        let report = report(&explanation(vec![hop("h2", "udp")], link));
+        for key in ["from", "to", "path", "hops", "reasons", "since"] {
+            assert!(!report[key].is_null(), "{key}");
+        }
+        for key in ["peer", "transport", "remote", "rtt_us", "loss", "mtu", "cipher"] {
+            assert!(!report["hops"][0][key].is_null(), "{key}");
+        }
+        let said = print(&report);
+        assert!(
+            said.starts_with("h1 to h2: a direct path, for 3 min\n") && said.contains("3 min ago: up by udp"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn two_other_hosts_and_one_host_are_explained_as_far_as_is_known() {
+        let others = Explanation {
+            from: place("h3", false),
+            to: place("h2", false),
+            hops: vec![hop("h0", "udp"), hop("h2", "udp")],
+            link: None,
+        };
+        assert!(said(&others).contains("weft why h2 on h3"));
+        let web = Place { endpoint: Some("web".into()), ..place("h1", true) };
+        let same = Explanation { from: web, to: place("h1", true), hops: vec![], link: None };
+        assert!(said(&same).starts_with("web on h1 to h1: a direct path\n  both are on h1"), "{}", said(&same));
+    }
+}
