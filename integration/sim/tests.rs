@@ -58,9 +58,6 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 /// Hosts in a line, each with an endpoint, at rest.
-/// Bytes of the headers before a datagram.
-const IP_AND_UDP: usize = 28;
-
 fn line(seed: u64, count: usize) -> World {
     line_in(World::new(seed, Ciphers::native(true), true), count)
 }
@@ -107,6 +104,9 @@ fn hosts_at_rest_say_little() {
     let each = (world.datagrams_sent - before) / (hosts * seconds);
     assert!(each <= 12, "{each} datagrams a second");
 }
+
+/// Bytes of the headers before a datagram.
+const IP_AND_UDP: usize = 28;
 
 /// What a mesh says at rest has a budget, in IP bytes a second and host.
 #[test]

@@ -127,6 +127,12 @@ impl Directory {
         self.entries.get(&(self.own, EntryRecord::digest(name)))
     }
 
+    /// The addresses that operators had a name stand for, on any host.
+    pub(crate) fn addresses_of(&self, name: &str) -> impl Iterator<Item = IpAddr> {
+        let named = self.entries.values().filter(move |entry| entry.name.eq_ignore_ascii_case(name));
+        named.flat_map(|entry| entry.ips.iter().copied())
+    }
+
     /// Returns what it writes to have a name stand for addresses, beside those it stands for already.
     pub(crate) fn add_name(&self, name: &str, ips: &[IpAddr]) -> Result<Writes, CommandError> {
         let before = self.own_entry(name).into_iter().flat_map(|entry| &entry.ips);

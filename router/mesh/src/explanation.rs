@@ -9,10 +9,12 @@ use serde::Serialize;
 /// The path from one host to another, and what was tried to have a better one.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// Where it begins and ends.
+    /// Where it begins.
     pub from: Place,
     /// Where it ends.
     pub to: Place,
+    /// Whether both are on one host.
+    pub is_one_host: bool,
     /// Its hops in order; none if there is no path, or if both places are on one host.
     pub hops: Vec<HopStatus>,
     /// What this host knows of a direct link with the host at the other end, if one of both ends is here.

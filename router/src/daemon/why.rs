@@ -18,7 +18,7 @@ pub struct Question {
 
 /// What is answered, and printed as JSON. Times are seconds since 1970.
 pub fn report(explanation: &Explanation) -> Value {
-    let Explanation { from, to, hops, link } = explanation;
+    let Explanation { from, to, is_one_host: _, hops, link } = explanation;
     let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
     let changes = link.iter().flat_map(|link| &link.changes);
     let mappings = link.as_ref().map(|link| json!({ "here": link.nats[0], "peer": link.nats[1] }));
@@ -36,9 +36,9 @@ pub fn report(explanation: &Explanation) -> Value {
     })
 }
 
-fn path(Explanation { from, to, hops, .. }: &Explanation) -> &'static str {
+fn path(Explanation { is_one_host, hops, .. }: &Explanation) -> &'static str {
     match hops.len() {
-        0 if from.host == to.host => "direct",
+        0 if *is_one_host => "direct",
         0 => "none",
         1 => "direct",
         _ => "relay",
@@ -47,15 +47,18 @@ fn path(Explanation { from, to, hops, .. }: &Explanation) -> &'static str {
 
 /// Why the path is as it is, a line each.
 fn reasons(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, hops, link } = explanation;
-    if from.host == to.host {
+    let Explanation { from, to, is_one_host, hops, link } = explanation;
+    if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
     let peer = if from.is_here { &to.host } else { &from.host };
     let is_direct = hops.len() == 1;
     let Some(link) = link else {
-        let asks = format!("only they know more: ask weft why {} on {}", to.host, from.host);
-        return if is_direct { Vec::new() } else { vec![asks] };
+        let reason = match from.is_here || to.is_here {
+            true => format!("nothing is known of {peer} but its name"),
+            false => format!("run this on {} to see what was tried: weft why {}", from.host, to.host),
+        };
+        return if is_direct { Vec::new() } else { vec![reason] };
     };
     let is_tcp = hops.first().is_some_and(|hop| hop.transport == Some("tcp"));
     let mut reasons = Vec::new();
@@ -65,8 +68,8 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
         }
         () if is_direct => return vec!["UDP passes between them".into()],
         () if link.is_forgotten => return vec![format!("{peer} was forgotten here")],
-        () if !link.is_wanted => {
-            return vec![format!("no frames go to {peer}: in a large mesh a link is opened when they do")];
+        () if !link.is_wanted && !hops.is_empty() => {
+            return vec![format!("no direct link with {peer} is wanted: no frames go there, or discovery is off")];
         }
         () if hops.is_empty() => {
             reasons.push(format!("neither {peer} nor a host that reaches it is linked with this host"))
@@ -113,13 +116,13 @@ fn candidate(CandidateAccount { path, learnt, outcome, tries }: &CandidateAccoun
 
 /// What would change it, a line each.
 fn remedies(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, hops, link } = explanation;
-    let Some(link) = link.as_ref().filter(|_| from.host != to.host) else { return Vec::new() };
+    let Explanation { from, to, is_one_host, hops, link } = explanation;
+    let Some(link) = link.as_ref().filter(|_| !is_one_host) else { return Vec::new() };
     let peer = if from.is_here { &to.host } else { &from.host };
     let is_by_udp = hops.len() == 1 && hops[0].transport == Some("udp");
     let has_nat = link.nats.iter().any(|nat| matches!(nat, Mapping::One | Mapping::Many));
     let remedy = match () {
-        () if is_by_udp || (!link.is_wanted && !link.is_forgotten) => return Vec::new(),
+        () if is_by_udp || (!link.is_wanted && !link.is_forgotten && !hops.is_empty()) => return Vec::new(),
         () if link.is_forgotten => format!("name it again: weft connect ADDRESS of {peer}"),
         () if has_nat => {
             "map weft's UDP port to one of both at its NAT, or use a NAT there that gives a host one port for all"
@@ -209,7 +212,7 @@ mod tests {
     }
 
     fn explanation(hops: Vec<HopStatus>, link: LinkAccount) -> Explanation {
-        Explanation { from: place("h1", true), to: place("h2", false), hops, link: Some(link) }
+        Explanation { from: place("h1", true), to: place("h2", false), is_one_host: false, hops, link: Some(link) }
     }
 
     fn said(explanation: &Explanation) -> String {
@@ -260,7 +263,7 @@ mod tests {
                 explanation(vec![], LinkAccount { is_forgotten: true, ..wanted.clone() }),
                 &["forgotten here", "weft connect"],
             ),
-            (explanation(relayed(), LinkAccount::default()), &["no frames go to h2"]),
+            (explanation(relayed(), LinkAccount::default()), &["no direct link with h2 is wanted"]),
         ];
         for (explanation, expected) in cases {
             let said = said(&explanation);
@@ -294,12 +297,13 @@ mod tests {
         let others = Explanation {
             from: place("h3", false),
             to: place("h2", false),
+            is_one_host: false,
             hops: vec![hop("h0", "udp"), hop("h2", "udp")],
             link: None,
         };
-        assert!(said(&others).contains("weft why h2 on h3"));
+        assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
         let web = Place { endpoint: Some("web".into()), ..place("h1", true) };
-        let same = Explanation { from: web, to: place("h1", true), hops: vec![], link: None };
+        let same = Explanation { from: web, to: place("h1", true), is_one_host: true, hops: vec![], link: None };
         assert!(said(&same).starts_with("web on h1 to h1: a direct path\n  both are on h1"), "{}", said(&same));
     }
 }

@@ -117,7 +117,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
         let leads_out = match Kind::of(link) {
             Kind::Hardware => true,
             // The ends of containers are in a bridge, or have an address that leads to the one container.
-            Kind::Pair => has_gateway.contains(&link.index) || has_network(link),
+            Kind::Pair => has_gateway.contains(&link.index) || (has_network(link) && !is_nspawn(&link.name)),
             Kind::Bridge => has_gateway.contains(&link.index),
             Kind::Tunnel => false,
         };
@@ -149,6 +149,11 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
     // Peers that nothing is known of yet are behind the default route.
     let used = chosen.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, link)| link.mtu).min();
     Underlay { mtu: used.unwrap_or(USUAL_MTU).clamp(weft_mesh::wire::MIN_MTU, MAX_MTU), addresses }
+}
+
+/// Whether systemd-nspawn names the host's ends of its containers so: they have a network each.
+fn is_nspawn(name: &str) -> bool {
+    name.starts_with("ve-") || name.starts_with("vb-")
 }
 
 /// The interface that packets to an address leave by.

@@ -59,7 +59,11 @@ impl Node {
                 let is_reachable = self.parts.hop_towards(host.label()).is_some();
                 self.parts.records.on_told_forgotten(host, incarnation, is_reachable, now);
             }
-            Control::Bye => self.parts.topology.let_go(peer, "the peer said goodbye", now),
+            Control::Bye => {
+                // The peer stops, or does without the link as this host offered.
+                let is_mutual = self.parts.topology.link(peer).is_some_and(|link| link.was_offered(now));
+                self.parts.topology.let_go(peer, "the peer said goodbye", is_mutual, now);
+            }
             Control::Needless => self.parts.topology.on_needless(peer, now),
             Control::Trial { id, is_answer } => {
                 if let Some(from) = direct {

@@ -15,7 +15,7 @@ const MAX_HOPS: usize = 32;
 
 /// A host, and the container on it that was named.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Spot {
+struct Found {
     host: HostLabel,
     endpoint: Option<String>,
 }
@@ -23,36 +23,43 @@ struct Spot {
 impl Components {
     /// Explains the path from one host, container, name or address to another; without `from`, from this host.
     pub(super) fn explain_path(&self, from: Option<&str>, to: &str, now: Time) -> Result<Explanation, CommandError> {
-        let here = Spot { host: self.own, endpoint: None };
+        let here = Found { host: self.own, endpoint: None };
         let (from, to) = (from.map_or(Ok(here), |from| self.find(from))?, self.find(to)?);
         let peer =
             [(&from, &to), (&to, &from)].into_iter().find(|(one, _)| one.host == self.own).map(|(_, other)| other);
         let link = peer.and_then(|peer| LinkAccount::of(&self.topology, peer.host, now));
-        Ok(Explanation { hops: self.hops(from.host, to.host), from: self.place(from), to: self.place(to), link })
+        let is_one_host = from.host == to.host;
+        Ok(Explanation {
+            is_one_host,
+            hops: self.hops(from.host, to.host),
+            from: self.place(from),
+            to: self.place(to),
+            link,
+        })
     }
 
-    fn place(&self, Spot { host, endpoint }: Spot) -> Place {
+    fn place(&self, Found { host, endpoint }: Found) -> Place {
         Place { host: self.directory.unmistakable(host), endpoint, is_here: host == self.own }
     }
 
     /// Finds what is meant: a container's address or name, or a host's nickname or key.
-    fn find(&self, what: &str) -> Result<Spot, CommandError> {
-        let ip: Option<IpAddr> = what.parse().ok();
-        let is_meant = |record: &EndpointRecord| match ip {
-            Some(ip) => record.ips.iter().any(|(of_it, _)| *of_it == ip),
-            None => record.names.iter().any(|name| name.eq_ignore_ascii_case(what)),
+    fn find(&self, what: &str) -> Result<Found, CommandError> {
+        let ips: Vec<IpAddr> = what.parse().ok().into_iter().chain(self.directory.addresses_of(what)).collect();
+        let is_meant = |record: &EndpointRecord| {
+            record.ips.iter().any(|(ip, _)| ips.contains(ip))
+                || record.names.iter().any(|name| name.eq_ignore_ascii_case(what))
         };
         let named = |record: &EndpointRecord| {
             let address = || record.ips.first().map(|(ip, _)| ip.to_string()).unwrap_or_default();
             record.names.first().cloned().unwrap_or_else(address)
         };
         let endpoints = self.segments.iter().filter(|(_, _, record)| is_meant(record));
-        let mut meant: BTreeSet<Spot> =
-            endpoints.map(|(host, _, record)| Spot { host, endpoint: Some(named(record)) }).collect();
+        let mut meant: BTreeSet<Found> =
+            endpoints.map(|(host, _, record)| Found { host, endpoint: Some(named(record)) }).collect();
         if what == self.directory.own_name() {
-            meant.insert(Spot { host: self.own, endpoint: None });
+            meant.insert(Found { host: self.own, endpoint: None });
         } else if let Ok(host) = self.directory.find(what) {
-            meant.insert(Spot { host, endpoint: None });
+            meant.insert(Found { host, endpoint: None });
         }
         let mut meant = meant.into_iter();
         match (meant.next(), meant.next()) {
@@ -74,15 +81,20 @@ impl Components {
                 false => self.topology.routing.next_of(at, to),
             };
             let Some(next) = next else { return Vec::new() };
-            hops.push(if at == self.own { self.own_hop(next) } else { self.foreign_hop(at, next) });
+            hops.push(match () {
+                () if at == self.own => self.own_hop(next, next),
+                () if next == self.own => HopStatus { remote: None, ..self.own_hop(at, next) },
+                () => self.foreign_hop(at, next),
+            });
             at = next;
         }
-        hops
+        if at == to { hops } else { Vec::new() }
     }
 
-    fn own_hop(&self, to: HostLabel) -> HopStatus {
-        let link = self.topology.link(to);
-        let session = self.sessions.peer(to).and_then(|peer| peer.current());
+    /// The hop over the link with a peer, to that peer or to this host.
+    fn own_hop(&self, peer: HostLabel, to: HostLabel) -> HopStatus {
+        let link = self.topology.link(peer);
+        let session = self.sessions.peer(peer).and_then(|peer| peer.current());
         HopStatus {
             peer: self.directory.name_of(to),
             transport: link.map(|link| link.path.transport.name()),
@@ -124,6 +136,7 @@ mod tests {
             let record = EndpointRecord { names: [name.to_owned()].into(), ..endpoint(last) };
             command(&mut node, Command::attach([last; 16], record)).unwrap();
         }
+        command(&mut node, Command::AddName("shop".into(), vec![endpoint(1).ips[0].0])).unwrap();
         let why = |from: Option<&str>, to: &str| node.why(from, to, NOW);
         let web = why(None, "WEB").unwrap();
         assert_eq!((web.to.endpoint.as_deref(), web.from.endpoint, web.hops.len()), (Some("web"), None, 0));
@@ -134,6 +147,7 @@ mod tests {
             Some("db"),
             "one name, and all that have it are on one host"
         );
+        assert_eq!(why(None, "shop").unwrap().to.endpoint.as_deref(), Some("web"));
         for unknown in ["nothing", "192.0.2.99"] {
             assert!(matches!(why(None, unknown), Err(CommandError::UnknownPlace(_))), "{unknown}");
         }

@@ -39,7 +39,7 @@ pub(super) struct Pace {
     /// When a neighbour was last asked whether it holds the same, and when the next one is.
     compared: Time,
     compare_after: Duration,
-    /// When the first and the last of the records were told that those told were not yet asked about.
+    /// When neighbours were first and last told something since they were asked whether they have it.
     unsettled: Option<(Time, Time)>,
 }
 

@@ -33,7 +33,7 @@ const MAX_UNKNOWN: usize = 4096;
 pub(crate) enum Event {
     /// A record message for a peer.
     Records(HostLabel, Vec<u8>),
-    /// The same, which is sent again soon in any case.
+    /// The same, only to be sure: what it asks about was sent before, and others ask about it, too.
     Question(HostLabel, Vec<u8>),
     /// A peer is to be told, or to pass on, that a host was forgotten up to an incarnation.
     Forgotten { to: HostLabel, host: PeerId, incarnation: u64 },
@@ -148,6 +148,8 @@ impl RecordSync {
 
     /// A neighbour's link is down.
     pub(crate) fn on_link_down(&mut self, peer: HostLabel) {
+        // What it was told last may be lost: others may have it.
+        self.pace.on_news();
         self.neighbours.remove(&peer);
         self.told.remove(&peer);
         self.told_own.remove(&peer);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
-use super::runner::Runner;
+use super::trial::Trial;
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::{Path, Transport};
@@ -20,6 +20,9 @@ const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
 /// Tries of unlikely paths, at once and in a second: a member may announce a stranger's addresses, and others each time.
 const UNLIKELY_AT_ONCE: u64 = 32;
 const UNLIKELY_PER_SECOND: u64 = 1;
+/// The same of questions by such paths beside a link that works.
+const RACED_AT_ONCE: u64 = 16;
+const RACED_PER_SECOND: u64 = 2;
 /// Tries at one time: other peers have their turn, too.
 const AT_ONCE: usize = 4;
 
@@ -27,11 +30,13 @@ const AT_ONCE: usize = 4;
 pub(super) struct Candidates {
     all: BTreeMap<Path, Candidate>,
     unlikely: Bucket,
+    raced: Bucket,
 }
 
 impl Default for Candidates {
     fn default() -> Self {
-        Candidates { all: BTreeMap::new(), unlikely: Bucket::new(UNLIKELY_AT_ONCE, Time::ZERO) }
+        let full = |tries| Bucket::new(tries, Time::ZERO);
+        Candidates { all: BTreeMap::new(), unlikely: full(UNLIKELY_AT_ONCE), raced: full(RACED_AT_ONCE) }
     }
 }
 
@@ -47,7 +52,7 @@ pub(crate) enum Learnt {
 }
 
 impl Learnt {
-    /// What is said of it.
+    /// What people are told of it.
     pub(super) fn words(self) -> &'static str {
         match self {
             Learnt::Announced => "an address of its own",
@@ -64,7 +69,9 @@ struct Candidate {
     is_likely: bool,
     /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
     is_mapped: bool,
-    runner: Runner,
+    trial: Trial,
+    /// The peer has asked from there, or so it seemed.
+    has_asked: bool,
     /// How it was learnt first, and whether it ever answered.
     learnt: Learnt,
     answered: bool,
@@ -108,7 +115,8 @@ impl Candidates {
             retry: Backoff::default(),
             is_likely: false,
             is_mapped: true,
-            runner: Runner::default(),
+            trial: Trial::default(),
+            has_asked: false,
             learnt,
             answered: false,
         };
@@ -129,14 +137,22 @@ impl Candidates {
             learnt: candidate.learnt,
             answered: candidate.answered,
             is_mapped: candidate.is_mapped,
-            tries: candidate.retry.failures(),
+            tries: candidate.retry.failures().max(candidate.trial.silent()),
         })
     }
 
     /// The peer answers there.
     pub(super) fn on_answer(&mut self, path: Path) {
         if let Some(candidate) = self.all.get_mut(&path.from_any()) {
-            candidate.answered = true;
+            (candidate.answered, candidate.is_likely) = (true, true);
+        }
+    }
+
+    /// The peer asks from there: it is worth a question, too, if not more, for an address is soon forged.
+    pub(super) fn on_question(&mut self, path: Path) {
+        self.add(path, Learnt::Seen);
+        if let Some(candidate) = self.all.get_mut(&path.from_any()) {
+            candidate.has_asked = true;
         }
     }
 
@@ -166,29 +182,26 @@ impl Candidates {
     }
 
     /// What is known of a path beside the link's.
-    pub(super) fn runner(&mut self, path: Path) -> Option<&mut Runner> {
-        self.all.get_mut(&path.from_any()).map(|candidate| &mut candidate.runner)
+    pub(super) fn trial(&mut self, path: Path) -> Option<&mut Trial> {
+        self.all.get_mut(&path.from_any()).map(|candidate| &mut candidate.trial)
     }
 
-    /// The paths by UDP beside the link's, `in_use`, that are due to be asked, but those to addresses of this host's `own`, and the outsides of
-    /// NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
-    pub(super) fn runners(
-        &mut self,
-        own: &[SocketAddr],
-        in_use: Path,
-        is_due: impl Fn(&Runner) -> bool,
-        now: Time,
-    ) -> Vec<(Path, &mut Runner)> {
-        let Candidates { all, unlikely } = self;
+    /// The paths by UDP beside the link's, `in_use`, that are due to be asked, the most overdue first, but those to addresses of this host's
+    /// `own`, and the outsides of NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
+    pub(super) fn trials(&mut self, own: &[SocketAddr], in_use: Path, now: Time) -> Vec<(Path, &mut Trial)> {
+        let Candidates { all, raced, .. } = self;
         let may_run = |path: &Path, candidate: &Candidate| {
-            let is_open = candidate.is_likely || !candidate.is_mapped;
-            path.is_udp() && !path.may_be(in_use) && is_open && !own.contains(&path.remote) && is_due(&candidate.runner)
+            let is_open = candidate.is_likely || candidate.has_asked || !candidate.is_mapped;
+            let is_other = path.is_udp() && !path.may_be(in_use) && !own.contains(&path.remote);
+            is_other && is_open && now >= candidate.trial.next()
         };
-        let due = all.iter_mut().filter(|(path, candidate)| may_run(path, candidate));
-        let runs = due.filter(|(_, candidate)| {
-            candidate.is_likely || unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)
-        });
-        runs.map(|(path, candidate)| (*path, &mut candidate.runner)).collect()
+        let mut due: Vec<(&Path, &mut Candidate)> =
+            all.iter_mut().filter(|(path, candidate)| may_run(path, candidate)).collect();
+        due.sort_by_key(|(_, candidate)| candidate.trial.next());
+        let mut may_ask =
+            |candidate: &Candidate| candidate.is_likely || raced.take(1, RACED_PER_SECOND, RACED_AT_ONCE, now);
+        let asked = due.into_iter().filter(|(_, candidate)| may_ask(candidate));
+        asked.map(|(path, candidate)| (*path, &mut candidate.trial)).collect()
     }
 
     /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those

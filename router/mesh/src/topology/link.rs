@@ -25,6 +25,11 @@ const FOLLOW_AFTER: Duration = Duration::from_secs(1);
 const RTTS: usize = 8;
 /// And how many of them are recent.
 const RECENT: usize = 3;
+const FRESH: Duration = Duration::from_secs(6);
+/// Interval between pings of a link that is compared with other paths.
+const BESIDE: Duration = Duration::from_millis(900);
+/// How long a goodbye may answer the offer to do without the link.
+const OFFERED: Duration = Duration::from_secs(5);
 /// Datagrams a second from which on a link carries bulk.
 const BULK: f64 = 100.0;
 
@@ -38,6 +43,9 @@ pub(crate) struct Link {
     pub(crate) srtt: Option<Duration>,
     /// The last round-trip times, the oldest first.
     rtts: VecDeque<Duration>,
+    rtt_at: Time,
+    /// When the peer last asked by a path beside this one.
+    pub(super) raced_by_peer: Time,
     /// Share of pings unanswered, smoothed.
     pub(super) loss: f64,
     pub(super) last_ping: Time,
@@ -67,6 +75,8 @@ impl Link {
             reported_moved: Time::ZERO,
             srtt: None,
             rtts: VecDeque::with_capacity(RTTS),
+            rtt_at: now,
+            raced_by_peer: Time::ZERO,
             loss: 0.0,
             last_ping: now,
             last_from_remote: now,
@@ -83,7 +93,8 @@ impl Link {
     }
 
     /// Takes a round-trip time (smoothing after RFC 6298, section 2).
-    pub(super) fn on_rtt(&mut self, rtt: Duration) {
+    pub(super) fn on_rtt(&mut self, rtt: Duration, now: Time) {
+        self.rtt_at = now;
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
         if self.rtts.len() == RTTS {
             self.rtts.pop_front();
@@ -97,14 +108,35 @@ impl Link {
         self.rtts.iter().min().copied()
     }
 
-    /// The least of the last few of them: what the path takes now, with what frames add.
-    pub(super) fn recent_rtt(&self) -> Option<Duration> {
-        self.rtts.iter().rev().take(RECENT).min().copied()
+    /// The least of the last few of them, if they are fresh: what the path takes now, with what frames add.
+    pub(super) fn recent_rtt(&self, now: Time) -> Option<Duration> {
+        let is_fresh = now.since(self.rtt_at) < FRESH;
+        self.rtts.iter().rev().take(RECENT).min().copied().filter(|_| is_fresh)
+    }
+
+    /// Whether better paths are looked for: frames go to the peer, or come from it.
+    pub(super) fn is_raced(&self, now: Time) -> bool {
+        let is_peers = self.raced_by_peer != Time::ZERO && now.since(self.raced_by_peer) < FRESH;
+        is_peers || self.load(now) > Load::Idle
     }
 
     /// Share of pings lost lately, from 0 to 1.
     pub(crate) fn lost_share(&self) -> f64 {
         self.loss
+    }
+
+    /// Returns its path if it is to be asked beside others.
+    pub(super) fn ping_beside(&mut self, now: Time) -> Option<Path> {
+        let is_due = now.since(self.last_ping) >= BESIDE;
+        if is_due {
+            self.last_ping = now;
+        }
+        is_due.then_some(self.path)
+    }
+
+    /// Whether this host has just looked whether it can do without the link, and frames have long not gone over it.
+    pub(crate) fn was_offered(&self, now: Time) -> bool {
+        self.needed_at != self.since && now.since(self.needed_at) < OFFERED && now.since(self.last_used) > OFFERED
     }
 
     pub(super) fn on_lost_ping(&mut self) {

@@ -13,9 +13,10 @@ use super::link::IN_USE;
 use super::liveness::{ASK_AGAIN, Probe};
 use super::pulse::{QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
-use super::racing::trial;
+use super::racing::straight;
 use super::routes::announced_cost;
 use super::size::Load;
+use super::trial::delay;
 use super::{Event, ON_DEMAND, Peer, SMALL_MESH, STRAGGLING, SessionTable, Topology, fallback};
 use crate::api::{self, Usage};
 use crate::path::Path;
@@ -49,6 +50,10 @@ impl Topology {
         for label in labels {
             let Some(peer) = self.peers.get_mut(&label) else { continue };
             peer.note_traffic(now);
+            // All have heard by now that it was not lost.
+            if peer.told_let_go.take_if(|told| now.since(*told) >= TOLD_LET_GO).is_some() {
+                self.events.push_back(Event::Announce(label, None));
+            }
             let current = sessions.current(label);
             if peer.link.is_some() {
                 self.tend_link(label, current, now);
@@ -56,10 +61,6 @@ impl Topology {
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
                 peer.punching.rest();
-                // All have heard by now that it was not lost.
-                if peer.told_let_go.take_if(|told| now.since(*told) >= TOLD_LET_GO).is_some() {
-                    self.events.push_back(Event::Announce(label, None));
-                }
             }
         }
     }
@@ -104,9 +105,15 @@ impl Topology {
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
-            let asked = self.peers.get_mut(&label).map(|peer| peer.heat(self.addresses.local(), &mut self.rng, now));
-            let trials = asked.into_iter().flatten().map(|(to, control)| trial(label, index, to, control));
-            self.events.extend(trials);
+            let asked =
+                self.peers.get_mut(&label).map(|peer| peer.due_trials(self.addresses.local(), &mut self.rng, now));
+            let trials: Vec<(Path, Control)> = asked.into_iter().flatten().collect();
+            // The link is asked at the same time, if it was not a moment ago.
+            let link = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()).filter(|_| !trials.is_empty());
+            if let Some(path) = link.and_then(|link| link.ping_beside(now)) {
+                self.ping(label, index, path, 0, now);
+            }
+            self.events.extend(trials.into_iter().map(|(to, control)| straight(label, index, to, control)));
         }
         self.announce_link(label, now);
         self.offer_idle(label, now);
@@ -155,18 +162,16 @@ impl Topology {
         let is_idle = self.link(label).is_some_and(|link| now.since(link.last_used) > ON_DEMAND - IN_USE);
         if is_idle && self.can_do_without(label, now) {
             self.events.push_back(Event::Message(label, Control::Bye));
-            self.let_go(label, "no longer needed", now);
+            self.let_go(label, "no longer needed", true, now);
         }
     }
 
-    /// Ends a link because a host wants it so, and not because it is lost.
-    pub(crate) fn let_go(&mut self, label: HostLabel, reason: &'static str, now: Time) {
+    /// Ends a link because a host wants it so, and not because it is lost; if it `is_mutual`, both ends go on without.
+    pub(crate) fn let_go(&mut self, label: HostLabel, reason: &'static str, is_mutual: bool, now: Time) {
         let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_some()) else { return };
         peer.let_go = now;
         self.link_down(label, reason, now);
-        if self.can_do_without(label, now)
-            && let Some(peer) = self.peers.get_mut(&label)
-        {
+        if is_mutual && let Some(peer) = self.peers.get_mut(&label) {
             // Others need not fear for their links with either end.
             peer.told_let_go = Some(now);
             self.events.push_back(Event::Announce(label, Some(LinkRecord::LET_GO)));
@@ -257,7 +262,7 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = peer.link.take() else { return };
         self.linked.remove(&label);
-        peer.note(format!("lost over {}: {reason}", link.path), now);
+        peer.note(format!("ended over {}: {reason}", link.path), now);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
         peer.to_udp.on_loss(link.path, now);
@@ -304,6 +309,8 @@ impl Topology {
         let connections = [Event::connection(to, Usage::InUse), Event::connection(link.path, Usage::Idle)];
         peer.to_udp.on_move(link.path, to, now);
         let what = format!("moved from {} to {to}: {cause}", link.path);
+        let took = link.recent_rtt(now).map(|rtt| delay(rtt, link.loss));
+        let trials = [(link.path, took), (to, None)];
         link.move_to(to, now);
         let is_reported = link.reported_moved != Time::ZERO && now.since(link.reported_moved) < REPORT_MOVED;
         if !is_reported {
@@ -312,6 +319,9 @@ impl Topology {
         }
         peer.candidates.add(to, Learnt::Worked);
         peer.candidates.on_answer(to);
+        for (path, took) in trials {
+            peer.candidates.trial(path).into_iter().for_each(|trial| trial.start_over(took, now));
+        }
         peer.note(what, now);
         self.routing.touch();
         self.events.extend(connections.into_iter().flatten());

@@ -18,9 +18,9 @@ mod punching;
 mod racing;
 pub mod routes;
 mod routing;
-mod runner;
 mod size;
 mod targets;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -226,7 +226,9 @@ impl Topology {
 
     /// Forgets a peer.
     pub(crate) fn remove(&mut self, peer: HostLabel) {
-        self.peers.remove(&peer);
+        if self.peers.remove(&peer).is_some_and(|peer| peer.told_let_go.is_some()) {
+            self.events.push_back(Event::Announce(peer, None));
+        }
         self.linked.remove(&peer);
         self.addresses.unsee(peer);
     }
@@ -289,7 +291,7 @@ impl Topology {
     ) -> Option<PeerId> {
         let peer = self.targets.remove(name);
         if let Some(peer) = peer {
-            self.let_go(peer, "it was forgotten", now);
+            self.let_go(peer, "it was forgotten", false, now);
         }
         let id = peer.and_then(id_of);
         self.targets.forget(name.to_owned(), id);

@@ -88,7 +88,7 @@ impl Topology {
         }
         link.last_from_remote = now;
         if ping.size.is_none() {
-            link.on_rtt(now.since(ping.at));
+            link.on_rtt(now.since(ping.at), now);
         } else if link.size.on_answer(usize::from(size)) {
             self.routing.touch();
         }

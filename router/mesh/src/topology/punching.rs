@@ -84,7 +84,8 @@ impl Punching {
 
     /// Rounds since there was a link, whichever host began them.
     pub(super) fn rounds(&self) -> u32 {
-        self.rounds.failures().saturating_add(self.joined)
+        // In half of its own rounds this host is told that the peer has opened, too.
+        self.rounds.failures().max(self.joined)
     }
 
     /// Whether the outside of a NAT is left to rounds, if there is a route: while they are new, or the peer takes part in them.

@@ -10,37 +10,39 @@ use std::net::SocketAddr;
 use rand::Rng;
 use weft_crypto::{HostLabel, Time};
 
-use super::candidates::Learnt;
-use super::runner::Runner;
-use super::size::Load;
+use super::link::Link;
+use super::trial::Trial;
 use super::{Event, Peer, Topology};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
 
 impl Peer {
     /// The questions by paths beside its link's that are due; `own` are addresses of this host.
-    pub(super) fn heat(&mut self, own: &[SocketAddr], rng: &mut impl Rng, now: Time) -> Vec<(Path, Control)> {
-        let Some(link) = self.link.as_ref().filter(|link| link.path.is_udp()) else { return Vec::new() };
-        let is_used = link.load(now) > Load::Idle;
-        let due = self.candidates.runners(own, link.path, |runner| runner.is_due(is_used, now), now);
-        let mut ask = |(path, runner): (Path, &mut Runner)| {
+    pub(super) fn due_trials(&mut self, own: &[SocketAddr], rng: &mut impl Rng, now: Time) -> Vec<(Path, Control)> {
+        let is_raced = |link: &&Link| link.path.is_udp() && link.is_raced(now);
+        let Some(path) = self.link.as_ref().filter(is_raced).map(|link| link.path) else { return Vec::new() };
+        let mut ask = |(path, trial): (Path, &mut Trial)| {
             let id = rng.next_u32();
-            runner.ask(id, now);
+            trial.ask(id, now);
             (path, Control::Trial { id, is_answer: false })
         };
-        due.into_iter().map(&mut ask).collect()
+        self.candidates.trials(own, path, now).into_iter().map(&mut ask).collect()
     }
 
     /// Takes the answer to a question by a path beside the link; true if that path has proved better.
     fn on_tried(&mut self, from: Path, id: u32, now: Time) -> bool {
-        let Some((link, runner)) = self.link.as_ref().zip(self.candidates.runner(from)) else { return false };
-        runner.on_answer(id, link, now)
+        let Some((link, trial)) = self.link.as_ref().zip(self.candidates.trial(from)) else { return false };
+        let has_won = trial.on_answer(id, link, now);
+        if trial.silent() == 0 {
+            self.candidates.on_answer(from);
+        }
+        has_won
     }
 }
 
 impl Topology {
-    /// Takes a question, or the answer to one, that came by a path beside the link: the peer can be asked there, too, and the link goes over
-    /// to it if it has proved better.
+    /// Takes a question, or the answer to one, that came by a path beside the link: the peer may be there, too, and the link goes over to it
+    /// if it has proved better.
     pub(crate) fn on_trial(
         &mut self,
         label: HostLabel,
@@ -51,26 +53,19 @@ impl Topology {
     ) {
         let Some(peer) = self.peers.get_mut(&label).filter(|_| !self.targets.is_forgotten(label)) else { return };
         if !is_answer {
-            peer.candidates.add(from, Learnt::Worked);
-            self.events.push_back(trial(label, index, from, Control::Trial { id, is_answer: true }));
-            return;
+            peer.candidates.on_question(from);
+            peer.link.iter_mut().for_each(|link| link.raced_by_peer = now);
+            self.events.push_back(straight(label, index, from, Control::Trial { id, is_answer: true }));
+        } else if peer.on_tried(from, id, now) && self.own < label {
+            self.move_link(label, from, "it is quicker by far", now);
+            // The peer follows.
+            self.ping(label, index, from, 0, now);
         }
-        if !peer.on_tried(from, id, now) || self.own > label {
-            return;
-        }
-        let Some(link) = &peer.link else { return };
-        let (old, took) = (link.path, link.recent_rtt());
-        for (path, took) in [(from, None), (old, took)] {
-            peer.candidates.runner(path).into_iter().for_each(|runner| runner.start_over(took, now));
-        }
-        self.move_link(label, from, "it is quicker by far", now);
-        // The peer follows.
-        self.ping(label, index, from, 0, now);
     }
 }
 
 /// A question by a path beside a link, or its answer.
-pub(super) fn trial(peer: HostLabel, index: u32, to: Path, control: Control) -> Event {
+pub(super) fn straight(peer: HostLabel, index: u32, to: Path, control: Control) -> Event {
     Event::Straight { peer, index, to, lane: Lane::Urgent, control, size: 0 }
 }
 
@@ -80,6 +75,7 @@ mod tests {
 
     use super::*;
     use crate::datapath::snapshot::Meter;
+    use crate::topology::candidates::Learnt;
     use crate::topology::lab::*;
 
     fn other() -> Path {
@@ -157,16 +153,31 @@ mod tests {
             topology.add_candidate(PEER, other(), Learnt::Announced);
             let trials = pass(&mut topology, &table, &meter, true, takes, [0, 60_000]);
             assert_eq!(path(&topology), remote(), "{case}");
-            assert!((14..=20).contains(&trials.len()), "{case}: {}", trials.len());
+            let questions = if case == "silent" { 7..=9 } else { 14..=20 };
+            assert!(questions.contains(&trials.len()), "{case}: {}", trials.len());
         }
     }
 
     #[test]
-    fn an_idle_link_asks_by_a_new_path_once() {
+    fn an_idle_link_asks_by_no_other_path_until_the_peer_does() {
         let (mut topology, table, meter) = topology();
         pass(&mut topology, &table, &meter, false, |_| 1, [0, 20_000]);
         topology.add_candidate(PEER, other(), Learnt::Announced);
-        assert_eq!(pass(&mut topology, &table, &meter, false, |_| 1, [20_000, 300_000]), [other()]);
+        assert_eq!(pass(&mut topology, &table, &meter, false, |_| 1, [20_000, 60_000]), []);
+        // Frames come from the peer alone, and only this host decides.
+        let busy: Takes = |path| if path == remote() { 30 } else { 1 };
+        for second in 60..70 {
+            topology.on_trial(PEER, 7, other(), (second, false), at(u64::from(second) * 1000));
+            pass(
+                &mut topology,
+                &table,
+                &meter,
+                false,
+                busy,
+                [u64::from(second) * 1000, u64::from(second) * 1000 + 1000],
+            );
+        }
+        assert_eq!(path(&topology), other());
     }
 
     #[test]

@@ -101,6 +101,14 @@ impl Graph {
         routes
     }
 
+    /// The next host on the way from one to another.
+    pub fn next_hop(&self, from: HostLabel, to: HostLabel) -> Option<HostLabel> {
+        let graph = self.indexed(from);
+        let place = |label| graph.labels.binary_search(&label).ok();
+        let first = graph.distances(place(from)?)[place(to)?]?.first;
+        Some(graph.labels[first])
+    }
+
     fn indexed(&self, own: HostLabel) -> Indexed {
         let mut labels: Vec<HostLabel> = self.edges.keys().copied().chain(self.of(own).map(|(to, _)| to)).collect();
         labels.sort_unstable();

@@ -78,7 +78,7 @@ impl Routing {
 
     /// The next host on another host's way to a third, by what all announce.
     pub(crate) fn next_of(&self, at: HostLabel, to: HostLabel) -> Option<HostLabel> {
-        self.graph.routes(at).get(&to).map(|route| route.via)
+        self.graph.next_hop(at, to)
     }
 
     /// All announced links.
