@@ -1,5 +1,5 @@
-//! Better paths beside one that works: while frames flow, other addresses of the peer are asked now and then, and the link moves to one that is
-//! quicker by far several times in a row.
+//! Better paths beside one that works: while frames flow, other addresses of the peer are asked now and then, and the link moves to an address
+//! that answers far quicker several times in a row.
 //!
 //! The host that chooses a link's path decides. The other asks as well, so that the one that decides hears of addresses that open from
 //! there only, and follows with the first packet that comes by the new path. Nothing is said by a path that is asked beside the link but
@@ -32,10 +32,8 @@ impl Peer {
     /// Takes the answer to a question by a path beside the link; true if that path has proved better.
     fn on_tried(&mut self, from: Path, id: u32, now: Time) -> bool {
         let Some((link, trial)) = self.link.as_ref().zip(self.candidates.trial(from)) else { return false };
-        let has_won = trial.on_answer(id, link, now);
-        if trial.silent() == 0 {
-            self.candidates.on_answer(from);
-        }
+        let Some(has_won) = trial.on_answer(id, link, now) else { return false };
+        self.candidates.on_answer(from);
         has_won
     }
 }
@@ -54,7 +52,10 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label).filter(|_| !self.targets.is_forgotten(label)) else { return };
         if !is_answer {
             peer.candidates.on_question(from);
-            peer.link.iter_mut().for_each(|link| link.raced_by_peer = now);
+            // The host that decides compares paths while either sends frames; if the other did as well, each would keep the other asking.
+            if self.own < label {
+                peer.link.iter_mut().for_each(|link| link.raced_by_peer = now);
+            }
             self.events.push_back(straight(label, index, from, Control::Trial { id, is_answer: true }));
         } else if peer.on_tried(from, id, now) && self.own < label {
             self.move_link(label, from, "it is quicker by far", now);
@@ -181,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_only_follows_does_not_go_on_asking_because_it_is_asked() {
+        let (mut topology, table, meter) = topology();
+        pass(&mut topology, &table, &meter, false, |_| 1, [0, 20_000]);
+        topology.add_candidate(PEER, other(), Learnt::Announced);
+        topology.own = HostLabel([3; 6]);
+        for second in 20..30 {
+            topology.on_trial(PEER, 7, other(), (second, false), at(u64::from(second) * 1000));
+            let time = [u64::from(second) * 1000, u64::from(second) * 1000 + 1000];
+            let asked = pass(&mut topology, &table, &meter, false, |_| 1, time);
+            // The answers are the only ones to go there.
+            assert_eq!(asked.len(), 1, "second {second}");
+        }
+    }
+
+    #[test]
     fn a_question_beside_the_link_is_answered_there_and_moves_nothing() {
         let (mut topology, table, meter) = topology();
         pass(&mut topology, &table, &meter, false, |_| 1, [0, 2000]);
@@ -191,6 +207,8 @@ mod tests {
         assert_eq!(path(&topology), remote());
         assert!(topology.peers[&PEER].candidates.paths().any(|path| *path == other()));
         topology.on_trial(PEER, 7, other(), (5, true), at(2000));
+        let likely = topology.peers[&PEER].candidates.likely();
+        assert_eq!(likely, [remote().remote], "an answer to no question proves no address");
         assert_eq!(path(&topology), remote(), "it was not asked");
     }
 }

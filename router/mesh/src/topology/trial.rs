@@ -17,12 +17,12 @@ const WINS: u32 = 3;
 const WINS_BY_LOSS: u32 = 12;
 /// How much quicker they have to be: this, and twice as quick.
 const LEAST_GAIN: Duration = Duration::from_micros(500);
-/// What a path that loses all pings would take longer for it: most of what is lost is sent again.
+/// Delay that a path which loses all pings is charged with: most lost packets are sent again.
 const LOSS: Duration = Duration::from_millis(300);
-/// How long it is remembered what a path took that was left, with frames on it: without them it would seem quick again.
+/// How long the delay of a path that was left is remembered: without frames on it, it would seem quick again.
 const REMEMBERED: Duration = Duration::from_secs(300);
 
-/// What is known of a path beside the link's.
+/// The record of a path beside the link's.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Trial {
     /// The question that was not answered yet, and when the next one is due.
@@ -32,7 +32,7 @@ pub(super) struct Trial {
     /// Questions since the last answer, and answers in a row that were quicker than the link's.
     silent: u32,
     wins: u32,
-    /// What it took when it was left, and when that was.
+    /// Its delay when it was left, and when that was.
     left: Option<(Duration, Time)>,
 }
 
@@ -59,30 +59,30 @@ impl Trial {
         self.asked = Some((id, now));
     }
 
-    /// Takes an answer; true if the path has been quicker than the link often enough.
-    pub(super) fn on_answer(&mut self, id: u32, link: &Link, now: Time) -> bool {
-        let Some((_, at)) = self.asked.take_if(|(asked, _)| *asked == id) else { return false };
+    /// Takes an answer, unless it answers no question; returns whether the path has been quicker than the link often enough.
+    pub(super) fn on_answer(&mut self, id: u32, link: &Link, now: Time) -> Option<bool> {
+        let (_, at) = self.asked.take_if(|(asked, _)| *asked == id)?;
         self.silent = 0;
         let known = self.left.filter(|(_, left)| now.since(*left) < REMEMBERED).map(|(took, _)| took);
         let took = now.since(at).max(known.unwrap_or_default());
         let is_quicker = |than: Duration| took * 2 < than && took + LEAST_GAIN < than;
-        let Some(rtt) = link.recent_rtt(now) else { return false };
+        let Some(rtt) = link.recent_rtt(now) else { return Some(false) };
         let needed = if is_quicker(rtt) { WINS } else { WINS_BY_LOSS };
         self.wins = if is_quicker(delay(rtt, link.loss)) { self.wins + 1 } else { 0 };
         if self.wins > 0 {
             self.next = at + NEW_INTERVAL;
         }
-        self.wins >= needed
+        Some(self.wins >= needed)
     }
 
-    /// The link leaves the path or goes over to it; with what it `took` when it was left.
+    /// The link leaves the path, which then `took` so long, or goes over to it.
     pub(super) fn start_over(&mut self, took: Option<Duration>, now: Time) {
         self.wins = 0;
         self.left = took.map(|took| (took, now)).or(self.left);
     }
 }
 
-/// What a path takes, with what is lost.
+/// Delay of a path, with its losses.
 pub(super) fn delay(rtt: Duration, loss: f64) -> Duration {
     rtt + LOSS.mul_f64(loss)
 }
@@ -110,7 +110,7 @@ mod tests {
         (1..=30).find(|round| {
             let now = u64::from(*round) * 1000;
             trial.ask(*round, at(now));
-            trial.on_answer(*round, link, at(now + took))
+            trial.on_answer(*round, link, at(now + took)) == Some(true)
         })
     }
 
@@ -125,12 +125,12 @@ mod tests {
         let (link, mut trial) = (link(0.0), Trial::default());
         for (id, answers) in [(1, true), (2, true), (3, false), (4, true), (5, true)] {
             trial.ask(id, at(u64::from(id) * 1000));
-            let won = answers && trial.on_answer(id, &link, at(u64::from(id) * 1000 + 1));
-            assert!(!won, "{id}");
+            let won = answers.then(|| trial.on_answer(id, &link, at(u64::from(id) * 1000 + 1)));
+            assert_eq!(won, answers.then_some(Some(false)), "{id}");
         }
-        assert!(!trial.on_answer(5, &link, at(5002)), "an answer counts once");
+        assert_eq!(trial.on_answer(5, &link, at(5002)), None, "an answer counts once");
         trial.ask(6, at(6000));
-        assert!(trial.on_answer(6, &link, at(6001)));
+        assert_eq!(trial.on_answer(6, &link, at(6001)), Some(true));
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
             (1..=20).any(|round| {
                 let now = from + u64::from(round) * 1000;
                 trial.ask(round, at(now));
-                trial.on_answer(round, &link, at(now + 10))
+                trial.on_answer(round, &link, at(now + 10)) == Some(true)
             })
         };
         assert!(!wins(&mut trial, 0));
