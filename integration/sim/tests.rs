@@ -82,6 +82,17 @@ fn line_in(mut world: World, count: usize) -> World {
     world
 }
 
+/// Hosts that were all told of the first.
+fn star(seed: u64, count: usize) -> World {
+    let mut world = World::new(seed, Ciphers::native(true), true);
+    for host in 0..count {
+        world.add_host();
+        world.start(host);
+        world.connect(host, &[0]);
+    }
+    world
+}
+
 /// Sends a frame from one host's endpoint to another's; whether it arrives.
 fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
     let mut frame = [mac(to), mac(from)].concat();
@@ -112,15 +123,8 @@ const IP_AND_UDP: usize = 28;
 #[test]
 fn hosts_at_rest_keep_to_their_budget() {
     for (hosts, budget) in [(3, 100), (10, 150), (30, 350)] {
-        let mut world = World::new(5, Ciphers::native(true), true);
-        for host in 0..hosts {
-            world.add_host();
-            world.start(host);
-            if host > 0 {
-                world.connect(host, &[0]);
-            }
-            world.attach(host, [host as u8 + 1; 16], endpoint(host));
-        }
+        let mut world = star(5, hosts);
+        (0..hosts).for_each(|host| world.attach(host, [host as u8 + 1; 16], endpoint(host)));
         world.run_for(Duration::from_secs(90));
         world.record_datagrams(true);
         world.run_for(Duration::from_secs(60));
@@ -183,12 +187,7 @@ fn hosts_that_move_at_once_find_each_other_by_names_and_by_hosts_that_stay() {
         world.run_for(Duration::from_secs(3));
         assert!(world.is_direct(0, 1) && world.is_direct(1, 0), "seed {seed}: by name: {}", world.state_of(0));
 
-        let mut world = World::new(seed, Ciphers::native(true), true);
-        for host in 0..6 {
-            world.add_host();
-            world.start(host);
-            world.connect(host, &[0]);
-        }
+        let mut world = star(seed, 6);
         world.run_for(Duration::from_secs(20));
         (1..6).for_each(|host| world.roam(host));
         world.run_for(Duration::from_secs(5));

@@ -17,7 +17,7 @@ pub struct Explanation {
     pub is_one_host: bool,
     /// Its hops in order; none if there is no path, or if both places are on one host.
     pub hops: Vec<HopStatus>,
-    /// What this host knows of a direct link with the host at the other end, if one of both ends is here.
+    /// This host's account of a direct link with the host at the other end, if one of both ends is here.
     pub link: Option<LinkAccount>,
 }
 
@@ -60,7 +60,7 @@ pub struct HopStatus {
     pub cipher: Option<&'static str>,
 }
 
-/// What a host knows of its direct link with a peer, or of the lack of one.
+/// A host's account of its direct link with a peer, or of the lack of one.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct LinkAccount {
     /// How long the link has been as it is, or has been missed.
@@ -69,30 +69,28 @@ pub struct LinkAccount {
     pub is_wanted: bool,
     /// Whether the operator forgot the peer.
     pub is_forgotten: bool,
-    /// What was tried.
+    /// Paths to the peer, and the outcome of each.
     pub candidates: Vec<CandidateAccount>,
-    /// Rounds in which both hosts opened their NATs for each other in turn, without a link since.
-    pub rounds: u32,
     /// How this host's NAT and the peer's map them.
     pub nats: [Mapping; 2],
     /// The last changes of the link, the newest last: how long ago, and what happened.
     pub changes: Vec<(Duration, String)>,
 }
 
-/// A path to a peer and what came of it.
+/// A path to a peer and its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct CandidateAccount {
     /// The path, as `udp://ADDR:PORT`.
     pub path: String,
     /// How it was learnt.
     pub learnt: &'static str,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
     /// Tries since it last answered.
     pub tries: u32,
 }
 
-/// What came of trying a path.
+/// Outcome of trying a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {

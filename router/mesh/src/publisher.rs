@@ -115,7 +115,7 @@ impl Publisher {
     pub(crate) fn send(&mut self, to: HostLabel, text: Vec<u8>, is_repeated: bool, now: Time) -> bool {
         if let Some(outbound) = self.snapshot.outbound.get(&to).filter(|outbound| outbound.send.is_some()) {
             if let Some(hop) = outbound.hop.as_ref().filter(|_| is_repeated) {
-                hop.meter.sent.link_idle.fetch_add(1, Ordering::Relaxed);
+                hop.meter.sent.on_idle();
             }
             let _ = self.sender.control(outbound, Lane::Urgent, &text, now);
             return true;
@@ -131,7 +131,7 @@ impl Publisher {
     /// Sends a control message over a way of its own. What hosts ask each other about a link makes it no used one.
     pub(crate) fn send_over(&mut self, outbound: &Outbound, lane: Lane, text: &[u8], now: Time) {
         if let Some(hop) = &outbound.hop {
-            hop.meter.sent.link_idle.fetch_add(1, Ordering::Relaxed);
+            hop.meter.sent.on_idle();
         }
         // What cannot be sealed is lost, as on the way.
         let _ = self.sender.control(outbound, lane, text, now);

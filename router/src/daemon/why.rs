@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_mesh::explanation::{CandidateAccount, Explanation, LinkAccount, Mapping, Outcome};
 
-/// What is to be explained.
+/// A path to be explained.
 #[derive(Serialize, Deserialize)]
 pub struct Question {
     /// Where the path begins; none: at this host.
@@ -16,7 +16,7 @@ pub struct Question {
     pub to: String,
 }
 
-/// What is answered, and printed as JSON. Times are seconds since 1970.
+/// The answer, which is printed as JSON. Times are seconds since 1970.
 pub fn report(explanation: &Explanation) -> Value {
     let Explanation { from, to, is_one_host: _, hops, link } = explanation;
     let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
@@ -51,7 +51,7 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
-    let peer = if from.is_here { &to.host } else { &from.host };
+    let peer = peer(explanation);
     let is_direct = hops.len() == 1;
     let Some(link) = link else {
         let reason = match from.is_here || to.is_here {
@@ -84,6 +84,11 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
     reasons
 }
 
+/// The host at the other end, if one end is here.
+fn peer(Explanation { from, to, .. }: &Explanation) -> &str {
+    if from.is_here { &to.host } else { &from.host }
+}
+
 fn mapping(link: &LinkAccount, peer: &str) -> Option<String> {
     match link.nats {
         [Mapping::Many, Mapping::Many] => Some(format!(
@@ -114,11 +119,11 @@ fn candidate(CandidateAccount { path, learnt, outcome, tries }: &CandidateAccoun
     format!("{path} ({learnt}): {outcome}")
 }
 
-/// What would change it, a line each.
+/// Remedies, a line each.
 fn remedies(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, is_one_host, hops, link } = explanation;
+    let Explanation { is_one_host, hops, link, .. } = explanation;
     let Some(link) = link.as_ref().filter(|_| !is_one_host) else { return Vec::new() };
-    let peer = if from.is_here { &to.host } else { &from.host };
+    let peer = peer(explanation);
     let is_by_udp = hops.len() == 1 && hops[0].transport == Some("udp");
     let has_nat = link.nats.iter().any(|nat| matches!(nat, Mapping::One | Mapping::Many));
     let remedy = match () {

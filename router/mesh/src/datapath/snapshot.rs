@@ -155,6 +155,11 @@ impl Direction {
         self.link_last.store(now.as_nanos(), Ordering::Relaxed);
     }
 
+    /// One of the datagrams on the link is said again if it is lost.
+    pub fn on_idle(&self) {
+        self.link_idle.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Datagrams on the link that must not be lost unnoticed.
     pub fn link_wanted(&self) -> u64 {
         self.link_datagrams.load(Ordering::Relaxed).saturating_sub(self.link_idle.load(Ordering::Relaxed))

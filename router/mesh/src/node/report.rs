@@ -71,7 +71,7 @@ impl Components {
             transport: hop.as_ref().map(|hop| hop.path.transport.name()),
             remote: link.map(|link| link.path.remote),
             cipher: current.map(|session| session.suite.name()),
-            rtt_us: link.and_then(|link| link.srtt).map(|srtt| srtt.as_micros() as u64),
+            rtt_us: link.and_then(|link| link.rtt_us()),
             mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),

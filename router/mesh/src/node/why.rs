@@ -42,7 +42,7 @@ impl Components {
         Place { host: self.directory.unmistakable(host), endpoint, is_here: host == self.own }
     }
 
-    /// Finds what is meant: a container's address or name, or a host's nickname or key.
+    /// Finds the one place of a name: a container's address or name, or a host's nickname or key.
     fn find(&self, what: &str) -> Result<Found, CommandError> {
         let ips: Vec<IpAddr> = what.parse().ok().into_iter().chain(self.directory.addresses_of(what)).collect();
         let is_meant = |record: &EndpointRecord| {
@@ -63,10 +63,10 @@ impl Components {
         }
         let mut meant = meant.into_iter();
         match (meant.next(), meant.next()) {
-            (Some(spot), None) => Ok(spot),
+            (Some(found), None) => Ok(found),
             (None, _) => Err(CommandError::UnknownPlace(what.to_owned())),
             (Some(one), Some(other)) => {
-                let places = [one, other].map(|spot| self.place(spot).to_string());
+                let places = [one, other].map(|found| self.place(found).to_string());
                 Err(CommandError::AmbiguousPlace(what.to_owned(), places.join(" and ")))
             }
         }
@@ -99,8 +99,8 @@ impl Components {
             peer: self.directory.name_of(to),
             transport: link.map(|link| link.path.transport.name()),
             remote: link.map(|link| link.path.remote),
-            rtt_us: link.and_then(|link| link.srtt).map(|srtt| srtt.as_micros() as u64),
-            loss: link.map(|link| link.lost_share()),
+            rtt_us: link.and_then(|link| link.rtt_us()),
+            loss: link.map(|link| link.loss),
             mtu: link.map_or(0, |link| link.size.max_datagram.saturating_sub(OVERHEAD)),
             cipher: session.map(|session| session.suite.name()),
         }

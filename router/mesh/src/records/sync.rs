@@ -1,4 +1,4 @@
-//! Record synchronisation: this host's log and everybody's, kept the same on all hosts.
+//! Record synchronisation: this host's log and those of the others, kept the same on all hosts.
 //!
 //! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on. A host soon asks those that it told
 //! whether they hold the same, and some neighbour now and then, so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
@@ -392,13 +392,13 @@ mod tests {
         let (mut a, mut b) = (sync(1), sync(2));
         (2..30).for_each(|host| a.on_link_up(label(host), at(0)));
         (1..30).filter(|host| *host != 2).for_each(|host| b.on_link_up(label(host), at(0)));
-        let everyone = |_: HostLabel| (1..30).map(label);
+        let all_hosts = |_: HostLabel| (1..30).map(label);
         let mut questions = |from: u64, to: u64| {
             let mut asked = [0, 0];
             for now in (from..to).step_by(50) {
                 for sync in [&mut a, &mut b] {
                     sync.read_records(at(now));
-                    sync.pass_on(everyone, at(now));
+                    sync.pass_on(all_hosts, at(now));
                     sync.compare(at(now));
                 }
                 if now == 100_000 {

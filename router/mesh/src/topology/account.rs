@@ -1,4 +1,4 @@
-//! An account of a direct link: what was tried, how both ends look from outside, what changed and why.
+//! An account of a direct link: paths tried, how both ends look from outside, the last changes and their causes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::explanation::{CandidateAccount, LinkAccount, Mapping, Outcome};
 const CHANGES: usize = 8;
 
 impl LinkAccount {
-    /// What this host knows of its direct link with a peer.
+    /// Account of this host's direct link with a peer.
     pub(crate) fn of(topology: &Topology, label: HostLabel, now: Time) -> Option<LinkAccount> {
         let peer = topology.peers.get(&label)?;
         let changes = peer.changes.iter().map(|(at, what)| (now.since(*at), what.clone()));
@@ -26,7 +26,6 @@ impl LinkAccount {
             is_wanted: topology.wants_link(label, now),
             is_forgotten: topology.targets.is_forgotten(label),
             candidates: peer.candidates.tried().map(|tried| peer.candidate(&tried, rounds)).collect(),
-            rounds,
             nats: [topology.addresses.mapping(), peer.mapping()],
             changes: changes.collect(),
         })

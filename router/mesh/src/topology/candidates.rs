@@ -52,7 +52,7 @@ pub(crate) enum Learnt {
 }
 
 impl Learnt {
-    /// What people are told of it.
+    /// It in words.
     pub(super) fn words(self) -> &'static str {
         match self {
             Learnt::Announced => "an address of its own",
@@ -181,7 +181,7 @@ impl Candidates {
         }
     }
 
-    /// What is known of a path beside the link's.
+    /// The record of a path beside the link's.
     pub(super) fn trial(&mut self, path: Path) -> Option<&mut Trial> {
         self.all.get_mut(&path.from_any()).map(|candidate| &mut candidate.trial)
     }

@@ -46,8 +46,8 @@ pub(crate) struct Link {
     rtt_at: Time,
     /// When the peer last asked by a path beside this one.
     pub(super) raced_by_peer: Time,
-    /// Share of pings unanswered, smoothed.
-    pub(super) loss: f64,
+    /// Share of pings unanswered, from 0 to 1, smoothed.
+    pub(crate) loss: f64,
     pub(super) last_ping: Time,
     /// When a control message last came by `path`.
     pub(super) last_from_remote: Time,
@@ -103,6 +103,11 @@ impl Link {
         self.loss *= 0.95;
     }
 
+    /// The smoothed round-trip time in microseconds.
+    pub(crate) fn rtt_us(&self) -> Option<u64> {
+        self.srtt.map(|srtt| srtt.as_micros() as u64)
+    }
+
     /// The least of the last round-trip times: what the path takes when no queue and no busy host is in the way.
     pub(super) fn least_rtt(&self) -> Option<Duration> {
         self.rtts.iter().min().copied()
@@ -120,12 +125,7 @@ impl Link {
         is_peers || self.load(now) > Load::Idle
     }
 
-    /// Share of pings lost lately, from 0 to 1.
-    pub(crate) fn lost_share(&self) -> f64 {
-        self.loss
-    }
-
-    /// Returns its path if it is to be asked beside others.
+    /// Returns its path if it is to be asked beside others, for it was not a moment ago.
     pub(super) fn ping_beside(&mut self, now: Time) -> Option<Path> {
         let is_due = now.since(self.last_ping) >= BESIDE;
         if is_due {
@@ -193,7 +193,7 @@ impl Link {
         self.path = path;
         self.moved = now;
         self.last_from_remote = now;
-        // What the other path took says nothing of this one.
+        // The delay of the other path says nothing of this one.
         (self.srtt, self.loss) = (None, 0.0);
         self.rtts.clear();
         self.size.distrust();

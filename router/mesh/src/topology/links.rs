@@ -105,14 +105,9 @@ impl Topology {
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
-            let asked =
-                self.peers.get_mut(&label).map(|peer| peer.due_trials(self.addresses.local(), &mut self.rng, now));
-            let trials: Vec<(Path, Control)> = asked.into_iter().flatten().collect();
-            // The link is asked at the same time, if it was not a moment ago.
-            let link = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()).filter(|_| !trials.is_empty());
-            if let Some(path) = link.and_then(|link| link.ping_beside(now)) {
-                self.ping(label, index, path, 0, now);
-            }
+            let Some(peer) = self.peers.get_mut(&label) else { return };
+            let (trials, beside) = peer.due_trials(self.addresses.local(), &mut self.rng, now);
+            beside.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
             self.events.extend(trials.into_iter().map(|(to, control)| straight(label, index, to, control)));
         }
         self.announce_link(label, now);

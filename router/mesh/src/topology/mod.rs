@@ -308,7 +308,7 @@ impl Topology {
 
     /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too.
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
-        if link.is_none() && self.routing.has_link(from, to) {
+        if link.is_none() && self.routing.link(from, to).is_some() {
             let other = if to == self.own { from } else { to };
             if let Some(peer) = self.peers.get_mut(&other) {
                 peer.doubt(now);
@@ -482,7 +482,10 @@ mod tests {
         let doubted = |topology: &Topology| topology.link(PEER).unwrap().pulse.doubted;
         for said in [Some(link), Some(LinkRecord::LET_GO), None] {
             topology.on_link_record(other, PEER, said, at(100));
-            assert_eq!((doubted(&topology), topology.routing.has_link(other, PEER)), (Time::ZERO, said == Some(link)));
+            assert_eq!(
+                (doubted(&topology), topology.routing.link(other, PEER).is_some()),
+                (Time::ZERO, said == Some(link))
+            );
         }
         topology.on_link_record(other, PEER, Some(link), at(200));
         topology.on_link_record(other, PEER, None, at(300));

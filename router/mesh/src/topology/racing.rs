@@ -17,16 +17,24 @@ use crate::path::Path;
 use crate::wire::{Control, Lane};
 
 impl Peer {
-    /// The questions by paths beside its link's that are due; `own` are addresses of this host.
-    pub(super) fn due_trials(&mut self, own: &[SocketAddr], rng: &mut impl Rng, now: Time) -> Vec<(Path, Control)> {
-        let is_raced = |link: &&Link| link.path.is_udp() && link.is_raced(now);
-        let Some(path) = self.link.as_ref().filter(is_raced).map(|link| link.path) else { return Vec::new() };
-        let mut ask = |(path, trial): (Path, &mut Trial)| {
+    /// The questions by paths beside its link's that are due, and the link's path if it is to be asked at the same time; `own` are
+    /// addresses of this host.
+    pub(super) fn due_trials(
+        &mut self,
+        own: &[SocketAddr],
+        rng: &mut impl Rng,
+        now: Time,
+    ) -> (Vec<(Path, Control)>, Option<Path>) {
+        let is_raced = |link: &&mut Link| link.path.is_udp() && link.is_raced(now);
+        let Some(link) = self.link.as_mut().filter(is_raced) else { return Default::default() };
+        let ask = |(path, trial): (Path, &mut Trial)| {
             let id = rng.next_u32();
             trial.ask(id, now);
             (path, Control::Trial { id, is_answer: false })
         };
-        self.candidates.trials(own, path, now).into_iter().map(&mut ask).collect()
+        let trials: Vec<(Path, Control)> = self.candidates.trials(own, link.path, now).into_iter().map(ask).collect();
+        let beside = if trials.is_empty() { None } else { link.ping_beside(now) };
+        (trials, beside)
     }
 
     /// Takes the answer to a question by a path beside the link; true if that path has proved better.

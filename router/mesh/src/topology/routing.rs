@@ -66,11 +66,6 @@ impl Routing {
         self.route(to).is_some()
     }
 
-    /// Whether a host announces a link with another.
-    pub(super) fn has_link(&self, from: HostLabel, to: HostLabel) -> bool {
-        self.link(from, to).is_some()
-    }
-
     /// The link that a host announces with another.
     pub(crate) fn link(&self, from: HostLabel, to: HostLabel) -> Option<LinkRecord> {
         self.graph.of(from).find(|(host, _)| *host == to).map(|(_, link)| link)
