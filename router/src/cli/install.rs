@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::Value;
 
+use crate::cli::addresses::parse_peer;
 use crate::cli::client;
-use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, parse_peer};
+use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET};
 use crate::daemon::state;
 use crate::docker;
 use crate::error::{Doing, Failure, Result};

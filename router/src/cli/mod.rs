@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod addresses;
 pub mod client;
 pub mod demo;
 pub mod install;
@@ -15,8 +16,9 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::attach::attachments::AttachRequest;
+use crate::cli::addresses::parse_peer;
 use crate::cli::install::{InstallArgs, install};
-use crate::cli::options::{DEFAULT_SOCKET, LaunchArgs, parse_peer};
+use crate::cli::options::{DEFAULT_SOCKET, LaunchArgs};
 use crate::daemon::control::{Entry, Peers};
 use crate::daemon::launch::launch;
 use crate::daemon::state;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 use weft_mesh::node::{Command, Target};
 
-use crate::cli::options::parse_peer;
+use crate::cli::addresses::parse_peer;
 use crate::daemon::api::Api;
 use crate::error::Result;
 
