@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use weft_crypto::{HostLabel, Secret, Time, envelope, session};
 
@@ -265,7 +264,7 @@ mod tests {
         let (mut publisher, outbound) = (publisher(), outbound(true, true));
         publisher.send_over(&outbound, Lane::Urgent, &[3, 0], Time::ZERO);
         let sent = &outbound.hop.as_ref().unwrap().meter.sent;
-        assert_eq!((sent.link_datagrams.load(Ordering::Relaxed), sent.link_wanted()), (1, 0));
+        assert_eq!((sent.link_datagrams.load(std::sync::atomic::Ordering::Relaxed), sent.link_wanted()), (1, 0));
     }
 
     #[test]
