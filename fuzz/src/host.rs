@@ -50,6 +50,8 @@ impl Host {
             container_mtu: 1450,
             port: 6783,
             tcp_ports: Vec::new(),
+            advertised: Default::default(),
+            is_stub: false,
             discovery: true,
             grace: Duration::from_secs(3600),
             founds_alone: false,

@@ -8,7 +8,7 @@ use weft_mesh::ipam::Announcement;
 use weft_mesh::ipam::ring::RingId;
 use weft_mesh::node::Input;
 use weft_mesh::records::{
-    EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, NetworkRecord, SegmentRecord, Subnet,
+    Advertised, EndpointRecord, EntryRecord, HostRecord, Key, LinkRecord, NetworkRecord, SegmentRecord, Subnet,
 };
 use weft_mesh::sink::Punt;
 use weft_mesh::wire::{Control, SegmentId};
@@ -66,6 +66,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seen: Vec::new(),
         tcp: vec![443],
         boot: 1,
+        advertised: Advertised { udp: vec![([203, 0, 113, 1], 6783).into()], tcp: Vec::new() },
+        is_stub: true,
     };
     let endpoint = EndpointRecord {
         segment: "app".into(),

@@ -25,6 +25,8 @@ pub enum Layer {
     FilteringNat,
     /// The same with a random port for each destination.
     SymmetricNat,
+    /// The same, and what comes to its port 7000 by UDP goes to the host behind it.
+    ForwardingNat,
     /// A NAT that lets out connections to web servers and nothing else.
     OnlyHttps,
 }
@@ -54,6 +56,14 @@ impl Internet {
             forward(&router);
             self.link(&outer, &router, number, depth);
             nft(&router, rules(*layer));
+            if *layer == Layer::ForwardingNat {
+                let [a, b] = network(depth + 1);
+                let to = format!("iifname up udp dport 7000 dnat to {a}.{b}.{number}.2:6783;");
+                nft(
+                    &router,
+                    &format!("table ip forwarded {{ chain pre {{ type nat hook prerouting priority -100; {to} }} }}"),
+                );
+            }
             if *layer == Layer::Firewall {
                 // Hosts behind it have addresses that others know the way to.
                 assert_eq!(depth, 0, "a firewall is outermost");
@@ -109,7 +119,7 @@ fn rules(layer: Layer) -> &'static str {
         Layer::Firewall => FIREWALL,
         Layer::Nat => NAT,
         Layer::FilteringNat => FILTERING,
-        Layer::SymmetricNat => SYMMETRIC,
+        Layer::SymmetricNat | Layer::ForwardingNat => SYMMETRIC,
         Layer::OnlyHttps => ONLY_HTTPS,
     }
 }

@@ -143,9 +143,9 @@ fn a_host_answers_from_the_address_that_was_asked() {
 /// long, and that frames arrive over it.
 #[test]
 fn pairs_that_can_have_a_direct_link_have_one_within_three_seconds() {
-    use Layer::{FilteringNat, Firewall, Nat, SymmetricNat};
+    use Layer::{FilteringNat, Firewall, ForwardingNat, Nat, SymmetricNat};
     let _alone = alone();
-    let pairs: [(&str, [Edge; 2], bool); 8] = [
+    let pairs: [(&str, [Edge; 2], bool); 9] = [
         ("a firewall each", [&[Firewall], &[Firewall]], true),
         ("a NAT with a filter each", [&[FilteringNat], &[FilteringNat]], true),
         ("a NAT without a filter each", [&[Nat], &[Nat]], true),
@@ -153,11 +153,17 @@ fn pairs_that_can_have_a_direct_link_have_one_within_three_seconds() {
         ("a NAT and a firewall", [&[Nat], &[Firewall]], true),
         ("two NATs in a row, and one", [&[FilteringNat, FilteringNat], &[FilteringNat]], true),
         ("a symmetric NAT, and no NAT", [&[SymmetricNat], &[]], true),
+        ("two symmetric NATs, with a port of one advertised", [&[ForwardingNat], &[SymmetricNat]], true),
         ("a symmetric NAT, and one with a filter", [&[SymmetricNat], &[FilteringNat]], false),
     ];
     for (name, [a, b], can_be_direct) in pairs {
         let started = Instant::now();
-        let (mut mesh, _internet) = Mesh::start_at("pairs", &[&[], a, b]);
+        let (mut mesh, _internet, addresses) = Mesh::join("pairs", &[&[], a, b]);
+        [1, 2].into_iter().for_each(|host| mesh.add_argument(host, &addresses[0].to_string()));
+        if *a == [ForwardingNat] {
+            mesh.add_argument(1, "--advertise=198.18.1.2:7000");
+        }
+        (0..3).for_each(|host| mesh.launch(host));
         let [_, from, to] = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
         mesh.await_connected();
         let connected = started.elapsed();

@@ -54,6 +54,8 @@ pub struct Nat {
     behaviour: Behaviour,
     outside: IpAddr,
     mappings: Vec<Mapping>,
+    /// Ports that lead inside for all, and where.
+    forwarded: BTreeMap<u16, SocketAddr>,
     /// Ports that are the NAT's own towards an address, and since when.
     claims: BTreeMap<(u16, SocketAddr), Time>,
 }
@@ -70,12 +72,17 @@ struct Mapping {
 impl Nat {
     /// A NAT with an address outside.
     pub fn new(behaviour: Behaviour, outside: IpAddr) -> Nat {
-        Nat { behaviour, outside, mappings: Vec::new(), claims: BTreeMap::new() }
+        Nat { behaviour, outside, mappings: Vec::new(), forwarded: BTreeMap::new(), claims: BTreeMap::new() }
     }
 
     /// Its address outside.
     pub fn outside(&self) -> IpAddr {
         self.outside
+    }
+
+    /// What comes to a port goes inside from now on.
+    pub fn forward(&mut self, port: u16, inside: SocketAddr) {
+        self.forwarded.insert(port, inside);
     }
 
     /// A datagram goes out; returns where it seems to come from.
@@ -96,6 +103,12 @@ impl Nat {
     /// A datagram comes from outside; returns where it goes, if it is let in.
     pub fn inbound(&mut self, from: SocketAddr, port: u16, now: Time) -> Option<SocketAddr> {
         self.expire(now);
+        if let Some(inside) = self.forwarded.get(&port).copied() {
+            // Answers leave from the port that was asked.
+            self.mappings.retain(|mapping| (mapping.inside, mapping.made_for) != (inside, from));
+            self.mappings.insert(0, Mapping { inside, made_for: from, port, sent: [(from, now)].into() });
+            return Some(inside);
+        }
         let of = self.behaviour.filtering;
         let lets_in = |mapping: &&Mapping| mapping.port == port && mapping.sent.keys().any(|to| of.is_same(*to, from));
         let inside = self.mappings.iter().find(lets_in).map(|mapping| mapping.inside);

@@ -106,6 +106,34 @@ fn hosts_behind_one_nat_find_each_other_inside() {
 }
 
 #[test]
+fn an_advertised_port_of_a_nat_leads_to_its_host_for_all() {
+    let worst = Behaviour {
+        mapping: Dependence::AddressAndPort,
+        filtering: Dependence::AddressAndPort,
+        preserves_ports: false,
+        claims_unasked: false,
+    };
+    for is_advertised in [false, true] {
+        let mut world = behind(3, &[]);
+        for behaviour in [worst, worst] {
+            let (host, nat) = (world.add_host(), world.add_nat(behaviour));
+            world.hosts[host].nat = Some(nat);
+        }
+        let outside = world.forward(0, 7000, 1);
+        if is_advertised {
+            world.hosts[1].advertised.udp = vec![outside];
+        }
+        [1, 2].into_iter().for_each(|host| {
+            world.start(host);
+            world.connect(host, &[0]);
+        });
+        world.run_for(DIRECT_WITHIN);
+        assert_eq!([world.is_direct(1, 2), world.is_direct(2, 1)], [is_advertised; 2]);
+        assert!(has_way(&world, 1, 2) && has_way(&world, 2, 1));
+    }
+}
+
+#[test]
 fn a_direct_link_through_nats_stays_while_nothing_is_said() {
     let nat = |claims_unasked| Behaviour {
         mapping: Dependence::AddressAndPort,

@@ -1,5 +1,6 @@
 //! Families of seeds, and single situations that have to come out right.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use weft_crypto::Ciphers;
 use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{Host, HostNumber, World};
 use weft_integration::sim::{Scenario, addresses, endpoint, mac, run};
+use weft_mesh::egress::DropReason;
 use weft_mesh::node::Event;
 use weft_mesh::records::EndpointRecord;
 use weft_mesh::vnet::VnetHeader;
@@ -132,6 +134,34 @@ fn hosts_at_rest_keep_to_their_budget() {
         let each = said / 60 / hosts;
         assert!(each <= budget, "{each} B/s each of {hosts}");
     }
+}
+
+/// Two ways between hosts 0 and 2, of which host 1 relays nothing.
+#[test]
+fn nothing_goes_through_a_host_that_relays_nothing() {
+    let mut world = World::new(4, Ciphers::native(true), true);
+    for _ in 0..4 {
+        world.add_host();
+    }
+    world.hosts[1].is_stub = true;
+    [(0, 2), (1, 3)].into_iter().for_each(|(a, b)| world.cut(a, b));
+    for host in 0..4 {
+        world.start(host);
+        world.connect(host, &[1, 3]);
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+    world.run_for(Duration::from_secs(5));
+    assert!(arrives(&mut world, 0, 2) && arrives(&mut world, 0, 1) && arrives(&mut world, 1, 2));
+    let status = |world: &World| world.hosts[0].node.as_ref().unwrap().status(world.now);
+    assert!(status(&world).routes.iter().any(|route| route.to == "h2" && route.via == "h3"));
+    let relays: BTreeMap<_, _> = status(&world).peers.into_iter().map(|peer| (peer.name, peer.relays)).collect();
+    assert_eq!(relays, [("h1", false), ("h2", true), ("h3", true)].map(|(name, is)| (name.to_owned(), is)).into());
+    assert_eq!(world.hosts[1].dropped.get(&DropReason::NotRelayed), None, "all knew so");
+    world.crash(3);
+    world.run_for(Duration::from_secs(10));
+    assert!(!arrives(&mut world, 0, 2) && arrives(&mut world, 0, 1));
+    let why = world.hosts[0].node.as_ref().unwrap().why(None, "h2", world.now).unwrap();
+    assert_eq!((why.hops.len(), &why.stubs[..]), (0, &["h1".to_owned()][..]));
 }
 
 #[test]

@@ -72,6 +72,12 @@ impl World {
         number
     }
 
+    /// Has a port of a NAT lead to a host; returns the address outside.
+    pub fn forward(&mut self, nat: usize, port: u16, host: HostNumber) -> SocketAddr {
+        self.nats[nat].forward(port, self.hosts[host].address);
+        SocketAddr::new(self.nats[nat].outside(), port)
+    }
+
     /// Whether a host sends to another straight.
     pub fn is_direct(&self, from: HostNumber, to: HostNumber) -> bool {
         let outbound = self.hosts[from].snapshot.outbound.get(&self.hosts[to].label);

@@ -16,7 +16,7 @@ use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
 use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::path::Path;
-use weft_mesh::records::{EndpointId, EndpointRecord, encode};
+use weft_mesh::records::{Advertised, EndpointId, EndpointRecord, encode};
 use weft_mesh::sink::TapOffloads;
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
@@ -47,6 +47,10 @@ pub struct Host {
     pub nat: Option<usize>,
     /// The ports at which it accepts TCP connections.
     pub tcp_ports: Vec<u16>,
+    /// Addresses of NATs that lead to it.
+    pub advertised: Advertised,
+    /// Whether it relays nothing.
+    pub is_stub: bool,
     /// Whether its network lets no UDP pass.
     pub blocks_udp: bool,
     /// Whether what it sends by the urgent lane is marked.
@@ -191,6 +195,8 @@ impl World {
             second: None,
             nat: None,
             tcp_ports: Vec::new(),
+            advertised: Advertised::default(),
+            is_stub: false,
             blocks_udp: false,
             marks: true,
             node: None,
@@ -228,6 +234,8 @@ impl World {
             container_mtu: 1450,
             port: host.address.port(),
             tcp_ports: host.tcp_ports.clone(),
+            advertised: host.advertised.clone(),
+            is_stub: host.is_stub,
             discovery: self.discovery,
             grace: self.grace,
             founds_alone: false,

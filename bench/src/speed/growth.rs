@@ -168,6 +168,8 @@ impl Guest {
             container_mtu: 1450,
             port: socket.local_addr().doing(what)?.port(),
             tcp_ports: Vec::new(),
+            advertised: Default::default(),
+            is_stub: false,
             discovery: false,
             grace: Duration::from_secs(3600),
             founds_alone: false,

@@ -14,7 +14,7 @@ use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
 use crate::path::Path;
-use crate::records::{EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
+use crate::records::{Advertised, EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::report::Status;
 use crate::wire::Lane;
 use crate::wire::SegmentId;
@@ -37,6 +37,10 @@ pub struct Config {
     pub port: u16,
     /// The TCP ports at which it accepts connections.
     pub tcp_ports: Vec<u16>,
+    /// Addresses elsewhere that the operator has lead to it: a port that a NAT maps, for example.
+    pub advertised: Advertised,
+    /// Whether it relays nothing between other hosts.
+    pub is_stub: bool,
     /// Whether it links to hosts it was not told of.
     pub discovery: bool,
     /// How long a host may be gone before its records are dropped.

@@ -193,8 +193,7 @@ mod tests {
         let mut directory = Directory::new(id(1), "host1".into());
         for (n, name) in names {
             directory.meet(id(*n));
-            let record =
-                HostRecord { name: (*name).into(), addresses: Vec::new(), seen: Vec::new(), tcp: Vec::new(), boot: 1 };
+            let record = HostRecord { name: (*name).into(), ..HostRecord::default() };
             directory.on_host(id(*n).label(), Some(record));
         }
         directory

@@ -17,6 +17,8 @@ pub struct Explanation {
     pub is_one_host: bool,
     /// Its hops in order; none if there is no path, or if both places are on one host.
     pub hops: Vec<HopStatus>,
+    /// Without a path: hosts that are linked with both ends, and relay nothing.
+    pub stubs: Vec<String>,
     /// This host's account of a direct link with the host at the other end, if one of both ends is here.
     pub link: Option<LinkAccount>,
 }

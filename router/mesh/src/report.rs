@@ -43,6 +43,8 @@ pub struct PeerStatus {
     pub rtt_us: Option<u64>,
     /// Largest frame the path takes whole, in bytes.
     pub mtu: Option<usize>,
+    /// Whether it relays between other hosts.
+    pub relays: bool,
     /// Bytes received in sessions with it.
     pub rx_bytes: u64,
     /// Bytes sent.

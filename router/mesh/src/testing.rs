@@ -33,6 +33,8 @@ pub(crate) fn node(number: u8, restored: &BTreeMap<Vec<u8>, Vec<u8>>) -> Node {
         container_mtu: 1450,
         port: 6783,
         tcp_ports: Vec::new(),
+        advertised: Default::default(),
+        is_stub: false,
         discovery: true,
         grace: Duration::from_secs(3600),
         founds_alone: false,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use weft_mesh::path::Transport;
+use weft_mesh::records::{Advertised, MAX_ADVERTISED};
 
 use crate::error::{Failure, Result};
 use crate::transport::tcp::Listen;
@@ -32,6 +33,28 @@ impl FromStr for TransportAddress {
         let address = rest.parse().map_err(|_| format!("'{text}' is no address: it takes [udp://|tcp://]ADDR:PORT"))?;
         Ok(TransportAddress { transport, address })
     }
+}
+
+/// Works out which addresses are told to others from what `--advertise` says.
+pub fn advertised(addresses: &[TransportAddress]) -> Result<Advertised> {
+    let mut advertised = Advertised::default();
+    for TransportAddress { transport, address } in addresses {
+        if address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0 {
+            return Err(Failure::Usage(format!(
+                "--advertise takes an address that other hosts can send to, not {address}"
+            )));
+        }
+        let lists = [(Transport::Udp, &mut advertised.udp), (Transport::Tcp, &mut advertised.tcp)];
+        for (_, list) in lists.into_iter().filter(|(by, _)| transport.is_none_or(|transport| transport == *by)) {
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+    }
+    if advertised.udp.len().max(advertised.tcp.len()) > MAX_ADVERTISED {
+        return Err(Failure::Usage(format!("--advertise takes {MAX_ADVERTISED} addresses at most")));
+    }
+    Ok(advertised)
 }
 
 /// Where a router listens.
@@ -130,6 +153,27 @@ mod tests {
         for bad in ["", ":1", "a b", "host:0", "host:x", "[fd00::1", "host:70000"] {
             assert!(parse_peer(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_address_is_advertised_by_both_transports_unless_one_is_named() {
+        let told = |texts: &[&str]| {
+            let addresses = texts.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().unwrap();
+            let Advertised { udp, tcp } = advertised(&addresses).map_err(|error| error.to_string())?;
+            Ok([udp, tcp].map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")))
+        };
+        let lists = |udp: &str, tcp: &str| Ok::<_, String>([udp.to_owned(), tcp.to_owned()]);
+        assert_eq!(told(&[]), lists("", ""));
+        assert_eq!(told(&["203.0.113.1:7", "203.0.113.1:7"]), lists("203.0.113.1:7", "203.0.113.1:7"));
+        assert_eq!(
+            told(&["udp://[2001:db8::1]:7", "tcp://203.0.113.1:443"]),
+            lists("[2001:db8::1]:7", "203.0.113.1:443")
+        );
+        for bad in ["0.0.0.0:7", "[::]:7", "224.0.0.1:7", "203.0.113.1:0"] {
+            assert!(told(&[bad]).is_err_and(|error| error.contains(bad)), "{bad}");
+        }
+        let many: Vec<String> = (0..5).map(|port| format!("203.0.113.1:{}", 7000 + port)).collect();
+        assert!(told(&many.iter().map(String::as_str).collect::<Vec<_>>()).is_err());
     }
 
     #[test]

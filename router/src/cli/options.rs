@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
-use weft_mesh::records;
+use weft_mesh::records::{self, Advertised};
 
 use crate::attach::prefix::Prefix;
-use crate::cli::addresses::{ListenOn, TransportAddress, one_or_more, parse_peer, parsed};
+use crate::cli::addresses::{ListenOn, TransportAddress, advertised, one_or_more, parse_peer, parsed};
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
@@ -77,6 +77,17 @@ pub struct LaunchArgs {
     )]
     #[serde(deserialize_with = "one_or_more")]
     pub listen: Vec<TransportAddress>,
+    /// Addresses elsewhere that lead to this host.
+    #[arg(long, env = "WEFT_ADVERTISE", value_name = "ADDR:PORT", value_delimiter = ',')]
+    #[arg(
+        help = "Address elsewhere that leads to this host, such as a port that its NAT maps, by UDP and TCP, or by one with udp:// or \
+                tcp:// before it; may be repeated"
+    )]
+    #[serde(deserialize_with = "one_or_more")]
+    pub advertise: Vec<TransportAddress>,
+    /// Relay nothing between other hosts
+    #[arg(long, env = "WEFT_NO_RELAY", value_parser = FalseyValueParser::new())]
+    pub no_relay: bool,
     /// Open TCP connections to other hosts by way of this HTTP proxy
     #[arg(long, env = "WEFT_PROXY", value_name = "URL")]
     #[arg(help = "HTTP proxy for TCP connections to other hosts: http://[USER:PASSWORD@]HOST[:PORT]")]
@@ -162,6 +173,10 @@ pub struct Options {
     pub secrets: SecretSource,
     /// Addresses to listen on.
     pub listen: ListenOn,
+    /// Addresses elsewhere that lead to it.
+    pub advertised: Advertised,
+    /// Whether it relays between other hosts.
+    pub relays: bool,
     /// The way of TCP connections, if not straight.
     pub proxy: Option<Proxy>,
     /// Identity key and store.
@@ -214,6 +229,10 @@ impl LaunchArgs {
         if self.listen.is_empty() {
             self.listen = file.listen;
         }
+        if self.advertise.is_empty() {
+            self.advertise = file.advertise;
+        }
+        self.no_relay |= file.no_relay;
         self.proxy = self.proxy.or(file.proxy);
         self.state_dir = self.state_dir.or(file.state_dir);
         self.range = self.range.or(file.range);
@@ -300,6 +319,8 @@ impl LaunchArgs {
             name,
             secrets,
             listen: ListenOn::of(&self.listen)?,
+            advertised: advertised(&self.advertise)?,
+            relays: !self.no_relay,
             proxy: self.proxy,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),

@@ -160,6 +160,8 @@ impl Built {
             container_mtu: mtu,
             port: ports[0].port(),
             tcp_ports: tcp::ports(&listeners),
+            advertised: options.advertised.clone(),
+            is_stub: !options.relays,
             discovery: options.discovery,
             grace: options.grace,
             founds_alone: options.found,

@@ -18,7 +18,7 @@ pub struct Question {
 
 /// The answer, which is printed as JSON. Times are seconds since 1970.
 pub fn report(explanation: &Explanation) -> Value {
-    let Explanation { from, to, is_one_host: _, hops, link } = explanation;
+    let Explanation { from, to, hops, link, .. } = explanation;
     let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
     let changes = link.iter().flat_map(|link| &link.changes);
     let mappings = link.as_ref().map(|link| json!({ "here": link.nats[0], "peer": link.nats[1] }));
@@ -47,7 +47,7 @@ fn path(Explanation { is_one_host, hops, .. }: &Explanation) -> &'static str {
 
 /// Why the path is as it is, a line each.
 fn reasons(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, is_one_host, hops, link } = explanation;
+    let Explanation { from, to, is_one_host, hops, stubs, link } = explanation;
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
@@ -56,6 +56,7 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
     let Some(link) = link else {
         let reason = match from.is_here || to.is_here {
             true => format!("nothing is known of {peer} but its name"),
+            false if !stubs.is_empty() => relays_nothing(stubs),
             false => format!("run this on {} to see what was tried: weft why {}", from.host, to.host),
         };
         return if is_direct { Vec::new() } else { vec![reason] };
@@ -72,9 +73,12 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
             return vec![format!("no direct link with {peer} is wanted: no frames go there, or discovery is off")];
         }
         () if hops.is_empty() => {
-            reasons.push(format!("neither {peer} nor a host that reaches it is linked with this host"))
+            reasons.push(format!("neither {peer} nor a host that relays to it is linked with this host"))
         }
         () => {}
+    }
+    if !stubs.is_empty() {
+        reasons.push(relays_nothing(stubs));
     }
     reasons.extend(mapping(link, peer));
     if link.candidates.is_empty() {
@@ -87,6 +91,11 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
 /// The host at the other end, if one end is here.
 fn peer(Explanation { from, to, .. }: &Explanation) -> &str {
     if from.is_here { &to.host } else { &from.host }
+}
+
+fn relays_nothing(stubs: &[String]) -> String {
+    let verb = if stubs.len() == 1 { "relays" } else { "relay" };
+    format!("{} could lead there, and {verb} nothing (no-relay)", stubs.join(", "))
 }
 
 fn mapping(link: &LinkAccount, peer: &str) -> Option<String> {
@@ -217,7 +226,14 @@ mod tests {
     }
 
     fn explanation(hops: Vec<HopStatus>, link: LinkAccount) -> Explanation {
-        Explanation { from: place("h1", true), to: place("h2", false), is_one_host: false, hops, link: Some(link) }
+        Explanation {
+            from: place("h1", true),
+            to: place("h2", false),
+            is_one_host: false,
+            hops,
+            stubs: Vec::new(),
+            link: Some(link),
+        }
     }
 
     fn said(explanation: &Explanation) -> String {
@@ -262,7 +278,7 @@ mod tests {
             ),
             (
                 explanation(vec![], wanted.clone()),
-                &["no path", "neither h2 nor a host that reaches it", "no address of h2 is known"],
+                &["no path", "neither h2 nor a host that relays to it", "no address of h2 is known"],
             ),
             (
                 explanation(vec![], LinkAccount { is_forgotten: true, ..wanted.clone() }),
@@ -304,11 +320,21 @@ mod tests {
             to: place("h2", false),
             is_one_host: false,
             hops: vec![hop("h0", "udp"), hop("h2", "udp")],
+            stubs: Vec::new(),
             link: None,
         };
         assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
+        let apart = Explanation { hops: vec![], stubs: vec!["h1".into()], ..others };
+        assert!(said(&apart).contains("no path\n  h1 could lead there, and relays nothing"), "{}", said(&apart));
         let web = Place { endpoint: Some("web".into()), ..place("h1", true) };
-        let same = Explanation { from: web, to: place("h1", true), is_one_host: true, hops: vec![], link: None };
+        let same = Explanation {
+            from: web,
+            to: place("h1", true),
+            is_one_host: true,
+            hops: vec![],
+            stubs: vec![],
+            link: None,
+        };
         assert!(said(&same).starts_with("web on h1 to h1: a direct path\n  both are on h1"), "{}", said(&same));
     }
 }

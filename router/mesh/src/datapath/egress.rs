@@ -49,6 +49,8 @@ pub enum DropReason {
     TtlExpired,
     /// The relay budget of the neighbour is used up.
     RelayBudget,
+    /// This host relays nothing.
+    NotRelayed,
     /// A fragment without its others.
     Incomplete,
     /// A packet larger than the containers of its segment take here.
@@ -57,7 +59,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [DropReason; 15] = [
+    pub const ALL: [DropReason; 16] = [
         DropReason::Malformed,
         DropReason::Local,
         DropReason::Spoofed,
@@ -71,6 +73,7 @@ impl DropReason {
         DropReason::Forged,
         DropReason::TtlExpired,
         DropReason::RelayBudget,
+        DropReason::NotRelayed,
         DropReason::Incomplete,
         DropReason::TooLarge,
     ];
@@ -91,6 +94,7 @@ impl DropReason {
             DropReason::Forged => "forged",
             DropReason::TtlExpired => "ttl_expired",
             DropReason::RelayBudget => "relay_budget",
+            DropReason::NotRelayed => "not_relayed",
             DropReason::Incomplete => "fragment_incomplete",
             DropReason::TooLarge => "too_large",
         }

@@ -138,6 +138,9 @@ fn judge<'s>(snapshot: &'s Snapshot, bytes: &[u8; envelope::LEN]) -> Decision<'s
     if envelope.destination == snapshot.own {
         return Decision::Mine { neighbour, link_index: envelope.link_index };
     }
+    if snapshot.is_stub {
+        return Decision::Drop(DropReason::NotRelayed);
+    }
     let Some(ttl) = envelope.ttl.checked_sub(1).filter(|ttl| *ttl > 0) else {
         return Decision::Drop(DropReason::TtlExpired);
     };

@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub outbound: Map<HostLabel, Arc<Outbound>>,
     /// The segments of this host.
     pub segments: Map<SegmentId, Arc<Segment>>,
+    /// Whether it relays nothing between other hosts.
+    pub is_stub: bool,
 }
 
 impl Snapshot {
@@ -57,6 +59,7 @@ impl Snapshot {
             inbound: Map::with_hasher(hashing),
             outbound: Map::with_hasher(hashing),
             segments: Map::with_hasher(hashing),
+            is_stub: false,
         }
     }
 }

@@ -282,13 +282,8 @@ mod tests {
     #[test]
     fn records_reach_the_components_that_own_their_meaning() {
         let mut node = node(1, &BTreeMap::new());
-        let host = HostRecord {
-            name: "far".into(),
-            addresses: vec![([192, 0, 2, 2], 6783).into()],
-            seen: Vec::new(),
-            tcp: Vec::new(),
-            boot: 1,
-        };
+        let host =
+            HostRecord { name: "far".into(), addresses: vec![([192, 0, 2, 2], 6783).into()], ..HostRecord::default() };
         let peer = Identity::from_seed(&[2; 32]).peer_id();
         hear(&mut node, 2, 1, &[(Key::Host, value(&host)), (Key::Endpoint([7; 16]), value(&endpoint(7)))]);
         let status = node.status(NOW);

@@ -40,6 +40,7 @@ pub use crate::report::*;
 use crate::segments::Segments;
 use crate::sessions::{self, PathView, Sessions};
 use crate::stored::Stored;
+use crate::topology::own_addresses::OwnReach;
 use crate::topology::{self, SessionTable, Topology};
 use crate::wire::Control;
 
@@ -101,9 +102,10 @@ impl Node {
         let incarnation = last.unwrap_or(0).saturating_add(1).min(MAX_INCARNATION);
         let (grace, founds_alone, continues) = (config.grace, config.founds_alone, config.continues);
         let ipam = ipam::Setup { own, entropy: rng.random(), grace, founds_alone, continues, now };
-        let Config { discovery, underlay_mtu, port, tcp_ports, .. } = config;
-        let topology = topology::Setup { own, discovery, underlay_mtu, port, tcp_ports, entropy: rng.random() };
-        let mut publisher = Publisher::new(Snapshot::empty(own, hashing));
+        let Config { discovery, underlay_mtu, port, tcp_ports, advertised, is_stub, .. } = config;
+        let reach = OwnReach { port, tcp_ports, advertised };
+        let topology = topology::Setup { own, discovery, underlay_mtu, is_stub, reach, entropy: rng.random() };
+        let mut publisher = Publisher::new(Snapshot { is_stub, ..Snapshot::empty(own, hashing) });
         publisher.set_secrets(config.keyring.secrets());
         let records = RecordSync::new(config.identity.clone(), incarnation, boot as u32, rng.random(), now);
         let sessions = sessions::Setup {
@@ -366,9 +368,11 @@ impl Components {
         let (addresses, seen) = (self.topology.addresses.announced(), self.topology.addresses.seen());
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
-        let tcp = self.topology.addresses.tcp_ports.clone();
-        writes.put(Key::Host, &HostRecord { name, addresses, seen, tcp, boot: self.boot });
-        // A name, two lists of addresses and one of ports are far below the limit.
+        let OwnReach { tcp_ports, advertised, .. } = &self.topology.addresses.reach;
+        let (tcp, advertised) = (tcp_ports.clone(), advertised.clone());
+        let is_stub = self.topology.routing.is_stub(self.own);
+        writes.put(Key::Host, &HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub });
+        // A name and a few short lists are far below the limit.
         let _ = self.commit(writes);
     }
 

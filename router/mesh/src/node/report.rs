@@ -73,6 +73,7 @@ impl Components {
             cipher: current.map(|session| session.suite.name()),
             rtt_us: link.and_then(|link| link.rtt_us()),
             mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
+            relays: !self.topology.routing.is_stub(label),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),
         }

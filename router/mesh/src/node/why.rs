@@ -29,9 +29,12 @@ impl Components {
             [(&from, &to), (&to, &from)].into_iter().find(|(one, _)| one.host == self.own).map(|(_, other)| other);
         let link = peer.and_then(|peer| LinkAccount::of(&self.topology, peer.host, now));
         let is_one_host = from.host == to.host;
+        let hops = self.hops(from.host, to.host);
+        let has_path = is_one_host || !hops.is_empty();
         Ok(Explanation {
             is_one_host,
-            hops: self.hops(from.host, to.host),
+            stubs: if has_path { Vec::new() } else { self.stubs_between(from.host, to.host) },
+            hops,
             from: self.place(from),
             to: self.place(to),
             link,
@@ -70,6 +73,13 @@ impl Components {
                 Err(CommandError::AmbiguousPlace(what.to_owned(), places.join(" and ")))
             }
         }
+    }
+
+    /// Nicknames of the hosts that are linked with two others and relay nothing between them.
+    fn stubs_between(&self, a: HostLabel, b: HostLabel) -> Vec<String> {
+        let routing = &self.topology.routing;
+        let stubs = routing.neighbours_of(a).filter(|host| routing.is_stub(*host) && routing.link(*host, b).is_some());
+        stubs.map(|host| self.directory.unmistakable(host)).collect()
     }
 
     /// The hops from one host to another, as each host on the way chooses its next.

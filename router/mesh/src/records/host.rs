@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_LIST, decode, is_name};
 
 pub(super) const TAG: u8 = 1;
+/// Addresses by one transport that one host may advertise.
+pub const MAX_ADVERTISED: usize = 4;
 /// TCP ports of one host that others take note of.
 const MAX_TCP_PORTS: usize = 4;
 
 /// What a host says of itself.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct HostRecord {
     /// Nickname; other hosts may have the same.
     pub name: String,
@@ -23,6 +25,19 @@ pub struct HostRecord {
     pub tcp: Vec<u16>,
     /// Boot number: sessions with another life of the host are dead.
     pub boot: u64,
+    /// Addresses that lead to it from elsewhere, by the word of its operator.
+    pub advertised: Advertised,
+    /// Whether it relays nothing between other hosts (a stub router: RFC 6987).
+    pub is_stub: bool,
+}
+
+/// Addresses at which a host can be reached though its interfaces have others: its operator has them lead there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Advertised {
+    /// By UDP, [`MAX_ADVERTISED`] at most.
+    pub udp: Vec<SocketAddr>,
+    /// By TCP, as many at most.
+    pub tcp: Vec<SocketAddr>,
 }
 
 /// Reads a record; `None` if its name is not a name. Surplus addresses are dropped.
@@ -31,6 +46,8 @@ pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
     record.addresses.truncate(MAX_LIST);
     record.seen.truncate(MAX_LIST);
     record.tcp.truncate(MAX_TCP_PORTS);
+    record.advertised.udp.truncate(MAX_ADVERTISED);
+    record.advertised.tcp.truncate(MAX_ADVERTISED);
     Some(record)
 }
 
@@ -44,11 +61,14 @@ mod tests {
         let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 6783)); 20];
         let record = |name: &str| {
             let (addresses, seen) = (addresses.clone(), addresses.clone());
-            HostRecord { name: name.into(), addresses, seen, tcp: vec![443; 9], boot: 7 }
+            let advertised = Advertised { udp: addresses.clone(), tcp: addresses.clone() };
+            HostRecord { name: name.into(), addresses, seen, tcp: vec![443; 9], boot: 7, advertised, is_stub: true }
         };
         let read_back = read(&encode(&record("host1"))).unwrap();
         let lengths = (read_back.addresses.len(), read_back.seen.len(), read_back.tcp.len());
         assert_eq!(lengths, (MAX_LIST, MAX_LIST, MAX_TCP_PORTS));
+        let Advertised { udp, tcp } = &read_back.advertised;
+        assert_eq!((udp.len(), tcp.len(), read_back.is_stub), (MAX_ADVERTISED, MAX_ADVERTISED, true));
         assert_eq!(read(&encode(&record("two words"))), None);
         assert_eq!(read(&[1, 2]), None);
     }

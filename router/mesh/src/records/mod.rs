@@ -25,7 +25,7 @@ pub(crate) mod writes;
 
 pub use endpoint::{EndpointRecord, Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_OWN_NAMES, MAX_SERVICES, Service};
 pub use entry::{EntryRecord, MAX_ENTRY_IPS, MAX_ENTRY_NAME};
-pub use host::HostRecord;
+pub use host::{Advertised, HostRecord, MAX_ADVERTISED};
 pub use link::{LinkRecord, MAX_LINKS};
 pub use more_names::MoreNames;
 pub use network::{MAX_PARTS, NetworkHead, NetworkRecord, Subnet};
@@ -211,13 +211,7 @@ mod tests {
 
     #[test]
     fn a_record_that_is_unset_unknown_or_not_valid_says_nothing() {
-        let host = encode(&HostRecord {
-            name: "host1".into(),
-            addresses: Vec::new(),
-            seen: Vec::new(),
-            tcp: Vec::new(),
-            boot: 1,
-        });
+        let host = encode(&HostRecord { name: "host1".into(), ..HostRecord::default() });
         assert!(Record::read(&Key::Host.encode(), Some(&host)).is_set());
         assert_eq!(Record::read(&Key::Host.encode(), Some(&[200])), Record::Host(None));
         assert_eq!(Record::read(&Key::Host.encode(), None), Record::Host(None));

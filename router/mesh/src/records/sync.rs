@@ -331,10 +331,7 @@ mod tests {
 
     fn named(name: &str) -> Writes {
         let mut writes = Writes::default();
-        writes.put(
-            Key::Host,
-            &HostRecord { name: name.into(), addresses: Vec::new(), seen: Vec::new(), tcp: Vec::new(), boot: 1 },
-        );
+        writes.put(Key::Host, &HostRecord { name: name.into(), ..HostRecord::default() });
         writes
     }
 

@@ -43,6 +43,8 @@ impl Default for Candidates {
 /// How a path was learnt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Learnt {
+    /// The peer's operator has it lead to the peer.
+    Advertised,
     /// The peer announces it as an address of its own.
     Announced,
     /// Others see the peer there, or did before this host started anew.
@@ -55,6 +57,7 @@ impl Learnt {
     /// It in words.
     pub(super) fn words(self) -> &'static str {
         match self {
+            Learnt::Advertised => "it advertises it",
             Learnt::Announced => "an address of its own",
             Learnt::Seen => "others see it there",
             Learnt::Worked => "it came from there",
@@ -122,7 +125,7 @@ impl Candidates {
         };
         let candidate = self.all.entry(path).or_insert(new);
         candidate.is_likely |= learnt == Learnt::Worked;
-        candidate.is_mapped &= learnt != Learnt::Announced;
+        candidate.is_mapped &= !matches!(learnt, Learnt::Announced | Learnt::Advertised);
         is_new
     }
 

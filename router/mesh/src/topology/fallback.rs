@@ -48,7 +48,8 @@ pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = (Path, Learn
         let learnt = learnt(ip);
         record.tcp.iter().map(move |port| (Path::tcp(SocketAddr::new(ip, *port)), learnt))
     };
-    ips.into_iter().flat_map(paths)
+    let advertised = record.advertised.tcp.iter().map(|address| (Path::tcp(*address), Learnt::Advertised));
+    advertised.chain(ips.into_iter().flat_map(paths))
 }
 
 /// When a link that goes over TCP is to return to UDP.
@@ -128,7 +129,7 @@ mod tests {
     }
 
     fn record() -> HostRecord {
-        HostRecord { name: "host2".into(), addresses: vec![remote().remote], seen: Vec::new(), tcp: vec![443], boot: 1 }
+        HostRecord { name: "host2".into(), addresses: vec![remote().remote], tcp: vec![443], ..HostRecord::default() }
     }
 
     /// The paths that are pinged.

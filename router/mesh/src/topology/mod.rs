@@ -8,10 +8,12 @@ mod account;
 mod candidates;
 mod fallback;
 mod fingers;
+#[cfg(test)]
+mod lab;
 mod link;
 mod links;
 mod liveness;
-mod own_addresses;
+pub(crate) mod own_addresses;
 mod ping;
 mod pulse;
 mod punching;
@@ -34,7 +36,7 @@ use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
-use own_addresses::OwnAddresses;
+use own_addresses::{OwnAddresses, OwnReach};
 use punching::Punching;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -176,8 +178,9 @@ pub(crate) struct Setup {
     pub(crate) own: HostLabel,
     pub(crate) discovery: bool,
     pub(crate) underlay_mtu: usize,
-    pub(crate) port: u16,
-    pub(crate) tcp_ports: Vec<u16>,
+    /// Whether this host relays nothing between others.
+    pub(crate) is_stub: bool,
+    pub(crate) reach: OwnReach,
     pub(crate) entropy: [u8; 32],
 }
 
@@ -192,8 +195,8 @@ impl Topology {
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
             targets: Targets::default(),
-            addresses: OwnAddresses::new(setup.port, setup.tcp_ports, now),
-            routing: Routing::new(setup.own, now),
+            addresses: OwnAddresses::new(setup.reach, now),
+            routing: Routing::new(setup.own, setup.is_stub, now),
             fingers: Fingers::default(),
             costs_after: now,
             announces_costs: false,
@@ -236,12 +239,18 @@ impl Topology {
     /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
     pub(crate) fn on_host(&mut self, host: HostLabel, record: Option<&HostRecord>, now: Time) {
         self.fingers.set(host, record.is_some());
+        self.routing.set_stub(host, record.is_some_and(|record| record.is_stub));
         let Some((peer, record)) = self.peers.get_mut(&host).zip(record) else { return };
         peer.seen = Some(record.seen.clone());
         if !self.discovery {
             return;
         }
-        for (addresses, learnt) in [(&record.addresses, Learnt::Announced), (&record.seen, Learnt::Seen)] {
+        let lists = [
+            (&record.advertised.udp, Learnt::Advertised),
+            (&record.addresses, Learnt::Announced),
+            (&record.seen, Learnt::Seen),
+        ];
+        for (addresses, learnt) in lists {
             for address in addresses {
                 if peer.candidates.add(Path::udp(*address), learnt) {
                     peer.punching.hurry(now);
@@ -353,91 +362,6 @@ impl Peer {
     }
 }
 
-/// A host with one peer, without a data path.
-#[cfg(test)]
-mod lab {
-    use std::net::Ipv4Addr;
-
-    use weft_crypto::{envelope, session};
-
-    use super::*;
-
-    pub(super) const OWN: HostLabel = HostLabel([1; 6]);
-    pub(super) const PEER: HostLabel = HostLabel([2; 6]);
-
-    /// A session with index 7 with each host named.
-    #[derive(Default)]
-    pub(super) struct Table(pub(super) BTreeMap<HostLabel, u32>);
-
-    impl SessionTable for Table {
-        fn current(&self, peer: HostLabel) -> Option<u32> {
-            self.0.get(&peer).copied()
-        }
-
-        fn is_trying(&self, _: Path, _: Time) -> bool {
-            false
-        }
-    }
-
-    /// Where this host is seen.
-    pub(super) const OWN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 6783);
-
-    pub(super) fn at(millis: u64) -> Time {
-        Time::ZERO + Duration::from_millis(millis)
-    }
-
-    pub(super) fn remote() -> Path {
-        Path::udp(([192, 0, 2, 2], 6783).into())
-    }
-
-    /// Topology of a host that knows no other.
-    pub(super) fn lone() -> Topology {
-        let setup = Setup {
-            own: OWN,
-            discovery: true,
-            underlay_mtu: 1500,
-            port: 6783,
-            tcp_ports: Vec::new(),
-            entropy: [3; 32],
-        };
-        Topology::new(setup, at(0))
-    }
-
-    /// Topology of a host that has a session with a peer, of whose address it knows.
-    pub(super) fn topology() -> (Topology, Table, Arc<Meter>) {
-        let mut topology = lone();
-        let meter = Arc::new(Meter::default());
-        topology.meet(PEER, meter.clone());
-        for learnt in [Learnt::Announced, Learnt::Worked] {
-            topology.add_candidate(PEER, remote(), learnt);
-        }
-        (topology, Table([(PEER, 7)].into()), meter)
-    }
-
-    pub(super) fn events(topology: &mut Topology) -> Vec<Event> {
-        std::iter::from_fn(|| topology.poll_event()).collect()
-    }
-
-    /// Answers the pings among events whose datagrams are no larger than `largest`; returns their number and the other events.
-    pub(super) fn answer(topology: &mut Topology, meter: &Meter, largest: usize, now: Time) -> (usize, Vec<Event>) {
-        let (mut pings, mut others) = (0, Vec::new());
-        for event in events(topology) {
-            match event {
-                Event::Straight { control: Control::Ping { id, .. }, to, size, .. } => {
-                    let datagram = size + envelope::LEN + session::OVERHEAD;
-                    if datagram <= largest {
-                        pings += 1;
-                        meter.received.on_link(1, now);
-                        topology.on_pong(PEER, to, id, OWN_ADDRESS, datagram as u16, now);
-                    }
-                }
-                event => others.push(event),
-            }
-        }
-        (pings, others)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::lab::*;
@@ -446,8 +370,7 @@ mod tests {
     #[test]
     fn announced_addresses_are_candidates_and_hosts_of_a_large_mesh_are_fingers() {
         let (mut topology, ..) = topology();
-        let record =
-            |addresses| HostRecord { name: "host2".into(), addresses, seen: Vec::new(), tcp: Vec::new(), boot: 1 };
+        let record = |addresses| HostRecord { name: "host2".into(), addresses, ..HostRecord::default() };
         topology.on_host(PEER, Some(&record(vec![([192, 0, 2, 9], 6783).into()])), at(0));
         assert_eq!(topology.peers[&PEER].candidates.paths().count(), 2);
         assert!(topology.wants_link(PEER, at(0)), "all link with all in a small mesh");

@@ -9,7 +9,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::account::mapping;
 use crate::explanation::Mapping;
-use crate::records::MAX_LIST;
+use crate::records::{Advertised, MAX_LIST};
 
 /// Shortest and longest time between two announced changes of the addresses that others see: each doubles the wait, and a time of
 /// [`SEEN_CALM`] without any ends it.
@@ -19,11 +19,26 @@ const SEEN_CALM: Duration = Duration::from_secs(120);
 /// Addresses at which others see this host that are announced.
 const MAX_SEEN: usize = 4;
 
-/// The addresses of this host.
-pub(crate) struct OwnAddresses {
-    port: u16,
+/// How this host is set up to be reached.
+pub(crate) struct OwnReach {
+    /// The UDP port it listens on.
+    pub(crate) port: u16,
     /// The ports at which it accepts TCP connections.
     pub(crate) tcp_ports: Vec<u16>,
+    /// Addresses elsewhere that its operator has lead to it.
+    pub(crate) advertised: Advertised,
+}
+
+#[cfg(test)]
+impl OwnReach {
+    pub(super) fn at_port(port: u16) -> Self {
+        OwnReach { port, tcp_ports: Vec::new(), advertised: Advertised::default() }
+    }
+}
+
+/// The addresses of this host.
+pub(crate) struct OwnAddresses {
+    pub(crate) reach: OwnReach,
     local: Vec<SocketAddr>,
     /// Where each neighbour sees this host.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
@@ -36,10 +51,9 @@ pub(crate) struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    pub(super) fn new(port: u16, tcp_ports: Vec<u16>, now: Time) -> Self {
+    pub(super) fn new(reach: OwnReach, now: Time) -> Self {
         OwnAddresses {
-            port,
-            tcp_ports,
+            reach,
             local: Vec::new(),
             seen_by: BTreeMap::new(),
             is_seen: false,
@@ -51,7 +65,7 @@ impl OwnAddresses {
 
     /// Sets the addresses of this host's interfaces.
     pub(super) fn set_local(&mut self, addresses: Vec<IpAddr>) {
-        self.local = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
+        self.local = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.reach.port)).collect();
     }
 
     /// The addresses of this host's interfaces, with its port.
@@ -118,7 +132,7 @@ mod tests {
         let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
         let peer = |n: u8| HostLabel([n; 6]);
         let second = |n: u64| Time::ZERO + Duration::from_secs(n);
-        let mut addresses = OwnAddresses::new(6783, Vec::new(), second(0));
+        let mut addresses = OwnAddresses::new(OwnReach::at_port(6783), second(0));
         addresses.set_local(vec![[192, 0, 2, 1].into()]);
         assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
         assert!(addresses.note_seen(peer(1), at(9), second(2)));
@@ -137,7 +151,7 @@ mod tests {
         let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 6783));
         let peer = HostLabel([1; 6]);
         let moment = |n: u64| Time::ZERO + Duration::from_millis(n);
-        let mut addresses = OwnAddresses::new(6783, Vec::new(), moment(0));
+        let mut addresses = OwnAddresses::new(OwnReach::at_port(6783), moment(0));
         assert!(addresses.note_seen(peer, at(8), moment(0)));
         assert!(!addresses.note_seen(peer, at(9), moment(500)));
         assert!(addresses.note_seen(peer, at(9), moment(1000)), "the same address again, once it may be told");
@@ -146,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_says_something_else_each_time_changes_what_is_announced_ever_more_seldom() {
-        let mut addresses = OwnAddresses::new(6783, Vec::new(), Time::ZERO);
+        let mut addresses = OwnAddresses::new(OwnReach::at_port(6783), Time::ZERO);
         let changes = (0..600u64).filter(|second| {
             let seen = SocketAddr::from(([198, 51, (second / 250) as u8, (second % 250) as u8], 6783));
             addresses.note_seen(HostLabel([1; 6]), seen, Time::ZERO + Duration::from_secs(*second))

@@ -177,13 +177,7 @@ mod tests {
     fn topology_with_nat() -> (Topology, Table) {
         let mut topology = lone();
         topology.meet(PEER, Default::default());
-        let record = HostRecord {
-            name: "host2".into(),
-            addresses: Vec::new(),
-            seen: vec![remote().remote],
-            tcp: Vec::new(),
-            boot: 1,
-        };
+        let record = HostRecord { name: "host2".into(), seen: vec![remote().remote], ..HostRecord::default() };
         topology.on_host(PEER, Some(&record), at(0));
         (topology, Table([(PEER, 7)].into()))
     }

@@ -4,7 +4,7 @@
 //! the costs agree on the paths, so there are no loops once the records are everywhere. Ties go to the lower label.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use weft_crypto::HostLabel;
@@ -20,6 +20,8 @@ const RTT_FLOOR: Duration = Duration::from_millis(2);
 #[derive(Default)]
 pub struct Graph {
     edges: BTreeMap<HostLabel, BTreeMap<HostLabel, LinkRecord>>,
+    /// Hosts that no path leads through (RFC 6987).
+    stubs: BTreeSet<HostLabel>,
 }
 
 /// The way to one host.
@@ -39,6 +41,7 @@ pub struct Route {
 struct Indexed {
     labels: Vec<HostLabel>,
     edges: Vec<Vec<(usize, LinkRecord)>>,
+    is_stub: Vec<bool>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +68,16 @@ impl Graph {
         was_there
     }
 
+    /// A host is a stub, or is not; true if that is news.
+    pub fn set_stub(&mut self, host: HostLabel, is_stub: bool) -> bool {
+        if is_stub { self.stubs.insert(host) } else { self.stubs.remove(&host) }
+    }
+
+    /// Whether a host is a stub.
+    pub fn is_stub(&self, host: HostLabel) -> bool {
+        self.stubs.contains(&host)
+    }
+
     /// Links that `from` says to have.
     pub fn of(&self, from: HostLabel) -> impl Iterator<Item = (HostLabel, LinkRecord)> {
         self.edges.get(&from).into_iter().flatten().map(|(to, link)| (*to, *link))
@@ -88,6 +101,7 @@ impl Graph {
             let Some(Distance { cost, max_datagram, first }) = *distance else { continue };
             let backup = (neighbours.iter().zip(&theirs))
                 .filter(|((neighbour, _), _)| *neighbour != first)
+                .filter(|((neighbour, _), _)| *neighbour == to || !graph.is_stub[*neighbour])
                 .filter_map(|((neighbour, link), distances)| {
                     let onward = distances[to]?.cost;
                     let back = distances[start].map_or(u32::MAX, |back| back.cost);
@@ -126,7 +140,8 @@ impl Graph {
             counted.collect()
         };
         let edges = labels.iter().map(links).collect();
-        Indexed { labels, edges }
+        let is_stub = labels.iter().map(|label| self.is_stub(*label)).collect();
+        Indexed { labels, edges, is_stub }
     }
 }
 
@@ -140,6 +155,9 @@ impl Indexed {
                 continue;
             }
             done[at] = Some(Distance { cost, max_datagram, first });
+            if at != start && self.is_stub[at] {
+                continue;
+            }
             for (to, link) in &self.edges[at] {
                 let cost = cost.saturating_add(link.cost);
                 // Equal costs go on the heap, too: there the lower label wins, the same way everywhere.
@@ -212,6 +230,21 @@ mod tests {
         let routes = graph.routes(label(1));
         assert_eq!(routes[&label(2)].backup, None);
         assert_eq!(routes[&label(3)].backup, Some(label(4)));
+    }
+
+    #[test]
+    fn no_path_leads_through_a_stub_and_paths_lead_to_it_and_from_it() {
+        let mut graph = graph(&[(1, 2, 10), (2, 4, 10), (1, 3, 10), (3, 4, 15)]);
+        assert!(graph.set_stub(label(2), true) && !graph.set_stub(label(2), true));
+        let routes = graph.routes(label(1));
+        assert_eq!(routes[&label(2)].via, label(2));
+        let to_far = routes[&label(4)];
+        assert_eq!((to_far.via, to_far.backup, to_far.cost), (label(3), None, 25));
+        assert_eq!(graph.routes(label(2)).len(), 3, "it reaches all others itself");
+        assert_eq!(graph.next_hop(label(4), label(1)), Some(label(3)));
+        graph.set_stub(label(3), true);
+        assert!(!graph.routes(label(1)).contains_key(&label(4)));
+        assert!(graph.set_stub(label(2), false) && graph.routes(label(1)).contains_key(&label(4)));
     }
 
     #[test]

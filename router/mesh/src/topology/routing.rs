@@ -24,8 +24,10 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    pub(super) fn new(own: HostLabel, now: Time) -> Self {
-        Routing { own, graph: Graph::default(), routes: BTreeMap::new(), is_stale: false, after: now, has_news: true }
+    pub(super) fn new(own: HostLabel, is_stub: bool, now: Time) -> Self {
+        let mut graph = Graph::default();
+        graph.set_stub(own, is_stub);
+        Routing { own, graph, routes: BTreeMap::new(), is_stale: false, after: now, has_news: true }
     }
 
     /// When routes are to be computed, if they are.
@@ -45,6 +47,16 @@ impl Routing {
             Some(link) => self.graph.set(from, to, link),
             None => self.graph.unset(from, to),
         };
+    }
+
+    /// A host relays nothing between others, or does.
+    pub(super) fn set_stub(&mut self, host: HostLabel, is_stub: bool) {
+        self.is_stale |= host != self.own && self.graph.set_stub(host, is_stub);
+    }
+
+    /// Whether a host relays nothing between others.
+    pub(crate) fn is_stub(&self, host: HostLabel) -> bool {
+        self.graph.is_stub(host)
     }
 
     /// This host has a link, or (with `None`) lost it.
@@ -148,7 +160,7 @@ mod tests {
 
     /// Host 1 with neighbours 2 and 3, both linked with 4.
     fn square() -> Routing {
-        let mut routing = Routing::new(label(1), Time::ZERO);
+        let mut routing = Routing::new(label(1), false, Time::ZERO);
         for (a, b, cost) in [(2, 4, 10), (3, 4, 20), (1, 2, 10), (1, 3, 10)] {
             routing.hear(label(b), label(a), link(cost));
             match a {
