@@ -20,7 +20,8 @@ use weft_mesh::wire::SegmentId;
 
 use crate::attach::addresses::Lease;
 use crate::daemon::state::{Change, Store};
-use crate::dataplane::worker::{Clock, PuntSender, WorkerHandle};
+use crate::dataplane::clock::Clock;
+use crate::dataplane::worker::{PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
 use crate::transport::Port;
 

@@ -1,5 +1,6 @@
 //! Frames between TAPs and the transport: one worker per core.
 
+pub mod clock;
 pub mod polling;
 mod streams;
 pub mod taps;

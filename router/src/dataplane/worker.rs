@@ -14,7 +14,7 @@ use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
@@ -34,6 +34,7 @@ use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
 use weft_sys::TapIo;
 
+use crate::dataplane::clock::Clock;
 use crate::dataplane::polling::{Last, Pauses};
 use crate::dataplane::streams::{BYTES_PER_READ, Streams};
 use crate::error::{Doing, Result};
@@ -52,27 +53,6 @@ const BYTES_PER_FLUSH: usize = 256 * 1024;
 
 /// How long a worker that carries little needs the core at a time: the least there is to ask for.
 const SHORT_TURN: Duration = Duration::from_micros(100);
-
-/// The clock that nodes and workers share: nanoseconds since the router's start.
-#[derive(Clone, Copy)]
-pub struct Clock(Instant);
-
-impl Clock {
-    /// A clock that starts now, an hour after its epoch, so that "long ago" is in the past.
-    pub fn start() -> Self {
-        Clock(Instant::now())
-    }
-
-    /// The time.
-    pub fn now(&self) -> Time {
-        Time::from_nanos(3_600_000_000_000 + self.0.elapsed().as_nanos() as u64)
-    }
-
-    /// When that time is, for timers.
-    pub fn instant(&self, time: Time) -> Instant {
-        self.0 + Duration::from_nanos(time.as_nanos().saturating_sub(3_600_000_000_000))
-    }
-}
 
 /// What the workers counted and the node does not know.
 #[derive(Default)]
