@@ -78,6 +78,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Control::Punch(Punch::Open { hops: 2 }),
         Control::Punch(Punch::Opened),
         Control::Punch(Punch::Asked),
+        Control::Punch(Punch::Spread),
     ];
     let controls = single.into_iter().chain(gossip.into_iter().map(|message| Control::Records(message.encode())));
     controls.map(|control| joined([&[&[10], &control.encode(0)[1..]].concat()[..]])).collect()

@@ -107,6 +107,7 @@ impl Host {
                 Output::Reply(_, Ok(reply)) => self.replies.push(reply),
                 Output::Reply(_, Err(_))
                 | Output::Open { .. }
+                | Output::Spread { .. }
                 | Output::Connection { .. }
                 | Output::Names(_)
                 | Output::Persist { .. }

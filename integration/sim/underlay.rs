@@ -86,10 +86,12 @@ impl World {
 
     /// Puts a run on the network; each of its datagrams has its own fate.
     pub(super) fn transmit(&mut self, from: HostNumber, lane: Lane, to: Path, data: Vec<u8>, stride: usize) {
-        if to.transport != Transport::Udp {
-            return self.transmit_by_tcp(from, to, &data, stride);
-        }
-        let Some((source, end)) = self.way(from, to.remote) else { return };
+        let spare = match to.transport {
+            Transport::Udp => None,
+            Transport::SpareUdp(port) => Some(port),
+            Transport::Tcp | Transport::AcceptedTcp => return self.transmit_by_tcp(from, to, &data, stride),
+        };
+        let Some((source, end)) = self.way(from, spare, to.remote) else { return };
         self.bytes_sent += data.len() as u64;
         self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
         let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
@@ -155,24 +157,42 @@ impl World {
 
     /// A datagram leaves a host that gets no further than the host's own NAT.
     pub(super) fn open_nats(&mut self, from: HostNumber, to: Path) {
-        self.way(from, to.remote);
+        self.way(from, None, to.remote);
+    }
+
+    /// A host opens spare ports, and from each a datagram leaves that gets no further than the host's own NAT.
+    pub(super) fn spread(&mut self, from: HostNumber, towards: &[Path], count: usize) {
+        let first = self.hosts[from].spares.end;
+        self.hosts[from].spares.end += count as u16;
+        for (port, to) in (first..first + count as u16).flat_map(|port| towards.iter().map(move |to| (port, to))) {
+            self.way(from, Some(port), to.remote);
+        }
     }
 
     /// A datagram comes to a NAT from outside.
     pub(super) fn arrive(&mut self, nat: usize, from: SocketAddr, port: u16, data: Vec<u8>) {
-        let inside = self.nats[nat].inbound(from, port, self.now);
-        if let Some(host) = inside.and_then(|inside| self.host_at(inside)) {
+        let Some(inside) = self.nats[nat].inbound(from, port, self.now) else { return };
+        let (host, path) = match self.host_at(inside) {
+            Some(host) => (Some(host), Path::udp(from)),
+            None => {
+                let is_its = |host: &Host| host.address.ip() == inside.ip() && host.spares.contains(&inside.port());
+                let transport = Transport::SpareUdp(inside.port());
+                (self.hosts.iter().position(is_its), Path { transport, ..Path::udp(from) })
+            }
+        };
+        if let Some(host) = host {
             let stride = data.len();
-            self.deliver(host, Path::udp(from), data, stride);
+            self.deliver(host, path, data, stride);
         }
     }
 
-    /// Where a datagram from a host comes out, and where it then seems to come from. None: no router knows the way.
-    fn way(&mut self, from: HostNumber, to: SocketAddr) -> Option<(SocketAddr, End)> {
+    /// Where a datagram from a host's port, or a spare one, comes out, and where it then seems to come from. None: no router knows the way.
+    fn way(&mut self, from: HostNumber, spare: Option<u16>, to: SocketAddr) -> Option<(SocketAddr, End)> {
         let source = match &self.hosts[from] {
             Host { second: Some(second), .. } if self.rng.random() => *second,
             first => first.address,
         };
+        let source = SocketAddr::new(source.ip(), spare.unwrap_or(source.port()));
         let own_nat = self.hosts[from].nat;
         let end = match self.host_at(to) {
             Some(host) => End::Host(host),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ use super::weather::Weather;
 /// A host's number: its place in [`World::hosts`].
 pub type HostNumber = usize;
 
+/// The number of a host's first spare port.
+const FIRST_SPARE: u16 = 10_000;
+
 /// A simulated host.
 pub struct Host {
     /// Whose key it has.
@@ -49,6 +53,8 @@ pub struct Host {
     pub tcp_ports: Vec<u16>,
     /// Addresses of NATs that lead to it.
     pub advertised: Advertised,
+    /// Its spare ports.
+    pub(super) spares: Range<u16>,
     /// Whether it relays nothing.
     pub is_stub: bool,
     /// Whether its network lets no UDP pass.
@@ -195,6 +201,7 @@ impl World {
             second: None,
             nat: None,
             tcp_ports: Vec::new(),
+            spares: FIRST_SPARE..FIRST_SPARE,
             advertised: Advertised::default(),
             is_stub: false,
             blocks_udp: false,
@@ -434,6 +441,7 @@ impl World {
         match output {
             Output::Transmit { lane, to, data, stride } => self.transmit(number, lane, to, data, stride),
             Output::Open { to, .. } => self.open_nats(number, to),
+            Output::Spread { towards, count, .. } => self.spread(number, &towards, count),
             Output::Publish(snapshot) => {
                 let delay = self.rng.random_range(0..=self.publish_delay.as_nanos() as u64);
                 let life = self.hosts[number].life;

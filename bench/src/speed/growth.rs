@@ -254,6 +254,7 @@ impl Guest {
                 }
                 Output::Connection { .. }
                 | Output::Open { .. }
+                | Output::Spread { .. }
                 | Output::Reply(..)
                 | Output::Names(_)
                 | Output::Persist { .. }

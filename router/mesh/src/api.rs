@@ -182,9 +182,18 @@ pub enum Output {
         /// How many routers pass it on (TTL, hop limit).
         hops: u8,
     },
-    /// How a connection is used from now on.
+    /// Open spare ports, and send from each of them what [`Output::Open`] does.
+    Spread {
+        /// Where the datagrams of each would go.
+        towards: Vec<Path>,
+        /// How many ports.
+        count: usize,
+        /// How many routers pass them on: the first number for the first port, the next for the next, and over again.
+        hops: [u8; 2],
+    },
+    /// How a connection or a spare port is used from now on.
     Connection {
-        /// The path of the connection.
+        /// Its path.
         path: Path,
         /// How.
         usage: Usage,

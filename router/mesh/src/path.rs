@@ -20,6 +20,8 @@ pub struct Path {
 pub enum Transport {
     /// One datagram in one UDP datagram.
     Udp,
+    /// The same by a spare port of this host, which a peer found.
+    SpareUdp(u16),
     /// A TCP connection that this host opens at need.
     Tcp,
     /// A TCP connection that the other end opened. Once it is closed its remote address leads nowhere.
@@ -44,7 +46,17 @@ impl Path {
 
     /// Whether datagrams go by UDP.
     pub(crate) fn is_udp(self) -> bool {
-        self.transport == Transport::Udp
+        matches!(self.transport, Transport::Udp | Transport::SpareUdp(_))
+    }
+
+    /// Whether it lasts only while it is open here, as a connection does.
+    pub(crate) fn is_opened(self) -> bool {
+        self.transport != Transport::Udp
+    }
+
+    /// Whether it can be tried at any time: it leads to where the peer waits for others.
+    pub(crate) fn is_lasting(self) -> bool {
+        matches!(self.transport, Transport::Udp | Transport::Tcp)
     }
 
     /// Returns the same path from the address that the kernel chooses.
@@ -69,7 +81,7 @@ impl Transport {
     /// Returns the transport's name in reports.
     pub const fn name(self) -> &'static str {
         match self {
-            Transport::Udp => "udp",
+            Transport::Udp | Transport::SpareUdp(_) => "udp",
             Transport::Tcp | Transport::AcceptedTcp => "tcp",
         }
     }
@@ -77,7 +89,11 @@ impl Transport {
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.transport.name(), self.remote)
+        write!(f, "{}://{}", self.transport.name(), self.remote)?;
+        match self.transport {
+            Transport::SpareUdp(port) => write!(f, " from port {port}"),
+            Transport::Udp | Transport::Tcp | Transport::AcceptedTcp => Ok(()),
+        }
     }
 }
 
@@ -98,5 +114,7 @@ mod tests {
         let path = Path::udp("[2001:db8::1]:6783".parse().unwrap());
         assert_eq!(path.to_string(), "udp://[2001:db8::1]:6783");
         assert_eq!(Path::accepted_tcp(path.remote).to_string(), "tcp://[2001:db8::1]:6783");
+        let spare = Path { transport: Transport::SpareUdp(40_000), ..path };
+        assert_eq!(spare.to_string(), "udp://[2001:db8::1]:6783 from port 40000");
     }
 }

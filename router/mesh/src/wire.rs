@@ -218,6 +218,8 @@ pub enum Punch {
     Opened,
     /// The sender was just asking at all addresses of the receiver, whose turn it is now.
     Asked,
+    /// The sender has opened many spare ports towards the receiver: it may search for one at the sender's NAT.
+    Spread,
 }
 
 mod serde_bytes_vec {

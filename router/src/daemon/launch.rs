@@ -41,6 +41,7 @@ use crate::error::{Doing, Failure, Result};
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
 use crate::transport::Port;
+use crate::transport::spare::{self, SparePorts};
 use crate::transport::tcp::connection::Connection;
 use crate::transport::tcp::{self, Connections, Ends};
 use crate::transport::udp::UdpPort;
@@ -199,7 +200,8 @@ impl Built {
         let (punts, inbox) = punt_queues();
         let counters = Arc::new(Counters::default());
         let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone());
-        let port = Port { udp: ports[0].try_clone()?, tcp: tcp.clone() };
+        let (spares, spare_changes) = SparePorts::new();
+        let port = Port { udp: ports[0].clone(), tcp: tcp.clone(), spares: spares.clone() };
         let shared = Shared {
             pauses: Pauses::new(options.busy_poll),
             snapshot: snapshot.clone(),
@@ -209,7 +211,7 @@ impl Built {
         };
         let numbered = ports.into_iter().enumerate();
         let workers: Vec<Worker> = numbered
-            .map(|(number, udp)| Worker::start(number, Port { udp, tcp: tcp.clone() }, &shared))
+            .map(|(number, udp)| Worker::start(number, Port { udp, ..port.clone() }, &shared))
             .collect::<Result<_>>()?;
         // Any of them has a queue of each segment.
         let handles: Vec<WorkerHandle> = workers.iter().map(Worker::handle).collect();
@@ -263,7 +265,9 @@ impl Built {
             false => None,
         };
         tasks.spawn(tcp.clone().sweep());
-        tasks.spawn(spread(opened, handles));
+        tasks.spawn(spread(opened, handles.clone()));
+        tasks.spawn(spares.sweep());
+        tasks.spawn(give_spares(spare_changes, handles));
         for listener in listeners {
             tasks.spawn(tcp.clone().accept(tcp::in_runtime(listener)?));
         }
@@ -309,6 +313,17 @@ async fn spread(mut opened: UnboundedReceiver<Arc<Connection>>, workers: Vec<Wor
     for worker in workers.iter().cycle() {
         let Some(connection) = opened.recv().await else { return };
         worker.receive(connection);
+    }
+}
+
+/// Gives spare ports that are opened to one worker, and tells all which are closed.
+async fn give_spares(mut changes: UnboundedReceiver<spare::Change>, workers: Vec<WorkerHandle>) {
+    for worker in workers.iter().cycle() {
+        match changes.recv().await {
+            Some(spare::Change::Opened(ports)) => worker.listen(ports),
+            Some(spare::Change::Closed) => workers.iter().for_each(WorkerHandle::tidy),
+            None => return,
+        }
     }
 }
 

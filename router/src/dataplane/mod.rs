@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod polling;
+mod spares;
 mod streams;
 pub mod taps;
 pub mod worker;

@@ -36,13 +36,15 @@ use weft_sys::TapIo;
 
 use crate::dataplane::clock::Clock;
 use crate::dataplane::polling::{Last, Pauses};
+use crate::dataplane::spares::Spares;
 use crate::dataplane::streams::{BYTES_PER_READ, Streams};
 use crate::error::{Doing, Result};
 use crate::transport::Port;
+use crate::transport::spare::SparePort;
 use crate::transport::tcp::connection::Connection;
-use crate::transport::udp::{BATCH, BUFFER};
+use crate::transport::udp::{BATCH, BUFFER, UdpPort};
 
-/// What epoll says when something is there: datagrams of the lane with this number, an order, or something at the TAP or the connection
+/// What epoll says when something is there: datagrams of the lane with this number, an order, or something at the TAP, the spare port or the connection
 /// with this number or a higher one; the number after a connection's says that it has room.
 const WAKE: u64 = Lane::ALL.len() as u64;
 const FIRST: u64 = WAKE + 1;
@@ -72,6 +74,8 @@ enum Order {
     Remove(SegmentId),
     Write(SegmentId, Vec<u8>),
     Receive(Arc<Connection>),
+    Listen(Vec<Arc<SparePort>>),
+    Tidy,
     Stop,
 }
 
@@ -120,6 +124,16 @@ impl WorkerHandle {
     /// Has what comes over an open connection received.
     pub fn receive(&self, connection: Arc<Connection>) {
         self.order(Order::Receive(connection));
+    }
+
+    /// Has what comes by spare ports received from now on.
+    pub fn listen(&self, ports: Vec<Arc<SparePort>>) {
+        self.order(Order::Listen(ports));
+    }
+
+    /// Has closed spare ports let go.
+    pub fn tidy(&self) {
+        self.order(Order::Tidy);
     }
 
     fn order(&self, order: Order) {
@@ -171,6 +185,7 @@ impl Worker {
             snapshot,
             clock,
             streams: Streams::default(),
+            spares: Spares::default(),
             next_number: FIRST,
             ready: Vec::new(),
             frame: vec![0; MAX_FRAME + 1],
@@ -216,6 +231,7 @@ struct Run {
     snapshot: Arc<ArcSwap<Snapshot>>,
     clock: Clock,
     streams: Streams,
+    spares: Spares,
     next_number: u64,
     /// The TAPs to read this time.
     ready: Vec<SegmentId>,
@@ -259,7 +275,10 @@ impl Run {
             }
             let snapshot = self.snapshot.load();
             for lane in Lane::ALL.into_iter().filter(|lane| has_datagrams[*lane as usize]) {
-                self.receive(&snapshot, lane);
+                self.receive(&snapshot, lane, None);
+            }
+            for port in self.spares.take_ready() {
+                self.receive(&snapshot, Lane::Main, Some(&port.udp));
             }
             self.receive_streams(&snapshot);
             let mut ready = std::mem::take(&mut self.ready);
@@ -306,9 +325,9 @@ impl Run {
         }
     }
 
-    /// Something is at a TAP or a connection.
+    /// Something is at a TAP, a connection or a spare port.
     fn note_ready(&mut self, number: u64) {
-        if !self.streams.note(number) {
+        if !self.streams.note(number) && !self.spares.note(number) {
             // A deleted interface reports nothing but an error: reading it will say so.
             self.out.taps.values_mut().filter(|tap| tap.number == number).for_each(|tap| tap.is_ready = true);
         }
@@ -333,6 +352,10 @@ impl Run {
                         self.out.port.tcp.close(&connection);
                     }
                 }
+                Order::Listen(ports) => {
+                    ports.into_iter().for_each(|port| self.spares.add(&self.epoll, &mut self.next_number, port));
+                }
+                Order::Tidy => self.spares.tidy(&self.epoll),
                 Order::Stop => return false,
             }
         }
@@ -361,20 +384,21 @@ impl Run {
         }
     }
 
-    /// Takes one batch from a lane.
-    fn receive(&mut self, snapshot: &Snapshot, lane: Lane) {
+    /// Takes one batch from a lane of the worker's own sockets, or of a spare port's.
+    fn receive(&mut self, snapshot: &Snapshot, lane: Lane, spare: Option<&UdpPort>) {
         let mut meta = [RecvMeta::default(); BATCH];
         let mut chunks = self.buffers.chunks_mut(BUFFER);
         let mut slices: [IoSliceMut<'_>; BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         // Nothing, or what ICMP reported about an earlier datagram: the socket goes on.
-        let Ok(count) = self.out.port.udp.receive(lane, &mut slices, &mut meta) else { return };
-        self.out.lane = lane;
+        let udp = spare.unwrap_or(&self.out.port.udp);
+        let Ok(count) = udp.receive(lane, &mut slices, &mut meta) else { return };
         let now = self.clock.now();
         let mut filled: Vec<RxBuffer<'_>> = (self.buffers.chunks_mut(BUFFER).zip(&meta[..count]))
-            .map(|(data, meta)| (self.out.port.udp.path_of(meta), &mut data[..meta.len], meta.stride))
+            .map(|(data, meta)| (udp.path_of(meta), &mut data[..meta.len], meta.stride))
             .map(|(from, data, stride)| RxBuffer { from, data, stride })
             .collect();
+        self.out.lane = lane;
         let carried = self.path.datagrams(snapshot, now, &mut filled, &mut self.out);
         self.pauses.carried(Last::Datagrams, carried);
     }

@@ -17,11 +17,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Protocol, Socket, Type};
 use weft_crypto::{envelope, session};
-use weft_mesh::path::Path;
+use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
 use super::addresses::{Source, mapped, socket_for, unmapped, unspecified, with_a_family_there_is};
-use crate::error::{Doing, Failure, Result};
+use crate::error::{Failure, Result};
 
 /// A burst at full speed must fit while a worker is busy: without depth, datagrams are lost and TCP slows down.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -37,13 +37,16 @@ pub const BATCH: usize = 16;
 /// The largest run the kernel joins.
 pub const BUFFER: usize = 65_536;
 
-/// One worker's sockets, with what the kernel can do on them.
+/// One worker's sockets, or a spare port's, with what the kernel can do on them.
+#[derive(Clone)]
 pub struct UdpPort {
     /// In the order of [`Lane::ALL`].
-    sockets: [std::net::UdpSocket; Lane::ALL.len()],
+    sockets: [Arc<std::net::UdpSocket>; Lane::ALL.len()],
     /// What bulk leaves by, if not by its lane's. No epoll waits on it: for a socket that epoll waits on, the kernel looks for
     /// whom to wake at each packet that has left.
-    outlet: Option<std::net::UdpSocket>,
+    outlet: Option<Arc<std::net::UdpSocket>>,
+    /// What paths by them are called.
+    transport: Transport,
     state: Arc<UdpSocketState>,
     settings: Arc<Settings>,
     is_v6: bool,
@@ -90,13 +93,23 @@ impl UdpPort {
         let settings = Arc::new(Settings { marks: AtomicBool::new(true), is_multihomed: Default::default() });
         let port = |((urgent, main), outlet)| {
             let (sockets, state, settings) = ([urgent, main], state.clone(), settings.clone());
-            UdpPort { sockets, outlet, state, settings, is_v6 }
+            UdpPort { sockets, outlet, transport: Transport::Udp, state, settings, is_v6 }
         };
         Ok(urgents.into_iter().zip(mains).zip(outlets).map(port).collect())
     }
 
-    fn open(address: SocketAddr, lane: Lane) -> io::Result<std::net::UdpSocket> {
-        let socket = Self::socket(address, true)?;
+    /// Opens a spare port beside these: one socket for both lanes, with a number that the kernel chooses. What is urgent leaves unmarked.
+    pub fn open_spare(&self) -> io::Result<UdpPort> {
+        let address = SocketAddr::new(self.socket_of(Lane::Main).local_addr()?.ip(), 0);
+        let socket = Self::open(address, Lane::Main)?;
+        let transport = Transport::SpareUdp(socket.local_addr()?.port());
+        let (sockets, state, settings) = ([socket.clone(), socket], self.state.clone(), self.settings.clone());
+        Ok(UdpPort { sockets, outlet: None, transport, state, settings, is_v6: self.is_v6 })
+    }
+
+    fn open(address: SocketAddr, lane: Lane) -> io::Result<Arc<std::net::UdpSocket>> {
+        // The kernel gives a port that is chosen by it to one socket.
+        let socket = Self::socket(address, address.port() != 0)?;
         // Beyond the system's limit only with CAP_NET_ADMIN; without it the limit has to do.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
@@ -116,7 +129,7 @@ impl UdpPort {
                 let _ = setsockopt(&socket, sockopt::Ipv6TClass, &LOW_LATENCY.into());
             }
         }
-        Ok(socket.into())
+        Ok(Arc::new(socket.into()))
     }
 
     fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
@@ -126,16 +139,6 @@ impl UdpPort {
         }
         socket.bind(&address.into())?;
         Ok(socket)
-    }
-
-    /// Another handle of the same sockets.
-    pub fn try_clone(&self) -> Result<UdpPort> {
-        let what = || "cannot share the UDP sockets".to_owned();
-        let clone = |socket: &std::net::UdpSocket| socket.try_clone().doing(what);
-        let [urgent, main] = self.sockets.each_ref().map(clone);
-        let outlet = self.outlet.as_ref().map(clone).transpose()?;
-        let (state, settings) = (self.state.clone(), self.settings.clone());
-        Ok(UdpPort { sockets: [urgent?, main?], outlet, state, settings, is_v6: self.is_v6 })
     }
 
     /// The socket of a lane, to wait on.
@@ -183,11 +186,11 @@ impl UdpPort {
         }
         if to.local.is_some() {
             // A refused source address would have quinn-udp send no more runs.
-            let main = self.outlet.as_ref().unwrap_or(self.socket_of(Lane::Main));
+            let main = self.outlet.as_deref().unwrap_or(self.socket_of(Lane::Main));
             return Self::send_as_set_up(main, to, contents, segment_size);
         }
         let own = self.socket_of(lane);
-        let socket = self.outlet.as_ref().filter(|_| lane == Lane::Main).unwrap_or(own);
+        let socket = self.outlet.as_deref().filter(|_| lane == Lane::Main).unwrap_or(own);
         let transmit = Transmit { destination: to.remote, ecn: None, contents, segment_size, src_ip: None };
         match self.state.try_send(socket.into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -257,7 +260,7 @@ impl UdpPort {
     pub fn path_of(&self, meta: &RecvMeta) -> Path {
         let is_multihomed = self.settings.is_multihomed[usize::from(meta.addr.is_ipv6())].load(Ordering::Relaxed);
         let asked = meta.dst_ip.filter(|_| is_multihomed).map(|ip| ip.to_canonical());
-        Path { local: asked, ..Path::udp(meta.addr) }
+        Path { transport: self.transport, remote: meta.addr, local: asked }
     }
 
     /// Receives into `buffers`; how many were filled.
@@ -386,7 +389,7 @@ mod tests {
             let marks = |lane, count| arrives_with(&ports, to, lane, count);
             assert_eq!((marks(Lane::Urgent, 1), marks(Lane::Urgent, 3)), (LOW_LATENCY, LOW_LATENCY), "{to}");
             assert_eq!((marks(Lane::Main, 1), marks(Lane::Main, 3)), (0, 0), "{to}");
-            ports[0].try_clone().unwrap().stop_marking();
+            ports[0].clone().stop_marking();
             assert_eq!((marks(Lane::Urgent, 1), marks(Lane::Urgent, 3)), (0, 0), "{to}");
         }
     }

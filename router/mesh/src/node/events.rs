@@ -10,6 +10,7 @@ use crate::records::writes::Writes;
 use crate::records::{Key, Record};
 use crate::sessions::SendKeys;
 use crate::stored::Stored;
+use crate::topology::prediction::{SPARE_HOPS, SPARE_PORTS};
 use crate::wire::{Control, Lane};
 use crate::{addresses, presence, sessions, topology};
 
@@ -76,6 +77,9 @@ impl Components {
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
             Said::Connection { path, usage } => self.outputs.push_back(Output::Connection { path, usage }),
+            Said::Spread { towards } => {
+                self.outputs.push_back(Output::Spread { towards, count: SPARE_PORTS, hops: SPARE_HOPS });
+            }
             Said::Open { to, hops } => self.outputs.push_back(Output::Open { to, hops }),
             Said::Handshake { peer, at, tries } => self.sessions.start_handshake(peer, Some(at), tries, now),
             Said::Announce(to, record) => {

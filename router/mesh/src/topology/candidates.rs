@@ -9,7 +9,7 @@ use weft_crypto::Time;
 use super::trial::Trial;
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
-use crate::path::{Path, Transport};
+use crate::path::Path;
 
 /// Paths tried for one peer.
 const MAX: usize = 24;
@@ -99,10 +99,10 @@ pub(super) struct Due {
 }
 
 impl Candidates {
-    /// Adds a path, unless only the peer can open it; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
+    /// Adds a path, unless it cannot be tried at any time; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
     /// answer.
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
-        if path.transport == Transport::AcceptedTcp {
+        if !path.is_lasting() {
             return false;
         }
         // What the peer asked now may not be this host's address when it is tried.

@@ -93,7 +93,7 @@ impl Targets {
     /// if no other was named at that address.
     pub(super) fn named_at(&self, path: Path) -> Option<SocketAddr> {
         let is_https = match path.transport {
-            Transport::Udp => false,
+            Transport::Udp | Transport::SpareUdp(_) => false,
             Transport::Tcp => path.remote.port() == HTTPS,
             Transport::AcceptedTcp => return None,
         };

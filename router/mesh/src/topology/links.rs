@@ -63,6 +63,7 @@ impl Topology {
                 peer.punching.rest();
             }
         }
+        self.events.extend(self.prediction.search(sessions, &mut self.rng, now));
     }
 
     /// Tries addresses that the operator named and that have not answered yet.
@@ -219,6 +220,9 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
+        if has_route {
+            self.events.extend(self.prediction.spread(label, peer, &self.addresses, now).into_iter().flatten());
+        }
         let waited = peer.punching.waited(now);
         let is_left_to_rounds = has_route && peer.punching.is_under_way(waited, now);
         let is_punched =
@@ -245,6 +249,8 @@ impl Topology {
         peer.candidates.reset(path, now);
         peer.candidates.on_answer(path);
         peer.punching.reset(now);
+        peer.spreads.reset();
+        self.prediction.end(label);
         peer.note(format!("up by {path}"), now);
         self.events.extend(Event::connection(path, Usage::InUse));
         let likely = peer.candidates.likely();

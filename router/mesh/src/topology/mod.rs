@@ -15,6 +15,7 @@ mod links;
 mod liveness;
 pub(crate) mod own_addresses;
 mod ping;
+pub(crate) mod prediction;
 mod pulse;
 mod punching;
 mod racing;
@@ -37,6 +38,7 @@ use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
 use own_addresses::{OwnAddresses, OwnReach};
+use prediction::{Prediction, Spreads};
 use punching::Punching;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -85,7 +87,11 @@ pub(crate) enum Event {
         to: Path,
         hops: u8,
     },
-    /// Whether a link goes over a connection now.
+    /// Spare ports are to be opened towards a peer's addresses.
+    Spread {
+        towards: Vec<Path>,
+    },
+    /// Whether a link goes over a connection or a spare port now.
     Connection {
         path: Path,
         usage: Usage,
@@ -120,7 +126,7 @@ pub(crate) enum Event {
 impl Event {
     /// What the shell is to know of a path that a link begins or ends to use.
     fn connection(path: Path, usage: Usage) -> Option<Event> {
-        (!path.is_udp()).then_some(Event::Connection { path, usage })
+        path.is_opened().then_some(Event::Connection { path, usage })
     }
 }
 
@@ -144,6 +150,7 @@ pub(crate) struct Topology {
     /// Announced links, and the routes over them.
     pub(crate) routing: Routing,
     fingers: Fingers,
+    prediction: Prediction,
     /// When changed costs may be announced again, and whether this tick may.
     costs_after: Time,
     announces_costs: bool,
@@ -163,6 +170,7 @@ struct Peer {
     marks: Marks,
     candidates: Candidates,
     punching: Punching,
+    spreads: Spreads,
     to_udp: Return,
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
@@ -198,6 +206,7 @@ impl Topology {
             addresses: OwnAddresses::new(setup.reach, now),
             routing: Routing::new(setup.own, setup.is_stub, now),
             fingers: Fingers::default(),
+            prediction: Prediction::new(now),
             costs_after: now,
             announces_costs: false,
             events: VecDeque::new(),
@@ -219,6 +228,7 @@ impl Topology {
             marks: Marks::default(),
             candidates: Candidates::default(),
             punching: Punching::default(),
+            spreads: Spreads::default(),
             to_udp: Return::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,

@@ -83,6 +83,11 @@ impl OwnAddresses {
         self.seen.iter().filter(|seen| !self.local.contains(seen)).copied().collect()
     }
 
+    /// Whether others see this host at a port that is not its own: its NAT may map each destination to another.
+    pub(super) fn is_mapped_elsewhere(&self) -> bool {
+        self.seen.iter().any(|seen| seen.port() != self.reach.port && !self.local.contains(seen))
+    }
+
     /// How peers see this host.
     pub(super) fn mapping(&self) -> Mapping {
         mapping(self.seen_by.values().copied(), self.is_seen)

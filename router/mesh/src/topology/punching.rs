@@ -132,15 +132,23 @@ impl Topology {
     /// Takes a peer's step of a round.
     pub(crate) fn on_punch(&mut self, label: HostLabel, step: Punch, sessions: &impl SessionTable, now: Time) {
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
+        let is_wanted = !self.targets.is_forgotten(label) && peer.link.is_none();
         // The peer has no link with this host any more, or not yet.
         peer.doubt(now);
         peer.punching.heard = now;
         peer.punching.joined = peer.punching.joined.saturating_add(u32::from(step != Punch::Asked));
+        if step == Punch::Spread {
+            if is_wanted {
+                self.prediction.begin(label, peer.seen.as_deref().unwrap_or_default(), &mut self.rng, now);
+                self.events.push_back(Event::Wake(now));
+            }
+            return;
+        }
         // One round costs either host one burst: what it opens and what it asks then go to the same addresses.
         let opened = peer.punching.opened.filter(|opened| step == Punch::Asked && now.since(*opened) < ASKED_WITHIN);
         peer.punching.opened = None;
         let may_ask = opened.is_some() || peer.punching.may_burst(now);
-        if self.targets.is_forgotten(label) || peer.link.is_some() || !may_ask {
+        if !is_wanted || !may_ask {
             return;
         }
         let to = peer.others(self.addresses.local());
@@ -155,6 +163,7 @@ impl Topology {
                 to.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
                 (step == Punch::Opened).then_some(Punch::Asked)
             }
+            Punch::Spread => None,
         };
         self.events.extend(next.map(|step| Event::Message(label, Control::Punch(step))));
     }

@@ -1,0 +1,306 @@
+//! Port prediction: a direct link where one host's NAT maps each destination to another port, and the other's lets in only what it was
+//! asked by.
+//!
+//! At which port such a NAT lets the peer in is known to neither host. So the one behind it opens many spare ports towards the peer, each of
+//! which its NAT maps to a port, and the peer asks at ports of the NAT: those near to the ones that others see, then any, until one of
+//! them is mapped. With 256 of 64,512 it has found one after 175 questions half of the time, after 2,048 in all cases but one of 3,600 (a birthday
+//! problem; Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across Network Address Translators", 2005, section 5.1, has prediction
+//! alone). The question that gets in is answered from the spare port, and the link goes by it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::Rng;
+use weft_crypto::{HostLabel, Time};
+
+use super::own_addresses::OwnAddresses;
+use super::{Event, Peer, SessionTable};
+use crate::bucket::Bucket;
+use crate::path::Path;
+use crate::wire::{Control, Lane, Punch};
+
+/// Spare ports opened towards a peer, and the routers that the datagrams of either half of them pass: those of one NAT, or of several in
+/// a row. None is to get to the peer's NATs, which may take it for their own.
+pub(crate) const SPARE_PORTS: usize = 256;
+pub(crate) const SPARE_HOPS: [u8; 2] = [2, 4];
+/// How long rounds of punching have first: they cost less.
+const ROUNDS_FIRST: Duration = Duration::from_secs(2);
+/// The wait before spare ports are opened towards one peer again, which doubles each time, the longest, and the one between two peers.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+const BETWEEN_PEERS: Duration = Duration::from_secs(8);
+/// Addresses of the peer that they are opened towards.
+const MAX_TOWARDS: usize = 2;
+/// Ports to ask at, in one search, in a second, and at once: 30 kB/s for six seconds.
+const QUESTIONS: usize = 2048;
+const QUESTIONS_PER_SECOND: usize = 320;
+const QUESTIONS_AT_ONCE: usize = 32;
+const PAUSE: Duration = Duration::from_millis(50);
+/// How far from a port seen by others the next ones of a NAT are that counts.
+const NEAR: u16 = 32;
+/// The lowest port that NATs map to.
+const LOWEST_PORT: u16 = 1024;
+/// Searches at once, and how many seconds earn one more. A member may say that it is behind a stranger's address: each search is
+/// 200 kB sent there.
+const SEARCHES: u64 = 8;
+const SECONDS_PER_SEARCH: u64 = 30;
+
+/// Spare ports opened towards one peer.
+#[derive(Default)]
+pub(super) struct Spreads {
+    next: Time,
+    count: u32,
+}
+
+impl Spreads {
+    /// Starts over: there is a link, or one of the hosts is elsewhere.
+    pub(super) fn reset(&mut self) {
+        *self = Spreads::default();
+    }
+}
+
+/// Port prediction of this host, with one peer after the other.
+pub(super) struct Prediction {
+    /// When spare ports may be opened towards another peer.
+    next: Time,
+    search: Option<Search>,
+    searches: Bucket,
+}
+
+/// A search for the port at which a peer's NAT lets this host in.
+struct Search {
+    peer: HostLabel,
+    began: Time,
+    ports: Vec<SocketAddr>,
+    asked: usize,
+}
+
+impl Prediction {
+    pub(super) fn new(now: Time) -> Self {
+        Prediction { next: now, search: None, searches: Bucket::new(SEARCHES * SECONDS_PER_SEARCH, now) }
+    }
+
+    /// Has spare ports opened towards a peer, and the peer told, if rounds have not led to a link and this host's ports are not known from
+    /// what others see.
+    pub(super) fn spread(
+        &mut self,
+        label: HostLabel,
+        peer: &mut Peer,
+        own: &OwnAddresses,
+        now: Time,
+    ) -> Option<[Event; 2]> {
+        let is_time = now >= self.next && now >= peer.spreads.next && peer.punching.waited(now) >= ROUNDS_FIRST;
+        if !is_time || !own.is_mapped_elsewhere() {
+            return None;
+        }
+        let towards = peer.outsides(own.local());
+        let wait = (FIRST_WAIT * 2u32.pow(peer.spreads.count.min(9))).min(LONGEST_WAIT);
+        peer.spreads = Spreads { next: now + wait, count: peer.spreads.count + 1 };
+        if towards.is_empty() {
+            return None;
+        }
+        self.next = now + BETWEEN_PEERS;
+        Some([Event::Spread { towards }, Event::Message(label, Control::Punch(Punch::Spread))])
+    }
+
+    /// Begins to search for the open ports of a peer that others see at these addresses, if no other search is under way.
+    pub(super) fn begin(&mut self, peer: HostLabel, seen: &[SocketAddr], rng: &mut impl Rng, now: Time) {
+        let ports = ports_to_ask(seen, rng);
+        if self.search.is_some()
+            || ports.is_empty()
+            || !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCHES * SECONDS_PER_SEARCH, now)
+        {
+            return;
+        }
+        self.search = Some(Search { peer, began: now, ports, asked: 0 });
+    }
+
+    /// There is a link with a peer.
+    pub(super) fn end(&mut self, peer: HostLabel) {
+        self.search.take_if(|search| search.peer == peer);
+    }
+
+    /// Asks at the next ports, and wants to be called again, while a search is under way.
+    pub(super) fn search(&mut self, sessions: &impl SessionTable, rng: &mut impl Rng, now: Time) -> Vec<Event> {
+        let Some((peer, to)) = self.questions(now) else { return Vec::new() };
+        let Some(index) = sessions.current(peer) else {
+            self.end(peer);
+            return Vec::new();
+        };
+        let question = |seen| {
+            // The peer asks back from where this gets to; nothing else comes of it.
+            let control = Control::Ping { id: rng.next_u32(), lane: Lane::Main, seen };
+            Event::Straight { peer, index, to: Path::udp(seen), lane: Lane::Main, control, size: 0 }
+        };
+        to.into_iter().map(question).chain([Event::Wake(now + PAUSE)]).collect()
+    }
+
+    /// Returns the peer that is searched for, and where to ask for it now.
+    fn questions(&mut self, now: Time) -> Option<(HostLabel, Vec<SocketAddr>)> {
+        let search = self.search.as_mut()?;
+        let earned = now.since(search.began).as_millis() as usize * QUESTIONS_PER_SECOND / 1000;
+        let until = earned.min(search.asked + QUESTIONS_AT_ONCE).min(search.ports.len());
+        let to = search.ports[search.asked.min(until)..until].to_vec();
+        let peer = search.peer;
+        search.asked = until;
+        if until == search.ports.len() {
+            self.search = None;
+        }
+        Some((peer, to))
+    }
+}
+
+impl Peer {
+    /// Where its NATs or firewalls have to be asked from outside: where others see it, or else its own addresses.
+    fn outsides(&self, own: &[SocketAddr]) -> Vec<Path> {
+        let seen = self.seen.iter().flatten().copied().filter(|seen| !own.contains(seen)).map(Path::udp);
+        let mut outsides: Vec<Path> = seen.take(MAX_TOWARDS).collect();
+        if outsides.is_empty() {
+            outsides = self.others(own);
+            outsides.truncate(MAX_TOWARDS);
+        }
+        outsides
+    }
+}
+
+/// Ports of the NAT that others see a peer behind, the likely ones first.
+fn ports_to_ask(seen: &[SocketAddr], rng: &mut impl Rng) -> Vec<SocketAddr> {
+    let Some(ip) = seen.first().map(SocketAddr::ip) else { return Vec::new() };
+    let known: Vec<u16> = seen.iter().filter(|seen| seen.ip() == ip).map(SocketAddr::port).collect();
+    let around = |away: u16| known.iter().flat_map(move |port| [port.checked_add(away), port.checked_sub(away)]);
+    let near = (1..=NEAR).flat_map(around).flatten().filter(|port| *port >= LOWEST_PORT);
+    let any = rand::seq::index::sample(rng, usize::from(u16::MAX - LOWEST_PORT) + 1, QUESTIONS);
+    let any = any.into_iter().map(|number| LOWEST_PORT + number as u16);
+    let mut met = BTreeSet::new();
+    let ports = near.chain(any).filter(|port| met.insert(*port)).take(QUESTIONS);
+    ports.map(|port| SocketAddr::new(ip, port)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    use super::*;
+    use crate::api::Usage;
+    use crate::path::Transport;
+    use crate::topology::lab::*;
+
+    fn rng() -> ChaCha20Rng {
+        ChaCha20Rng::from_seed([1; 32])
+    }
+
+    #[test]
+    fn likely_ports_are_asked_first_and_each_once() {
+        let seen = [40_000, 1030].map(|port| SocketAddr::from(([203, 0, 113, 9], port)));
+        let ports = ports_to_ask(&seen, &mut rng());
+        assert_eq!(ports.len(), QUESTIONS);
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), QUESTIONS);
+        assert!(ports.iter().all(|at| at.ip() == seen[0].ip() && at.port() >= LOWEST_PORT));
+        assert_eq!(ports[..4].iter().map(SocketAddr::port).collect::<Vec<_>>(), [40_001, 39_999, 1031, 1029]);
+        assert!(ports_to_ask(&[], &mut rng()).is_empty());
+    }
+
+    #[test]
+    fn a_search_is_slow_and_ends() {
+        let mut prediction = Prediction::new(at(0));
+        prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(0));
+        let (mut asked, mut now) = (0, 0);
+        while let Some((peer, to)) = prediction.questions(at(now)) {
+            assert!(peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
+            asked += to.len();
+            now += 50;
+        }
+        assert_eq!(asked, QUESTIONS);
+        assert!((6000..7000).contains(&now), "{now}");
+    }
+
+    #[test]
+    fn a_peer_that_has_opened_spare_ports_is_searched_for_at_its_nat() {
+        let (mut topology, table, _) = topology();
+        topology.on_punch(PEER, Punch::Spread, &table, at(0));
+        topology.tend_links(true, &table, at(100));
+        assert!(topology.prediction.search.is_none(), "it has not said where others see it");
+        events(&mut topology);
+        topology.peers.get_mut(&PEER).unwrap().seen = Some(vec![OWN_ADDRESS]);
+        topology.on_punch(PEER, Punch::Spread, &table, at(100));
+        topology.tend_links(true, &table, at(200));
+        let is_question = |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if to.remote.ip() == OWN_ADDRESS.ip());
+        assert_eq!(events(&mut topology).iter().filter(|event| is_question(event)).count(), QUESTIONS_AT_ONCE);
+        topology.tend_links(true, &Table::default(), at(300));
+        assert!(topology.prediction.search.is_none(), "without a session there are no questions");
+    }
+
+    #[test]
+    fn a_link_by_a_spare_port_keeps_it_and_others_are_not_told_of_it() {
+        let (mut topology, table, _) = topology();
+        let spare = Path { transport: Transport::SpareUdp(40_000), ..remote() };
+        topology.on_ping(PEER, 7, spare, (1, Lane::Main), (OWN_ADDRESS, 100), at(0));
+        let said = events(&mut topology);
+        let asked = said.iter().find_map(|event| match event {
+            Event::Straight { control: Control::Ping { id, .. }, to, .. } if *to == spare => Some(*id),
+            _ => None,
+        });
+        topology.on_pong(PEER, spare, asked.unwrap(), OWN_ADDRESS, 0, at(10));
+        let said = events(&mut topology);
+        let is_kept =
+            |event: &Event| matches!(event, Event::Connection { path, usage: Usage::InUse } if *path == spare);
+        assert!(said.iter().any(is_kept), "{said:?}");
+        assert!(topology.addresses.seen().is_empty());
+        assert!(topology.peers[&PEER].candidates.paths().all(|path| *path != spare));
+        topology.tend_links(true, &table, at(20));
+        topology.link_down(PEER, "nothing comes back", at(30));
+        let is_let_go =
+            |event: &Event| matches!(event, Event::Connection { path, usage: Usage::Idle } if *path == spare);
+        assert!(events(&mut topology).iter().any(is_let_go));
+    }
+
+    #[test]
+    fn a_search_ends_with_a_link() {
+        let mut prediction = Prediction::new(at(0));
+        prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(0));
+        prediction.end(OWN);
+        assert!(prediction.questions(at(100)).is_some());
+        prediction.end(PEER);
+        assert!(prediction.questions(at(200)).is_none());
+    }
+
+    #[test]
+    fn a_member_cannot_have_an_address_searched_again_and_again() {
+        let mut prediction = Prediction::new(at(0));
+        let mut asked = 0;
+        for now in (0..600_000).step_by(50) {
+            prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(now));
+            asked += prediction.questions(at(now)).map_or(0, |(_, to)| to.len());
+        }
+        let searches = asked.div_ceil(QUESTIONS);
+        assert!((10..=(SEARCHES + 600 / SECONDS_PER_SEARCH) as usize).contains(&searches), "{searches}");
+    }
+
+    #[test]
+    fn spare_ports_are_opened_after_rounds_and_ever_more_seldom() {
+        let mut topology = lone();
+        topology.meet(PEER, Default::default());
+        let peer = topology.peers.get_mut(&PEER).unwrap();
+        peer.seen = Some(vec![remote().remote]);
+        let mut spread = |own: &OwnAddresses| {
+            let mut when = Vec::new();
+            for second in 0..20_000 {
+                let now = at(second * 1000);
+                if let Some([Event::Spread { towards }, Event::Message(PEER, Control::Punch(Punch::Spread))]) =
+                    topology.prediction.spread(PEER, topology.peers.get_mut(&PEER).unwrap(), own, now)
+                {
+                    assert_eq!(towards, [remote()]);
+                    when.push(second);
+                }
+            }
+            when
+        };
+        let mut own = OwnAddresses::new(crate::topology::own_addresses::OwnReach::at_port(6783), at(0));
+        own.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 6783)), at(0));
+        assert_eq!(spread(&own), [0; 0], "its NAT leaves ports as they are");
+        own.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 50_000)), at(10_000));
+        assert_eq!(spread(&own), [2, 12, 32, 72, 152, 312, 632, 1272, 2552, 5112, 8712, 12_312, 15_912, 19_512]);
+    }
+}
