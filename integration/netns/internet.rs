@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,19 @@ pub enum Layer {
     SymmetricNat,
     /// The same, and what comes to its port 7000 by UDP goes to the host behind it.
     ForwardingNat,
+    /// A symmetric NAT that maps ports when a host asks for it so.
+    MappingNat(AskedBy),
     /// A NAT that lets out connections to web servers and nothing else.
     OnlyHttps,
+}
+
+/// How a NAT is asked to map a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AskedBy {
+    /// PCP and NAT-PMP.
+    Pcp,
+    /// UPnP.
+    Upnp,
 }
 
 /// The backbone and everything at it.
@@ -37,6 +49,18 @@ pub struct Internet {
     pub backbone: Ns,
     /// Namespaces of the routers before hosts, which last as long as this.
     pub routers: Vec<Ns>,
+    /// What runs on them.
+    daemons: Vec<Child>,
+}
+
+impl Drop for Internet {
+    fn drop(&mut self) {
+        for daemon in &mut self.daemons {
+            // It may have ended.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
 }
 
 impl Internet {
@@ -44,7 +68,7 @@ impl Internet {
     pub fn new() -> Internet {
         let backbone = Ns::new().expect("a namespace for the backbone");
         forward(&backbone);
-        Internet { backbone, routers: Vec::new() }
+        Internet { backbone, routers: Vec::new(), daemons: Vec::new() }
     }
 
     /// Joins a host by a leg of its own, `leg{number}` at the backbone and `up` at the host, behind the layers of its edge. Returns the address
@@ -73,8 +97,39 @@ impl Internet {
             self.routers.push(router);
         }
         self.link(&outer, host, number, edge.len());
+        if let [.., Layer::MappingNat(by)] = edge {
+            self.map_ports(number, *by);
+        }
         let [a, b] = network(edge.len());
         Ipv4Addr::new(a, b, number, 2)
+    }
+
+    /// Has the last router map ports of its LAN. It has an address for that which counts as a public one; miniupnpd maps none at others.
+    fn map_ports(&mut self, number: u8, by: AskedBy) {
+        let router = self.routers.last().expect("a router");
+        let outside = mapped_address(number);
+        ip(router, &format!("addr add {outside}/32 dev up"));
+        ip(&self.backbone, &format!("route add {outside} via 198.18.{number}.2"));
+        nft(router, PORT_MAPPING);
+        let [pcp, upnp] = [AskedBy::Pcp, AskedBy::Upnp].map(|way| if way == by { "yes" } else { "no" });
+        let config = format!(
+            "ext_ifname=up\next_ip={outside}\nlistening_ip=leg{number}\nenable_natpmp={pcp}\nenable_upnp={upnp}\n\
+             upnp_table_name=mapping\nupnp_nat_table_name=mapping\nsecure_mode=yes\nmin_lifetime=120\nmax_lifetime=86400\n\
+             uuid=00000000-0000-4000-8000-0000000000{number:02}\nallow 1024-65535 0.0.0.0/0 1024-65535\n"
+        );
+        let base = std::env::temp_dir().join(format!("weft-mapping-{}-{number}", std::process::id()));
+        let path = base.with_extension("conf");
+        std::fs::write(&path, config).expect("a configuration file");
+        let mut daemon = Command::new("miniupnpd");
+        daemon.args([
+            "-d".as_ref(),
+            "-f".as_ref(),
+            path.as_os_str(),
+            "-P".as_ref(),
+            base.with_extension("pid").as_os_str(),
+        ]);
+        daemon.stdout(Stdio::null()).stderr(Stdio::null());
+        self.daemons.push(router.spawn(daemon).expect("miniupnpd; scripts/test installs it"));
     }
 
     /// Joins two namespaces and has the inner one send everything to the outer.
@@ -93,6 +148,16 @@ impl Default for Internet {
         Internet::new()
     }
 }
+
+/// Where the NAT of a leg that maps ports has them.
+pub fn mapped_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(25, 0, number, 2)
+}
+
+const PORT_MAPPING: &str = "table inet mapping { chain miniupnpd { } chain prerouting_miniupnpd { } chain postrouting_miniupnpd { } \
+    chain pre { type nat hook prerouting priority -100; jump prerouting_miniupnpd; } \
+    chain post { type nat hook postrouting priority 90; jump postrouting_miniupnpd; } \
+    chain f { type filter hook forward priority 0; jump miniupnpd; } }";
 
 /// The first bytes of the addresses at a depth: public, behind one router, behind two.
 fn network(depth: usize) -> [u8; 2] {
@@ -119,7 +184,7 @@ fn rules(layer: Layer) -> &'static str {
         Layer::Firewall => FIREWALL,
         Layer::Nat => NAT,
         Layer::FilteringNat => FILTERING,
-        Layer::SymmetricNat | Layer::ForwardingNat => SYMMETRIC,
+        Layer::SymmetricNat | Layer::ForwardingNat | Layer::MappingNat(_) => SYMMETRIC,
         Layer::OnlyHttps => ONLY_HTTPS,
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::json;
 use weft_integration::alone;
-use weft_integration::netns::internet::{Edge, Layer, transfer};
+use weft_integration::netns::internet::{AskedBy, Edge, Layer, mapped_address, transfer};
 use weft_integration::netns::{Mesh, ip, nft, run};
 use weft_router::attach::prefix::Prefix;
 use weft_router::daemon::why;
@@ -121,6 +121,36 @@ fn hosts_that_move_at_once_have_a_direct_link_again() {
     println!("{carried:?}");
     assert!(carried.longest_silence < Duration::from_secs(4), "{carried:?}");
     drop(internet);
+}
+
+/// Two hosts behind NATs that give each destination another port; the NAT of one maps a port to it when asked. It does so as long as the router runs.
+#[test]
+fn a_port_that_the_nat_maps_when_asked_leads_to_the_host() {
+    let _alone = alone();
+    for (by, edge) in [("PCP", &[Layer::MappingNat(AskedBy::Pcp)]), ("UPnP", &[Layer::MappingNat(AskedBy::Upnp)])] {
+        let (mut mesh, internet, addresses) = Mesh::join("mapping", &[&[], edge, &[Layer::SymmetricNat]]);
+        [1, 2].into_iter().for_each(|host| mesh.add_argument(host, &addresses[0].to_string()));
+        let started = Instant::now();
+        (0..3).for_each(|host| mesh.launch(host));
+        let [_, from, to] = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
+        let outside = format!("{}:6783", mapped_address(1));
+        await_true("no port is mapped", || {
+            Ok(mesh.hosts[1].status()?["advertised"] == json!({ "udp": [outside], "tcp": [outside] }))
+        })
+        .unwrap();
+        let mapped = started.elapsed();
+        await_true("the port is not used", || Ok(mesh.hosts[2].peer("h1")?["remote"] == outside)).unwrap();
+        println!("{by}: mapped after {mapped:.1?}, direct after {:.1?}", started.elapsed());
+        let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+        let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
+        assert!(carried.bytes > 1 << 20, "{carried:?}");
+        let rules = || {
+            String::from_utf8_lossy(&run(&internet.routers[0], "nft", "list table inet mapping").stdout).into_owned()
+        };
+        assert!(rules().contains("dport 6783"), "{}", rules());
+        mesh.hosts[1].stop().unwrap();
+        assert!(!rules().contains("dport 6783"), "{}", rules());
+    }
 }
 
 /// A host is asked at its second address by one behind a firewall, which lets in only what comes from there.

@@ -102,6 +102,8 @@ pub enum Command {
     SetMtu(usize, u16),
     /// This host's own addresses, to be told to others.
     SetAddresses(Vec<IpAddr>),
+    /// Addresses of a NAT that lead to this host, beside those that its operator has lead to it: to be told to others.
+    SetMapped(Advertised),
     /// Have a name stand for addresses, beside those it stands for already.
     AddName(String, Vec<IpAddr>),
     /// Have it no longer stand for these, or for any if none are given.

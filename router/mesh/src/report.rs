@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::records::Health;
+use crate::records::{Advertised, Health};
 
 /// How a peer stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -167,6 +167,8 @@ pub struct Status {
     pub targets: Vec<TargetStatus>,
     /// Where this host may be reached: what it tells the others.
     pub addresses: Vec<SocketAddr>,
+    /// Addresses elsewhere that lead to it.
+    pub advertised: Advertised,
     /// Whether datagrams of the urgent lane leave marked as such.
     pub marks: bool,
     /// Rings of addresses.

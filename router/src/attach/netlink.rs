@@ -1,6 +1,6 @@
 //! The host's interfaces, by rtnetlink: bridges, veth pairs, addresses, routes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -74,6 +74,8 @@ pub struct Route {
     pub interface: Option<u32>,
     /// Whether another machine is to pass packets on.
     pub has_gateway: bool,
+    /// Its IPv4 address, if it has one and there is one way.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 impl Route {
@@ -81,12 +83,15 @@ impl Route {
         let length = message.header.destination_prefix_length;
         let is_v6 = message.header.address_family == AddressFamily::Inet6;
         let everywhere = if is_v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
-        let mut route = Route { to: Prefix(everywhere, length), interface: None, has_gateway: false };
+        let mut route = Route { to: Prefix(everywhere, length), interface: None, has_gateway: false, gateway: None };
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.0 = IpAddr::V4(*ip),
                 RouteAttribute::Destination(RouteAddress::Inet6(ip)) => route.to.0 = IpAddr::V6(*ip),
                 RouteAttribute::Oif(index) => route.interface = Some(*index),
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => {
+                    (route.has_gateway, route.gateway) = (true, Some(*ip))
+                }
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.has_gateway = true,
                 // Of several ways the first stands for all.
                 RouteAttribute::MultiPath(hops) => {

@@ -85,6 +85,10 @@ pub struct LaunchArgs {
     )]
     #[serde(deserialize_with = "one_or_more")]
     pub advertise: Vec<TransportAddress>,
+    /// Ask no NAT to map a port to this host
+    #[arg(long, env = "WEFT_NO_PORT_MAPPING", value_parser = FalseyValueParser::new())]
+    #[arg(help = "Do not ask the NAT before this host, by PCP, NAT-PMP or UPnP, to map a port to it")]
+    pub no_port_mapping: bool,
     /// Relay nothing between other hosts
     #[arg(long, env = "WEFT_NO_RELAY", value_parser = FalseyValueParser::new())]
     pub no_relay: bool,
@@ -175,6 +179,8 @@ pub struct Options {
     pub listen: ListenOn,
     /// Addresses elsewhere that lead to it.
     pub advertised: Advertised,
+    /// Whether the NAT before it is asked to map a port to it.
+    pub maps_ports: bool,
     /// Whether it relays between other hosts.
     pub relays: bool,
     /// The way of TCP connections, if not straight.
@@ -232,6 +238,7 @@ impl LaunchArgs {
         if self.advertise.is_empty() {
             self.advertise = file.advertise;
         }
+        self.no_port_mapping |= file.no_port_mapping;
         self.no_relay |= file.no_relay;
         self.proxy = self.proxy.or(file.proxy);
         self.state_dir = self.state_dir.or(file.state_dir);
@@ -320,6 +327,7 @@ impl LaunchArgs {
             secrets,
             listen: ListenOn::of(&self.listen)?,
             advertised: advertised(&self.advertise)?,
+            maps_ports: !self.no_port_mapping,
             relays: !self.no_relay,
             proxy: self.proxy,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),

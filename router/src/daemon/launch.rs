@@ -9,8 +9,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 use weft_crypto::{Ciphers, PeerId};
@@ -32,17 +32,18 @@ use crate::daemon::node_task::{EndpointChange, NodeHandle, NodeTask, Parts, punt
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
 use crate::dataplane::clock::Clock;
+use crate::dataplane::intake;
 use crate::dataplane::polling::Pauses;
 use crate::dataplane::taps::{self, Segments};
 use crate::dataplane::worker::{Counters, Shared, Worker, WorkerHandle};
 use crate::dns::{Dns, DnsParts};
 use crate::docker::{self, Docker, DockerParts};
 use crate::error::{Doing, Failure, Result};
+use crate::host::port_mapping::PortMappings;
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
 use crate::transport::Port;
-use crate::transport::spare::{self, SparePorts};
-use crate::transport::tcp::connection::Connection;
+use crate::transport::spare::SparePorts;
 use crate::transport::tcp::{self, Connections, Ends};
 use crate::transport::udp::UdpPort;
 
@@ -265,9 +266,10 @@ impl Built {
             false => None,
         };
         tasks.spawn(tcp.clone().sweep());
-        tasks.spawn(spread(opened, handles.clone()));
+        tasks.spawn(intake::connections(opened, handles.clone()));
         tasks.spawn(spares.sweep());
-        tasks.spawn(give_spares(spare_changes, handles));
+        tasks.spawn(intake::spare_ports(spare_changes, handles));
+        let mappings = PortMappings::of(number, &tcp::ports(&listeners));
         for listener in listeners {
             tasks.spawn(tcp.clone().accept(tcp::in_runtime(listener)?));
         }
@@ -298,32 +300,17 @@ impl Built {
             env!("CARGO_PKG_VERSION")
         );
         tasks.spawn(find_peers(api.clone()));
+        let (underlay, known) = watch::channel(underlay);
         tasks.spawn(underlay::follow(api.clone(), self.changes_below, api.node.links_changed(), underlay));
+        if api.options.maps_ports {
+            tasks.spawn(mappings.clone().keep(api.node.clone(), known));
+        }
         tasks.spawn(routing::keep(routing));
         tasks.spawn(control::serve(self.control, api.clone()));
         tasks.spawn(chores(api.clone()));
         tasks.spawn(change_endpoints(api.clone(), changes));
         install::notify_ready();
-        Ok(Running { api, tasks, _sockets: self.sockets })
-    }
-}
-
-/// Gives each connection that opens to the next worker in turn.
-async fn spread(mut opened: UnboundedReceiver<Arc<Connection>>, workers: Vec<WorkerHandle>) {
-    for worker in workers.iter().cycle() {
-        let Some(connection) = opened.recv().await else { return };
-        worker.receive(connection);
-    }
-}
-
-/// Gives spare ports that are opened to one worker, and tells all which are closed.
-async fn give_spares(mut changes: UnboundedReceiver<spare::Change>, workers: Vec<WorkerHandle>) {
-    for worker in workers.iter().cycle() {
-        match changes.recv().await {
-            Some(spare::Change::Opened(ports)) => worker.listen(ports),
-            Some(spare::Change::Closed) => workers.iter().for_each(WorkerHandle::tidy),
-            None => return,
-        }
+        Ok(Running { api, tasks, mappings, _sockets: self.sockets })
     }
 }
 
@@ -344,6 +331,7 @@ async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) {
 struct Running {
     api: Api,
     tasks: JoinSet<()>,
+    mappings: Arc<PortMappings>,
     _sockets: Vec<RemoveOnDrop>,
 }
 
@@ -360,6 +348,7 @@ impl Running {
         let _ = self.api.node.tell(Command::Leave).await;
         tokio::time::sleep(GOODBYE).await;
         self.tasks.shutdown().await;
+        self.mappings.release().await;
         if let Some(dns) = self.api.dns {
             dns.stop();
         }

@@ -27,6 +27,7 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         endpoints: _,
         targets,
         addresses,
+        advertised,
         marks: _,
         rings: _,
         fenced: _,
@@ -40,6 +41,7 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         "peer_id": peer_id,
         "cloned": cloned,
         "addresses": addresses,
+        "advertised": advertised,
         "problems": problems(status, unproven, api),
         "peers": peers,
         "links": links,
@@ -262,6 +264,7 @@ fn summary(report: &Value) -> Result<String> {
     let engine = if docker["plugin"].is_null() { "off".to_owned() } else { plain(&docker["engine"]) };
     for (name, value) in [
         ("addresses", plain(&report["addresses"])),
+        ("elsewhere", plain(&report["advertised"]["udp"])),
         ("peers", format!("{connected} of {} connected", count("peers"))),
         ("endpoints", count("endpoints").to_string()),
         (

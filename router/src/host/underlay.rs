@@ -5,12 +5,12 @@
 //! containers and VPNs that no peer is behind are none. What changes about interfaces, addresses and routes is heard from the kernel.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rtnetlink::packet_route::link::InfoKind;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 use weft_mesh::node::Command;
 use weft_mesh::records::MAX_LIST;
@@ -35,6 +35,17 @@ pub struct Underlay {
     pub mtu: usize,
     /// Where other hosts may reach this one, the likeliest first.
     pub addresses: Vec<IpAddr>,
+    /// The way out by IPv4.
+    pub gateway: Option<Gateway>,
+}
+
+/// The router that packets to everywhere are sent to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gateway {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// This host's on the way there.
+    pub own: Ipv4Addr,
 }
 
 impl Underlay {
@@ -53,6 +64,18 @@ struct Seen {
     routes: Vec<Route>,
 }
 
+impl Seen {
+    fn gateway(&self) -> Option<Gateway> {
+        let route = self.routes.iter().find(|route| route.to.1 == 0 && route.gateway.is_some())?;
+        let addresses = self.addresses.iter().filter(|(index, _)| Some(*index) == route.interface);
+        let mut own = addresses.filter_map(|(_, Prefix(ip, _))| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        });
+        Some(Gateway { address: route.gateway?, own: own.next()? })
+    }
+}
+
 /// Looks at the interfaces, with the addresses of hosts that this one has to do with.
 pub fn look(peers: &[IpAddr]) -> Result<Underlay> {
     let seen = in_namespace(None, async |net| {
@@ -61,8 +84,13 @@ pub fn look(peers: &[IpAddr]) -> Result<Underlay> {
     Ok(choose(&seen, peers))
 }
 
-/// Follows changes of interfaces and links for as long as the router runs.
-pub async fn follow(api: Api, mut changes: mpsc::Receiver<()>, links_changed: Arc<Notify>, mut known: Underlay) {
+/// Follows changes of interfaces and links for as long as the router runs, and notes them in `known`.
+pub async fn follow(
+    api: Api,
+    mut changes: mpsc::Receiver<()>,
+    links_changed: Arc<Notify>,
+    known: watch::Sender<Underlay>,
+) {
     loop {
         tokio::select! {
             change = changes.recv() => if change.is_none() {
@@ -79,7 +107,7 @@ pub async fn follow(api: Api, mut changes: mpsc::Receiver<()>, links_changed: Ar
                 continue;
             }
         };
-        if found == known {
+        if found == *known.borrow() {
             continue;
         }
         info!(addresses = ?found.addresses, mtu = found.mtu, "the network of this host changed");
@@ -88,7 +116,7 @@ pub async fn follow(api: Api, mut changes: mpsc::Receiver<()>, links_changed: Ar
         if let Err(error) = told.and(api.node.tell(Command::SetMtu(found.mtu, mtu)).await) {
             warn!("other hosts are not told of changes here: {error}");
         }
-        known = found;
+        known.send_replace(found);
     }
 }
 
@@ -148,7 +176,11 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
     let best = chosen.first().map(|(rank, _)| *rank);
     // Peers that nothing is known of yet are behind the default route.
     let used = chosen.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, link)| link.mtu).min();
-    Underlay { mtu: used.unwrap_or(USUAL_MTU).clamp(weft_mesh::wire::MIN_MTU, MAX_MTU), addresses }
+    Underlay {
+        mtu: used.unwrap_or(USUAL_MTU).clamp(weft_mesh::wire::MIN_MTU, MAX_MTU),
+        addresses,
+        gateway: seen.gateway(),
+    }
 }
 
 /// Whether systemd-nspawn names the host's ends of its containers so: they have a network each.
@@ -203,7 +235,7 @@ mod tests {
     }
 
     fn route(to: &str, interface: u32, has_gateway: bool) -> Route {
-        Route { to: prefix(to), interface: Some(interface), has_gateway }
+        Route { to: prefix(to), interface: Some(interface), has_gateway, gateway: None }
     }
 
     /// A machine with an engine, many bridges, a VPN and a jumbo card.
@@ -231,7 +263,7 @@ mod tests {
 
     fn chosen(seen: &Seen, peers: &[&str]) -> (usize, String) {
         let peers: Vec<IpAddr> = peers.iter().map(|peer| peer.parse().unwrap()).collect();
-        let Underlay { mtu, addresses } = choose(seen, &peers);
+        let Underlay { mtu, addresses, .. } = choose(seen, &peers);
         (mtu, addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
     }
 
@@ -244,6 +276,15 @@ mod tests {
         let (mtu, addresses) = chosen(&machine(), &["10.8.0.9"]);
         assert_eq!((mtu, addresses.starts_with("10.8.0.2 192.0.2.7")), (1280, true));
         assert_eq!(chosen(&machine(), &["203.0.113.5"]).0, 1500);
+    }
+
+    #[test]
+    fn the_gateway_is_the_one_to_everywhere_with_this_hosts_address_on_the_way() {
+        let mut seen = machine();
+        assert_eq!(choose(&seen, &[]).gateway, None, "a way out without a machine that passes packets on");
+        seen.routes[0].gateway = Some([192, 0, 2, 1].into());
+        let expected = Gateway { address: [192, 0, 2, 1].into(), own: [192, 0, 2, 7].into() };
+        assert_eq!(choose(&seen, &[]).gateway, Some(expected));
     }
 
     #[test]

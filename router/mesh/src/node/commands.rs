@@ -35,6 +35,10 @@ impl Node {
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
             Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses, now)),
+            Command::SetMapped(mapped) => infallible(|| {
+                self.parts.topology.addresses.set_mapped(mapped);
+                self.parts.write_host_record();
+            }),
             Command::SetMtu(underlay, containers) => self.set_mtu(underlay, containers, now),
             Command::SetGateways(segment, gateways) => {
                 infallible(|| self.parts.segments.set_gateways(segment, gateways))

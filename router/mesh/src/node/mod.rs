@@ -368,8 +368,7 @@ impl Components {
         let (addresses, seen) = (self.topology.addresses.announced(), self.topology.addresses.seen());
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
-        let OwnReach { tcp_ports, advertised, .. } = &self.topology.addresses.reach;
-        let (tcp, advertised) = (tcp_ports.clone(), advertised.clone());
+        let (tcp, advertised) = (self.topology.addresses.reach.tcp_ports.clone(), self.topology.addresses.advertised());
         let is_stub = self.topology.routing.is_stub(self.own);
         writes.put(Key::Host, &HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub });
         // A name and a few short lists are far below the limit.

@@ -41,6 +41,7 @@ impl Components {
             endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
             targets: self.target_reports(),
             addresses: own.announced().into_iter().chain(own.seen()).collect(),
+            advertised: own.advertised(),
             marks: self.topology.marks,
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),

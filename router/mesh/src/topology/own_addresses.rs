@@ -9,7 +9,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::account::mapping;
 use crate::explanation::Mapping;
-use crate::records::{Advertised, MAX_LIST};
+use crate::records::{Advertised, MAX_ADVERTISED, MAX_LIST};
 
 /// Shortest and longest time between two announced changes of the addresses that others see: each doubles the wait, and a time of
 /// [`SEEN_CALM`] without any ends it.
@@ -40,6 +40,8 @@ impl OwnReach {
 pub(crate) struct OwnAddresses {
     pub(crate) reach: OwnReach,
     local: Vec<SocketAddr>,
+    /// Addresses elsewhere that a NAT was asked to lead to it.
+    mapped: Advertised,
     /// Where each neighbour sees this host.
     seen_by: BTreeMap<HostLabel, SocketAddr>,
     /// Whether any has told.
@@ -55,6 +57,7 @@ impl OwnAddresses {
         OwnAddresses {
             reach,
             local: Vec::new(),
+            mapped: Advertised::default(),
             seen_by: BTreeMap::new(),
             is_seen: false,
             seen: Vec::new(),
@@ -66,6 +69,21 @@ impl OwnAddresses {
     /// Sets the addresses of this host's interfaces.
     pub(super) fn set_local(&mut self, addresses: Vec<IpAddr>) {
         self.local = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.reach.port)).collect();
+    }
+
+    /// Sets the addresses that a NAT leads to this host.
+    pub(crate) fn set_mapped(&mut self, mapped: Advertised) {
+        self.mapped = mapped;
+    }
+
+    /// The addresses elsewhere that lead to this host, those that its operator named first.
+    pub(crate) fn advertised(&self) -> Advertised {
+        let both = |named: &[SocketAddr], mapped: &[SocketAddr]| {
+            let new = mapped.iter().filter(|mapped| !named.contains(mapped));
+            named.iter().chain(new).take(MAX_ADVERTISED).copied().collect()
+        };
+        let Advertised { udp, tcp } = &self.reach.advertised;
+        Advertised { udp: both(udp, &self.mapped.udp), tcp: both(tcp, &self.mapped.tcp) }
     }
 
     /// The addresses of this host's interfaces, with its port.
@@ -149,6 +167,19 @@ mod tests {
         addresses.unsee(peer(1));
         assert!(addresses.note_seen(peer(5), at(8), second(66)));
         assert_eq!(addresses.seen(), [at(8)]);
+    }
+
+    #[test]
+    fn mapped_addresses_are_advertised_after_those_that_the_operator_named() {
+        let at = |port: u16| SocketAddr::from(([203, 0, 113, 1], port));
+        let named = Advertised { udp: vec![at(1), at(2)], tcp: Vec::new() };
+        let mut addresses = OwnAddresses::new(OwnReach { advertised: named, ..OwnReach::at_port(6783) }, Time::ZERO);
+        let mapped = [2, 3, 4, 5].map(at).to_vec();
+        addresses.set_mapped(Advertised { udp: mapped, tcp: vec![at(9)] });
+        let Advertised { udp, tcp } = addresses.advertised();
+        assert_eq!((udp, tcp), ([1, 2, 3, 4].map(at).to_vec(), vec![at(9)]));
+        addresses.set_mapped(Advertised::default());
+        assert_eq!(addresses.advertised(), addresses.reach.advertised);
     }
 
     #[test]
