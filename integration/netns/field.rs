@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use weft_integration::alone;
 use weft_integration::netns::{Mesh, ip, run, weft};
-use weft_router::cli::options::TapMode::Fast;
+use weft_router::cli::options::TapMode::{Basic, Fast, Packet};
 use weft_router::lab::{Ns, await_true, ping};
 
 fn cli(mesh: &Mesh, host: usize, arguments: &[&str]) -> Output {
@@ -26,6 +26,25 @@ fn reaches(from: &Ns, to: IpAddr, payload: usize) -> bool {
 fn mtu(container: &Ns) -> usize {
     let links = container.net(async |net| net.links().await).unwrap();
     links.iter().find(|link| link.name == "weft0").map_or(0, |link| link.mtu)
+}
+
+/// With IPv6, a bridge port would ask all hosts of the segment for routers.
+#[test]
+fn ports_of_a_segment_have_no_address() {
+    let _alone = alone();
+    let mut mesh = Mesh::start("ports", &[Fast, Basic, Packet], &[(0, 1), (0, 2)]);
+    for host in 0..3 {
+        mesh.add_container(host, "red");
+    }
+    mesh.await_all_reach_all(56);
+    for host in &mesh.hosts {
+        let addresses = ip(&host.ns, "-6 -o addr show");
+        let is_port = |name: &str| ["wt", "wp", "wv", "weft"].iter().any(|prefix| name.starts_with(prefix));
+        let of_weft = |line: &&str| line.split_whitespace().nth(1).is_some_and(is_port);
+        assert_eq!(addresses.lines().filter(of_weft).collect::<Vec<_>>(), [""; 0]);
+        let taps = ip(&host.ns, "-o link show");
+        assert!(taps.contains(" wt"), "{taps}");
+    }
 }
 
 #[test]

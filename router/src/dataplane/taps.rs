@@ -126,6 +126,8 @@ impl Segments {
             in_namespace(None, async move |net| {
                 let link = net.index(&tap).await?;
                 net.set_mtu(link, mtu).await?;
+                // A port of a bridge is no host: with IPv6 it would ask the segment for routers.
+                let _ = net.configure(&tap, "ipv6", &[("disable_ipv6", "1")]);
                 net.set_master(link, index).await?;
                 net.set_up(link, &tap).await
             })?;
@@ -189,6 +191,8 @@ impl Segments {
                     // A packet socket on an interface that is down has an error pending.
                     let index = net.index(&far).await?;
                     net.set_mtu(index, mtu).await?;
+                    // Nor is the other end of a pair.
+                    let _ = net.configure(&far, "ipv6", &[("disable_ipv6", "1")]);
                     net.set_up(index, &far).await
                 })?;
                 PacketPort::open(port).map(|port| vec![boxed(port)])

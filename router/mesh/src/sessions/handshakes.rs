@@ -340,6 +340,7 @@ impl Sessions {
             secret,
             boot,
             created: now,
+            ages_from: now,
             renew_after,
             by_lower: is_initiator == (self.own < label),
             superseded: None,

@@ -154,6 +154,7 @@ impl Sessions {
         }
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let has_link = path.link.is_some();
+        peer.note_idle(has_link, path.last_traffic, now);
         let question = peer.question(has_link, path.last_traffic, now);
         let needs_renewal = peer.needs_renewal(has_link, path.last_traffic, now);
         let keys = question.and_then(|index| Some(peer.session(index)?.keys.clone()));
@@ -220,6 +221,29 @@ mod tests {
         assert!(are_connected(&a, &b));
         let kept = &a.sessions.peers[&b.label()].all;
         assert!(kept.len() <= 2 && kept.iter().all(|session| Some(session.index) != first), "the first one is gone");
+    }
+
+    #[test]
+    fn a_session_of_neighbours_without_frames_lasts_an_hour_and_ages_from_the_first_one() {
+        let (mut a, mut b) = connected(second(1));
+        let renewed = |a: &mut Host, b: &mut Host, seconds: std::ops::Range<u64>, last_traffic: Time| {
+            let first = a.sessions.current_index(b.label());
+            seconds.map(second).find(|now| {
+                let view = PathView { link: Some(b.at), last_traffic, ..REACHABLE };
+                // What neighbours say over an idle link.
+                let heard = a.sessions.peers[&b.label()].current().unwrap().inbound.clone();
+                heard.heard.store(now.as_nanos(), std::sync::atomic::Ordering::Relaxed);
+                a.sessions.tend(|_| view, *now);
+                run(a, b, *now);
+                a.sessions.current_index(b.label()) != first
+            })
+        };
+        let idle = renewed(&mut a, &mut b, 2..7000, Time::ZERO).unwrap();
+        assert!((second(2520)..=second(3610)).contains(&idle), "{idle:?}");
+        let from = idle.as_nanos() / 1_000_000_000 + 1000;
+        assert_eq!(renewed(&mut a, &mut b, from - 1000..from, Time::ZERO), None);
+        let used = renewed(&mut a, &mut b, from..from + 1000, second(from)).unwrap();
+        assert!((second(from + 84)..=second(from + 122)).contains(&used), "{used:?}");
     }
 
     #[test]

@@ -12,13 +12,16 @@ use crate::datapath::snapshot::{Hop, Inbound, Meter, Outbound};
 use crate::path::Path;
 use crate::wire::MIN_DATAGRAM;
 
-/// Age at which a session is replaced, at most. The initiator of the last handshake goes first; the spread keeps a mesh
-/// that started at once from renewing all its sessions at once.
+/// Age at which a session is replaced, at most, from when frames first went under it: what neighbours say over an idle link does not count.
+/// The initiator of the last handshake goes first; the spread keeps a mesh that started at once from renewing all its sessions at once.
 pub(super) const REKEY_AFTER: Duration = Duration::from_secs(120);
 const REKEY_SPREAD: f64 = 0.3;
 const RESPONDER_WAITS: Duration = Duration::from_secs(15);
-/// Lifetime of a session.
+/// Lifetime of a session, counted so.
 const EXPIRE_AFTER: Duration = Duration::from_secs(240);
+/// The same ages of a session of neighbours under which no frames go, from when it was made.
+const IDLE_REKEY_AFTER: Duration = Duration::from_secs(3600);
+const IDLE_EXPIRE_AFTER: Duration = Duration::from_secs(7200);
 /// How long a superseded session still receives: its peer may say little.
 const RECEIVE_AFTER: Duration = Duration::from_secs(30);
 /// Two sessions made within this time were started at once.
@@ -28,7 +31,7 @@ const MAX_SESSIONS: usize = 6;
 /// Silence from a peer that frames go to, after which it is asked whether it still has the session.
 pub(super) const SESSION_QUIET: Duration = Duration::from_secs(1);
 /// The same where nothing but heartbeats goes to the peer: longer than between two of them.
-pub(super) const SESSION_SILENT: Duration = Duration::from_secs(15);
+pub(super) const SESSION_SILENT: Duration = Duration::from_secs(30);
 /// Interval between questions, and their number before a new session is made.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(300);
 const QUESTIONS: u32 = 3;
@@ -53,6 +56,8 @@ pub(crate) struct Session {
     pub(super) secret: Secret,
     pub(super) boot: u64,
     pub(super) created: Time,
+    /// Its age counts from here: when it was made, or for neighbours, when frames first went under it.
+    pub(super) ages_from: Time,
     /// At what age this host replaces it.
     pub(super) renew_after: Duration,
     /// The host with the lower label started it: of two started at once this one is kept.
@@ -181,9 +186,20 @@ impl PeerSessions {
     pub(super) fn expired(&self, now: Time) -> Vec<u32> {
         let is_over = |session: &&Session| {
             let is_silent = |since: Time| now.since(since.max(session.inbound.last_heard())) > RECEIVE_AFTER;
-            now.since(session.created) > EXPIRE_AFTER || session.superseded.is_some_and(is_silent)
+            now.since(session.ages_from) > EXPIRE_AFTER
+                || now.since(session.created) > IDLE_EXPIRE_AFTER
+                || session.superseded.is_some_and(is_silent)
         };
         self.all.iter().filter(is_over).map(|session| session.index).collect()
+    }
+
+    /// Keeps the session for sending from aging while it is one of neighbours and no frames go under it: they last went at `last_traffic`.
+    pub(super) fn note_idle(&mut self, has_link: bool, last_traffic: Time, now: Time) {
+        let current = self.current;
+        let Some(session) = self.all.iter_mut().find(|session| Some(session.index) == current) else { return };
+        if has_link && last_traffic <= session.ages_from {
+            session.ages_from = now;
+        }
     }
 
     /// The session under which the peer is to be asked whether it is there: frames or pings go to it, nothing comes back.
@@ -209,7 +225,10 @@ impl PeerSessions {
         if self.questions > QUESTIONS {
             return true;
         }
-        let is_old = now.since(current.created) > current.renew_after || current.keys.seal.used() > REKEY_AFTER_PACKETS;
+        let idle_after = IDLE_REKEY_AFTER.mul_f64(current.renew_after.div_duration_f64(REKEY_AFTER));
+        let is_old = now.since(current.ages_from) > current.renew_after
+            || now.since(current.created) > idle_after
+            || current.keys.seal.used() > REKEY_AFTER_PACKETS;
         is_old && (has_link || now.since(last_traffic) < REKEY_AFTER)
     }
 }
