@@ -11,10 +11,12 @@ use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, await_true, resident, wire};
 
-/// Counts what a host sends, IP headers included.
+/// Counts what a host sends and receives, IP headers included.
 const COUNTER: &str = "table ip idle {
     counter sent { }
+    counter received { }
     chain out { type filter hook output priority 0; oifname up counter name sent; }
+    chain in { type filter hook input priority 0; iifname up counter name received; }
 }";
 
 /// What to measure.
@@ -29,6 +31,9 @@ pub struct Options {
     /// Seconds for which traffic is counted
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Launch the last host with --metered, and print what it sends and receives a day
+    #[arg(long)]
+    metered: bool,
 }
 
 /// Measures each size.
@@ -54,6 +59,9 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         if number > 0 {
             arguments.push(address(0).to_string());
         }
+        if options.metered && number == count - 1 {
+            arguments.push("--metered".to_owned());
+        }
         host.spawn(&weft, TapMode::Fast, &arguments)?;
     }
     hosts.iter_mut().try_for_each(LabHost::await_up)?;
@@ -61,7 +69,7 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         hosts.iter().try_fold(true, |all, host| Ok(all && host.connected()? == count - 1))
     })?;
     let connected = started.elapsed();
-    let containers: Vec<Ns> = hosts.iter().map(|_| Ns::new()).collect::<Result<_>>()?;
+    let containers: Vec<Ns> = hosts.iter().map(|_| container()).collect::<Result<_>>()?;
     for (number, (host, container)) in hosts.iter().zip(&containers).enumerate() {
         host.attach(container, "red", &[&format!("10.32.0.{}/24", number + 11)], &format!("c{number}"))?;
     }
@@ -81,7 +89,21 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         rate(|used| used.cpu.as_secs_f64()) * 100.0,
         after.iter().map(|used| used.resident).sum::<f64>() / count as f64 / 1e6,
     );
+    if let (true, Some(before), Some(after)) = (options.metered, before.last(), after.last()) {
+        let carried = |used: &Used| used.bytes + used.received;
+        let a_day = (carried(after) - carried(before)) / options.seconds as f64 * 86_400.0;
+        println!("| of these the metered one, sent and received | | {:.0} kB a day | | | |", a_day / 1e3);
+    }
     Ok(())
+}
+
+/// A container without IPv6, as an engine makes them: with it, it would ask for routers, in a segment that has none.
+fn container() -> Result<Ns> {
+    let container = Ns::new()?;
+    container
+        .run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))?
+        .doing(|| "cannot switch IPv6 off".into())?;
+    Ok(container)
 }
 
 /// A host on the LAN that is not started.
@@ -112,6 +134,7 @@ fn nft(host: &LabHost, arguments: &[&str]) -> Result<Vec<u8>> {
 /// What a router used so far.
 struct Used {
     bytes: f64,
+    received: f64,
     packets: f64,
     cpu: Duration,
     resident: f64,
@@ -119,14 +142,16 @@ struct Used {
 
 fn used(host: &LabHost) -> Result<Used> {
     let gone = || Failure::new(format!("{} is gone", host.name));
-    let listed = nft(host, &["-j", "list", "counter", "ip", "idle", "sent"])?;
+    let listed = nft(host, &["-j", "list", "counters"])?;
     let listed: serde_json::Value = serde_json::from_slice(&listed).doing(|| "cannot read nft's answer".into())?;
-    let mut counters = listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
-    let counter = counters.find(|counter| counter.is_object()).ok_or_else(gone)?;
+    let counters = || listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
+    let named = |name: &str| counters().find(|counter| counter["name"] == name).ok_or_else(gone);
+    let (sent, received) = (named("sent")?, named("received")?);
     let pid = host.pid().ok_or_else(gone)?;
     Ok(Used {
-        bytes: counter["bytes"].as_f64().unwrap_or(0.0),
-        packets: counter["packets"].as_f64().unwrap_or(0.0),
+        bytes: sent["bytes"].as_f64().unwrap_or(0.0),
+        received: received["bytes"].as_f64().unwrap_or(0.0),
+        packets: sent["packets"].as_f64().unwrap_or(0.0),
         cpu: cpu_time(pid)?,
         resident: resident(pid).ok_or_else(gone)?,
     })

@@ -52,6 +52,7 @@ impl Host {
             tcp_ports: Vec::new(),
             advertised: Default::default(),
             is_stub: false,
+            is_metered: false,
             discovery: true,
             grace: Duration::from_secs(3600),
             founds_alone: false,

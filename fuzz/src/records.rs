@@ -68,6 +68,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         boot: 1,
         advertised: Advertised { udp: vec![([203, 0, 113, 1], 6783).into()], tcp: Vec::new() },
         is_stub: true,
+        is_metered: true,
     };
     let endpoint = EndpointRecord {
         segment: "app".into(),

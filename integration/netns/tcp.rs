@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -160,9 +160,21 @@ fn flood(from: &Ns, target: SocketAddr, sources: impl Iterator<Item = Ipv4Addr> 
     .unwrap()
 }
 
+/// Sends what look like first messages of handshakes, of members that know another secret.
+fn begin_handshakes(from: &Ns, target: SocketAddr, count: usize) {
+    let socket = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap();
+    let mut packet = [0x5a; 152];
+    for number in 0..count {
+        packet[0] = 2;
+        packet[100..108].copy_from_slice(&number.to_le_bytes());
+        // A full queue of this end is no trouble of the other.
+        let _ = socket.send_to(&packet, target);
+    }
+}
+
 #[test]
-fn connections_that_say_nothing_cost_nothing_and_keep_no_member_out() {
-    const FLOOD: usize = 20_000;
+fn connections_and_handshakes_of_strangers_cost_nothing_and_keep_no_member_out() {
+    const FLOOD: usize = 100_000;
     let _alone = alone();
     let (mut mesh, internet) = start("flood", &[&[], &[Layer::OnlyHttps], &[]]);
     let containers = [0, 1].map(|host| mesh.add_container(host, "red"));
@@ -178,6 +190,8 @@ fn connections_that_say_nothing_cost_nothing_and_keep_no_member_out() {
     std::thread::scope(|scope| {
         let stranger = mesh.hosts[2].ns.try_clone().unwrap();
         let flooding = scope.spawn(move || flood(&stranger, target, sources));
+        let stranger = mesh.hosts[2].ns.try_clone().unwrap();
+        scope.spawn(move || begin_handshakes(&stranger, SocketAddr::new(target.ip(), 6783), FLOOD));
         // A member that comes back meanwhile is let in.
         mesh.hosts[1].kill();
         mesh.launch(1);
@@ -185,10 +199,12 @@ fn connections_that_say_nothing_cost_nothing_and_keep_no_member_out() {
         println!("{} connections stay", flooding.join().unwrap());
     });
     let grown = used(&mesh) - before;
-    println!("{grown} kB more after {FLOOD} connections");
+    println!("{grown} kB more after {FLOOD} connections and as many handshakes");
     assert!(grown < 8.0 * 1024.0, "{grown} kB");
     let drops = &mesh.hosts[0].status().unwrap()["drops"];
-    assert!(drops["tcp_refused"].as_u64().is_some_and(|refused| refused > 0), "{drops}");
+    for reason in ["tcp_refused", "handshakes_refused"] {
+        assert!(drops[reason].as_u64().is_some_and(|refused| refused > 0), "{reason}: {drops}");
+    }
     let carried = carry(&mesh, containers[0], containers[1], 1);
     assert!(carried.bytes > 1 << 20, "{carried:?}");
     let sources: BTreeSet<Ipv4Addr> = [Ipv4Addr::new(198, 18, 77, 1)].into();

@@ -18,11 +18,15 @@ pub mod weather;
 pub mod world;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub use scenario::{Outcome, Scenario, run};
+use weft_crypto::Ciphers;
 use weft_mesh::frame::Mac;
 use weft_mesh::records::EndpointRecord;
-use world::HostNumber;
+use weft_mesh::vnet::VnetHeader;
+use weft_mesh::wire::SegmentId;
+use world::{HostNumber, World};
 
 /// The endpoint that tests of single situations give a host, all in one segment.
 pub fn endpoint(host: HostNumber) -> EndpointRecord {
@@ -39,4 +43,27 @@ pub fn endpoint(host: HostNumber) -> EndpointRecord {
 /// Its MAC.
 pub fn mac(host: HostNumber) -> Mac {
     [2, 0, 0, 0, 0, host as u8 + 1]
+}
+
+/// Hosts that were all told of the first.
+pub fn star(seed: u64, count: usize) -> World {
+    let mut world = World::new(seed, Ciphers::native(true), true);
+    for host in 0..count {
+        world.add_host();
+        world.start(host);
+        world.connect(host, &[0]);
+    }
+    world
+}
+
+/// Sends a frame from one host's endpoint to another's; whether it arrives.
+pub fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
+    let mut frame = [mac(to), mac(from)].concat();
+    frame.extend_from_slice(&[0x88, 0xb5]);
+    frame.resize(200, 7);
+    let expected = frame.clone();
+    world.hosts[to].delivered.clear();
+    world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame);
+    world.run_for(Duration::from_millis(50));
+    world.hosts[to].delivered.iter().any(|(_, frame)| *frame == expected)
 }

@@ -9,12 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use weft_crypto::Ciphers;
 use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{Host, HostNumber, World};
-use weft_integration::sim::{Scenario, addresses, endpoint, mac, run};
+use weft_integration::sim::{Scenario, addresses, arrives, endpoint, run, star};
 use weft_mesh::egress::DropReason;
 use weft_mesh::node::Event;
 use weft_mesh::records::EndpointRecord;
-use weft_mesh::vnet::VnetHeader;
-use weft_mesh::wire::SegmentId;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
 const SEEDS: u64 = 40;
@@ -84,29 +82,6 @@ fn line_in(mut world: World, count: usize) -> World {
     world
 }
 
-/// Hosts that were all told of the first.
-fn star(seed: u64, count: usize) -> World {
-    let mut world = World::new(seed, Ciphers::native(true), true);
-    for host in 0..count {
-        world.add_host();
-        world.start(host);
-        world.connect(host, &[0]);
-    }
-    world
-}
-
-/// Sends a frame from one host's endpoint to another's; whether it arrives.
-fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
-    let mut frame = [mac(to), mac(from)].concat();
-    frame.extend_from_slice(&[0x88, 0xb5]);
-    frame.resize(200, 7);
-    let expected = frame.clone();
-    world.hosts[to].delivered.clear();
-    world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame);
-    world.run_for(Duration::from_millis(50));
-    world.hosts[to].delivered.iter().any(|(_, frame)| *frame == expected)
-}
-
 #[test]
 fn hosts_at_rest_say_little() {
     let (mut world, hosts, seconds) = (line(1, 4), 4, 20);
@@ -116,24 +91,6 @@ fn hosts_at_rest_say_little() {
     // A question and an answer a link and second, SWIM, a comparison of records; some for hosts behind the neighbours.
     let each = (world.datagrams_sent - before) / (hosts * seconds);
     assert!(each <= 12, "{each} datagrams a second");
-}
-
-/// Bytes of the headers before a datagram.
-const IP_AND_UDP: usize = 28;
-
-/// What a mesh says at rest has a budget, in IP bytes a second and host.
-#[test]
-fn hosts_at_rest_keep_to_their_budget() {
-    for (hosts, budget) in [(3, 100), (10, 150), (30, 350)] {
-        let mut world = star(5, hosts);
-        (0..hosts).for_each(|host| world.attach(host, [host as u8 + 1; 16], endpoint(host)));
-        world.run_for(Duration::from_secs(90));
-        world.record_datagrams(true);
-        world.run_for(Duration::from_secs(60));
-        let said: usize = world.record_datagrams(false).iter().map(|datagram| datagram.len() + IP_AND_UDP).sum();
-        let each = said / 60 / hosts;
-        assert!(each <= budget, "{each} B/s each of {hosts}");
-    }
 }
 
 /// Two ways between hosts 0 and 2, of which host 1 relays nothing.

@@ -10,7 +10,7 @@ use weft_mesh::wire::Lane;
 
 use super::connections::Connection;
 use super::nat::{Behaviour, Nat};
-use super::weather::Weather;
+use super::weather::{IP_AND_UDP, Weather};
 use super::world::{Host, HostNumber, What, World};
 
 /// Where a datagram comes out of the network.
@@ -93,7 +93,9 @@ impl World {
         };
         let Some((source, end)) = self.way(from, spare, to.remote) else { return };
         self.bytes_sent += data.len() as u64;
-        self.datagrams_sent += data.len().div_ceil(stride.max(1)) as u64;
+        let count = data.len().div_ceil(stride.max(1));
+        self.datagrams_sent += count as u64;
+        self.hosts[from].carried += (data.len() + count * IP_AND_UDP) as u64;
         let is_marked = lane == Lane::Urgent && self.hosts[from].marks;
         let is_cut = matches!(end, End::Host(host) if self.is_cut(from, host) || from == host);
         let is_blocked = |host: HostNumber| self.hosts[host].blocks_udp;

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// What the headers of IP and UDP add to a datagram, in bytes.
+pub const IP_AND_UDP: usize = 28;
+/// The number of a host's first spare port.
+pub(super) const FIRST_SPARE: u16 = 10_000;
+
 /// What the network does to datagrams on its way.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {

@@ -29,13 +29,10 @@ use super::disk::{ATTACHMENT, endpoints_on, keyring};
 use super::nat::Nat;
 use super::queue::Queue;
 use super::sink::HostSink;
-use super::weather::Weather;
+use super::weather::{FIRST_SPARE, IP_AND_UDP, Weather};
 
 /// A host's number: its place in [`World::hosts`].
 pub type HostNumber = usize;
-
-/// The number of a host's first spare port.
-const FIRST_SPARE: u16 = 10_000;
 
 /// A simulated host.
 pub struct Host {
@@ -57,6 +54,10 @@ pub struct Host {
     pub(super) spares: Range<u16>,
     /// Whether it relays nothing.
     pub is_stub: bool,
+    /// Whether its bytes are paid for.
+    pub is_metered: bool,
+    /// How many it sent and got, IP and UDP headers included.
+    pub carried: u64,
     /// Whether its network lets no UDP pass.
     pub blocks_udp: bool,
     /// Whether what it sends by the urgent lane is marked.
@@ -204,6 +205,8 @@ impl World {
             spares: FIRST_SPARE..FIRST_SPARE,
             advertised: Advertised::default(),
             is_stub: false,
+            is_metered: false,
+            carried: 0,
             blocks_udp: false,
             marks: true,
             node: None,
@@ -243,6 +246,7 @@ impl World {
             tcp_ports: host.tcp_ports.clone(),
             advertised: host.advertised.clone(),
             is_stub: host.is_stub,
+            is_metered: host.is_metered,
             discovery: self.discovery,
             grace: self.grace,
             founds_alone: false,
@@ -384,6 +388,7 @@ impl World {
         if host.node.is_none() {
             return;
         }
+        host.carried += (data.len() + IP_AND_UDP) as u64;
         let snapshot = host.snapshot.clone();
         let mut sink = HostSink::new(host.offloads);
         host.path.datagrams(&snapshot, self.now, &mut [RxBuffer { from, data: &mut data, stride }], &mut sink);

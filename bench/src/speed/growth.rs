@@ -170,6 +170,7 @@ impl Guest {
             tcp_ports: Vec::new(),
             advertised: Default::default(),
             is_stub: false,
+            is_metered: false,
             discovery: false,
             grace: Duration::from_secs(3600),
             founds_alone: false,

@@ -37,10 +37,13 @@ pub struct Config {
     pub port: u16,
     /// The TCP ports at which it accepts connections.
     pub tcp_ports: Vec<u16>,
-    /// Addresses elsewhere that the operator has lead to it: a port that a NAT maps, for example.
+    /// Addresses of other devices that forward to this host, named by the operator: a port mapped at a NAT, for example.
     pub advertised: Advertised,
     /// Whether it relays nothing between other hosts.
     pub is_stub: bool,
+    /// Whether its traffic is paid for by the byte: it then relays nothing, even if `is_stub` is false, takes no part in SWIM, and keeps one link
+    /// at rest.
+    pub is_metered: bool,
     /// Whether it links to hosts it was not told of.
     pub discovery: bool,
     /// How long a host may be gone before its records are dropped.
@@ -102,7 +105,7 @@ pub enum Command {
     SetMtu(usize, u16),
     /// This host's own addresses, to be told to others.
     SetAddresses(Vec<IpAddr>),
-    /// Addresses of a NAT that lead to this host, beside those that its operator has lead to it: to be told to others.
+    /// Addresses at which a NAT forwards to this host because it was asked to: announced after those that the operator named.
     SetMapped(Advertised),
     /// Have a name stand for addresses, beside those it stands for already.
     AddName(String, Vec<IpAddr>),

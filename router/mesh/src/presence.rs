@@ -1,4 +1,6 @@
 //! Which hosts are there: SWIM's verdicts, and for how long a host has been gone.
+//!
+//! A metered host takes no part in SWIM: its one link tells whether it is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,6 +21,8 @@ pub(crate) enum Event {
 /// Presence of all peers.
 pub(crate) struct Presence {
     membership: Membership,
+    /// Whether this host takes part in SWIM.
+    takes_part: bool,
     /// How long a host may be gone before its records are dropped.
     grace: Duration,
     /// When each peer was last there.
@@ -28,9 +32,10 @@ pub(crate) struct Presence {
 }
 
 impl Presence {
-    pub(crate) fn new(own: HostLabel, incarnation: u64, seed: u64, grace: Duration) -> Self {
+    pub(crate) fn new(own: HostLabel, incarnation: u64, seed: u64, grace: Duration, takes_part: bool) -> Self {
         Presence {
             membership: Membership::new(own, incarnation, seed),
+            takes_part,
             grace,
             last_there: BTreeMap::new(),
             alive: BTreeSet::new(),
@@ -82,30 +87,40 @@ impl Presence {
 
     /// Introduces this host to a new neighbour.
     pub(crate) fn announce(&mut self, peer: HostLabel, now: Time) {
-        self.membership.announce(peer, now);
+        if self.takes_part {
+            self.membership.announce(peer, now);
+        }
     }
 
     /// A link is lost: its host may be, and others with it.
     pub(crate) fn on_link_down(&mut self, now: Time) {
-        self.membership.hurry(now);
+        if self.takes_part {
+            self.membership.hurry(now);
+        }
     }
 
     /// Takes a SWIM packet.
     pub(crate) fn receive(&mut self, from: HostLabel, packet: &[u8], now: Time) {
-        self.membership.receive(from, packet, now);
+        if self.takes_part {
+            self.membership.receive(from, packet, now);
+        }
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Time) {
-        self.membership.handle_timeout(now);
+        if self.takes_part {
+            self.membership.handle_timeout(now);
+        }
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Time> {
-        self.membership.next_timeout()
+        self.membership.next_timeout().filter(|_| self.takes_part)
     }
 
     /// Tells the others that this host stops.
     pub(crate) fn leave(&mut self, now: Time) {
-        self.membership.leave(now);
+        if self.takes_part {
+            self.membership.leave(now);
+        }
     }
 
     /// SWIM packets refused so far.
@@ -133,7 +148,7 @@ mod tests {
     fn a_peer_is_gone_when_it_was_neither_alive_nor_reachable_nor_heard_for_the_grace() {
         let label = |n: u8| HostLabel([n; 6]);
         let second = |n: u64| Time::ZERO + Duration::from_secs(n);
-        let mut presence = Presence::new(label(0), 1, 7, Duration::from_secs(60));
+        let mut presence = Presence::new(label(0), 1, 7, Duration::from_secs(60), true);
         (1..=4).for_each(|n| presence.meet(label(n), second(0)));
         assert!(presence.set_alive(label(1), true, second(0)) && !presence.set_alive(label(9), true, second(0)));
         presence.on_heard(label(3), second(50));
@@ -145,9 +160,23 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_takes_no_part_in_swim_says_nothing() {
+        let (peer, now) = (HostLabel([1; 6]), Time::ZERO);
+        let said = [true, false].map(|takes_part| {
+            let mut presence = Presence::new(HostLabel([0; 6]), 1, 7, Duration::from_secs(60), takes_part);
+            presence.meet(peer, now);
+            presence.announce(peer, now);
+            presence.handle_timeout(now + Duration::from_secs(60));
+            presence.leave(now + Duration::from_secs(60));
+            presence.poll_event().is_some()
+        });
+        assert_eq!(said, [true, false]);
+    }
+
+    #[test]
     fn a_host_that_swim_knew_before_it_was_met_is_alive() {
         let (peer, now) = (HostLabel([1; 6]), Time::ZERO);
-        let mut presence = Presence::new(HostLabel([0; 6]), 1, 7, Duration::from_secs(60));
+        let mut presence = Presence::new(HostLabel([0; 6]), 1, 7, Duration::from_secs(60), true);
         assert!(!presence.set_alive(peer, true, now), "it is no peer yet");
         presence.meet(peer, now);
         assert!(presence.is_alive(peer));

@@ -45,6 +45,8 @@ pub struct PeerStatus {
     pub mtu: Option<usize>,
     /// Whether it relays between other hosts.
     pub relays: bool,
+    /// Whether what it says and hears is paid for by the byte.
+    pub metered: bool,
     /// Bytes received in sessions with it.
     pub rx_bytes: u64,
     /// Bytes sent.

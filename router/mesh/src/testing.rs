@@ -35,6 +35,7 @@ pub(crate) fn node(number: u8, restored: &BTreeMap<Vec<u8>, Vec<u8>>) -> Node {
         tcp_ports: Vec::new(),
         advertised: Default::default(),
         is_stub: false,
+        is_metered: false,
         discovery: true,
         grace: Duration::from_secs(3600),
         founds_alone: false,

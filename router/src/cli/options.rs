@@ -85,13 +85,15 @@ pub struct LaunchArgs {
     )]
     #[serde(deserialize_with = "one_or_more")]
     pub advertise: Vec<TransportAddress>,
-    /// Ask no NAT to map a port to this host
+    /// Do not ask the NAT before this host, by PCP, NAT-PMP or UPnP, to map a port to it
     #[arg(long, env = "WEFT_NO_PORT_MAPPING", value_parser = FalseyValueParser::new())]
-    #[arg(help = "Do not ask the NAT before this host, by PCP, NAT-PMP or UPnP, to map a port to it")]
     pub no_port_mapping: bool,
     /// Relay nothing between other hosts
     #[arg(long, env = "WEFT_NO_RELAY", value_parser = FalseyValueParser::new())]
     pub no_relay: bool,
+    /// Send and receive as little as possible while no frames go, for connections paid by the byte; implies --no-relay
+    #[arg(long, env = "WEFT_METERED", value_parser = FalseyValueParser::new())]
+    pub metered: bool,
     /// Open TCP connections to other hosts by way of this HTTP proxy
     #[arg(long, env = "WEFT_PROXY", value_name = "URL")]
     #[arg(help = "HTTP proxy for TCP connections to other hosts: http://[USER:PASSWORD@]HOST[:PORT]")]
@@ -183,6 +185,8 @@ pub struct Options {
     pub maps_ports: bool,
     /// Whether it relays between other hosts.
     pub relays: bool,
+    /// Whether its bytes are paid for.
+    pub is_metered: bool,
     /// The way of TCP connections, if not straight.
     pub proxy: Option<Proxy>,
     /// Identity key and store.
@@ -240,6 +244,7 @@ impl LaunchArgs {
         }
         self.no_port_mapping |= file.no_port_mapping;
         self.no_relay |= file.no_relay;
+        self.metered |= file.metered;
         self.proxy = self.proxy.or(file.proxy);
         self.state_dir = self.state_dir.or(file.state_dir);
         self.range = self.range.or(file.range);
@@ -329,6 +334,7 @@ impl LaunchArgs {
             advertised: advertised(&self.advertise)?,
             maps_ports: !self.no_port_mapping,
             relays: !self.no_relay,
+            is_metered: self.metered,
             proxy: self.proxy,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),

@@ -165,6 +165,7 @@ impl Built {
             tcp_ports: tcp::ports(&listeners),
             advertised: options.advertised.clone(),
             is_stub: !options.relays,
+            is_metered: options.is_metered,
             discovery: options.discovery,
             grace: options.grace,
             founds_alone: options.found,

@@ -264,7 +264,7 @@ fn summary(report: &Value) -> Result<String> {
     let engine = if docker["plugin"].is_null() { "off".to_owned() } else { plain(&docker["engine"]) };
     for (name, value) in [
         ("addresses", plain(&report["addresses"])),
-        ("elsewhere", plain(&report["advertised"]["udp"])),
+        ("advertised", plain(&report["advertised"]["udp"])),
         ("peers", format!("{connected} of {} connected", count("peers"))),
         ("endpoints", count("endpoints").to_string()),
         (

@@ -70,7 +70,9 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
         () if is_direct => return vec!["UDP passes between them".into()],
         () if link.is_forgotten => return vec![format!("{peer} was forgotten here")],
         () if !link.is_wanted && !hops.is_empty() => {
-            return vec![format!("no direct link with {peer} is wanted: no frames go there, or discovery is off")];
+            return vec![format!(
+                "no direct link with {peer} is wanted: few or no frames go there, or discovery is off"
+            )];
         }
         () if hops.is_empty() => {
             reasons.push(format!("neither {peer} nor a host that relays to it is linked with this host"))
@@ -95,7 +97,7 @@ fn peer(Explanation { from, to, .. }: &Explanation) -> &str {
 
 fn relays_nothing(stubs: &[String]) -> String {
     let verb = if stubs.len() == 1 { "relays" } else { "relay" };
-    format!("{} could lead there, and {verb} nothing (no-relay)", stubs.join(", "))
+    format!("{} could lead there, and {verb} nothing between others (no-relay or metered)", stubs.join(", "))
 }
 
 fn mapping(link: &LinkAccount, peer: &str) -> Option<String> {
@@ -104,10 +106,10 @@ fn mapping(link: &LinkAccount, peer: &str) -> Option<String> {
             "the NATs of this host and of {peer} give each destination a port of its own, which neither can know"
         )),
         [Mapping::Many, _] => {
-            Some(format!("this host's NAT gives each destination a port of its own, which {peer} cannot know"))
+            Some(format!("this host's NAT gives each destination a port of its own: {peer} has to search for it"))
         }
         [_, Mapping::Many] => {
-            Some(format!("the NAT of {peer} gives each destination a port of its own, which this host cannot know"))
+            Some(format!("the NAT of {peer} gives each destination a port of its own: this host has to search for it"))
         }
         [Mapping::One, Mapping::One] => Some(format!("this host and {peer} are behind a NAT each")),
         [Mapping::One, _] => Some("this host is behind a NAT".into()),
@@ -139,7 +141,7 @@ fn remedies(explanation: &Explanation) -> Vec<String> {
         () if is_by_udp || (!link.is_wanted && !link.is_forgotten && !hops.is_empty()) => return Vec::new(),
         () if link.is_forgotten => format!("name it again: weft connect ADDRESS of {peer}"),
         () if has_nat => {
-            "map weft's UDP port to one of both at its NAT, or use a NAT there that gives a host one port for all"
+            "map weft's UDP port to one of both at its NAT and name it there (launch --advertise ADDR:PORT), or use a NAT there that gives a host one port for all"
                 .to_owned()
         }
         () => format!("let weft's UDP port pass between this host and {peer} in both directions"),

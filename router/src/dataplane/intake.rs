@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::dataplane::worker::WorkerHandle;
-use crate::transport::spare::Change;
+use crate::transport::spare::SpareChange;
 use crate::transport::tcp::connection::Connection;
 
 /// Gives each connection that opens to the next worker in turn.
@@ -16,12 +16,12 @@ pub async fn connections(mut opened: UnboundedReceiver<Arc<Connection>>, workers
     }
 }
 
-/// Gives spare ports that are opened to one worker, and tells all which are closed.
-pub async fn spare_ports(mut changes: UnboundedReceiver<Change>, workers: Vec<WorkerHandle>) {
+/// Gives each batch of opened spare ports to the next worker in turn, and has all workers drop closed ones.
+pub async fn spare_ports(mut changes: UnboundedReceiver<SpareChange>, workers: Vec<WorkerHandle>) {
     for worker in workers.iter().cycle() {
         match changes.recv().await {
-            Some(Change::Opened(ports)) => worker.listen(ports),
-            Some(Change::Closed) => workers.iter().for_each(WorkerHandle::tidy),
+            Some(SpareChange::Opened(ports)) => worker.listen(ports),
+            Some(SpareChange::Closed) => workers.iter().for_each(WorkerHandle::tidy),
             None => return,
         }
     }

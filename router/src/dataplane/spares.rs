@@ -40,14 +40,7 @@ impl Spares {
     }
 
     /// Receives no more from ports that are closed.
-    pub fn tidy(&mut self, epoll: &Epoll) {
-        self.all.retain(|_, port| {
-            let is_open = port.is_open();
-            if !is_open {
-                // A socket that epoll does not know is no trouble either.
-                let _ = epoll.delete(port.udp.fd(Lane::Main));
-            }
-            is_open
-        });
+    pub fn tidy(&mut self) {
+        self.all.retain(|_, port| port.is_open());
     }
 }

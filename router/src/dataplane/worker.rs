@@ -355,7 +355,7 @@ impl Run {
                 Order::Listen(ports) => {
                     ports.into_iter().for_each(|port| self.spares.add(&self.epoll, &mut self.next_number, port));
                 }
-                Order::Tidy => self.spares.tidy(&self.epoll),
+                Order::Tidy => self.spares.tidy(),
                 Order::Stop => return false,
             }
         }

@@ -25,8 +25,9 @@ use crate::host::underlay::{Gateway, Underlay};
 /// How long a mapping is asked for, and when it is renewed: a gateway that starts anew has forgotten it.
 const LIFETIME: Duration = Duration::from_secs(1200);
 const RENEW: Duration = Duration::from_secs(600);
-/// When a gateway that mapped nothing is asked again.
+/// When a gateway that mapped nothing is asked again, and one that did before.
 const ASK_AGAIN: Duration = Duration::from_secs(1800);
+const ASK_SOON: Duration = Duration::from_secs(60);
 /// How long a gateway has to answer: three questions by PCP, and a search by UPnP.
 const PATIENCE: TimeoutConfig =
     TimeoutConfig { initial_timeout: Duration::from_millis(250), max_retries: 2, max_retry_timeout: None };
@@ -45,22 +46,15 @@ pub struct PortMappings {
 #[derive(Default)]
 struct Held {
     gateway: Option<Gateway>,
-    mappings: Vec<Mapping>,
+    mappings: Vec<MappedPort>,
 }
 
 /// A port that is mapped.
-enum Mapping {
+enum MappedPort {
     /// By PCP or NAT-PMP.
-    Pcp {
-        mapping: PortMapping,
-        ip: IpAddr,
-    },
-    Upnp {
-        gateway: Box<UpnpGateway<Tokio>>,
-        protocol: InternetProtocol,
-        own: SocketAddr,
-        at: SocketAddr,
-    },
+    Pcp { mapping: PortMapping, ip: IpAddr },
+    /// By UPnP: `own` is this host's address, `at` the gateway's.
+    Upnp { gateway: Box<UpnpGateway<Tokio>>, protocol: InternetProtocol, own: SocketAddr, at: SocketAddr },
 }
 
 impl PortMappings {
@@ -74,11 +68,18 @@ impl PortMappings {
 
     /// Keeps ports mapped and the node told, for as long as the router runs; `underlay` tells of the network that the host is in.
     pub async fn keep(self: Arc<Self>, node: NodeHandle, mut underlay: watch::Receiver<Underlay>) {
-        let mut told = Advertised::default();
+        let (mut told, mut maps) = (Advertised::default(), None);
         loop {
             let gateway = underlay.borrow_and_update().gateway;
             let mapped = self.renew(gateway.filter(|gateway| may_be_translated(gateway.own))).await;
-            let again = if mapped == Advertised::default() { ASK_AGAIN } else { RENEW };
+            let again = match mapped != Advertised::default() {
+                true => RENEW,
+                false if gateway.is_some() && gateway == maps => ASK_SOON,
+                false => ASK_AGAIN,
+            };
+            if again == RENEW {
+                maps = gateway;
+            }
             if mapped != told {
                 if let Err(error) = node.tell(Command::SetMapped(mapped.clone())).await {
                     warn!("other hosts are not told of mapped ports: {error}");
@@ -96,61 +97,71 @@ impl PortMappings {
     async fn renew(&self, gateway: Option<Gateway>) -> Advertised {
         let mut held = self.held.lock().await;
         if held.gateway != gateway {
-            // The old gateway may be out of reach: what it mapped ends by itself.
+            // The old gateway may be out of reach: its mappings end with their lifetime, but for permanent ones by UPnP.
             *held = Held { gateway, mappings: Vec::new() };
         }
-        let old = std::mem::take(&mut held.mappings);
         let mut advertised = Advertised::default();
         let Some(gateway) = gateway else { return advertised };
         for (protocol, port) in &self.ports {
-            let mapping = match old.iter().find(|mapping| is_same(mapping.protocol(), *protocol)) {
-                Some(mapping) => mapping.renewed().await,
-                None => Err(Failure::new("it is new")),
+            let kept = held.mappings.iter_mut().find(|mapping| is_same(mapping.protocol(), *protocol));
+            let renewed = match kept {
+                Some(mapping) => mapping.renew().await.ok().map(|()| mapping.at()),
+                None => None,
             };
-            let mapping = match mapping {
-                Ok(mapping) => mapping,
-                Err(_) => match Mapping::open(gateway, *protocol, *port).await {
-                    Ok(mapping) => {
-                        info!("others reach this host at {protocol} {}, mapped by {}", mapping.at(), mapping.by());
-                        mapping
+            let at = match renewed {
+                Some(at) => at,
+                None => {
+                    held.mappings.retain(|mapping| !is_same(mapping.protocol(), *protocol));
+                    match MappedPort::open(gateway, *protocol, *port).await {
+                        Ok(mapping) => {
+                            let at = mapping.at();
+                            info!("others reach this host at {protocol} {at}, mapped by {}", mapping.by());
+                            held.mappings.push(mapping);
+                            at
+                        }
+                        Err(error) => {
+                            debug!(gateway = %gateway.address, "no port is mapped: {error}");
+                            break;
+                        }
                     }
-                    Err(error) => {
-                        debug!(gateway = %gateway.address, "no port is mapped: {error}");
-                        break;
-                    }
-                },
+                }
             };
             match protocol {
-                InternetProtocol::Udp => advertised.udp.push(mapping.at()),
-                InternetProtocol::Tcp => advertised.tcp.push(mapping.at()),
+                InternetProtocol::Udp => advertised.udp.push(at),
+                InternetProtocol::Tcp => advertised.tcp.push(at),
             }
-            held.mappings.push(mapping);
         }
         advertised
     }
 
-    /// Has the gateway take all mappings back, if it answers in time; otherwise they end by themselves.
+    /// Has the gateway take all mappings back, if it answers in time; otherwise they end with their lifetime, but for permanent ones by UPnP.
     pub async fn release(&self) {
         let mappings = std::mem::take(&mut self.held.lock().await.mappings);
-        let released = join_all(mappings.into_iter().map(Mapping::close));
+        let released = join_all(mappings.into_iter().map(MappedPort::close));
         if tokio::time::timeout(RELEASE, released).await.is_err() {
             debug!("the gateway does not say whether it took mapped ports back");
         }
     }
 }
 
-impl Mapping {
+impl MappedPort {
     /// Maps a port of this host. An error: the gateway speaks none of the protocols, or refuses.
-    async fn open(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<Mapping> {
-        match Self::open_by_pcp(gateway, protocol, port).await {
-            Ok(mapping) => Ok(mapping),
+    async fn open(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<MappedPort> {
+        let mapping = match Self::open_by_pcp(gateway, protocol, port).await {
+            Ok(mapping) => mapping,
             Err(by_pcp) => Self::open_by_upnp(gateway, protocol, port)
                 .await
-                .map_err(|by_upnp| Failure::new(format!("by PCP: {by_pcp}; by UPnP: {by_upnp}"))),
+                .map_err(|by_upnp| Failure::new(format!("by PCP: {by_pcp}; by UPnP: {by_upnp}")))?,
+        };
+        let at = mapping.at();
+        if !is_outside(at) {
+            mapping.close().await;
+            return Err(Failure::new(format!("{at} is no address of the internet: the gateway is behind another NAT")));
         }
+        Ok(mapping)
     }
 
-    async fn open_by_pcp(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<Mapping> {
+    async fn open_by_pcp(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<MappedPort> {
         let options = PortMappingOptions {
             external_port: Some(port),
             lifetime_seconds: Some(LIFETIME.as_secs() as u32),
@@ -159,10 +170,10 @@ impl Mapping {
         let asked = PortMapping::new(gateway.address.into(), gateway.own.into(), protocol, port, options);
         let mapping = asked.await.doing(|| "it maps nothing".into())?;
         let ip = external_ip(&mapping).await?;
-        Ok(Mapping::Pcp { mapping, ip })
+        Ok(MappedPort::Pcp { mapping, ip })
     }
 
-    async fn open_by_upnp(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<Mapping> {
+    async fn open_by_upnp(gateway: Gateway, protocol: InternetProtocol, port: NonZero<u16>) -> Result<MappedPort> {
         let mut options = SearchOptions::default();
         options.bind_addr = (gateway.own, 0).into();
         (options.timeout, options.single_search_timeout) = (Some(SEARCH), Some(SEARCH));
@@ -173,31 +184,30 @@ impl Mapping {
         let ip = found.get_external_ip().await.doing(|| "it does not say its address".into())?;
         let own = SocketAddr::from((gateway.own, port.get()));
         let port = map_by_upnp(&found, protocol, port.get(), own).await?;
-        Ok(Mapping::Upnp { gateway: Box::new(found), protocol, own, at: (ip, port).into() })
+        Ok(MappedPort::Upnp { gateway: Box::new(found), protocol, own, at: (ip, port).into() })
     }
 
     /// Asks for the same again. An error: it is no longer there.
-    async fn renewed(&self) -> Result<Mapping> {
+    async fn renew(&mut self) -> Result<()> {
+        let what = || "a mapping ends".to_owned();
         match self {
-            Mapping::Pcp { mapping, .. } => {
-                let mut mapping = mapping.clone();
-                mapping.renew().await.doing(|| "a mapping ends".into())?;
-                let ip = external_ip(&mapping).await?;
-                Ok(Mapping::Pcp { mapping, ip })
+            MappedPort::Pcp { mapping, ip } => {
+                mapping.renew().await.doing(what)?;
+                *ip = external_ip(mapping).await?;
             }
-            Mapping::Upnp { gateway, protocol, own, at } => {
-                let ip = gateway.get_external_ip().await.doing(|| "a mapping ends".into())?;
-                let port = map_by_upnp(gateway, *protocol, at.port(), *own).await?;
-                Ok(Mapping::Upnp { gateway: gateway.clone(), protocol: *protocol, own: *own, at: (ip, port).into() })
+            MappedPort::Upnp { gateway, protocol, own, at } => {
+                let ip = gateway.get_external_ip().await.doing(what)?;
+                *at = (ip, map_by_upnp(gateway, *protocol, at.port(), *own).await?).into();
             }
         }
+        Ok(())
     }
 
     async fn close(self) {
         // Whether it is there still is the gateway's to know.
         match self {
-            Mapping::Pcp { mapping, .. } => drop(mapping.try_drop().await),
-            Mapping::Upnp { gateway, protocol, at, .. } => {
+            MappedPort::Pcp { mapping, .. } => drop(mapping.try_drop().await),
+            MappedPort::Upnp { gateway, protocol, at, .. } => {
                 let _ = gateway.remove_port(upnp_protocol(protocol), at.port()).await;
             }
         }
@@ -205,26 +215,26 @@ impl Mapping {
 
     fn protocol(&self) -> InternetProtocol {
         match self {
-            Mapping::Pcp { mapping, .. } => mapping.protocol(),
-            Mapping::Upnp { protocol, .. } => *protocol,
+            MappedPort::Pcp { mapping, .. } => mapping.protocol(),
+            MappedPort::Upnp { protocol, .. } => *protocol,
         }
     }
 
     /// Where others reach this host.
     fn at(&self) -> SocketAddr {
         match self {
-            Mapping::Pcp { mapping, ip } => (*ip, mapping.external_port().get()).into(),
-            Mapping::Upnp { at, .. } => *at,
+            MappedPort::Pcp { mapping, ip } => (*ip, mapping.external_port().get()).into(),
+            MappedPort::Upnp { at, .. } => *at,
         }
     }
 
     fn by(&self) -> &'static str {
         match self {
-            Mapping::Pcp { mapping, .. } => match mapping.mapping_type() {
+            MappedPort::Pcp { mapping, .. } => match mapping.mapping_type() {
                 PortMappingType::NatPmp => "NAT-PMP",
                 PortMappingType::Pcp { .. } => "PCP",
             },
-            Mapping::Upnp { .. } => "UPnP",
+            MappedPort::Upnp { .. } => "UPnP",
         }
     }
 }
@@ -260,6 +270,15 @@ async fn map_by_upnp(
     }
 }
 
+/// Whether others may reach this host there.
+fn is_outside(at: SocketAddr) -> bool {
+    let is_own = match at.ip() {
+        IpAddr::V4(ip) => may_be_translated(ip) || ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    !(is_own || at.ip().is_loopback() || at.ip().is_unspecified() || at.ip().is_multicast() || at.port() == 0)
+}
+
 fn upnp_protocol(protocol: InternetProtocol) -> PortMappingProtocol {
     match protocol {
         InternetProtocol::Udp => PortMappingProtocol::UDP,
@@ -290,6 +309,15 @@ mod tests {
             [([198, 19, 1, 2], true), ([100, 128, 0, 1], false), ([203, 0, 113, 1], false), ([8, 8, 8, 8], false)];
         for (ip, expected) in cases.into_iter().chain(others) {
             assert_eq!(may_be_translated(ip.into()), expected, "{ip:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_gateway_maps_is_of_use_only_at_an_address_of_the_internet() {
+        for (at, expected) in
+            [("25.0.1.2:6783", true), ("25.0.1.2:0", false), ("0.0.0.0:6783", false), ("10.0.0.1:6783", false)]
+        {
+            assert_eq!(is_outside(at.parse().unwrap()), expected, "{at}");
         }
     }
 

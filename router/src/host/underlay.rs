@@ -39,12 +39,12 @@ pub struct Underlay {
     pub gateway: Option<Gateway>,
 }
 
-/// The router that packets to everywhere are sent to.
+/// The default gateway for IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gateway {
     /// Its address.
     pub address: Ipv4Addr,
-    /// This host's on the way there.
+    /// This host's address on the interface that leads to it.
     pub own: Ipv4Addr,
 }
 

@@ -43,7 +43,7 @@ impl SparePort {
 }
 
 /// What became of spare ports.
-pub enum Change {
+pub enum SpareChange {
     /// These are open: they are to be received from.
     Opened(Vec<Arc<SparePort>>),
     /// Some are open no more.
@@ -53,12 +53,12 @@ pub enum Change {
 /// All spare ports of this host, by number.
 pub struct SparePorts {
     all: RwLock<BTreeMap<u16, Arc<SparePort>>>,
-    changes: mpsc::UnboundedSender<Change>,
+    changes: mpsc::UnboundedSender<SpareChange>,
 }
 
 impl SparePorts {
-    /// None yet. What becomes of them is told to who receives from them.
-    pub fn new() -> (Arc<SparePorts>, mpsc::UnboundedReceiver<Change>) {
+    /// No ports yet. The receiver gets each change, for the workers.
+    pub fn new() -> (Arc<SparePorts>, mpsc::UnboundedReceiver<SpareChange>) {
         let (changes, told) = mpsc::unbounded_channel();
         (Arc::new(SparePorts { all: RwLock::default(), changes }), told)
     }
@@ -83,7 +83,7 @@ impl SparePorts {
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         all.extend(opened.iter().map(|port| (port.udp.port(), port.clone())));
         // The router ends with its workers.
-        let _ = self.changes.send(Change::Opened(opened));
+        let _ = self.changes.send(SpareChange::Opened(opened));
     }
 
     /// Sends by a port. An error: it is not open any more, or some of the datagrams were lost.
@@ -117,7 +117,7 @@ impl SparePorts {
             is_kept
         });
         if all.len() != before {
-            let _ = self.changes.send(Change::Closed);
+            let _ = self.changes.send(SpareChange::Closed);
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
         let to = Path::udp(peer.local_addr().unwrap());
         let (ports, mut changes) = SparePorts::new();
         ports.open(&own, &[to], 4, &[1, 2]);
-        let Ok(Change::Opened(opened)) = changes.try_recv() else { panic!("nothing was opened") };
+        let Ok(SpareChange::Opened(opened)) = changes.try_recv() else { panic!("nothing was opened") };
         let mut buffer = [0; 100];
         let from: Vec<u16> = (0..4).map(|_| peer.recv_from(&mut buffer).unwrap().1.port()).collect();
         assert_eq!(from, opened.iter().map(|port| port.udp.port()).collect::<Vec<_>>());
@@ -150,7 +150,7 @@ mod tests {
 
         ports.set_usage(from[2], Usage::InUse);
         ports.close_unused(Instant::now() + UNUSED + SWEEP);
-        assert!(matches!(changes.try_recv(), Ok(Change::Closed)));
+        assert!(matches!(changes.try_recv(), Ok(SpareChange::Closed)));
         assert_eq!(opened.iter().map(|port| port.is_open()).collect::<Vec<_>>(), [false, false, true, false]);
         assert!(ports.send(from[0], Lane::Main, to, b"lost", 4).is_err());
         let by = Path { transport: Transport::SpareUdp(from[2]), ..to };

@@ -102,12 +102,15 @@ impl Node {
         let incarnation = last.unwrap_or(0).saturating_add(1).min(MAX_INCARNATION);
         let (grace, founds_alone, continues) = (config.grace, config.founds_alone, config.continues);
         let ipam = ipam::Setup { own, entropy: rng.random(), grace, founds_alone, continues, now };
-        let Config { discovery, underlay_mtu, port, tcp_ports, advertised, is_stub, .. } = config;
+        let Config { discovery, underlay_mtu, port, tcp_ports, advertised, is_metered, .. } = config;
+        let is_stub = config.is_stub || is_metered;
         let reach = OwnReach { port, tcp_ports, advertised };
-        let topology = topology::Setup { own, discovery, underlay_mtu, is_stub, reach, entropy: rng.random() };
+        let entropy = rng.random();
+        let topology = topology::Setup { own, discovery, underlay_mtu, is_stub, is_metered, reach, entropy };
         let mut publisher = Publisher::new(Snapshot { is_stub, ..Snapshot::empty(own, hashing) });
         publisher.set_secrets(config.keyring.secrets());
-        let records = RecordSync::new(config.identity.clone(), incarnation, boot as u32, rng.random(), now);
+        let identity = config.identity.clone();
+        let records = RecordSync::new(identity, incarnation, boot as u32, rng.random(), is_metered, now);
         let sessions = sessions::Setup {
             identity: config.identity,
             boot,
@@ -121,7 +124,7 @@ impl Node {
             boot,
             sessions: Sessions::new(sessions, now),
             topology: Topology::new(topology, now),
-            presence: Presence::new(own, incarnation, rng.next_u64(), grace),
+            presence: Presence::new(own, incarnation, rng.next_u64(), grace, !is_metered),
             records,
             segments: Segments::new(own, config.container_mtu, hashing, now),
             directory: Directory::new(peer_id, config.name),
@@ -235,7 +238,8 @@ impl Node {
         self.parts.topology.tend_targets(&self.parts.sessions, now);
         self.parts.route_events(now);
         self.open_sessions(all, now);
-        self.parts.records.compare(now);
+        let topology = &self.parts.topology;
+        self.parts.records.compare(|peer| topology.is_metered || !topology.metered.contains(&peer), now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
             self.parts.segments.age(now);
@@ -271,12 +275,16 @@ impl Node {
         }
     }
 
-    /// Opens sessions with the hosts this one shares segments with. With `all` it is looked which these are.
+    /// Opens sessions with the hosts this one shares segments with, where bytes are not paid for. With `all` it is looked which these are.
     fn open_sessions(&mut self, all: bool, now: Time) {
         if all {
             let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
+            let is_metered =
+                |host: &HostLabel| self.parts.topology.is_metered || self.parts.topology.metered.contains(host);
             let is_wanted = |host: &HostLabel| {
-                self.parts.topology.routing.has_route(*host) && self.parts.sessions.is_wanting(*host, now)
+                !is_metered(host)
+                    && self.parts.topology.routing.has_route(*host)
+                    && self.parts.sessions.is_wanting(*host, now)
             };
             self.parts.sessions.set_wanted(sharing.filter(is_wanted).collect());
         }
@@ -369,8 +377,9 @@ impl Components {
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
         let (tcp, advertised) = (self.topology.addresses.reach.tcp_ports.clone(), self.topology.addresses.advertised());
-        let is_stub = self.topology.routing.is_stub(self.own);
-        writes.put(Key::Host, &HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub });
+        let (is_stub, is_metered) = (self.topology.routing.is_stub(self.own), self.topology.is_metered);
+        let record = HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub, is_metered };
+        writes.put(Key::Host, &record);
         // A name and a few short lists are far below the limit.
         let _ = self.commit(writes);
     }

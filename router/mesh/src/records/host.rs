@@ -25,13 +25,15 @@ pub struct HostRecord {
     pub tcp: Vec<u16>,
     /// Boot number: sessions with another life of the host are dead.
     pub boot: u64,
-    /// Addresses that lead to it from elsewhere, by the word of its operator.
+    /// Addresses of other devices that forward to it: named by its operator, or mapped by its NAT when asked.
     pub advertised: Advertised,
     /// Whether it relays nothing between other hosts (a stub router: RFC 6987).
     pub is_stub: bool,
+    /// Whether what it says and hears is paid for by the byte: it takes no part in SWIM, has a link with one host at rest, and chooses it itself.
+    pub is_metered: bool,
 }
 
-/// Addresses at which a host can be reached though its interfaces have others: its operator has them lead there.
+/// Addresses that are on none of a host's interfaces and lead to it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Advertised {
     /// By UDP, [`MAX_ADVERTISED`] at most.
@@ -62,7 +64,16 @@ mod tests {
         let record = |name: &str| {
             let (addresses, seen) = (addresses.clone(), addresses.clone());
             let advertised = Advertised { udp: addresses.clone(), tcp: addresses.clone() };
-            HostRecord { name: name.into(), addresses, seen, tcp: vec![443; 9], boot: 7, advertised, is_stub: true }
+            HostRecord {
+                name: name.into(),
+                addresses,
+                seen,
+                tcp: vec![443; 9],
+                boot: 7,
+                advertised,
+                is_stub: true,
+                is_metered: true,
+            }
         };
         let read_back = read(&encode(&record("host1"))).unwrap();
         let lengths = (read_back.addresses.len(), read_back.seen.len(), read_back.tcp.len());

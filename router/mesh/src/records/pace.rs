@@ -24,6 +24,8 @@ const GREET_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
 const COMPARE_SOONEST: Duration = Duration::from_secs(1);
 const COMPARE_LATEST: Duration = Duration::from_secs(16);
+/// The latter of a metered host.
+const METERED_COMPARE_LATEST: Duration = Duration::from_secs(300);
 /// How long nothing new has to be told until those that were told are asked, and how long that is waited for.
 const SETTLED: Duration = Duration::from_millis(300);
 const UNSETTLED: Duration = Duration::from_secs(2);
@@ -39,6 +41,7 @@ pub(super) struct Pace {
     /// When a neighbour was last asked whether it holds the same, and when the next one is.
     compared: Time,
     compare_after: Duration,
+    compare_latest: Duration,
     /// When neighbours were first and last told something since they were asked whether they have it.
     unsettled: Option<(Time, Time)>,
 }
@@ -52,7 +55,7 @@ pub(super) struct Compare {
 }
 
 impl Pace {
-    pub(super) fn new(now: Time) -> Self {
+    pub(super) fn new(is_metered: bool, now: Time) -> Self {
         let full = || Bucket::new(BURST * 1000, now);
         Pace {
             flush_after: now,
@@ -62,6 +65,7 @@ impl Pace {
             pass_budget: full(),
             compared: now,
             compare_after: Duration::ZERO,
+            compare_latest: if is_metered { METERED_COMPARE_LATEST } else { COMPARE_LATEST },
             unsettled: None,
         }
     }
@@ -116,7 +120,7 @@ impl Pace {
         }
         if one {
             self.compared = now;
-            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, COMPARE_LATEST);
+            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, self.compare_latest);
         }
         Compare { told, one }
     }
@@ -150,7 +154,7 @@ mod tests {
 
     /// Flushes in ten seconds of a host that always has something to tell.
     fn flushes(neighbours: usize) -> usize {
-        let mut pace = Pace::new(at(0));
+        let mut pace = Pace::new(false, at(0));
         let tick = |now: &u64| {
             let is_due = at(*now) >= pace.flush_after();
             if is_due {
@@ -170,7 +174,7 @@ mod tests {
 
     #[test]
     fn those_told_are_asked_once_that_has_settled_and_one_ever_more_seldom() {
-        let mut pace = Pace::new(at(0));
+        let mut pace = Pace::new(false, at(0));
         pace.unsettle(at(0));
         pace.unsettle(at(200));
         assert!(!pace.compare(at(499)).told && pace.compare(at(500)).told && !pace.compare(at(501)).told);
@@ -180,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_comes_after_a_rest_is_told_at_once() {
-        let mut pace = Pace::new(at(0));
+        let mut pace = Pace::new(false, at(0));
         for now in [0, 50, 100, 150] {
             assert!(at(now) >= pace.flush_after(), "{now}");
             pace.on_flush(25, at(now));

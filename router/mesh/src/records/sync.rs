@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
+use rand::seq::IteratorRandom;
 use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Identity, PeerId, Time};
 use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
@@ -77,13 +78,20 @@ pub(crate) struct RecordSync {
 
 impl RecordSync {
     /// Synchronisation of an empty store, writing under `incarnation` (which is to be persisted first) and `boot`.
-    pub(crate) fn new(identity: Identity, incarnation: u64, boot: u32, entropy: [u8; 32], now: Time) -> Self {
+    pub(crate) fn new(
+        identity: Identity,
+        incarnation: u64,
+        boot: u32,
+        entropy: [u8; 32],
+        is_metered: bool,
+        now: Time,
+    ) -> Self {
         RecordSync {
             own: identity.peer_id(),
             store: Store::new(identity, incarnation, boot),
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
-            pace: Pace::new(now),
+            pace: Pace::new(is_metered, now),
             told_own: BTreeSet::new(),
             told: BTreeSet::new(),
             unread: VecDeque::new(),
@@ -199,8 +207,8 @@ impl RecordSync {
     }
 
     /// Asks neighbours whether they hold the same: those that were told something once that has settled, so that a batch lost on the way is
-    /// soon found, and a random one at intervals.
-    pub(crate) fn compare(&mut self, now: Time) {
+    /// soon found, and at intervals a random one for which `is_asked` holds: metered hosts ask by themselves.
+    pub(crate) fn compare(&mut self, is_asked: impl Fn(HostLabel) -> bool, now: Time) {
         let Compare { told, one } = self.pace.compare(now);
         if self.neighbours.is_empty() || !(told || one) {
             return;
@@ -216,8 +224,8 @@ impl RecordSync {
             self.events.extend(all.into_iter().map(|peer| Event::Question(peer, summary.clone())));
         }
         if one {
-            let chosen = self.rng.random_range(0..self.neighbours.len());
-            let Some(peer) = self.neighbours.iter().nth(chosen).copied() else { return };
+            let asked = self.neighbours.iter().copied().filter(|peer| is_asked(*peer));
+            let Some(peer) = asked.choose(&mut self.rng) else { return };
             self.events.extend([Event::Question(peer, summary), Event::Compared(peer)]);
         }
     }
@@ -320,7 +328,7 @@ mod tests {
     }
 
     pub(super) fn sync(n: u8) -> RecordSync {
-        let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], Time::ZERO);
+        let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], false, Time::ZERO);
         assert!(matches!(sync.poll_event(), Some(Event::Incarnation(1))));
         sync
     }
@@ -380,7 +388,7 @@ mod tests {
         a.flush(at(100));
         // The push is lost.
         while a.poll_event().is_some() {}
-        a.compare(at(1100));
+        a.compare(|_| true, at(1100));
         assert!(is_named(&exchange((1, &mut a), (2, &mut b), at(1100)), "renamed"));
     }
 
@@ -396,7 +404,7 @@ mod tests {
                 for sync in [&mut a, &mut b] {
                     sync.read_records(at(now));
                     sync.pass_on(all_hosts, at(now));
-                    sync.compare(at(now));
+                    sync.compare(|_| true, at(now));
                 }
                 if now == 100_000 {
                     a.write(&named("host1")).unwrap();

@@ -16,6 +16,8 @@ const MAX: usize = 24;
 /// Longest waits between tries of an address: a likely one, and any other.
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
+/// The same where each try is paid for.
+pub(super) const LONGEST_METERED: Duration = Duration::from_secs(120);
 
 /// Tries of unlikely paths, at once and in a second: a member may announce a stranger's addresses, and others each time.
 const UNLIKELY_AT_ONCE: u64 = 32;
@@ -28,22 +30,17 @@ const AT_ONCE: usize = 4;
 
 /// The candidates of one peer.
 pub(super) struct Candidates {
+    /// Whether each try is paid for.
+    is_metered: bool,
     all: BTreeMap<Path, Candidate>,
     unlikely: Bucket,
     raced: Bucket,
 }
 
-impl Default for Candidates {
-    fn default() -> Self {
-        let full = |tries| Bucket::new(tries, Time::ZERO);
-        Candidates { all: BTreeMap::new(), unlikely: full(UNLIKELY_AT_ONCE), raced: full(RACED_AT_ONCE) }
-    }
-}
-
 /// How a path was learnt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Learnt {
-    /// The peer's operator has it lead to the peer.
+    /// The peer advertises it: another device forwards from there to the peer.
     Advertised,
     /// The peer announces it as an address of its own.
     Announced,
@@ -99,6 +96,12 @@ pub(super) struct Due {
 }
 
 impl Candidates {
+    /// No candidates yet; each try is paid for if it `is_metered`.
+    pub(super) fn new(is_metered: bool) -> Self {
+        let full = |tries| Bucket::new(tries, Time::ZERO);
+        Candidates { is_metered, all: BTreeMap::new(), unlikely: full(UNLIKELY_AT_ONCE), raced: full(RACED_AT_ONCE) }
+    }
+
     /// Adds a path, unless it cannot be tried at any time; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
     /// answer.
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
@@ -232,7 +235,12 @@ impl Candidates {
                 *tries -= 1;
                 let Candidate { retry, is_likely, .. } = candidate;
                 due.push(Due { path: *path, failures: retry.failures(), is_likely: *is_likely });
-                retry.on_try(now, if *is_likely { LONGEST_LIKELY } else { LONGEST_UNLIKELY }, jitter);
+                let longest = match is_likely {
+                    _ if self.is_metered => LONGEST_METERED,
+                    true => LONGEST_LIKELY,
+                    false => LONGEST_UNLIKELY,
+                };
+                retry.on_try(now, longest, jitter);
             }
         }
         due
@@ -257,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_full_list_gives_up_unlikely_addresses_first_and_never_likely_ones_that_answer() {
-        let mut candidates = Candidates::default();
+        let mut candidates = Candidates::new(false);
         for host in 0..28 {
             candidates.add(path(host), learnt(host < 23));
         }
@@ -269,7 +277,7 @@ mod tests {
 
     #[test]
     fn due_addresses_are_bounded_back_off_and_leave_out_own_ones() {
-        let mut candidates = Candidates::default();
+        let mut candidates = Candidates::new(false);
         for host in 0..4 {
             candidates.add(path(host), learnt(host == 0));
         }
@@ -285,7 +293,7 @@ mod tests {
 
     #[test]
     fn addresses_that_a_peer_announces_anew_each_time_are_tried_ever_more_seldom() {
-        let (mut candidates, mut tried) = (Candidates::default(), 0);
+        let (mut candidates, mut tried) = (Candidates::new(false), 0);
         for millis in (0..60_000u64).step_by(50) {
             let now = Time::ZERO + Duration::from_millis(millis);
             for host in 0..16 {
@@ -299,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_outside_of_a_nat_is_not_tried_while_it_is_punched_unless_the_peer_announces_it() {
-        let mut candidates = Candidates::default();
+        let mut candidates = Candidates::new(false);
         candidates.add(path(1), Learnt::Seen);
         candidates.add(path(2), Learnt::Worked);
         candidates.add(path(3), Learnt::Worked);

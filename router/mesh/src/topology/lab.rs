@@ -41,6 +41,7 @@ pub(super) fn lone() -> Topology {
         discovery: true,
         underlay_mtu: 1500,
         is_stub: false,
+        is_metered: false,
         reach: OwnReach::at_port(6783),
         entropy: [3; 32],
     };

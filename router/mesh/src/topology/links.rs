@@ -11,7 +11,7 @@ use weft_crypto::{HostLabel, Time};
 use super::candidates::Learnt;
 use super::link::IN_USE;
 use super::liveness::{ASK_AGAIN, Probe};
-use super::pulse::{QUIET, longest_silence};
+use super::pulse::{METERED_HEARTBEAT, QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
 use super::racing::straight;
 use super::routes::announced_cost;
@@ -39,7 +39,7 @@ impl Topology {
     pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) {
         self.announces_costs = now >= self.costs_after;
         if self.announces_costs {
-            self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * self.fingers.len() as u32;
+            self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * (self.peers.len() + 1) as u32;
         }
         if all {
             self.fingers.refresh(self.own);
@@ -74,7 +74,7 @@ impl Topology {
                 || peer.is_some_and(|peer| self.peers.contains_key(&peer))
                 || sessions.is_trying(Path::udp(address), now)
         };
-        for (at, tries) in self.targets.due(is_busy, now) {
+        for (at, tries) in self.targets.due(is_busy, self.is_metered, now) {
             for name in self.targets.fallen_silent(at, tries, self.addresses.local()) {
                 self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
             }
@@ -120,7 +120,8 @@ impl Topology {
         if let Some(path) = ping {
             self.ping(label, index, path, 0, now);
         }
-        let promised = longest_silence(self.linked.len());
+        let is_metered = self.is_metered || self.metered.contains(&label);
+        let promised = if is_metered { METERED_HEARTBEAT } else { longest_silence(self.linked.len()) };
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(path) = peer.link.as_ref().map(|link| link.path) else { return };
         let beat = peer.beat(promised, || self.rng.random_range(0.75..1.0), now).map(|to| Event::Straight {
@@ -147,7 +148,10 @@ impl Topology {
             return;
         }
         link.needed_at = now;
-        if self.can_do_without(label, now) && !self.fingers.is_finger_of(label) {
+        // Which links it keeps is the choice of a host that relays nothing.
+        let is_stubs_choice = self.routing.is_stub(label) && !self.routing.is_stub(self.own);
+        let is_peers_choice = self.fingers.is_finger_of(label) || is_stubs_choice;
+        if self.can_do_without(label, now) && !is_peers_choice {
             self.events.push_back(Event::Message(label, Control::Needless));
         }
     }
@@ -194,16 +198,30 @@ impl Topology {
     /// Whether this host should try to have a direct link with a peer.
     pub(super) fn wants_link(&self, label: HostLabel, now: Time) -> bool {
         let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
-        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        let is_metered = self.is_metered || self.metered.contains(&label);
+        let last_traffic = if is_metered { peer.last_demand } else { peer.last_traffic };
+        let has_traffic = last_traffic != Time::ZERO && now.since(last_traffic) < ON_DEMAND;
+        let is_named = |peer: &Peer| {
+            let mut addresses = peer.candidates.paths().filter(|path| path.is_udp()).map(|path| path.remote);
+            addresses.any(|address| self.targets.has_address(&address))
+        };
+        if is_metered {
+            let rank = |label: &HostLabel| (!self.peers.get(label).is_some_and(is_named), *label);
+            let relays = || self.linked.iter().filter(|label| !self.routing.is_stub(**label));
+            let is_first = || relays().min_by_key(|label| rank(label)).is_none_or(|first| *first == label);
+            // One link with a host that relays is kept at rest, which the metered host chooses; all, if it has none.
+            return (self.discovery && has_traffic) || if self.is_metered { is_first() } else { is_named(peer) };
+        }
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
             return true;
         }
-        peer.candidates.paths().any(|path| path.is_udp() && self.targets.has_address(&path.remote))
+        is_named(peer)
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.
     pub(super) fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
-        self.peers.len() > SMALL_MESH && !self.wants_link(label, now)
+        let is_metered = self.is_metered || self.metered.contains(&label);
+        (is_metered || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
     }
 
     /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
@@ -220,7 +238,7 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        if has_route {
+        if has_route && !self.is_metered {
             self.events.extend(self.prediction.spread(label, peer, &self.addresses, now).into_iter().flatten());
         }
         let waited = peer.punching.waited(now);
@@ -228,7 +246,8 @@ impl Topology {
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
         let is_too_early = |path: &Path| fallback::is_too_early(path, waited, has_route);
-        for due in peer.candidates.due(self.addresses.local(), is_too_early, is_punched, tries, jitter, now) {
+        let own = self.addresses.local();
+        for due in peer.candidates.due(own, is_too_early, is_punched, tries, jitter, now) {
             // With a session a ping is enough; but the peer may have lost its side of it.
             if let Some(index) = current {
                 self.ping(label, index, due.path, 0, now);
@@ -307,7 +326,8 @@ impl Topology {
     pub(super) fn move_link(&mut self, label: HostLabel, to: Path, cause: &'static str, now: Time) {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else { return };
-        let connections = [Event::connection(to, Usage::InUse), Event::connection(link.path, Usage::Idle)];
+        // One port may have both.
+        let connections = [Event::connection(link.path, Usage::Idle), Event::connection(to, Usage::InUse)];
         peer.to_udp.on_move(link.path, to, now);
         let what = format!("moved from {} to {to}: {cause}", link.path);
         let took = link.recent_rtt(now).map(|rtt| delay(rtt, link.loss));

@@ -55,6 +55,9 @@ use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
 const SMALL_MESH: usize = 32;
+/// Bytes sent to a metered host, or by one, within [`DEMAND_WINDOW`] that justify a direct link; less is relayed.
+const DEMAND: u64 = 16 * 1024;
+const DEMAND_WINDOW: Duration = Duration::from_secs(5);
 /// How long a link opened for traffic stays without any.
 const ON_DEMAND: Duration = Duration::from_secs(25);
 /// How long datagrams sent over a link that was let go may still come.
@@ -139,6 +142,10 @@ pub(crate) struct Topology {
     pub(crate) underlay_mtu: usize,
     /// Whether datagrams of the urgent lane leave marked as such.
     pub(crate) marks: bool,
+    /// Whether what this host says and hears is paid for by the byte.
+    pub(crate) is_metered: bool,
+    /// Other hosts of which that is so.
+    pub(crate) metered: BTreeSet<HostLabel>,
     rng: ChaCha20Rng,
     peers: BTreeMap<HostLabel, Peer>,
     /// Peers with a link.
@@ -175,6 +182,10 @@ struct Peer {
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
     last_traffic: Time,
+    /// Start of the window in which demand is counted, and the bytes sent before it.
+    window: (Time, u64),
+    /// When [`DEMAND`] was last reached.
+    last_demand: Time,
     /// Where others see it, by its own word.
     seen: Option<Vec<SocketAddr>>,
     /// What happened to the link lately.
@@ -188,6 +199,7 @@ pub(crate) struct Setup {
     pub(crate) underlay_mtu: usize,
     /// Whether this host relays nothing between others.
     pub(crate) is_stub: bool,
+    pub(crate) is_metered: bool,
     pub(crate) reach: OwnReach,
     pub(crate) entropy: [u8; 32],
 }
@@ -199,6 +211,8 @@ impl Topology {
             discovery: setup.discovery,
             underlay_mtu: setup.underlay_mtu,
             marks: true,
+            is_metered: setup.is_metered,
+            metered: BTreeSet::new(),
             rng: ChaCha20Rng::from_seed(setup.entropy),
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
@@ -219,6 +233,7 @@ impl Topology {
 
     /// Takes note of a peer; `meter` counts what is sent to it and received from it.
     pub(crate) fn meet(&mut self, peer: HostLabel, meter: Arc<Meter>) {
+        let is_metered = self.is_metered;
         self.peers.entry(peer).or_insert_with(|| Peer {
             meter,
             link: None,
@@ -226,12 +241,14 @@ impl Topology {
             told_let_go: None,
             pings: Pings::default(),
             marks: Marks::default(),
-            candidates: Candidates::default(),
+            candidates: Candidates::new(is_metered),
             punching: Punching::default(),
             spreads: Spreads::default(),
             to_udp: Return::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,
+            window: (Time::ZERO, 0),
+            last_demand: Time::ZERO,
             seen: None,
             changes: VecDeque::new(),
         });
@@ -248,7 +265,15 @@ impl Topology {
 
     /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
     pub(crate) fn on_host(&mut self, host: HostLabel, record: Option<&HostRecord>, now: Time) {
-        self.fingers.set(host, record.is_some());
+        let is_metered = record.is_some_and(|record| record.is_metered);
+        if is_metered {
+            self.metered.insert(host);
+        } else {
+            self.metered.remove(&host);
+        }
+        // Only hosts that relay hold the mesh together; one that does not links with some of these.
+        let is_stub = record.is_some_and(|record| record.is_stub);
+        self.fingers.set(host, record.is_some() && (!is_stub || (host == self.own && !is_metered)));
         self.routing.set_stub(host, record.is_some_and(|record| record.is_stub));
         let Some((peer, record)) = self.peers.get_mut(&host).zip(record) else { return };
         peer.seen = Some(record.seen.clone());
@@ -368,6 +393,13 @@ impl Peer {
         if sent != self.sent_seen {
             self.sent_seen = sent;
             self.last_traffic = now;
+        }
+        let is_reached = sent.saturating_sub(self.window.1) >= DEMAND;
+        if is_reached {
+            self.last_demand = now;
+        }
+        if is_reached || now.since(self.window.0) >= DEMAND_WINDOW {
+            self.window = (now, sent);
         }
     }
 }

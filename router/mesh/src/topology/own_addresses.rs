@@ -25,7 +25,7 @@ pub(crate) struct OwnReach {
     pub(crate) port: u16,
     /// The ports at which it accepts TCP connections.
     pub(crate) tcp_ports: Vec<u16>,
-    /// Addresses elsewhere that its operator has lead to it.
+    /// Addresses of other devices that forward to this host, named by the operator.
     pub(crate) advertised: Advertised,
 }
 

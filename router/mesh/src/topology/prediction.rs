@@ -1,5 +1,5 @@
-//! Port prediction: a direct link where one host's NAT maps each destination to another port, and the other's lets in only what it was
-//! asked by.
+//! Port prediction: a direct link where one host's NAT maps each destination to another port, and the other's admits only datagrams from
+//! addresses and ports that its host has sent to.
 //!
 //! At which port such a NAT lets the peer in is known to neither host. So the one behind it opens many spare ports towards the peer, each of
 //! which its NAT maps to a port, and the peer asks at ports of the NAT: those near to the ones that others see, then any, until one of
@@ -8,7 +8,7 @@
 //! alone). The question that gets in is answered from the spare port, and the link goes by it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::Rng;
@@ -37,26 +37,29 @@ const QUESTIONS: usize = 2048;
 const QUESTIONS_PER_SECOND: usize = 320;
 const QUESTIONS_AT_ONCE: usize = 32;
 const PAUSE: Duration = Duration::from_millis(50);
-/// How far from a port seen by others the next ones of a NAT are that counts.
+/// Distance from a port that others see within which a NAT that counts has probably mapped the next ones.
 const NEAR: u16 = 32;
 /// The lowest port that NATs map to.
 const LOWEST_PORT: u16 = 1024;
-/// Searches at once, and how many seconds earn one more. A member may say that it is behind a stranger's address: each search is
-/// 200 kB sent there.
+/// Searches in a row, and the seconds that earn one more; one runs at a time. A member may say that it is behind a stranger's address:
+/// each search sends 200 kB there.
 const SEARCHES: u64 = 8;
 const SECONDS_PER_SEARCH: u64 = 30;
 
-/// Spare ports opened towards one peer.
+/// Spare ports opened towards one peer, and searches for its own.
 #[derive(Default)]
 pub(super) struct Spreads {
     next: Time,
     count: u32,
+    /// When the peer may be searched for again, and how often it was.
+    search_next: Time,
+    searched: u32,
 }
 
 impl Spreads {
     /// Starts over: there is a link, or one of the hosts is elsewhere.
     pub(super) fn reset(&mut self) {
-        *self = Spreads::default();
+        (self.next, self.count) = (Time::ZERO, 0);
     }
 }
 
@@ -95,8 +98,7 @@ impl Prediction {
             return None;
         }
         let towards = peer.outsides(own.local());
-        let wait = (FIRST_WAIT * 2u32.pow(peer.spreads.count.min(9))).min(LONGEST_WAIT);
-        peer.spreads = Spreads { next: now + wait, count: peer.spreads.count + 1 };
+        (peer.spreads.next, peer.spreads.count) = (now + wait(peer.spreads.count), peer.spreads.count + 1);
         if towards.is_empty() {
             return None;
         }
@@ -104,16 +106,29 @@ impl Prediction {
         Some([Event::Spread { towards }, Event::Message(label, Control::Punch(Punch::Spread))])
     }
 
-    /// Begins to search for the open ports of a peer that others see at these addresses, if no other search is under way.
-    pub(super) fn begin(&mut self, peer: HostLabel, seen: &[SocketAddr], rng: &mut impl Rng, now: Time) {
-        let ports = ports_to_ask(seen, rng);
-        if self.search.is_some()
-            || ports.is_empty()
-            || !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCHES * SECONDS_PER_SEARCH, now)
-        {
-            return;
+    /// Begins to search for the open ports of a peer at the address at which it says that others see it, none of this host's `own`; false if
+    /// another search is under way, or there were enough.
+    pub(super) fn begin(
+        &mut self,
+        label: HostLabel,
+        peer: &mut Peer,
+        own: &[SocketAddr],
+        rng: &mut impl Rng,
+        now: Time,
+    ) -> bool {
+        let seen = peer.seen.as_deref().unwrap_or_default();
+        let may_be = |seen: &SocketAddr| may_be_outside(seen.ip()) && !own.iter().any(|own| own.ip() == seen.ip());
+        if self.search.is_some() || now < peer.spreads.search_next || !seen.first().is_some_and(may_be) {
+            return false;
         }
-        self.search = Some(Search { peer, began: now, ports, asked: 0 });
+        if !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCHES * SECONDS_PER_SEARCH, now) {
+            return false;
+        }
+        self.search = Some(Search { peer: label, began: now, ports: ports_to_ask(seen, rng), asked: 0 });
+        // The peer waits twice as long, if it does as this host would.
+        (peer.spreads.search_next, peer.spreads.searched) =
+            (now + wait(peer.spreads.searched) / 2, peer.spreads.searched + 1);
+        true
     }
 
     /// There is a link with a peer.
@@ -164,6 +179,17 @@ impl Peer {
     }
 }
 
+/// How long nothing is done for a peer after so many times.
+fn wait(count: u32) -> Duration {
+    (FIRST_WAIT * 2u32.pow(count.min(9))).min(LONGEST_WAIT)
+}
+
+/// Whether an address may be a NAT's.
+fn may_be_outside(ip: IpAddr) -> bool {
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_broadcast)
+}
+
 /// Ports of the NAT that others see a peer behind, the likely ones first.
 fn ports_to_ask(seen: &[SocketAddr], rng: &mut impl Rng) -> Vec<SocketAddr> {
     let Some(ip) = seen.first().map(SocketAddr::ip) else { return Vec::new() };
@@ -191,6 +217,35 @@ mod tests {
         ChaCha20Rng::from_seed([1; 32])
     }
 
+    /// A peer that says that others see it at an address.
+    fn seen_peer() -> Peer {
+        let mut topology = lone();
+        topology.meet(PEER, Default::default());
+        let mut peer = topology.peers.remove(&PEER).unwrap();
+        peer.seen = Some(vec![OWN_ADDRESS]);
+        peer
+    }
+
+    #[test]
+    fn one_peer_is_searched_for_ever_more_seldom_and_only_where_a_nat_may_be() {
+        let mut peer = seen_peer();
+        let mut when = Vec::new();
+        for second in 0..1000 {
+            let mut prediction = Prediction::new(at(0));
+            if prediction.begin(PEER, &mut peer, &[], &mut rng(), at(second * 1000)) {
+                when.push(second);
+            }
+        }
+        assert_eq!(when, [0, 5, 15, 35, 75, 155, 315, 635]);
+        for ip in ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "203.0.113.77"] {
+            let mut peer = seen_peer();
+            let at_ip = SocketAddr::new(ip.parse().unwrap(), 4000);
+            peer.seen = Some(vec![at_ip]);
+            let own = [SocketAddr::from(([203, 0, 113, 77], 6783))];
+            assert!(!Prediction::new(at(0)).begin(PEER, &mut peer, &own, &mut rng(), at(0)), "{ip}");
+        }
+    }
+
     #[test]
     fn likely_ports_are_asked_first_and_each_once() {
         let seen = [40_000, 1030].map(|port| SocketAddr::from(([203, 0, 113, 9], port)));
@@ -205,7 +260,7 @@ mod tests {
     #[test]
     fn a_search_is_slow_and_ends() {
         let mut prediction = Prediction::new(at(0));
-        prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(0));
+        assert!(prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(0)));
         let (mut asked, mut now) = (0, 0);
         while let Some((peer, to)) = prediction.questions(at(now)) {
             assert!(peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
@@ -259,7 +314,7 @@ mod tests {
     #[test]
     fn a_search_ends_with_a_link() {
         let mut prediction = Prediction::new(at(0));
-        prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(0));
+        assert!(prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(0)));
         prediction.end(OWN);
         assert!(prediction.questions(at(100)).is_some());
         prediction.end(PEER);
@@ -271,7 +326,8 @@ mod tests {
         let mut prediction = Prediction::new(at(0));
         let mut asked = 0;
         for now in (0..600_000).step_by(50) {
-            prediction.begin(PEER, &[OWN_ADDRESS], &mut rng(), at(now));
+            // Each time another one.
+            prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(now));
             asked += prediction.questions(at(now)).map_or(0, |(_, to)| to.len());
         }
         let searches = asked.div_ceil(QUESTIONS);

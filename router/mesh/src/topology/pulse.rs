@@ -13,6 +13,8 @@ const ASLEEP: Duration = Duration::from_millis(250);
 const HEARTBEAT: Duration = Duration::from_millis(1400);
 const SOONEST_HEARTBEAT: Duration = Duration::from_secs(4);
 const LATEST_HEARTBEAT: Duration = Duration::from_secs(15);
+/// The time between two on a link of a metered host.
+pub(super) const METERED_HEARTBEAT: Duration = Duration::from_secs(25);
 /// How late a heartbeat may come: its sender looks at its links at intervals.
 const LATE: Duration = Duration::from_millis(150);
 
@@ -54,7 +56,7 @@ impl Pulse {
 
     /// The peer promises to say something again within so many milliseconds.
     pub(super) fn promise(&mut self, within: u16) {
-        self.promised = Duration::from_millis(within.into()).clamp(SOONEST_HEARTBEAT, LATEST_HEARTBEAT);
+        self.promised = Duration::from_millis(within.into()).clamp(SOONEST_HEARTBEAT, METERED_HEARTBEAT);
     }
 
     /// How long the peer may be silent.

@@ -131,19 +131,21 @@ impl Topology {
 
     /// Takes a peer's step of a round.
     pub(crate) fn on_punch(&mut self, label: HostLabel, step: Punch, sessions: &impl SessionTable, now: Time) {
+        let is_wanted = !self.targets.is_forgotten(label) && self.link(label).is_none();
+        let is_worth_it = is_wanted && self.wants_link(label, now);
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
-        let is_wanted = !self.targets.is_forgotten(label) && peer.link.is_none();
         // The peer has no link with this host any more, or not yet.
         peer.doubt(now);
         peer.punching.heard = now;
-        peer.punching.joined = peer.punching.joined.saturating_add(u32::from(step != Punch::Asked));
         if step == Punch::Spread {
-            if is_wanted {
-                self.prediction.begin(label, peer.seen.as_deref().unwrap_or_default(), &mut self.rng, now);
+            let own = self.addresses.local();
+            if is_worth_it && !self.is_metered && self.prediction.begin(label, peer, own, &mut self.rng, now) {
                 self.events.push_back(Event::Wake(now));
             }
             return;
         }
+        // Spare ports are no round.
+        peer.punching.joined = peer.punching.joined.saturating_add(u32::from(step != Punch::Asked));
         // One round costs either host one burst: what it opens and what it asks then go to the same addresses.
         let opened = peer.punching.opened.filter(|opened| step == Punch::Asked && now.since(*opened) < ASKED_WITHIN);
         peer.punching.opened = None;

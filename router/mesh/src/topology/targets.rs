@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, PeerId, Time};
 
+use super::candidates::LONGEST_METERED;
 use crate::api::Target;
 use crate::backoff::Backoff;
 use crate::ipam::Named;
@@ -141,13 +142,14 @@ impl Targets {
     pub(super) fn due(
         &mut self,
         is_busy: impl Fn(SocketAddr, Option<HostLabel>) -> bool,
+        is_metered: bool,
         now: Time,
     ) -> Vec<(SocketAddr, u32)> {
         let mut due = Vec::new();
         for (address, target) in &mut self.addresses {
             if target.retry.is_due(now) && !is_busy(*address, target.peer) {
                 due.push((*address, target.retry.failures()));
-                target.retry.on_try(now, LONGEST_RETRY, 0.5);
+                target.retry.on_try(now, if is_metered { LONGEST_METERED } else { LONGEST_RETRY }, 0.5);
             }
         }
         due
@@ -210,7 +212,7 @@ mod tests {
         targets.connect(&[target("host1", 1)], Time::ZERO);
         let (mut now, mut silent) = (Time::ZERO, Vec::new());
         while now < Time::ZERO + Duration::from_secs(60) {
-            for (at, tries) in targets.due(|_, _| false, now) {
+            for (at, tries) in targets.due(|_, _| false, false, now) {
                 silent.extend(targets.fallen_silent(at, tries, &[]));
             }
             now += Duration::from_millis(50);
@@ -220,7 +222,7 @@ mod tests {
         targets.claim(Path::udp(address(1)), HostLabel([1; 6]));
         assert_eq!(targets.state(&[address(1)], &[]), TargetState::Answered);
         assert_eq!(targets.state(&[address(1)], &[address(1)]), TargetState::Own);
-        assert_eq!(targets.due(|_, peer| peer.is_some(), now), []);
+        assert_eq!(targets.due(|_, peer| peer.is_some(), false, now), []);
     }
 
     #[test]

@@ -1,0 +1,103 @@
+//! What hosts say while nothing happens, and hosts that say or relay less than others.
+
+use std::time::Duration;
+
+use weft_crypto::Ciphers;
+use weft_integration::sim::weather::IP_AND_UDP;
+use weft_integration::sim::world::{Host, HostNumber, World};
+use weft_integration::sim::{arrives, endpoint, star};
+
+/// What a mesh says at rest has a budget, in IP bytes a second and host.
+#[test]
+fn hosts_at_rest_keep_to_their_budget() {
+    for (hosts, budget) in [(3, 100), (10, 150), (30, 350)] {
+        let mut world = star(5, hosts);
+        (0..hosts).for_each(|host| world.attach(host, [host as u8 + 1; 16], endpoint(host)));
+        world.run_for(Duration::from_secs(90));
+        world.record_datagrams(true);
+        world.run_for(Duration::from_secs(60));
+        let said: usize = world.record_datagrams(false).iter().map(|datagram| datagram.len() + IP_AND_UDP).sum();
+        let each = said / 60 / hosts;
+        assert!(each <= budget, "{each} B/s each of {hosts}");
+    }
+}
+
+/// Host 1 pays for bytes: at rest it says and hears less than a megabyte a day, it has direct links while frames go, and others find out within
+/// half a minute that it is gone.
+#[test]
+fn a_metered_host_says_little_and_is_missed_within_half_a_minute() {
+    for hosts in [3, 10, 30] {
+        let mut world = World::new(6, Ciphers::native(true), true);
+        for host in 0..hosts {
+            world.add_host();
+            world.hosts[host].is_metered = host == 1;
+            world.start(host);
+            world.connect(host, &[0]);
+            world.attach(host, [host as u8 + 1; 16], endpoint(host));
+        }
+        world.run_for(Duration::from_secs(120));
+        let before = world.hosts[1].carried;
+        world.run_for(Duration::from_secs(900));
+        let a_day = (world.hosts[1].carried - before) * 96;
+        println!("{hosts} hosts: {a_day} bytes a day");
+        assert!(a_day <= 1_000_000, "{hosts} hosts: {a_day} bytes a day");
+        let linked = |world: &World| (0..hosts).filter(|host| world.is_direct(1, *host)).count();
+        assert_eq!(linked(&world), 1);
+        arrives(&mut world, 1, 2);
+        world.run_for(Duration::from_secs(2));
+        assert!(
+            arrives(&mut world, 1, 2) && arrives(&mut world, 2, 1) && !world.is_direct(1, 2),
+            "a few go by a relay"
+        );
+        assert!((0..200).all(|_| arrives(&mut world, 1, 2)) && world.is_direct(1, 2));
+        world.run_for(Duration::from_secs(120));
+        assert_eq!(linked(&world), 1, "links without frames are let go");
+        let knows = |world: &World, host: HostNumber| {
+            let status = world.hosts[host].node.as_ref().unwrap().status(world.now);
+            status.peers.iter().any(|peer| peer.name == "h1" && peer.path.is_some() && peer.metered && !peer.relays)
+        };
+        assert!((0..hosts).filter(|host| *host != 1).all(|host| knows(&world, host)));
+        world.crash(1);
+        world.run_for(Duration::from_secs(30));
+        assert!(!(0..hosts).filter(|host| *host != 1).any(|host| knows(&world, host)), "{hosts} hosts");
+    }
+}
+
+/// A mesh of `count` hosts that all name the first; `set` says what is special about each.
+fn special(count: usize, set: impl Fn(HostNumber, &mut Host)) -> World {
+    let mut world = World::new(8, Ciphers::native(true), true);
+    for host in 0..count {
+        world.add_host();
+        set(host, &mut world.hosts[host]);
+        world.start(host);
+        world.connect(host, &[0]);
+    }
+    world
+}
+
+fn all_have_paths(world: &World) -> bool {
+    let running = || world.hosts.iter().filter_map(|host| host.node.as_ref());
+    running().all(|node| node.status(world.now).peers.iter().all(|peer| peer.path.is_some()))
+}
+
+#[test]
+fn metered_hosts_come_back_to_a_host_that_relays_and_do_without_if_there_is_none() {
+    let mut world = special(4, |host, it| it.is_metered = host > 0);
+    world.run_for(Duration::from_secs(60));
+    assert!(all_have_paths(&world));
+    world.crash(0);
+    world.run_for(Duration::from_secs(300));
+    world.start(0);
+    world.run_for(Duration::from_secs(180));
+    assert!(all_have_paths(&world), "they keep to each other");
+    let mut world = special(4, |_, it| it.is_metered = true);
+    world.run_for(Duration::from_secs(120));
+    assert!(all_have_paths(&world), "none relays: each has a link with each");
+}
+
+#[test]
+fn a_large_mesh_of_hosts_that_relay_nothing_hangs_together_by_the_others() {
+    let mut world = special(40, |host, it| it.is_stub = host > 1);
+    world.run_for(Duration::from_secs(60));
+    assert!(all_have_paths(&world));
+}
