@@ -439,7 +439,8 @@ fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.routing.has_route(peer);
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
-    PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer) }
+    let is_metered = topology.is_metered || topology.metered.contains(&peer);
+    PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer), is_metered }
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ impl Sessions {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let has_link = path.link.is_some();
         peer.note_idle(has_link, path.last_traffic, now);
-        let question = peer.question(has_link, path.last_traffic, now);
+        let question = peer.question(&path, now);
         let needs_renewal = peer.needs_renewal(has_link, path.last_traffic, now);
         let keys = question.and_then(|index| Some(peer.session(index)?.keys.clone()));
         let expired = peer.expired(now);

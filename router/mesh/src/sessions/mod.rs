@@ -37,6 +37,8 @@ pub(crate) struct PathView {
     pub(crate) link: Option<Path>,
     /// When frames last went to the peer.
     pub(crate) last_traffic: Time,
+    /// Whether what goes there is paid for by the byte.
+    pub(crate) is_metered: bool,
 }
 
 /// Tells the way to each peer.
@@ -224,7 +226,7 @@ mod lab {
     use super::*;
 
     pub(super) const REACHABLE: PathView =
-        PathView { is_reachable: true, via: None, link: None, last_traffic: Time::ZERO };
+        PathView { is_reachable: true, via: None, link: None, last_traffic: Time::ZERO, is_metered: false };
 
     /// Every peer is reached straight.
     pub(super) fn straight(peer: HostLabel) -> PathView {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use weft_crypto::session::{REKEY_AFTER_PACKETS, SendKey};
 use weft_crypto::{HostLabel, PeerId, Secret, Suite, Time, envelope};
 
+use super::PathView;
 use crate::backoff::Backoff;
 use crate::datapath::snapshot::{Hop, Inbound, Meter, Outbound};
 use crate::path::Path;
@@ -31,7 +32,9 @@ const MAX_SESSIONS: usize = 6;
 /// Silence from a peer that frames go to, after which it is asked whether it still has the session.
 pub(super) const SESSION_QUIET: Duration = Duration::from_secs(1);
 /// The same where nothing but heartbeats goes to the peer: longer than between two of them.
-pub(super) const SESSION_SILENT: Duration = Duration::from_secs(30);
+pub(super) const SESSION_SILENT: Duration = Duration::from_secs(15);
+/// The same of a metered host, or with one.
+const METERED_SILENT: Duration = Duration::from_secs(30);
 /// Interval between questions, and their number before a new session is made.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(300);
 const QUESTIONS: u32 = 3;
@@ -203,9 +206,10 @@ impl PeerSessions {
     }
 
     /// The session under which the peer is to be asked whether it is there: frames or pings go to it, nothing comes back.
-    pub(super) fn question(&mut self, has_link: bool, last_traffic: Time, now: Time) -> Option<u32> {
+    pub(super) fn question(&mut self, path: &PathView, now: Time) -> Option<u32> {
         let heard = self.current()?.inbound.last_heard();
-        let is_used = last_traffic > heard || (has_link && now.since(heard) > SESSION_SILENT);
+        let silent = if path.is_metered { METERED_SILENT } else { SESSION_SILENT };
+        let is_used = path.last_traffic > heard || (path.link.is_some() && now.since(heard) > silent);
         if now.since(heard) <= SESSION_QUIET || !is_used {
             self.questions = 0;
             return None;
