@@ -27,7 +27,12 @@ impl Backoff {
     /// Notes a try: the next one is twice as far off, at most `longest`. `jitter` in 0..1 spreads tries by a quarter to
     /// either side.
     pub(crate) fn on_try(&mut self, now: Time, longest: Duration, jitter: f64) {
-        let doubled = FIRST * 2u32.pow(self.failures.min(8));
+        self.on_try_from(now, FIRST, longest, jitter);
+    }
+
+    /// The same, where the first wait is `first`.
+    pub(crate) fn on_try_from(&mut self, now: Time, first: Duration, longest: Duration, jitter: f64) {
+        let doubled = first * 2u32.pow(self.failures.min(9));
         self.failures += 1;
         self.next = now + doubled.min(longest).mul_f64(0.75 + jitter / 2.0);
     }

@@ -34,9 +34,9 @@ impl Spares {
         port.is_some()
     }
 
-    /// Takes the ports that have something, once each.
-    pub fn take_ready(&mut self) -> Vec<Arc<SparePort>> {
-        std::mem::take(&mut self.ready)
+    /// Takes a port that has something, each once.
+    pub fn take_ready(&mut self) -> Option<Arc<SparePort>> {
+        self.ready.pop()
     }
 
     /// Receives no more from ports that are closed.

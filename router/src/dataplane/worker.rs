@@ -277,7 +277,7 @@ impl Run {
             for lane in Lane::ALL.into_iter().filter(|lane| has_datagrams[*lane as usize]) {
                 self.receive(&snapshot, lane, None);
             }
-            for port in self.spares.take_ready() {
+            while let Some(port) = self.spares.take_ready() {
                 self.receive(&snapshot, Lane::Main, Some(&port.udp));
             }
             self.receive_streams(&snapshot);

@@ -98,7 +98,7 @@ impl Components {
                 }
                 self.sessions.on_path_change(peer, now);
                 self.refresh(peer, now);
-                if !self.topology.metered.contains(&peer) {
+                if !self.topology.metered.contains(peer) {
                     self.presence.announce(peer, now);
                 }
                 self.records.on_link_up(peer, now);
@@ -146,7 +146,7 @@ impl Components {
             }
             Said::Cloned => self.report(Event::Cloned),
             Said::Compared(peer) => {
-                if !self.presence.is_alive(peer) && !self.topology.metered.contains(&peer) {
+                if !self.presence.is_alive(peer) && !self.topology.metered.contains(peer) {
                     // An introduction may be lost; SWIM does not repeat it.
                     self.presence.announce(peer, now);
                 }

@@ -238,8 +238,8 @@ impl Node {
         self.parts.topology.tend_targets(&self.parts.sessions, now);
         self.parts.route_events(now);
         self.open_sessions(all, now);
-        let topology = &self.parts.topology;
-        self.parts.records.compare(|peer| topology.is_metered || !topology.metered.contains(&peer), now);
+        let metered = &self.parts.topology.metered;
+        self.parts.records.compare(|peer| metered.own || !metered.contains(peer), now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
             self.parts.segments.age(now);
@@ -279,10 +279,8 @@ impl Node {
     fn open_sessions(&mut self, all: bool, now: Time) {
         if all {
             let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
-            let is_metered =
-                |host: &HostLabel| self.parts.topology.is_metered || self.parts.topology.metered.contains(host);
             let is_wanted = |host: &HostLabel| {
-                !is_metered(host)
+                !self.parts.topology.metered.is_between(*host)
                     && self.parts.topology.routing.has_route(*host)
                     && self.parts.sessions.is_wanting(*host, now)
             };
@@ -377,7 +375,7 @@ impl Components {
         let mut writes = Writes::default();
         let name = self.directory.own_name().to_owned();
         let (tcp, advertised) = (self.topology.addresses.reach.tcp_ports.clone(), self.topology.addresses.advertised());
-        let (is_stub, is_metered) = (self.topology.routing.is_stub(self.own), self.topology.is_metered);
+        let (is_stub, is_metered) = (self.topology.routing.is_stub(self.own), self.topology.metered.own);
         let record = HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub, is_metered };
         writes.put(Key::Host, &record);
         // A name and a few short lists are far below the limit.
@@ -439,7 +437,7 @@ fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.routing.has_route(peer);
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
-    let is_metered = topology.is_metered || topology.metered.contains(&peer);
+    let is_metered = topology.metered.is_between(peer);
     PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer), is_metered }
 }
 

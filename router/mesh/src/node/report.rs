@@ -75,7 +75,7 @@ impl Components {
             rtt_us: link.and_then(|link| link.rtt_us()),
             mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
             relays: !self.topology.routing.is_stub(label),
-            metered: self.topology.metered.contains(&label),
+            metered: self.topology.metered.contains(label),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),
         }

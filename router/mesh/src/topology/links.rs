@@ -74,7 +74,7 @@ impl Topology {
                 || peer.is_some_and(|peer| self.peers.contains_key(&peer))
                 || sessions.is_trying(Path::udp(address), now)
         };
-        for (at, tries) in self.targets.due(is_busy, self.is_metered, now) {
+        for (at, tries) in self.targets.due(is_busy, self.metered.own, now) {
             for name in self.targets.fallen_silent(at, tries, self.addresses.local()) {
                 self.events.push_back(Event::Notice(api::Event::TargetSilent { name, address: at }));
             }
@@ -120,8 +120,8 @@ impl Topology {
         if let Some(path) = ping {
             self.ping(label, index, path, 0, now);
         }
-        let is_metered = self.is_metered || self.metered.contains(&label);
-        let promised = if is_metered { METERED_HEARTBEAT } else { longest_silence(self.linked.len()) };
+        let promised =
+            if self.metered.is_between(label) { METERED_HEARTBEAT } else { longest_silence(self.linked.len()) };
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(path) = peer.link.as_ref().map(|link| link.path) else { return };
         let beat = peer.beat(promised, || self.rng.random_range(0.75..1.0), now).map(|to| Event::Straight {
@@ -198,7 +198,7 @@ impl Topology {
     /// Whether this host should try to have a direct link with a peer.
     pub(super) fn wants_link(&self, label: HostLabel, now: Time) -> bool {
         let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
-        let is_metered = self.is_metered || self.metered.contains(&label);
+        let is_metered = self.metered.is_between(label);
         let last_traffic = if is_metered { peer.last_demand } else { peer.last_traffic };
         let has_traffic = last_traffic != Time::ZERO && now.since(last_traffic) < ON_DEMAND;
         let is_named = |peer: &Peer| {
@@ -210,7 +210,7 @@ impl Topology {
             let relays = || self.linked.iter().filter(|label| !self.routing.is_stub(**label));
             let is_first = || relays().min_by_key(|label| rank(label)).is_none_or(|first| *first == label);
             // One link with a host that relays is kept at rest, which the metered host chooses; all, if it has none.
-            return (self.discovery && has_traffic) || if self.is_metered { is_first() } else { is_named(peer) };
+            return (self.discovery && has_traffic) || if self.metered.own { is_first() } else { is_named(peer) };
         }
         if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
             return true;
@@ -220,8 +220,7 @@ impl Topology {
 
     /// Whether this host, for its part, needs no direct link with a peer.
     pub(super) fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
-        let is_metered = self.is_metered || self.metered.contains(&label);
-        (is_metered || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
+        (self.metered.is_between(label) || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
     }
 
     /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
@@ -238,7 +237,7 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        if has_route && !self.is_metered {
+        if has_route && !self.metered.own {
             self.events.extend(self.prediction.spread(label, peer, &self.addresses, now).into_iter().flatten());
         }
         let waited = peer.punching.waited(now);

@@ -13,6 +13,7 @@ mod lab;
 mod link;
 mod links;
 mod liveness;
+mod metered;
 pub(crate) mod own_addresses;
 mod ping;
 pub(crate) mod prediction;
@@ -37,6 +38,7 @@ use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
+use metered::Metered;
 use own_addresses::{OwnAddresses, OwnReach};
 use prediction::{Prediction, Spreads};
 use punching::Punching;
@@ -142,10 +144,8 @@ pub(crate) struct Topology {
     pub(crate) underlay_mtu: usize,
     /// Whether datagrams of the urgent lane leave marked as such.
     pub(crate) marks: bool,
-    /// Whether what this host says and hears is paid for by the byte.
-    pub(crate) is_metered: bool,
-    /// Other hosts of which that is so.
-    pub(crate) metered: BTreeSet<HostLabel>,
+    /// Hosts whose traffic is paid for by the byte.
+    pub(crate) metered: Metered,
     rng: ChaCha20Rng,
     peers: BTreeMap<HostLabel, Peer>,
     /// Peers with a link.
@@ -211,8 +211,7 @@ impl Topology {
             discovery: setup.discovery,
             underlay_mtu: setup.underlay_mtu,
             marks: true,
-            is_metered: setup.is_metered,
-            metered: BTreeSet::new(),
+            metered: Metered::new(setup.is_metered),
             rng: ChaCha20Rng::from_seed(setup.entropy),
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
@@ -233,7 +232,7 @@ impl Topology {
 
     /// Takes note of a peer; `meter` counts what is sent to it and received from it.
     pub(crate) fn meet(&mut self, peer: HostLabel, meter: Arc<Meter>) {
-        let is_metered = self.is_metered;
+        let is_metered = self.metered.own;
         self.peers.entry(peer).or_insert_with(|| Peer {
             meter,
             link: None,
@@ -266,11 +265,7 @@ impl Topology {
     /// A host of the mesh has a record, or (with `None`) no longer: the addresses it announces are candidates.
     pub(crate) fn on_host(&mut self, host: HostLabel, record: Option<&HostRecord>, now: Time) {
         let is_metered = record.is_some_and(|record| record.is_metered);
-        if is_metered {
-            self.metered.insert(host);
-        } else {
-            self.metered.remove(&host);
-        }
+        self.metered.set(host, is_metered);
         // Only hosts that relay hold the mesh together; one that does not links with some of these.
         let is_stub = record.is_some_and(|record| record.is_stub);
         self.fingers.set(host, record.is_some() && (!is_stub || (host == self.own && !is_metered)));

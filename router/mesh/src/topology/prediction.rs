@@ -16,6 +16,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::own_addresses::OwnAddresses;
 use super::{Event, Peer, SessionTable};
+use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::Path;
 use crate::wire::{Control, Lane, Punch};
@@ -30,6 +31,8 @@ const ROUNDS_FIRST: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 const BETWEEN_PEERS: Duration = Duration::from_secs(8);
+/// The middle of what [`Backoff`] spreads tries by: the peer's turn follows from this host's.
+const NO_JITTER: f64 = 0.5;
 /// Addresses of the peer that they are opened towards.
 const MAX_TOWARDS: usize = 2;
 /// Ports to ask at, in one search, in a second, and at once: 30 kB/s for six seconds.
@@ -45,21 +48,19 @@ const LOWEST_PORT: u16 = 1024;
 /// each search sends 200 kB there.
 const SEARCHES: u64 = 8;
 const SECONDS_PER_SEARCH: u64 = 30;
+const SEARCH_BUDGET: u64 = SEARCHES * SECONDS_PER_SEARCH;
 
 /// Spare ports opened towards one peer, and searches for its own.
 #[derive(Default)]
 pub(super) struct Spreads {
-    next: Time,
-    count: u32,
-    /// When the peer may be searched for again, and how often it was.
-    search_next: Time,
-    searched: u32,
+    opened: Backoff,
+    searched: Backoff,
 }
 
 impl Spreads {
-    /// Starts over: there is a link, or one of the hosts is elsewhere.
+    /// Starts over: there is a link. What searches may cost does not: a peer could have that said again and again.
     pub(super) fn reset(&mut self) {
-        (self.next, self.count) = (Time::ZERO, 0);
+        self.opened = Backoff::default();
     }
 }
 
@@ -81,7 +82,7 @@ struct Search {
 
 impl Prediction {
     pub(super) fn new(now: Time) -> Self {
-        Prediction { next: now, search: None, searches: Bucket::new(SEARCHES * SECONDS_PER_SEARCH, now) }
+        Prediction { next: now, search: None, searches: Bucket::new(SEARCH_BUDGET, now) }
     }
 
     /// Has spare ports opened towards a peer, and the peer told, if rounds have not led to a link and this host's ports are not known from
@@ -93,12 +94,12 @@ impl Prediction {
         own: &OwnAddresses,
         now: Time,
     ) -> Option<[Event; 2]> {
-        let is_time = now >= self.next && now >= peer.spreads.next && peer.punching.waited(now) >= ROUNDS_FIRST;
+        let is_time = now >= self.next && peer.spreads.opened.is_due(now) && peer.punching.waited(now) >= ROUNDS_FIRST;
         if !is_time || !own.is_mapped_elsewhere() {
             return None;
         }
         let towards = peer.outsides(own.local());
-        (peer.spreads.next, peer.spreads.count) = (now + wait(peer.spreads.count), peer.spreads.count + 1);
+        peer.spreads.opened.on_try_from(now, FIRST_WAIT, LONGEST_WAIT, NO_JITTER);
         if towards.is_empty() {
             return None;
         }
@@ -118,16 +119,15 @@ impl Prediction {
     ) -> bool {
         let seen = peer.seen.as_deref().unwrap_or_default();
         let may_be = |seen: &SocketAddr| may_be_outside(seen.ip()) && !own.iter().any(|own| own.ip() == seen.ip());
-        if self.search.is_some() || now < peer.spreads.search_next || !seen.first().is_some_and(may_be) {
+        if self.search.is_some() || !peer.spreads.searched.is_due(now) || !seen.first().is_some_and(may_be) {
             return false;
         }
-        if !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCHES * SECONDS_PER_SEARCH, now) {
+        if !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCH_BUDGET, now) {
             return false;
         }
         self.search = Some(Search { peer: label, began: now, ports: ports_to_ask(seen, rng), asked: 0 });
         // The peer waits twice as long, if it does as this host would.
-        (peer.spreads.search_next, peer.spreads.searched) =
-            (now + wait(peer.spreads.searched) / 2, peer.spreads.searched + 1);
+        peer.spreads.searched.on_try_from(now, FIRST_WAIT / 2, LONGEST_WAIT / 2, NO_JITTER);
         true
     }
 
@@ -177,11 +177,6 @@ impl Peer {
         }
         outsides
     }
-}
-
-/// How long nothing is done for a peer after so many times.
-fn wait(count: u32) -> Duration {
-    (FIRST_WAIT * 2u32.pow(count.min(9))).min(LONGEST_WAIT)
 }
 
 /// Whether an address may be a NAT's.

@@ -132,14 +132,14 @@ impl Topology {
     /// Takes a peer's step of a round.
     pub(crate) fn on_punch(&mut self, label: HostLabel, step: Punch, sessions: &impl SessionTable, now: Time) {
         let is_wanted = !self.targets.is_forgotten(label) && self.link(label).is_none();
-        let is_worth_it = is_wanted && self.wants_link(label, now);
+        let is_searched = step == Punch::Spread && is_wanted && !self.metered.own && self.wants_link(label, now);
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
         // The peer has no link with this host any more, or not yet.
         peer.doubt(now);
         peer.punching.heard = now;
         if step == Punch::Spread {
             let own = self.addresses.local();
-            if is_worth_it && !self.is_metered && self.prediction.begin(label, peer, own, &mut self.rng, now) {
+            if is_searched && self.prediction.begin(label, peer, own, &mut self.rng, now) {
                 self.events.push_back(Event::Wake(now));
             }
             return;
