@@ -177,7 +177,7 @@ fn pairs_that_can_have_a_direct_link_have_one_soon() {
     let _alone = alone();
     const AT_ONCE: Option<Duration> = Some(Duration::from_secs(3));
     const FOUND: Option<Duration> = Some(Duration::from_secs(10));
-    let pairs: [(&str, [Edge; 2], Option<Duration>); 12] = [
+    let pairs: [(&str, [Edge; 2], Option<Duration>); 13] = [
         ("a firewall each", [&[Firewall], &[Firewall]], AT_ONCE),
         ("a NAT with a filter each", [&[FilteringNat], &[FilteringNat]], AT_ONCE),
         ("a NAT without a filter each", [&[Nat], &[Nat]], AT_ONCE),
@@ -187,6 +187,7 @@ fn pairs_that_can_have_a_direct_link_have_one_soon() {
         ("a symmetric NAT, and no NAT", [&[SymmetricNat], &[]], AT_ONCE),
         ("two symmetric NATs, with a port of one advertised", [&[ForwardingNat], &[SymmetricNat]], AT_ONCE),
         ("a symmetric NAT, and one with a filter", [&[SymmetricNat], &[FilteringNat]], FOUND),
+        ("a symmetric NAT, and one without a filter", [&[SymmetricNat], &[Nat]], FOUND),
         ("a firewall, and a symmetric NAT", [&[Firewall], &[SymmetricNat]], FOUND),
         ("two NATs in a row, and a symmetric one", [&[FilteringNat, FilteringNat], &[SymmetricNat]], FOUND),
         ("two symmetric NATs", [&[SymmetricNat], &[SymmetricNat]], None),

@@ -11,7 +11,7 @@ use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{Host, HostNumber, World};
 use weft_integration::sim::{Scenario, addresses, arrives, endpoint, run, star};
 use weft_mesh::egress::DropReason;
-use weft_mesh::node::Event;
+use weft_mesh::node::{Command, Event};
 use weft_mesh::records::EndpointRecord;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
@@ -236,6 +236,33 @@ fn a_forgotten_host_that_returns_is_a_member_again() {
     world.run_for(Duration::from_secs(5));
     assert!(arrives(&mut world, 0, 2) && arrives(&mut world, 2, 0));
     assert!(world.state_of(0).contains("10.32.0.3/24"));
+}
+
+#[test]
+fn what_a_host_held_that_lost_its_state_is_free_soon_after_it_is_reclaimed() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, Ciphers::native(true), true);
+        let hosts: Vec<HostNumber> = (0..3).map(|_| world.add_host()).collect();
+        hosts.iter().for_each(|host| world.start(*host));
+        world.connect(0, &[1]);
+        world.attach(0, [1; 16], endpoint(0));
+        world.run_for(Duration::from_secs(40));
+        let is_held = |world: &World, by: HostNumber| world.state_of(by).contains("10.32.0.1/24");
+        assert!(is_held(&world, 1));
+        world.crash(0);
+        // The same machine under another key.
+        world.connect(2, &[1]);
+        world.run_for(Duration::from_secs(1));
+        let mut tries = 0;
+        while is_held(&world, 1) {
+            tries += 1;
+            assert!(tries < 100, "seed {seed}: never given up");
+            world.command(1, Command::Reclaim("h0".into()));
+            world.run_for(Duration::from_millis(200));
+        }
+        world.run_for(Duration::from_secs(2));
+        assert!(!is_held(&world, 2), "seed {seed}: held by a host that is gone");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use weft_mesh::datapath::Datapath;
 use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::RxBuffer;
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Config, Event, Input, Node, Output, Refusals, Target};
+use weft_mesh::node::{Command, CommandError, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::path::Path;
 use weft_mesh::records::{Advertised, EndpointId, EndpointRecord, encode};
 use weft_mesh::sink::TapOffloads;
@@ -327,7 +327,7 @@ impl World {
         self.hosts[number].node.as_ref().map(|node| node.status(self.now).refused).unwrap_or_default()
     }
 
-    /// A datagram from nowhere in particular arrives at a host.
+    /// A datagram from nowhere arrives at a host.
     pub fn inject(&mut self, number: HostNumber, from: SocketAddr, data: Vec<u8>) {
         let stride = data.len().max(1);
         self.deliver(number, Path::udp(from), data, stride);
@@ -418,7 +418,8 @@ impl World {
         }
     }
 
-    pub(super) fn command(&mut self, number: HostNumber, command: Command) {
+    /// Gives a host a command.
+    pub fn command(&mut self, number: HostNumber, command: Command) {
         self.input(number, Input::Command(0, command));
     }
 
@@ -461,10 +462,9 @@ impl World {
                 }
             }
             Output::Names(names) => self.hosts[number].names = *names,
-            Output::Reply(_, reply) => {
-                let reply = reply.map(drop);
-                assert!(reply.is_ok(), "h{number} refused a command: {reply:?}");
-            }
+            // It has to be tried again.
+            Output::Reply(_, Err(CommandError::StillThere(_))) => {}
+            Output::Reply(_, reply) => assert!(reply.is_ok(), "h{number} refused a command: {reply:?}"),
             Output::Persist { key, value } => {
                 let disk = &mut self.hosts[number].disk;
                 match value {

@@ -212,7 +212,8 @@ impl Node {
     /// Finds the host that a nickname or key names, for taking back its addresses.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let host = self.parts.directory.find(name)?;
-        if host == self.parts.own || self.parts.topology.routing.has_route(host) {
+        let is_there = self.parts.topology.routing.has_route(host) || self.parts.presence.is_alive(host);
+        if host == self.parts.own || is_there {
             return Err(CommandError::StillThere(name.to_owned()));
         }
         Ok(host)

@@ -122,7 +122,11 @@ impl Components {
         match event {
             presence::Event::Packet(to, packet) => self.send_repeated(to, &Control::Swim(packet.to_vec()), now),
             presence::Event::Alive(peer, is_alive) => {
-                if self.presence.set_alive(peer, is_alive, now) {
+                let is_peer = self.presence.set_alive(peer, is_alive, now);
+                if !is_alive {
+                    self.believe_forgotten();
+                }
+                if is_peer {
                     let name = self.directory.name_of(peer);
                     self.report(if is_alive { Event::PeerAlive(name) } else { Event::PeerDead(name) });
                 }
@@ -198,14 +202,21 @@ impl Components {
             Record::NetworkPart(uid, part, bytes) => self.directory.networks.on_part(host, uid, part, bytes),
             Record::Removed(uid, removed) => self.directory.networks.on_removed(host, uid, removed.is_some()),
             Record::Ring(range, announcement) => self.addresses.ipam().hear(host, range, announcement, now),
-            Record::Forgotten(gone, Some(incarnation)) => {
-                let label = gone.label();
-                let has_path = self.topology.link(label).is_some() || self.topology.routing.has_route(label);
-                let is_there = has_path || self.presence.is_alive(label);
-                self.records.on_forgotten_record(gone, incarnation, is_there, now);
+            Record::Forgotten(gone, incarnation) => {
+                self.records.on_forgotten_record(origin, gone, incarnation, now);
+                self.believe_forgotten();
             }
-            Record::Forgotten(_, None) | Record::Unknown => {}
+            Record::Unknown => {}
         }
+    }
+
+    /// Drops the records of hosts that are said to be gone, and are not there.
+    pub(super) fn believe_forgotten(&mut self) {
+        let Components { records, topology, presence, .. } = self;
+        records.believe_forgotten(|host| {
+            let has_path = topology.link(host).is_some() || topology.routing.has_route(host);
+            has_path || presence.is_alive(host)
+        });
     }
 
     fn on_address_event(&mut self, event: addresses::Event, now: Time) {

@@ -68,6 +68,8 @@ pub(crate) struct RecordSync {
     pulled: BTreeMap<HostLabel, Time>,
     /// When forgotten hosts were last told so.
     told_forgotten: BTreeMap<PeerId, Time>,
+    /// Hosts that another says are gone for good, that other, and the incarnation up to which it says so.
+    said_gone: BTreeMap<(PeerId, PeerId), u64>,
     /// Records of kinds that only newer versions know.
     unknown: BTreeSet<(PeerId, Vec<u8>)>,
     /// Records that are not valid by the rules of their kind.
@@ -98,6 +100,7 @@ impl RecordSync {
             to_pass_on: Vec::new(),
             pulled: BTreeMap::new(),
             told_forgotten: BTreeMap::new(),
+            said_gone: BTreeMap::new(),
             unknown: BTreeSet::new(),
             invalid: 0,
             life: Life::default(),
@@ -337,7 +340,7 @@ mod tests {
         identity(n).peer_id().label()
     }
 
-    fn named(name: &str) -> Writes {
+    pub(super) fn named(name: &str) -> Writes {
         let mut writes = Writes::default();
         writes.put(Key::Host, &HostRecord { name: name.into(), ..HostRecord::default() });
         writes
@@ -348,7 +351,7 @@ mod tests {
     }
 
     /// Carries messages between two hosts until both are silent; returns the other events of the second one.
-    fn exchange(a: (u8, &mut RecordSync), b: (u8, &mut RecordSync), now: Time) -> Vec<Event> {
+    pub(super) fn exchange(a: (u8, &mut RecordSync), b: (u8, &mut RecordSync), now: Time) -> Vec<Event> {
         let mut others = Vec::new();
         loop {
             let (mut to_b, mut to_a) = (Vec::new(), Vec::new());

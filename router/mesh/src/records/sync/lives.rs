@@ -29,14 +29,23 @@ impl RecordSync {
         }
     }
 
-    /// A host says that another is gone for good. It is believed of hosts that are not `there`, and never beyond what is known
-    /// of them.
-    pub(crate) fn on_forgotten_record(&mut self, gone: PeerId, incarnation: u64, is_there: bool, now: Time) {
-        if gone == self.own {
-            return self.on_told_forgotten(gone, incarnation, false, now);
+    /// A host says that another is gone for good, up to an incarnation, or (with `None`) does not say so any more. What follows:
+    /// [`RecordSync::believe_forgotten`].
+    pub(crate) fn on_forgotten_record(&mut self, by: PeerId, gone: PeerId, incarnation: Option<u64>, now: Time) {
+        match incarnation {
+            Some(incarnation) if gone == self.own => self.on_told_forgotten(gone, incarnation, false, now),
+            Some(incarnation) => drop(self.said_gone.insert((gone, by), incarnation)),
+            None => drop(self.said_gone.remove(&(gone, by))),
         }
-        if let Some(held) = self.store.incarnation_of(gone).filter(|_| !is_there) {
-            self.store.forget(gone, incarnation.min(held));
+    }
+
+    /// Drops the records of hosts that others say are gone: of those that are not there, and never beyond what is known of them. A host
+    /// that seems to be there may turn out not to be: what is said of it is not lost.
+    pub(crate) fn believe_forgotten(&mut self, is_there: impl Fn(HostLabel) -> bool) {
+        for ((gone, _), incarnation) in &self.said_gone {
+            if let Some(held) = self.store.incarnation_of(*gone).filter(|_| !is_there(gone.label())) {
+                self.store.forget(*gone, held.min(*incarnation));
+            }
         }
     }
 
@@ -104,8 +113,31 @@ impl RecordSync {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{at, identity, sync};
+    use super::super::tests::{at, exchange, identity, label, named, sync};
     use super::*;
+
+    #[test]
+    fn what_is_said_of_a_host_that_seems_to_be_there_holds_once_it_is_not() {
+        let (mut a, mut b) = (sync(1), sync(2));
+        a.write(&named("host1")).unwrap();
+        a.flush(at(0));
+        a.on_link_up(label(2), at(0));
+        exchange((1, &mut a), (2, &mut b), at(0));
+        let [gone, by] = [1, 3].map(|n| identity(n).peer_id());
+        b.on_forgotten_record(by, gone, Some(1), at(1));
+        b.believe_forgotten(|host| host == label(1));
+        assert!(b.holds(gone));
+        b.believe_forgotten(|_| false);
+        assert!(!b.holds(gone));
+
+        let mut c = sync(4);
+        a.on_link_up(label(4), at(200));
+        exchange((1, &mut a), (4, &mut c), at(200));
+        c.on_forgotten_record(by, gone, Some(1), at(201));
+        c.on_forgotten_record(by, gone, None, at(202));
+        c.believe_forgotten(|_| false);
+        assert!(c.holds(gone), "that was withdrawn");
+    }
 
     #[test]
     fn a_host_told_that_it_was_forgotten_starts_above_and_gives_in_to_a_clone() {
