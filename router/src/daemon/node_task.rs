@@ -302,7 +302,7 @@ impl NodeTask {
                     let _ = self.port.send_or_open(lane, to, &data, stride);
                 }
                 Output::Open { to, hops } => drop(self.port.open_nats(to, hops)),
-                Output::Spread { towards, count, hops } => self.port.spread(&towards, count, &hops),
+                Output::Spread { towards, count, hops } => self.port.spread(towards, count, &hops),
                 Output::Connection { path, usage } => self.port.set_usage(path, usage),
                 Output::Publish(snapshot) => self.snapshot.store(snapshot),
                 Output::Names(names) => self.names.store(names.into()),

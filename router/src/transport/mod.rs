@@ -53,8 +53,8 @@ impl Port {
         }
     }
 
-    /// Opens `count` spare ports and sends from each what opens NATs towards each path, with `hops` in turn.
-    pub fn spread(&self, towards: &[Path], count: usize, hops: &[u8]) {
+    /// Opens `count` spare ports, and from each NATs towards each path, for as many routers as `hops` say.
+    pub fn spread(&self, towards: Vec<Path>, count: usize, hops: &[u8]) {
         self.spares.open(&self.udp, towards, count, hops);
     }
 

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tracing::debug;
 use weft_mesh::node::Usage;
@@ -20,6 +23,8 @@ use super::udp::UdpPort;
 /// How long a port is kept that no link goes over: as long as a NAT keeps what was opened for it.
 const UNUSED: Duration = Duration::from_secs(30);
 const SWEEP: Duration = Duration::from_secs(5);
+/// How long a NAT may take to say that a datagram got to it.
+const REFUSED_WITHIN: Duration = Duration::from_millis(300);
 
 /// A spare port.
 pub struct SparePort {
@@ -54,20 +59,41 @@ pub enum SpareChange {
 pub struct SparePorts {
     all: RwLock<BTreeMap<u16, Arc<SparePort>>>,
     changes: mpsc::UnboundedSender<SpareChange>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl SparePorts {
-    /// No ports yet. The receiver gets each change, for the workers.
+    /// No ports yet. The receiver gets each change, for the workers. Call it within a tokio runtime.
     pub fn new() -> (Arc<SparePorts>, mpsc::UnboundedReceiver<SpareChange>) {
         let (changes, told) = mpsc::unbounded_channel();
-        (Arc::new(SparePorts { all: RwLock::default(), changes }), told)
+        let runtime = tokio::runtime::Handle::current();
+        (Arc::new(SparePorts { all: RwLock::default(), changes, runtime }), told)
     }
 
-    /// Opens `count` ports beside those of `like`. From each, one datagram goes towards each path that so many routers pass on, the next of
-    /// `hops` for the next port. With fewer ports than that the peer is found less often; with none, not at all.
-    pub fn open(&self, like: &UdpPort, towards: &[Path], count: usize, hops: &[u8]) {
+    /// Opens `count` ports beside those of `like`, and from each NATs towards each path: those that so many routers lead to as one of `hops`
+    /// says, as many ports for each. The first of these is the fewest, and does for the others if these many lead to a NAT of the peer.
+    pub fn open(self: &Arc<Self>, like: &UdpPort, towards: Vec<Path>, count: usize, hops: &[u8]) {
+        let Some((fewest, more)) = hops.split_first() else { return };
+        let (share, fewest, more) = (count / hops.len(), *fewest, more.to_vec());
+        self.open_share(like, &towards, share, fewest);
+        let (ports, like) = (self.clone(), like.clone());
+        self.runtime.spawn(async move {
+            for hops in more {
+                let mut hops = hops;
+                for to in &towards {
+                    if gets_to_nat(*to, hops).await.unwrap_or(false) {
+                        hops = fewest;
+                    }
+                }
+                ports.open_share(&like, &towards, share, hops);
+            }
+        });
+    }
+
+    /// With fewer ports than asked for the peer is found less often; with none, not at all.
+    fn open_share(&self, like: &UdpPort, towards: &[Path], count: usize, hops: u8) {
         let mut opened = Vec::new();
-        for (hops, _) in hops.iter().cycle().zip(0..count) {
+        for _ in 0..count {
             let udp = match like.open_spare() {
                 Ok(udp) => udp,
                 Err(error) => {
@@ -76,7 +102,7 @@ impl SparePorts {
                 }
             };
             // A datagram that could not be sent opens nothing: one of many.
-            towards.iter().for_each(|to| drop(udp.open_nats(*to, *hops)));
+            towards.iter().for_each(|to| drop(udp.open_nats(*to, hops)));
             let unused = Mutex::new(Some(Instant::now()));
             opened.push(Arc::new(SparePort { udp, unused, is_open: AtomicBool::new(true) }));
         }
@@ -126,25 +152,51 @@ impl SparePorts {
     }
 }
 
+/// Whether a datagram that so many routers pass on gets to a NAT that takes it for its own: such a one says that the port is unreachable.
+/// It then maps what the peer sends to where that came from to another port; Linux does so with all that the peer sends to anywhere new
+/// from then on.
+async fn gets_to_nat(to: Path, hops: u8) -> io::Result<bool> {
+    let any: IpAddr = if to.remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(to.remote).await?;
+    match any {
+        IpAddr::V4(_) => SockRef::from(&socket).set_ttl_v4(hops.into())?,
+        IpAddr::V6(_) => SockRef::from(&socket).set_unicast_hops_v6(hops.into())?,
+    }
+    socket.send(&[0xff]).await?;
+    let answer = tokio::time::timeout(REFUSED_WITHIN, socket.recv(&mut [0])).await;
+    Ok(matches!(answer, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
-
     use weft_mesh::path::Transport;
 
     use super::*;
 
-    #[test]
-    fn each_port_opens_the_way_to_it_and_the_one_in_use_stays() {
+    /// The next ports that were opened.
+    async fn opened(changes: &mut mpsc::UnboundedReceiver<SpareChange>) -> Vec<Arc<SparePort>> {
+        match changes.recv().await {
+            Some(SpareChange::Opened(opened)) => opened,
+            _ => panic!("nothing was opened"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_port_opens_the_way_to_it_and_the_one_in_use_stays() {
         let [own] = UdpPort::bind((Ipv4Addr::LOCALHOST, 0).into(), 1).unwrap().try_into().ok().unwrap();
-        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let to = Path::udp(peer.local_addr().unwrap());
         let (ports, mut changes) = SparePorts::new();
-        ports.open(&own, &[to], 4, &[1, 2]);
-        let Ok(SpareChange::Opened(opened)) = changes.try_recv() else { panic!("nothing was opened") };
-        let mut buffer = [0; 100];
-        let from: Vec<u16> = (0..4).map(|_| peer.recv_from(&mut buffer).unwrap().1.port()).collect();
+        ports.open(&own, vec![to], 4, &[1, 2]);
+        let opened = [opened(&mut changes).await, opened(&mut changes).await].concat();
+        let (mut buffer, mut from) = ([0; 100], Vec::new());
+        for _ in 0..5 {
+            from.push(peer.recv_from(&mut buffer).await.unwrap().1.port());
+        }
+        // The third one tried how far such datagrams get.
+        assert!(opened.iter().all(|port| port.udp.port() != from[2]));
+        from.remove(2);
         assert_eq!(from, opened.iter().map(|port| port.udp.port()).collect::<Vec<_>>());
         assert!(!from.contains(&own.port()));
 
@@ -155,7 +207,7 @@ mod tests {
         assert!(ports.send(from[0], Lane::Main, to, b"lost", 4).is_err());
         let by = Path { transport: Transport::SpareUdp(from[2]), ..to };
         ports.send(from[2], Lane::Urgent, by, b"hello", 5).unwrap();
-        let (length, port) = peer.recv_from(&mut buffer).map(|(length, from)| (length, from.port())).unwrap();
+        let (length, port) = peer.recv_from(&mut buffer).await.map(|(length, from)| (length, from.port())).unwrap();
         assert_eq!((&buffer[..length], port), (&b"hello"[..], from[2]));
 
         ports.set_usage(from[2], Usage::Dead);
@@ -163,5 +215,13 @@ mod tests {
         assert!(opened[2].is_open(), "the peer may ask again");
         ports.close_unused(Instant::now() + UNUSED + SWEEP);
         assert!(!opened[2].is_open());
+    }
+
+    #[tokio::test]
+    async fn datagrams_that_would_get_to_a_nat_of_the_peer_go_less_far() {
+        let closed = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+        assert!(gets_to_nat(Path::udp(closed), 1).await.unwrap());
+        let silent = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        assert!(!gets_to_nat(Path::udp(silent.local_addr().unwrap()), 1).await.unwrap());
     }
 }
