@@ -418,16 +418,19 @@ impl Store {
     /// Answers a message that asks; batches go to [`Store::receive`] one by one instead.
     pub fn answer(&self, message: &Message) -> Vec<Message> {
         match message {
-            Message::Summary { hash } if *hash == self.summary() => Vec::new(),
+            Message::Summary { hash } if *hash == self.summary() => vec![Message::Same],
             Message::Summary { .. } => self.digests(),
             Message::Digest { from, to, held, answer } => {
                 let (mut replies, behind) = self.deltas(*from, *to, held);
                 if behind && !answer {
                     replies.extend(self.digests_between(*from, *to, true));
                 }
+                if replies.is_empty() && !answer {
+                    replies.push(Message::Same);
+                }
                 replies
             }
-            Message::Batches { .. } => Vec::new(),
+            Message::Batches { .. } | Message::Same => Vec::new(),
         }
     }
 

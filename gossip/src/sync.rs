@@ -68,6 +68,8 @@ pub enum Message {
         /// Whether there is more to fetch.
         more: bool,
     },
+    /// Answers a summary, or a digest that is no answer: the same is held here.
+    Same,
 }
 
 impl Message {
@@ -99,7 +101,7 @@ impl Message {
     pub fn decode(bytes: &[u8]) -> Option<Message> {
         let (message, rest) = postcard::take_from_bytes::<Message>(bytes).ok()?;
         let valid = match &message {
-            Message::Summary { .. } => true,
+            Message::Summary { .. } | Message::Same => true,
             Message::Digest { from, to, held, .. } => {
                 held.len() <= DIGEST_ENTRIES
                     && from <= to

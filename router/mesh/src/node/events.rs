@@ -124,6 +124,7 @@ impl Components {
             presence::Event::Alive(peer, is_alive) => {
                 let is_peer = self.presence.set_alive(peer, is_alive, now);
                 if !is_alive {
+                    self.topology.on_dead(peer, now);
                     self.believe_forgotten();
                 }
                 if is_peer {

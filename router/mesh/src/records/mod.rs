@@ -21,6 +21,7 @@ mod ring;
 mod segment;
 pub(crate) mod sync;
 mod text;
+mod told;
 pub(crate) mod writes;
 
 pub use endpoint::{EndpointRecord, Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_OWN_NAMES, MAX_SERVICES, Service};

@@ -26,9 +26,6 @@ const COMPARE_SOONEST: Duration = Duration::from_secs(1);
 const COMPARE_LATEST: Duration = Duration::from_secs(16);
 /// The latter of a metered host.
 const METERED_COMPARE_LATEST: Duration = Duration::from_secs(300);
-/// How long nothing new has to be told until those that were told are asked, and how long that is waited for.
-const SETTLED: Duration = Duration::from_millis(300);
-const UNSETTLED: Duration = Duration::from_secs(2);
 
 /// When what waits may be told, and neighbours be asked whether they hold the same.
 pub(super) struct Pace {
@@ -42,16 +39,6 @@ pub(super) struct Pace {
     compared: Time,
     compare_after: Duration,
     compare_latest: Duration,
-    /// When neighbours were first and last told something since they were asked whether they have it.
-    unsettled: Option<(Time, Time)>,
-}
-
-/// Whom to ask now whether they hold the same.
-pub(super) struct Compare {
-    /// Those that were told something.
-    pub(super) told: bool,
-    /// Any one.
-    pub(super) one: bool,
 }
 
 impl Pace {
@@ -66,7 +53,6 @@ impl Pace {
             compared: now,
             compare_after: Duration::ZERO,
             compare_latest: if is_metered { METERED_COMPARE_LATEST } else { COMPARE_LATEST },
-            unsettled: None,
         }
     }
 
@@ -105,24 +91,14 @@ impl Pace {
         self.compare_after = COMPARE_SOONEST;
     }
 
-    /// Neighbours are told something, and soon asked whether they have it.
-    pub(super) fn unsettle(&mut self, now: Time) {
-        self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
-        self.on_news();
-    }
-
-    /// Whom to ask: those that were told something once that has settled, so that a batch lost on the way is soon found, and one at intervals.
-    pub(super) fn compare(&mut self, now: Time) -> Compare {
-        let told = self.unsettled.is_some_and(|(first, last)| now >= (last + SETTLED).min(first + UNSETTLED));
-        let one = now.since(self.compared) >= self.compare_after;
-        if told {
-            self.unsettled = None;
-        }
-        if one {
+    /// Whether some neighbour is to be asked whether it holds the same.
+    pub(super) fn may_compare(&mut self, now: Time) -> bool {
+        let may = now.since(self.compared) >= self.compare_after;
+        if may {
             self.compared = now;
             self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, self.compare_latest);
         }
-        Compare { told, one }
+        may
     }
 
     /// Whether a new neighbour is to be told at once what this host holds. Of many links at once the first tell: what those neighbours hold, the
@@ -173,12 +149,10 @@ mod tests {
     }
 
     #[test]
-    fn those_told_are_asked_once_that_has_settled_and_one_ever_more_seldom() {
+    fn one_is_asked_ever_more_seldom() {
         let mut pace = Pace::new(false, at(0));
-        pace.unsettle(at(0));
-        pace.unsettle(at(200));
-        assert!(!pace.compare(at(499)).told && pace.compare(at(500)).told && !pace.compare(at(501)).told);
-        let asked = (1000..61_000).step_by(50).filter(|now| pace.compare(at(*now)).one).count();
+        pace.on_news();
+        let asked = (1000..61_000).step_by(50).filter(|now| pace.may_compare(at(*now))).count();
         assert!((6..=8).contains(&asked), "{asked}");
     }
 

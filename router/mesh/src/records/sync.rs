@@ -1,7 +1,7 @@
 //! Record synchronisation: this host's log and those of the others, kept the same on all hosts.
 //!
 //! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on. A host soon asks those that it told
-//! whether they hold the same, and some neighbour now and then, so that a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
+//! whether they hold the same, until they say so, and some neighbour now and then: a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
 
 mod lives;
 
@@ -17,7 +17,8 @@ use weft_gossip::{Batch, Message, PutError, Received, Store, StoreEvent};
 
 use super::Record;
 use super::life::Life;
-use super::pace::{Compare, Pace};
+use super::pace::Pace;
+use super::told::{About, Told};
 use super::writes::Writes;
 
 /// How often records are asked for after a gap, at most.
@@ -57,9 +58,7 @@ pub(crate) struct RecordSync {
     rng: ChaCha20Rng,
     neighbours: BTreeSet<HostLabel>,
     pace: Pace,
-    /// Neighbours that were told something of this host's own, or something else, and not yet asked whether they have it.
-    told_own: BTreeSet<HostLabel>,
-    told: BTreeSet<HostLabel>,
+    told: Told,
     /// What the store has said and no component has heard yet.
     unread: VecDeque<StoreEvent>,
     /// Batches that came in and were new, and their senders.
@@ -94,8 +93,7 @@ impl RecordSync {
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
             pace: Pace::new(is_metered, now),
-            told_own: BTreeSet::new(),
-            told: BTreeSet::new(),
+            told: Told::default(),
             unread: VecDeque::new(),
             to_pass_on: Vec::new(),
             pulled: BTreeMap::new(),
@@ -151,10 +149,8 @@ impl RecordSync {
         self.neighbours.insert(peer);
         if self.pace.may_greet(now) {
             self.greet(peer);
-        } else {
-            self.told.insert(peer);
-            self.pace.unsettle(now);
         }
+        self.told.tell([peer], About::All, now);
     }
 
     /// A neighbour's link is down.
@@ -162,8 +158,7 @@ impl RecordSync {
         // What it was told last may be lost: others may have it.
         self.pace.on_news();
         self.neighbours.remove(&peer);
-        self.told.remove(&peer);
-        self.told_own.remove(&peer);
+        self.told.remove(peer);
     }
 
     /// Forgets a peer, not its records.
@@ -180,6 +175,11 @@ impl RecordSync {
     /// Takes a record message from a peer.
     pub(crate) fn receive(&mut self, from: HostLabel, bytes: &[u8], now: Time) {
         let Some(message) = Message::decode(bytes) else { return };
+        match &message {
+            Message::Same => self.told.on_answer(from, true),
+            Message::Digest { .. } => self.told.on_answer(from, false),
+            Message::Summary { .. } | Message::Batches { .. } => {}
+        }
         if let Message::Batches { batches, more } = &message {
             let mut pull = *more;
             for batch in batches {
@@ -209,24 +209,21 @@ impl RecordSync {
         self.greet(peer);
     }
 
-    /// Asks neighbours whether they hold the same: those that were told something once that has settled, so that a batch lost on the way is
-    /// soon found, and at intervals a random one for which `is_asked` holds: metered hosts ask by themselves.
+    /// Asks neighbours whether they hold the same: those that were told something, so that a batch lost on the way is soon found, and at
+    /// intervals a random one for which `is_asked` holds: metered hosts ask by themselves.
     pub(crate) fn compare(&mut self, is_asked: impl Fn(HostLabel) -> bool, now: Time) {
-        let Compare { told, one } = self.pace.compare(now);
-        if self.neighbours.is_empty() || !(told || one) {
+        let (to_ask, may_compare) = (self.told.to_ask(now), self.pace.may_compare(now));
+        if to_ask.is_empty() && (!may_compare || self.neighbours.is_empty()) {
             return;
         }
         let summary = Message::Summary { hash: self.store.summary() }.encode();
-        if told {
-            let (all, own) = (std::mem::take(&mut self.told), std::mem::take(&mut self.told_own));
-            // What others change meanwhile makes no difference to what this host wrote.
-            let digest: Vec<Vec<u8>> = self.store.own_digest().iter().map(Message::encode).collect();
-            let about_own =
-                own.difference(&all).flat_map(|peer| digest.iter().map(|own| Event::Question(*peer, own.clone())));
-            self.events.extend(about_own);
-            self.events.extend(all.into_iter().map(|peer| Event::Question(peer, summary.clone())));
+        // What others change meanwhile makes no difference to what this host wrote.
+        let own: Vec<Vec<u8>> = self.store.own_digest().iter().map(Message::encode).collect();
+        for (peer, about) in to_ask {
+            let questions = if about == About::Own { &own[..] } else { std::slice::from_ref(&summary) };
+            self.events.extend(questions.iter().map(|question| Event::Question(peer, question.clone())));
         }
-        if one {
+        if may_compare {
             let asked = self.neighbours.iter().copied().filter(|peer| is_asked(*peer));
             let Some(peer) = asked.choose(&mut self.rng) else { return };
             self.events.extend([Event::Question(peer, summary), Event::Compared(peer)]);
@@ -248,8 +245,8 @@ impl RecordSync {
             to.for_each(|peer| to_tell.entry(*peer).or_default().push(batch.clone()));
         }
         if !to_tell.is_empty() {
-            self.told.extend(to_tell.keys());
-            self.pace.unsettle(now);
+            self.told.tell(to_tell.keys().copied(), About::All, now);
+            self.pace.on_news();
         }
         for (peer, batches) in to_tell {
             self.events.extend(encoded(batches).map(|message| Event::Records(peer, message)));
@@ -258,8 +255,8 @@ impl RecordSync {
 
     fn tell_neighbours(&mut self, batches: Vec<Bytes>, now: Time) {
         if !batches.is_empty() {
-            self.told_own.extend(&self.neighbours);
-            self.pace.unsettle(now);
+            self.told.tell(self.neighbours.iter().copied(), About::Own, now);
+            self.pace.on_news();
         }
         for message in encoded(batches) {
             self.events.extend(self.neighbours.iter().map(|peer| Event::Records(*peer, message.clone())));
@@ -416,10 +413,19 @@ mod tests {
                 while let Some(event) = a.poll_event() {
                     match event {
                         Event::Records(to, bytes) if to == label(2) => b.receive(label(1), &bytes, at(now)),
-                        event => asked[0] += usize::from(matches!(event, Event::Question(..))),
+                        Event::Question(to, _) => {
+                            asked[0] += 1;
+                            a.receive(to, &Message::Same.encode(), at(now));
+                        }
+                        _ => {}
                     }
                 }
-                asked[1] += std::iter::from_fn(|| b.poll_event()).filter(|e| matches!(e, Event::Question(..))).count();
+                while let Some(event) = b.poll_event() {
+                    if let Event::Question(to, _) = event {
+                        asked[1] += 1;
+                        b.receive(to, &Message::Same.encode(), at(now));
+                    }
+                }
             }
             asked
         };

@@ -34,6 +34,13 @@ const TOLD_LET_GO: Duration = Duration::from_secs(60);
 /// Tries of addresses in one tick.
 const TRIES_PER_TICK: usize = 16;
 
+impl Peer {
+    /// Whether a packet that comes straight from it may have been sent over a link that was let go a moment ago.
+    pub(super) fn was_let_go(&self, now: Time) -> bool {
+        self.let_go != Time::ZERO && now.since(self.let_go) < STRAGGLING
+    }
+}
+
 impl Topology {
     /// Looks after every link, and with `all` after every peer that should have one.
     pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) {
@@ -223,12 +230,6 @@ impl Topology {
         (self.metered.is_between(label) || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
     }
 
-    /// Whether a packet that came straight from a peer without a link may have been sent over the last one.
-    pub(super) fn is_straggler(&self, label: HostLabel, now: Time) -> bool {
-        let was_let_go = |peer: &Peer| peer.let_go != Time::ZERO && now.since(peer.let_go) < STRAGGLING;
-        self.peers.get(&label).is_some_and(was_let_go) && self.can_do_without(label, now)
-    }
-
     fn try_candidates(&mut self, label: HostLabel, current: Option<u32>, tries: &mut usize, now: Time) {
         // Along a route two hosts can agree on who asks first.
         let has_route = self.routing.has_route(label);
@@ -301,7 +302,8 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else {
             let is_asked = peer.pings.has_asked(from, Duration::MAX, now);
-            if is_current && !is_asked && !self.is_straggler(label, now) {
+            let may_be_late = peer.was_let_go(now);
+            if is_current && !is_asked && !(may_be_late && self.can_do_without(label, now)) {
                 self.ping(label, index, from, 0, now);
             }
             return;

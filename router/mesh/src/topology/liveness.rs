@@ -4,7 +4,7 @@
 //! [`LOST_PINGS`] pings lost. An idle one is not asked. Each host says a heartbeat over its idle links, the more seldom the
 //! more there are, with a promise of when the next one comes: of a host that dies one neighbour or another notices after four
 //! seconds at the latest. An idle link is asked when that promise is broken, when something was sent over it and nothing came back, and when
-//! there is reason to doubt it: another host lost its link with the same peer, or this host lost another link.
+//! there is reason to doubt it: SWIM says that the peer is dead, another host lost its link with it, or this host lost another link.
 
 use std::time::Duration;
 
@@ -106,6 +106,13 @@ impl Peer {
 }
 
 impl Topology {
+    /// SWIM says that a peer is dead: if there is a link with it, that has to answer.
+    pub(crate) fn on_dead(&mut self, label: HostLabel, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&label) {
+            peer.doubt(now);
+        }
+    }
+
     /// The peer promises to say something over the link again within so many milliseconds.
     pub(crate) fn on_heartbeat(&mut self, label: HostLabel, from: Path, within: u16, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
@@ -202,7 +209,7 @@ mod tests {
         meter.received.on_link(1, at(60_200));
         topology.tend_links(true, &table, at(61_500));
         assert_eq!(said(&mut topology).0, 0, "it was heard since");
-        topology.peers.get_mut(&PEER).unwrap().doubt(at(61_500));
+        topology.on_dead(PEER, at(61_500));
         topology.tend_links(true, &table, at(61_550));
         assert_eq!(said(&mut topology).0, 1);
     }

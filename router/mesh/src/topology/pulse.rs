@@ -23,6 +23,8 @@ pub(super) struct Pulse {
     /// When this host last said a heartbeat, and the share of the promised time after which it says the next one.
     last_beat: Time,
     share: f64,
+    /// How long this host promised to be silent at most.
+    told: Duration,
     /// How long the peer promised to be silent at most.
     promised: Duration,
     /// Datagrams so far that must not be lost unnoticed, and when that was last looked at.
@@ -37,6 +39,7 @@ impl Pulse {
         Pulse {
             last_beat: now,
             share: 1.0,
+            told: Duration::ZERO,
             promised: LATEST_HEARTBEAT,
             wanted: (0, now),
             unanswered: None,
@@ -45,11 +48,12 @@ impl Pulse {
     }
 
     /// Whether something has to be said again, if the last was `said` and this host may be silent for `promised`; `share` says for how
-    /// much of that it is silent the next time: hosts and links spread out.
+    /// much of that it is silent the next time: hosts and links spread out. A peer that was promised less would ask again and again.
     pub(super) fn beats(&mut self, said: Time, promised: Duration, share: impl FnOnce() -> f64, now: Time) -> bool {
-        let is_due = now.since(said.max(self.last_beat)) >= promised.mul_f64(self.share);
+        let is_longer = promised > self.told && now.since(self.last_beat) >= SOONEST_HEARTBEAT;
+        let is_due = is_longer || now.since(said.max(self.last_beat)) >= promised.mul_f64(self.share);
         if is_due {
-            (self.last_beat, self.share) = (now, share());
+            (self.last_beat, self.share, self.told) = (now, share(), promised);
         }
         is_due
     }
@@ -89,6 +93,20 @@ pub(super) fn longest_silence(links: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_longer_silence_is_promised_before_it_is_kept() {
+        let at = |millis: u64| Time::ZERO + Duration::from_millis(millis);
+        let mut pulse = Pulse::new(at(0));
+        let beats = |pulse: &mut Pulse, from: u64, to: u64, promised: u64| -> Vec<u64> {
+            // The peer asks all the time, and is answered.
+            let due = |now: &u64| pulse.beats(at(*now), Duration::from_secs(promised), || 1.0, at(*now));
+            (from..to).step_by(1000).filter(due).collect()
+        };
+        assert_eq!(beats(&mut pulse, 0, 20_000, 15), [4000]);
+        assert_eq!(beats(&mut pulse, 20_000, 40_000, 25), [20_000]);
+        assert_eq!(beats(&mut pulse, 40_000, 60_000, 15), [0; 0]);
+    }
 
     #[test]
     fn the_more_links_the_longer_each_is_silent() {
