@@ -212,7 +212,7 @@ impl RecordSync {
     /// Asks neighbours whether they hold the same: those that were told something, so that a batch lost on the way is soon found, and at
     /// intervals a random one for which `is_asked` holds: metered hosts ask by themselves.
     pub(crate) fn compare(&mut self, is_asked: impl Fn(HostLabel) -> bool, now: Time) {
-        let (to_ask, may_compare) = (self.told.to_ask(now), self.pace.may_compare(now));
+        let (to_ask, may_compare) = (self.told.ask(now), self.pace.may_compare(now));
         if to_ask.is_empty() && (!may_compare || self.neighbours.is_empty()) {
             return;
         }

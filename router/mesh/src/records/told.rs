@@ -74,7 +74,7 @@ impl Told {
     }
 
     /// Returns whom to ask now, and about what.
-    pub(super) fn to_ask(&mut self, now: Time) -> Vec<(HostLabel, About)> {
+    pub(super) fn ask(&mut self, now: Time) -> Vec<(HostLabel, About)> {
         self.peers.retain(|_, telling| telling.questions < QUESTIONS || !telling.is_due(now));
         let due = self.peers.iter_mut().filter(|(_, telling)| telling.is_due(now));
         let ask = |(peer, telling): (&HostLabel, &mut Telling)| {
@@ -97,7 +97,7 @@ mod tests {
 
     /// When a neighbour is asked, looking each 100 ms.
     fn asked(told: &mut Told, from: u64, to: u64) -> Vec<u64> {
-        (from..to).step_by(100).filter(|now| !told.to_ask(at(*now)).is_empty()).collect()
+        (from..to).step_by(100).filter(|now| !told.ask(at(*now)).is_empty()).collect()
     }
 
     #[test]
@@ -118,10 +118,10 @@ mod tests {
     fn what_is_told_after_a_question_is_asked_about_anew() {
         let mut told = Told::default();
         told.tell([PEER], About::All, at(0));
-        assert_eq!(told.to_ask(at(300)), [(PEER, About::All)]);
+        assert_eq!(told.ask(at(300)), [(PEER, About::All)]);
         told.tell([PEER], About::Own, at(350));
         told.on_answer(PEER, true);
-        assert_eq!(told.to_ask(at(650)), [(PEER, About::All)], "the answer is older");
+        assert_eq!(told.ask(at(650)), [(PEER, About::All)], "the answer is older");
         told.on_answer(PEER, false);
         assert_eq!(asked(&mut told, 700, 30_000), [0; 0]);
     }
@@ -132,7 +132,7 @@ mod tests {
         let mut asked = Vec::new();
         for now in (0..5000).step_by(100) {
             told.tell([PEER], About::Own, at(now));
-            asked.extend((!told.to_ask(at(now)).is_empty()).then_some(now));
+            asked.extend((!told.ask(at(now)).is_empty()).then_some(now));
         }
         assert_eq!(asked, [2000, 4100]);
     }
