@@ -50,6 +50,9 @@ enum Command {
         /// Seeds of the family of 100 hosts
         #[arg(long, default_value_t = 10)]
         hundreds: u64,
+        /// Seeds of the family behind NATs
+        #[arg(long, default_value_t = 300)]
+        nats: u64,
         /// Seeds of the family that hands out addresses
         #[arg(long, default_value_t = 500)]
         addresses: u64,
@@ -77,7 +80,9 @@ fn main() -> ExitCode {
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
-        Command::Sim { seed: None, count, hundreds, addresses, .. } => simulation::all(count, hundreds, addresses),
+        Command::Sim { seed: None, count, hundreds, nats, addresses, .. } => {
+            simulation::all(count, hundreds, nats, addresses)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_integration::sim::{Outcome, Scenario, addresses, run};
+use weft_integration::sim::internet::Reach;
+use weft_integration::sim::{Outcome, Scenario, addresses, internet, run};
 use weft_router::error::Result;
 
 /// Seeds that took longer are named, to be looked at.
@@ -17,6 +18,8 @@ pub enum Family {
     Faults,
     /// Meshes of 100 hosts.
     Hundred,
+    /// Hosts behind NATs, to which things happen.
+    Nats,
     /// Hosts that hand out addresses.
     Addresses,
 }
@@ -30,6 +33,10 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
             println!("{:#?}", addresses::run(seed));
             return Ok(());
         }
+        Family::Nats => {
+            println!("{:#?}", internet::run(seed));
+            return Ok(());
+        }
     };
     let outcome = run(&scenario, seed);
     println!("{}", outcome.story.join("\n"));
@@ -38,7 +45,7 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
 }
 
 /// Runs all of them; a wrong one ends the run and names its seed.
-pub fn all(count: u64, hundreds: u64, with_addresses: u64) -> Result<()> {
+pub fn all(count: u64, hundreds: u64, nats: u64, with_addresses: u64) -> Result<()> {
     println!(
         "| family | seeds | hosts | right after the last fault: median, p90, longest | a name known everywhere | a name gone | idle B/s a host, median | wall time |"
     );
@@ -46,11 +53,41 @@ pub fn all(count: u64, hundreds: u64, with_addresses: u64) -> Result<()> {
     family("faults", &Scenario::faults(), count);
     family("a hundred hosts", &Scenario::hundred(), hundreds);
     println!(
+        "\n| family | seeds | hosts | pairs: direct, found, luck, relayed | frames come again: median, p90, longest | direct: the same | found: the same | wall time |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    nat_family(nats);
+    println!(
         "\n| family | seeds | hosts | right after the last fault: median, p90, longest | granted | refused | wall time |"
     );
     println!("|---|---|---|---|---|---|---|");
     address_family(with_addresses);
     Ok(())
+}
+
+fn nat_family(count: u64) {
+    let started = Instant::now();
+    let outcomes = on_all_cores("NATs", count, internet::run);
+    if outcomes.is_empty() {
+        return;
+    }
+    let missed = outcomes.iter().filter(|outcome| outcome.found.is_none()).count();
+    eprintln!("NATs: in {missed} seeds a port was not found within {:?}", internet::FOUND_WITHIN);
+    let pairs = |reach: Reach| outcomes.iter().filter_map(|outcome| outcome.pairs.get(&reach)).sum::<usize>();
+    println!(
+        "| NATs | 0 to {} | {} to {} | {}, {}, {}, {} | {} | {} | {} | {:.0?} |",
+        count - 1,
+        outcomes.iter().map(|outcome| outcome.hosts).min().unwrap_or(0),
+        outcomes.iter().map(|outcome| outcome.hosts).max().unwrap_or(0),
+        pairs(Reach::Direct),
+        pairs(Reach::Found),
+        pairs(Reach::Luck),
+        pairs(Reach::Relayed),
+        spread(outcomes.iter().map(|outcome| outcome.ways)),
+        spread(outcomes.iter().map(|outcome| outcome.direct)),
+        spread(outcomes.iter().map(|outcome| outcome.found.unwrap_or(internet::FOUND_WITHIN))),
+        started.elapsed(),
+    );
 }
 
 fn address_family(count: u64) {

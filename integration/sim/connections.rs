@@ -16,6 +16,7 @@ pub struct Connection {
     /// Where it was opened to, and where the acceptor sees it come from.
     to: SocketAddr,
     from: SocketAddr,
+    is_over: bool,
 }
 
 /// All connections there ever were.
@@ -36,14 +37,22 @@ impl Connections {
     /// The connection that is a path of a host; `life_of` tells in which life a host is.
     pub fn find(&self, host: usize, path: Path, life_of: impl Fn(usize) -> u64) -> Option<Connection> {
         let is_it = |connection: &&Connection| {
-            let Connection { opener, acceptor, to, from } = **connection;
+            let Connection { opener, acceptor, to, from, is_over } = **connection;
             let is_end = match path.transport {
                 Transport::AcceptedTcp => acceptor.0 == host && from == path.remote,
                 _ => opener.0 == host && to == path.remote,
             };
-            is_end && [opener, acceptor].iter().all(|(host, life)| life_of(*host) == *life)
+            is_end && !is_over && [opener, acceptor].iter().all(|(host, life)| life_of(*host) == *life)
         };
         self.0.iter().find(is_it).copied()
+    }
+
+    /// A host has left its network: its connections end.
+    pub fn end(&mut self, host: usize) {
+        self.0
+            .iter_mut()
+            .filter(|connection| [connection.opener.0, connection.acceptor.0].contains(&host))
+            .for_each(|connection| connection.is_over = true);
     }
 
     /// Opens a connection to an address; it seems to come from `outside`.
@@ -55,7 +64,7 @@ impl Connections {
         outside: IpAddr,
     ) -> Connection {
         let from = SocketAddr::new(outside, EPHEMERAL + self.0.len() as u16);
-        let connection = Connection { opener, acceptor, to, from };
+        let connection = Connection { opener, acceptor, to, from, is_over: false };
         self.0.push(connection);
         connection
     }

@@ -9,6 +9,8 @@ use weft_crypto::Time;
 
 /// How long a NAT remembers where a host sent to, and what it took for its own.
 const EXPIRY: Duration = Duration::from_secs(30);
+/// How often it looks what is over.
+const LOOKS: Duration = Duration::from_secs(1);
 
 /// What a mapping or a filter depends on at the other end (RFC 4787, sections 4.1 and 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +51,58 @@ pub struct Behaviour {
     pub claims_unasked: bool,
 }
 
+impl Behaviour {
+    /// All NATs of RFC 4787, with and without port preservation, and Linux without a packet filter.
+    pub fn all() -> Vec<Behaviour> {
+        let mut all = Vec::new();
+        for mapping in Dependence::ALL {
+            for filtering in Dependence::ALL {
+                for preserves_ports in [false, true] {
+                    all.push(Behaviour { mapping, filtering, preserves_ports, claims_unasked: false });
+                }
+            }
+        }
+        let of_both = Dependence::AddressAndPort;
+        all.push(Behaviour { mapping: of_both, filtering: of_both, preserves_ports: true, claims_unasked: true });
+        all
+    }
+
+    /// Whether two hosts behind such NATs can have a direct link, if neither searches for ports.
+    pub fn can_meet(self, other: Behaviour) -> bool {
+        let lets_all_in = |nat: Behaviour| nat.filtering == Dependence::None;
+        match (self.is_known(), other.is_known()) {
+            (true, true) => true,
+            (true, false) => self.lets_any_port_in(),
+            (false, true) => other.lets_any_port_in(),
+            // What comes to the mapping that others see is let in by whom it lets all in, and answered from another port.
+            (false, false) => {
+                (lets_all_in(self) && other.lets_any_port_in()) || (lets_all_in(other) && self.lets_any_port_in())
+            }
+        }
+    }
+
+    /// Whether two hosts behind such NATs can have a direct link once one has found a port of the other's NAT: it has to come from where it
+    /// is let in, and the answer, too. Where only the question is sure to, it is a matter of luck (`None`).
+    pub fn can_be_found_with(self, other: Behaviour) -> Option<bool> {
+        let can_be_found = |found: Behaviour, seeker: Behaviour| {
+            let answers_from_there = found.mapping != Dependence::AddressAndPort;
+            found.lets_any_port_in() && (answers_from_there || seeker.lets_any_port_in())
+        };
+        let is_sure = self.is_known() || other.is_known() || can_be_found(self, other) || can_be_found(other, self);
+        let may_be_lucky = self.lets_any_port_in() || other.lets_any_port_in();
+        (is_sure || !may_be_lucky).then_some(is_sure)
+    }
+
+    /// Whether others know at which port it maps its host.
+    pub fn is_known(self) -> bool {
+        self.mapping == Dependence::None || self.preserves_ports
+    }
+
+    fn lets_any_port_in(self) -> bool {
+        self.filtering != Dependence::AddressAndPort
+    }
+}
+
 /// A NAT.
 pub struct Nat {
     behaviour: Behaviour,
@@ -58,6 +112,8 @@ pub struct Nat {
     forwarded: BTreeMap<u16, SocketAddr>,
     /// Ports that are the NAT's own towards an address, and since when.
     claims: BTreeMap<(u16, SocketAddr), Time>,
+    /// When it last looked what is over.
+    looked: Time,
 }
 
 struct Mapping {
@@ -72,7 +128,25 @@ struct Mapping {
 impl Nat {
     /// A NAT with an address outside.
     pub fn new(behaviour: Behaviour, outside: IpAddr) -> Nat {
-        Nat { behaviour, outside, mappings: Vec::new(), forwarded: BTreeMap::new(), claims: BTreeMap::new() }
+        let (mappings, forwarded, claims) = Default::default();
+        Nat { behaviour, outside, mappings, forwarded, claims, looked: Time::ZERO }
+    }
+
+    /// How it behaves.
+    pub fn behaviour(&self) -> Behaviour {
+        self.behaviour
+    }
+
+    /// Starts again with an address outside, and knows none of its mappings any more.
+    pub fn restart(&mut self, outside: IpAddr) {
+        self.outside = outside;
+        self.mappings.clear();
+        self.claims.clear();
+    }
+
+    /// Whether it maps a host to other ports than the host's own, as others had those first.
+    pub fn has_moved(&self, inside: SocketAddr) -> bool {
+        self.mappings.iter().any(|mapping| mapping.inside == inside && mapping.port != inside.port())
     }
 
     /// Its address outside.
@@ -135,6 +209,10 @@ impl Nat {
     }
 
     fn expire(&mut self, now: Time) {
+        if now.since(self.looked) < LOOKS {
+            return;
+        }
+        self.looked = now;
         let is_fresh = |at: Time| now.since(at) < EXPIRY;
         self.mappings.iter_mut().for_each(|mapping| mapping.sent.retain(|_, at| is_fresh(*at)));
         self.mappings.retain(|mapping| !mapping.sent.is_empty());

@@ -55,6 +55,7 @@ impl World {
         let [net, block, ..] = old.ip().octets();
         let new = SocketAddr::from(([net, block + 1, 7, number as u8], old.port()));
         self.move_host(number, new);
+        self.connections.end(number);
         self.command(number, Command::SetAddresses(vec![new.ip()]));
     }
 
@@ -72,10 +73,33 @@ impl World {
         number
     }
 
+    /// Starts a NAT again, with another address outside if it `moves`.
+    pub fn restart_nat(&mut self, nat: usize, moves: bool) {
+        let outside = match self.nats[nat].outside() {
+            IpAddr::V4(ip) if moves => {
+                let [a, b, c, d] = ip.octets();
+                IpAddr::from([a, b.wrapping_add(1), c, d])
+            }
+            outside => outside,
+        };
+        self.nats[nat].restart(outside);
+    }
+
+    /// The NAT that a host is behind.
+    pub fn nat_of(&self, host: HostNumber) -> Option<&Nat> {
+        Some(&self.nats[self.hosts[host].nat?])
+    }
+
     /// Has a port of a NAT lead to a host; returns the address outside.
     pub fn forward(&mut self, nat: usize, port: u16, host: HostNumber) -> SocketAddr {
         self.nats[nat].forward(port, self.hosts[host].address);
         SocketAddr::new(self.nats[nat].outside(), port)
+    }
+
+    /// Whether a host can send frames to another.
+    pub fn has_way(&self, from: HostNumber, to: HostNumber) -> bool {
+        let outbound = self.hosts[from].snapshot.outbound.get(&self.hosts[to].label);
+        outbound.is_some_and(|outbound| outbound.hop.is_some() && outbound.send.is_some())
     }
 
     /// Whether a host sends to another straight.

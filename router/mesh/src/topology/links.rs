@@ -33,11 +33,21 @@ const REPORT_MOVED: Duration = Duration::from_secs(60);
 const TOLD_LET_GO: Duration = Duration::from_secs(60);
 /// Tries of addresses in one tick.
 const TRIES_PER_TICK: usize = 16;
+/// Places that a peer is asked back at, a second and at once.
+const ASKED_BACK_A_SECOND: u64 = 1;
+pub(super) const ASKED_BACK_AT_ONCE: u64 = 8;
 
 impl Peer {
     /// Whether a packet that comes straight from it may have been sent over a link that was let go a moment ago.
     pub(super) fn was_let_go(&self, now: Time) -> bool {
         self.let_go != Time::ZERO && now.since(self.let_go) < STRAGGLING
+    }
+
+    /// Whether it is to be asked where a packet of it came from, unless that was done less than `within` ago; counts as done. Where the NATs
+    /// of both hosts map each destination to another port, each answer comes from somewhere new: without a limit there would be no end.
+    pub(super) fn may_ask_back(&mut self, from: Path, within: Duration, now: Time) -> bool {
+        !self.pings.has_asked(from, within, now)
+            && self.asked_back.take(1, ASKED_BACK_A_SECOND, ASKED_BACK_AT_ONCE, now)
     }
 }
 
@@ -301,9 +311,9 @@ impl Topology {
         let own = self.own;
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(link) = &mut peer.link else {
-            let is_asked = peer.pings.has_asked(from, Duration::MAX, now);
-            let may_be_late = peer.was_let_go(now);
-            if is_current && !is_asked && !(may_be_late && self.can_do_without(label, now)) {
+            let is_late = peer.was_let_go(now) && self.can_do_without(label, now);
+            let Some(peer) = self.peers.get_mut(&label).filter(|_| is_current && !is_late) else { return };
+            if peer.may_ask_back(from, Duration::MAX, now) {
                 self.ping(label, index, from, 0, now);
             }
             return;
@@ -318,7 +328,7 @@ impl Topology {
             return;
         }
         // A packet may come from anywhere: the link moves once the peer has answered there.
-        if is_current && link.may_leave(from, own < label, now) && !peer.pings.has_asked(from, QUIET, now) {
+        if is_current && link.may_leave(from, own < label, now) && peer.may_ask_back(from, QUIET, now) {
             self.ping(label, index, from, 0, now);
         }
     }

@@ -38,6 +38,7 @@ use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
 use link::{Marks, Pings};
+use links::ASKED_BACK_AT_ONCE;
 use metered::Metered;
 use own_addresses::{OwnAddresses, OwnReach};
 use prediction::{Prediction, Spreads};
@@ -50,6 +51,7 @@ use targets::Targets;
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use crate::api::{self, Usage};
+use crate::bucket::Bucket;
 use crate::datapath::snapshot::Meter;
 use crate::path::Path;
 use crate::records::{HostRecord, LinkRecord};
@@ -173,6 +175,8 @@ struct Peer {
     /// Since when others are told that it was let go.
     told_let_go: Option<Time>,
     pings: Pings,
+    /// Places where it is asked because a packet came from there.
+    asked_back: Bucket,
     /// Whether datagrams marked as urgent reach the peer and come back.
     marks: Marks,
     candidates: Candidates,
@@ -239,6 +243,7 @@ impl Topology {
             let_go: Time::ZERO,
             told_let_go: None,
             pings: Pings::default(),
+            asked_back: Bucket::new(ASKED_BACK_AT_ONCE, Time::ZERO),
             marks: Marks::default(),
             candidates: Candidates::new(is_metered),
             punching: Punching::default(),
@@ -283,7 +288,7 @@ impl Topology {
         for (addresses, learnt) in lists {
             for address in addresses {
                 if peer.candidates.add(Path::udp(*address), learnt) {
-                    peer.punching.hurry(now);
+                    peer.begin_again(now);
                 }
             }
         }
@@ -317,7 +322,7 @@ impl Topology {
     /// Sets the addresses of this host's interfaces.
     pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>, now: Time) {
         self.addresses.set_local(addresses);
-        self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
+        self.peers.values_mut().for_each(|peer| peer.begin_again(now));
         self.events.push_back(Event::AddressesChanged);
     }
 

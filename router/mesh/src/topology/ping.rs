@@ -56,7 +56,7 @@ impl Topology {
             return;
         };
         known.candidates.add(from, Learnt::Worked);
-        if !known.pings.has_asked(from, QUIET, now) {
+        if known.may_ask_back(from, QUIET, now) {
             self.ping(peer, index, from, 0, now);
         }
     }
@@ -101,7 +101,7 @@ impl Topology {
         // Where a connection comes from, or what a spare port sends, is no address that others may ask at.
         if !from.is_opened() && self.addresses.note_seen(by, seen, now) {
             self.events.push_back(Event::AddressesChanged);
-            self.peers.values_mut().for_each(|peer| peer.punching.hurry(now));
+            self.peers.values_mut().for_each(|peer| peer.begin_again(now));
         }
     }
 }

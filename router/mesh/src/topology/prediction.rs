@@ -58,9 +58,15 @@ pub(super) struct Spreads {
 }
 
 impl Spreads {
-    /// Starts over: there is a link. What searches may cost does not: a peer could have that said again and again.
+    /// Starts over: there is a link. A peer that has that said again and again costs no more than all searches may.
     pub(super) fn reset(&mut self) {
-        self.opened = Backoff::default();
+        *self = Spreads::default();
+    }
+
+    /// Allows the next ones at once: one of the hosts has new addresses.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.opened.hurry(now);
+        self.searched.hurry(now);
     }
 }
 
@@ -167,14 +173,19 @@ impl Prediction {
 }
 
 impl Peer {
-    /// Where its NATs or firewalls have to be asked from outside: where others see it, or else its own addresses.
+    /// Where its NATs or firewalls have to be asked from outside: where others see it, or else its own addresses. First where its own port would
+    /// be kept: towards hosts that are new to it a NAT may do so although all others see the peer elsewhere.
     fn outsides(&self, own: &[SocketAddr]) -> Vec<Path> {
-        let seen = self.seen.iter().flatten().copied().filter(|seen| !own.contains(seen)).map(Path::udp);
-        let mut outsides: Vec<Path> = seen.take(MAX_TOWARDS).collect();
+        let others = self.others(own);
+        let seen: Vec<SocketAddr> = self.seen.iter().flatten().copied().filter(|seen| !own.contains(seen)).collect();
+        let inside = others.iter().find(|path| !seen.contains(&path.remote)).map(|path| path.remote.port());
+        let kept = seen.first().zip(inside).map(|(seen, port)| SocketAddr::new(seen.ip(), port));
+        let changed = seen.iter().copied().filter(|seen| Some(*seen) != kept);
+        let mut outsides: Vec<Path> = kept.into_iter().chain(changed).map(Path::udp).collect();
         if outsides.is_empty() {
-            outsides = self.others(own);
-            outsides.truncate(MAX_TOWARDS);
+            outsides = others;
         }
+        outsides.truncate(MAX_TOWARDS);
         outsides
     }
 }

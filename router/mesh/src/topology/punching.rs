@@ -18,17 +18,19 @@ use crate::bucket::Bucket;
 use crate::path::Path;
 use crate::wire::{Control, Punch};
 
-/// The longest wait between rounds.
-const LONGEST: Duration = Duration::from_secs(30);
-/// How long the host with the higher label leaves it to the other to begin.
+/// The longest wait between rounds. It is longer than what a NAT remembers of a datagram that was not answered, 30 s with Linux: in the end
+/// both hosts are silent for so long that a NAT which took the peer's for its own begins anew.
+const LONGEST: Duration = Duration::from_secs(64);
+/// How long the host with the higher label leaves it to the other to begin: at first, and since the other last did.
 const LEFT_TO_PEER: Duration = Duration::from_secs(4);
+const PEER_BEGINS: Duration = Duration::from_secs(90);
 /// How long plain tries have before a round, if no NAT is known of.
 const PLAIN_TRIES: Duration = Duration::from_secs(2);
 /// How long a route is waited for before the outside of a NAT is tried without.
 pub(super) const ROUTE_MAY_COME: Duration = Duration::from_secs(1);
 /// How long a peer that takes no part in rounds is left to them, and how long one that does.
 const ALONE: Duration = Duration::from_secs(20);
-const TAKES_PART: Duration = Duration::from_secs(60);
+const TAKES_PART: Duration = Duration::from_secs(120);
 /// How long the peer may take to ask once this host has opened its NATs.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// Routers that an opening datagram passes: as many as there are NATs in a row, and not so many that it arrives.
@@ -77,12 +79,12 @@ impl Punching {
         self.wanted = None;
     }
 
-    /// Begins the next round soon: one of the hosts has new addresses.
-    pub(super) fn hurry(&mut self, now: Time) {
-        self.rounds.hurry(now);
+    /// Begins with the first round again: one of the hosts has new addresses.
+    pub(super) fn begin_again(&mut self, now: Time) {
+        self.rounds.reset(now);
     }
 
-    /// Rounds since there was a link, whichever host began them.
+    /// Rounds since there was a link or a new address, whichever host began them.
     pub(super) fn rounds(&self) -> u32 {
         // In half of its own rounds this host is told that the peer has opened, too.
         self.rounds.failures().max(self.joined)
@@ -106,7 +108,8 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let punching = &mut peer.punching;
         let waited = punching.waited(now);
-        let is_peers_turn = label < self.own && waited.min(now.since(punching.heard)) < LEFT_TO_PEER;
+        let peer_begins = punching.joined > 0 && now.since(punching.heard) < PEER_BEGINS;
+        let is_peers_turn = label < self.own && (waited < LEFT_TO_PEER || peer_begins);
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
         if is_peers_turn || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
             return;
@@ -172,6 +175,12 @@ impl Topology {
 }
 
 impl Peer {
+    /// What did not lead to a link is tried again: one of the hosts has new addresses.
+    pub(super) fn begin_again(&mut self, now: Time) {
+        self.punching.begin_again(now);
+        self.spreads.hurry(now);
+    }
+
     /// Its paths by UDP to all addresses that are none of this host's `own`.
     pub(super) fn others(&self, own: &[SocketAddr]) -> Vec<Path> {
         self.candidates.paths().filter(|path| path.is_udp() && !own.contains(&path.remote)).copied().collect()
