@@ -425,7 +425,7 @@ impl Store {
                 if behind && !answer {
                     replies.extend(self.digests_between(*from, *to, true));
                 }
-                if replies.is_empty() && !answer {
+                if replies.is_empty() && !answer && from == to {
                     replies.push(Message::Same);
                 }
                 replies

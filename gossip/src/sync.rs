@@ -68,7 +68,7 @@ pub enum Message {
         /// Whether there is more to fetch.
         more: bool,
     },
-    /// Answers a summary, or a digest that is no answer: the same is held here.
+    /// Answers a summary, or a digest of one origin that is no answer: the same is held here.
     Same,
 }
 

@@ -70,8 +70,8 @@ impl SparePorts {
         (Arc::new(SparePorts { all: RwLock::default(), changes, runtime }), told)
     }
 
-    /// Opens `count` ports beside those of `like`, and from each NATs towards each path: those that so many routers lead to as one of `hops`
-    /// says, as many ports for each. The first of these is the fewest, and does for the others if these many lead to a NAT of the peer.
+    /// Opens `count` ports beside those of `like`, in equal shares for each of `hops`, and sends from each a datagram with that TTL towards each
+    /// path. If a NAT of the peer refuses a first one with a larger TTL, that share has the first, smallest TTL.
     pub fn open(self: &Arc<Self>, like: &UdpPort, towards: Vec<Path>, count: usize, hops: &[u8]) {
         let Some((fewest, more)) = hops.split_first() else { return };
         let (share, fewest, more) = (count / hops.len(), *fewest, more.to_vec());
@@ -83,6 +83,7 @@ impl SparePorts {
                 for to in &towards {
                     if gets_to_nat(*to, hops).await.unwrap_or(false) {
                         hops = fewest;
+                        break;
                     }
                 }
                 ports.open_share(&like, &towards, share, hops);

@@ -125,7 +125,7 @@ impl Components {
                 let is_peer = self.presence.set_alive(peer, is_alive, now);
                 if !is_alive {
                     self.topology.on_dead(peer, now);
-                    self.believe_forgotten();
+                    self.believe_forgotten(Some(peer));
                 }
                 if is_peer {
                     let name = self.directory.name_of(peer);
@@ -205,16 +205,16 @@ impl Components {
             Record::Ring(range, announcement) => self.addresses.ipam().hear(host, range, announcement, now),
             Record::Forgotten(gone, incarnation) => {
                 self.records.on_forgotten_record(origin, gone, incarnation, now);
-                self.believe_forgotten();
+                self.believe_forgotten(Some(gone.label()));
             }
             Record::Unknown => {}
         }
     }
 
-    /// Drops the records of hosts that are said to be gone, and are not there.
-    pub(super) fn believe_forgotten(&mut self) {
+    /// Drops the records of hosts that are said to be gone, and are not there: all, or the one with a label.
+    pub(super) fn believe_forgotten(&mut self, only: Option<HostLabel>) {
         let Components { records, topology, presence, .. } = self;
-        records.believe_forgotten(|host| {
+        records.believe_forgotten(only, |host| {
             let has_path = topology.link(host).is_some() || topology.routing.has_route(host);
             has_path || presence.is_alive(host)
         });

@@ -295,7 +295,7 @@ impl Node {
         let gone = self.parts.presence.gone(|host| self.parts.topology.routing.has_route(host), now);
         let speaks = self.parts.topology.routing.routes().keys().next().is_none_or(|first| self.parts.own < *first);
         self.parts.records.take_back_forgotten(now);
-        self.parts.believe_forgotten();
+        self.parts.believe_forgotten(None);
         for label in gone {
             let Some(id) = self.parts.sessions.id_of(label) else { continue };
             if self.parts.records.holds(id) {

@@ -1,7 +1,8 @@
 //! Record synchronisation: this host's log and those of the others, kept the same on all hosts.
 //!
 //! Own changes are signed at intervals and pushed to neighbours; new batches of others are passed on. A host soon asks those that it told
-//! whether they hold the same, until they say so, and some neighbour now and then: a batch that was lost on the way is found. Drain [`RecordSync::poll_event`] after every call.
+//! whether they hold the same, a few times until they answer, and some neighbour now and then: a batch that was lost on the way is found.
+//! Drain [`RecordSync::poll_event`] after every call.
 
 mod lives;
 
@@ -67,8 +68,8 @@ pub(crate) struct RecordSync {
     pulled: BTreeMap<HostLabel, Time>,
     /// When forgotten hosts were last told so.
     told_forgotten: BTreeMap<PeerId, Time>,
-    /// Hosts that another says are gone for good, that other, and the incarnation up to which it says so.
-    said_gone: BTreeMap<(PeerId, PeerId), u64>,
+    /// Hosts held that another says are gone for good, that other, and the incarnation up to which it says so.
+    said_gone: BTreeMap<PeerId, (PeerId, u64)>,
     /// Records of kinds that only newer versions know.
     unknown: BTreeSet<(PeerId, Vec<u8>)>,
     /// Records that are not valid by the rules of their kind.

@@ -13,7 +13,7 @@ const UNSETTLED: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
 const QUESTIONS: u32 = 5;
 
-/// About what a neighbour is asked.
+/// What a neighbour is asked about.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum About {
     /// What this host wrote.

@@ -278,7 +278,7 @@ impl Topology {
         peer.candidates.reset(path, now);
         peer.candidates.on_answer(path);
         peer.punching.reset(now);
-        peer.spreads.reset();
+        peer.spreads.reset(now);
         self.prediction.end(label);
         peer.note(format!("up by {path}"), now);
         self.events.extend(Event::connection(path, Usage::InUse));

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rand::Rng;
 use weft_crypto::{HostLabel, Time};
 
+use super::candidates::{Learnt, Tried};
 use super::own_addresses::OwnAddresses;
 use super::{Event, Peer, SessionTable};
 use crate::backoff::Backoff;
@@ -31,6 +32,8 @@ const ROUNDS_FIRST: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 const BETWEEN_PEERS: Duration = Duration::from_secs(8);
+/// How often new addresses of one peer cut those waits short, at most.
+const HURRIED_EVERY: Duration = Duration::from_secs(300);
 /// The middle of what [`Backoff`] spreads tries by: the peer's turn follows from this host's.
 const NO_JITTER: f64 = 0.5;
 /// Addresses of the peer that they are opened towards.
@@ -55,18 +58,24 @@ const SEARCH_BUDGET: u64 = SEARCHES * SECONDS_PER_SEARCH;
 pub(super) struct Spreads {
     opened: Backoff,
     searched: Backoff,
+    hurried: Time,
 }
 
 impl Spreads {
-    /// Starts over: there is a link. A peer that has that said again and again costs no more than all searches may.
-    pub(super) fn reset(&mut self) {
-        *self = Spreads::default();
+    /// There is a link: the next time starts over.
+    pub(super) fn reset(&mut self, now: Time) {
+        self.opened = Backoff::default();
+        self.hurry(now);
     }
 
-    /// Allows the next ones at once: one of the hosts has new addresses.
+    /// Allows the next ones at once: one of the hosts has new addresses. Seldom: a peer could have that said again and again, and others are
+    /// not searched for meanwhile.
     pub(super) fn hurry(&mut self, now: Time) {
-        self.opened.hurry(now);
-        self.searched.hurry(now);
+        if self.hurried == Time::ZERO || now.since(self.hurried) >= HURRIED_EVERY {
+            self.hurried = now;
+            self.opened.hurry(now);
+            self.searched.hurry(now);
+        }
     }
 }
 
@@ -178,7 +187,8 @@ impl Peer {
     fn outsides(&self, own: &[SocketAddr]) -> Vec<Path> {
         let others = self.others(own);
         let seen: Vec<SocketAddr> = self.seen.iter().flatten().copied().filter(|seen| !own.contains(seen)).collect();
-        let inside = others.iter().find(|path| !seen.contains(&path.remote)).map(|path| path.remote.port());
+        let is_inside = |tried: &Tried| tried.learnt == Learnt::Announced && tried.path.is_udp();
+        let inside = self.candidates.tried().find(is_inside).map(|tried| tried.path.remote.port());
         let kept = seen.first().zip(inside).map(|(seen, port)| SocketAddr::new(seen.ip(), port));
         let changed = seen.iter().copied().filter(|seen| Some(*seen) != kept);
         let mut outsides: Vec<Path> = kept.into_iter().chain(changed).map(Path::udp).collect();

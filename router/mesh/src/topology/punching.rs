@@ -19,7 +19,7 @@ use crate::path::Path;
 use crate::wire::{Control, Punch};
 
 /// The longest wait between rounds. It is longer than what a NAT remembers of a datagram that was not answered, 30 s with Linux: in the end
-/// both hosts are silent for so long that a NAT which took the peer's for its own begins anew.
+/// both hosts are silent for so long that a NAT which took the peer's datagrams for its own begins anew.
 const LONGEST: Duration = Duration::from_secs(64);
 /// How long the host with the higher label leaves it to the other to begin: at first, and since the other last did.
 const LEFT_TO_PEER: Duration = Duration::from_secs(4);
@@ -47,8 +47,11 @@ pub(super) struct Punching {
     rounds: Backoff,
     /// Since when a link is wanted.
     wanted: Option<Time>,
-    /// Rounds that the peer began.
+    /// Rounds that the peer began, and when the last was.
     joined: u32,
+    began: Time,
+    /// When this host last had the peer open its NATs: the peer says so then.
+    asked_to_open: Option<Time>,
     /// When the peer last took a step, and when this host last opened its NATs for it to ask.
     heard: Time,
     opened: Option<Time>,
@@ -58,7 +61,16 @@ pub(super) struct Punching {
 impl Default for Punching {
     fn default() -> Self {
         let budget = Bucket::new(BURSTS * BURST, Time::ZERO);
-        Punching { rounds: Backoff::default(), wanted: None, joined: 0, heard: Time::ZERO, opened: None, budget }
+        Punching {
+            rounds: Backoff::default(),
+            wanted: None,
+            joined: 0,
+            began: Time::ZERO,
+            asked_to_open: None,
+            heard: Time::ZERO,
+            opened: None,
+            budget,
+        }
     }
 }
 
@@ -82,11 +94,11 @@ impl Punching {
     /// Begins with the first round again: one of the hosts has new addresses.
     pub(super) fn begin_again(&mut self, now: Time) {
         self.rounds.reset(now);
+        self.joined = 0;
     }
 
     /// Rounds since there was a link or a new address, whichever host began them.
     pub(super) fn rounds(&self) -> u32 {
-        // In half of its own rounds this host is told that the peer has opened, too.
         self.rounds.failures().max(self.joined)
     }
 
@@ -108,7 +120,7 @@ impl Topology {
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let punching = &mut peer.punching;
         let waited = punching.waited(now);
-        let peer_begins = punching.joined > 0 && now.since(punching.heard) < PEER_BEGINS;
+        let peer_begins = punching.began != Time::ZERO && now.since(punching.began) < PEER_BEGINS;
         let is_peers_turn = label < self.own && (waited < LEFT_TO_PEER || peer_begins);
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
         if is_peers_turn || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
@@ -127,6 +139,7 @@ impl Topology {
             self.events.extend(to.into_iter().map(|to| Event::Open { to, hops }));
             Punch::Opened
         } else {
+            punching.asked_to_open = Some(now);
             Punch::Open { hops }
         };
         self.events.push_back(Event::Message(label, Control::Punch(step)));
@@ -148,7 +161,11 @@ impl Topology {
             return;
         }
         // Spare ports are no round.
-        peer.punching.joined = peer.punching.joined.saturating_add(u32::from(step != Punch::Asked));
+        let is_reply = |asked: Time| step == Punch::Opened && now.since(asked) < ASKED_WITHIN;
+        let begins = step != Punch::Asked && !peer.punching.asked_to_open.take().is_some_and(is_reply);
+        if begins {
+            (peer.punching.joined, peer.punching.began) = (peer.punching.joined.saturating_add(1), now);
+        }
         // One round costs either host one burst: what it opens and what it asks then go to the same addresses.
         let opened = peer.punching.opened.filter(|opened| step == Punch::Asked && now.since(*opened) < ASKED_WITHIN);
         peer.punching.opened = None;

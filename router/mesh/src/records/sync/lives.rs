@@ -29,22 +29,28 @@ impl RecordSync {
         }
     }
 
-    /// A host says that another is gone for good, up to an incarnation, or (with `None`) does not say so any more. What follows:
-    /// [`RecordSync::believe_forgotten`].
+    /// A host says that another is gone for good, up to an incarnation, or (with `None`) does not say so any more. It is kept, never beyond
+    /// what is known of the other now: [`RecordSync::believe_forgotten`].
     pub(crate) fn on_forgotten_record(&mut self, by: PeerId, gone: PeerId, incarnation: Option<u64>, now: Time) {
-        match incarnation {
-            Some(incarnation) if gone == self.own => self.on_told_forgotten(gone, incarnation, false, now),
-            Some(incarnation) => drop(self.said_gone.insert((gone, by), incarnation)),
-            None => drop(self.said_gone.remove(&(gone, by))),
+        match (incarnation, self.store.incarnation_of(gone)) {
+            (Some(incarnation), _) if gone == self.own => self.on_told_forgotten(gone, incarnation, false, now),
+            (Some(incarnation), Some(held)) => drop(self.said_gone.insert(gone, (by, incarnation.min(held)))),
+            (Some(_), None) => {}
+            (None, _) => {
+                if self.said_gone.get(&gone).is_some_and(|(said_by, _)| *said_by == by) {
+                    self.said_gone.remove(&gone);
+                }
+            }
         }
     }
 
-    /// Drops the records of hosts that others say are gone: of those that are not there, and never beyond what is known of them. A host
-    /// that seems to be there may turn out not to be: what is said of it is not lost.
-    pub(crate) fn believe_forgotten(&mut self, is_there: impl Fn(HostLabel) -> bool) {
-        for ((gone, _), incarnation) in &self.said_gone {
-            if let Some(held) = self.store.incarnation_of(*gone).filter(|_| !is_there(gone.label())) {
-                self.store.forget(*gone, held.min(*incarnation));
+    /// Drops the records of hosts that others say are gone, of those that are not there: all, or the one with a label. A host that seems to be
+    /// there may turn out not to be.
+    pub(crate) fn believe_forgotten(&mut self, only: Option<HostLabel>, is_there: impl Fn(HostLabel) -> bool) {
+        for (gone, (_, incarnation)) in &self.said_gone {
+            let is_meant = only.is_none_or(|label| label == gone.label());
+            if is_meant && self.store.incarnation_of(*gone).is_some() && !is_there(gone.label()) {
+                self.store.forget(*gone, *incarnation);
             }
         }
     }
@@ -125,17 +131,22 @@ mod tests {
         exchange((1, &mut a), (2, &mut b), at(0));
         let [gone, by] = [1, 3].map(|n| identity(n).peer_id());
         b.on_forgotten_record(by, gone, Some(1), at(1));
-        b.believe_forgotten(|host| host == label(1));
+        b.believe_forgotten(None, |host| host == label(1));
         assert!(b.holds(gone));
-        b.believe_forgotten(|_| false);
+        b.believe_forgotten(Some(label(5)), |_| false);
+        assert!(b.holds(gone));
+        b.believe_forgotten(Some(label(1)), |_| false);
         assert!(!b.holds(gone));
+        b.on_forgotten_record(by, identity(9).peer_id(), Some(1), at(2));
+        assert_eq!(b.said_gone.len(), 1, "of a host that is not known nothing is kept");
 
         let mut c = sync(4);
         a.on_link_up(label(4), at(200));
         exchange((1, &mut a), (4, &mut c), at(200));
-        c.on_forgotten_record(by, gone, Some(1), at(201));
+        c.on_forgotten_record(by, gone, Some(1 << 40), at(201));
+        assert_eq!(c.said_gone[&gone].1, 1, "no more than is known of it");
         c.on_forgotten_record(by, gone, None, at(202));
-        c.believe_forgotten(|_| false);
+        c.believe_forgotten(None, |_| false);
         assert!(c.holds(gone), "that was withdrawn");
     }
 
