@@ -346,7 +346,7 @@ pub enum CommandError {
     #[error("several hosts are called {0}; give the peer_id, or its first digits, see: weft status peers")]
     AmbiguousHost(String),
     /// Addresses of a host that runs are not to be taken back.
-    #[error("{0} is there, or was seconds ago; stop its router first")]
+    #[error("{0} is there; stop its router first")]
     StillThere(String),
     /// The records are full.
     #[error("{0}")]

@@ -212,8 +212,7 @@ impl Node {
     /// Finds the host that a nickname or key names, for taking back its addresses.
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let host = self.parts.directory.find(name)?;
-        let is_there = self.parts.topology.routing.has_route(host) || self.parts.presence.is_alive(host);
-        if host == self.parts.own || is_there {
+        if host == self.parts.own || self.parts.topology.routing.has_route(host) {
             return Err(CommandError::StillThere(name.to_owned()));
         }
         Ok(host)
