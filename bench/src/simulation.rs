@@ -75,10 +75,9 @@ fn nat_family(count: u64) {
     eprintln!("NATs: in {missed} seeds a port was not found within {:?}", internet::FOUND_WITHIN);
     let pairs = |reach: Reach| outcomes.iter().filter_map(|outcome| outcome.pairs.get(&reach)).sum::<usize>();
     println!(
-        "| NATs | 0 to {} | {} to {} | {}, {}, {}, {} | {} | {} | {} | {:.0?} |",
+        "| NATs | 0 to {} | {} | {}, {}, {}, {} | {} | {} | {} | {:.0?} |",
         count - 1,
-        outcomes.iter().map(|outcome| outcome.hosts).min().unwrap_or(0),
-        outcomes.iter().map(|outcome| outcome.hosts).max().unwrap_or(0),
+        sizes(outcomes.iter().map(|outcome| outcome.hosts)),
         pairs(Reach::Direct),
         pairs(Reach::Found),
         pairs(Reach::Luck),
@@ -104,15 +103,19 @@ fn address_family(count: u64) {
         fenced.last().copied().unwrap_or_default()
     );
     println!(
-        "| addresses | 0 to {} | {} to {} | {} | {} | {} | {:.0?} |",
+        "| addresses | 0 to {} | {} | {} | {} | {} | {:.0?} |",
         count - 1,
-        outcomes.iter().map(|outcome| outcome.hosts).min().unwrap_or(0),
-        outcomes.iter().map(|outcome| outcome.hosts).max().unwrap_or(0),
+        sizes(outcomes.iter().map(|outcome| outcome.hosts)),
         spread(outcomes.iter().map(|outcome| outcome.convergence)),
         outcomes.iter().map(|outcome| outcome.granted).sum::<usize>(),
         outcomes.iter().map(|outcome| outcome.refused).sum::<usize>(),
         started.elapsed(),
     );
+}
+
+/// The fewest hosts and the most.
+fn sizes(hosts: impl Iterator<Item = usize> + Clone) -> String {
+    format!("{} to {}", hosts.clone().min().unwrap_or(0), hosts.max().unwrap_or(0))
 }
 
 /// Median, nine tenths and longest of at least one time.
@@ -163,12 +166,10 @@ fn family(name: &str, scenario: &Scenario, count: u64) {
     }
     let mut idle: Vec<f64> = outcomes.iter().map(|outcome| outcome.idle_bytes_per_host).collect();
     idle.sort_by(f64::total_cmp);
-    let hosts = |pick: fn(std::slice::Iter<'_, Outcome>) -> Option<usize>| pick(outcomes.iter()).unwrap_or(0);
     println!(
-        "| {name} | 0 to {} | {} to {} | {} | {} | {} | {:.0} | {:.0?} |",
+        "| {name} | 0 to {} | {} | {} | {} | {} | {:.0} | {:.0?} |",
         count - 1,
-        hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).min()),
-        hosts(|outcomes| outcomes.map(|outcome| outcome.hosts).max()),
+        sizes(outcomes.iter().map(|outcome| outcome.hosts)),
         spread(outcomes.iter().map(|outcome| outcome.convergence)),
         spread(outcomes.iter().map(|outcome| outcome.registration)),
         spread(outcomes.iter().map(|outcome| outcome.departure)),

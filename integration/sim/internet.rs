@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use rand::RngExt;
 use weft_crypto::{Ciphers, Time};
-use weft_mesh::vnet::VnetHeader;
-use weft_mesh::wire::SegmentId;
 
 use super::nat::{Behaviour, Nat};
 use super::weather::Weather;
 use super::world::{HostNumber, World};
-use super::{endpoint, mac};
+use super::{got, send, start_all};
 
 const HOSTS: std::ops::RangeInclusive<usize> = 4..=12;
 const FAULTS: usize = 10;
@@ -127,11 +125,7 @@ fn raise(seed: u64) -> World {
             world.hosts[host].blocks_udp = world.rng.random_bool(0.1);
         }
     }
-    for host in 0..count {
-        world.start(host);
-        world.connect(host, &[0]);
-        world.attach(host, [host as u8 + 1; 16], endpoint(host));
-    }
+    start_all(&mut world);
     world
 }
 
@@ -184,22 +178,10 @@ fn talk(world: &mut World) {
     world.hosts.iter_mut().for_each(|host| host.delivered.clear());
     for (a, b) in pairs(world) {
         for (from, to) in [(a, b), (b, a)] {
-            world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame(from, to));
+            send(world, from, to);
         }
     }
     world.run_for(STEP);
-}
-
-fn frame(from: HostNumber, to: HostNumber) -> Vec<u8> {
-    let mut frame = [mac(to), mac(from)].concat();
-    frame.extend_from_slice(&[0x88, 0xb5]);
-    frame.resize(60, 7);
-    frame
-}
-
-/// Whether a host has the frame that another sent last.
-fn got(world: &World, from: HostNumber, to: HostNumber) -> bool {
-    world.hosts[to].delivered.iter().any(|(_, delivered)| *delivered == frame(from, to))
 }
 
 fn pairs(world: &World) -> impl Iterator<Item = (HostNumber, HostNumber)> + use<> {

@@ -57,14 +57,39 @@ pub fn star(seed: u64, count: usize) -> World {
     world
 }
 
+/// Starts all hosts, each with an endpoint; all but the first name the first.
+pub fn start_all(world: &mut World) {
+    for host in 0..world.hosts.len() {
+        world.start(host);
+        if host > 0 {
+            world.connect(host, &[0]);
+        }
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+}
+
 /// Sends a frame from one host's endpoint to another's; whether it arrives.
 pub fn arrives(world: &mut World, from: HostNumber, to: HostNumber) -> bool {
+    world.hosts[to].delivered.clear();
+    send(world, from, to);
+    world.run_for(Duration::from_millis(50));
+    got(world, from, to)
+}
+
+/// Sends a frame from one host's endpoint to another's.
+pub fn send(world: &mut World, from: HostNumber, to: HostNumber) {
+    world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame(from, to));
+}
+
+/// Whether a host has the frame that another sent.
+pub fn got(world: &World, from: HostNumber, to: HostNumber) -> bool {
+    let expected = frame(from, to);
+    world.hosts[to].delivered.iter().any(|(_, frame)| *frame == expected)
+}
+
+fn frame(from: HostNumber, to: HostNumber) -> Vec<u8> {
     let mut frame = [mac(to), mac(from)].concat();
     frame.extend_from_slice(&[0x88, 0xb5]);
     frame.resize(200, 7);
-    let expected = frame.clone();
-    world.hosts[to].delivered.clear();
-    world.send_frame(from, SegmentId::of("s"), &VnetHeader::default(), &mut frame);
-    world.run_for(Duration::from_millis(50));
-    world.hosts[to].delivered.iter().any(|(_, frame)| *frame == expected)
+    frame
 }

@@ -7,7 +7,7 @@ use rand::RngExt;
 use weft_crypto::Ciphers;
 use weft_integration::sim::nat::{Behaviour, Dependence};
 use weft_integration::sim::world::{HostNumber, World};
-use weft_integration::sim::{endpoint, internet};
+use weft_integration::sim::{internet, start_all};
 
 /// How long two hosts may take until they have a direct link, and how long where ports have to be found.
 const DIRECT_WITHIN: Duration = Duration::from_secs(3);
@@ -23,17 +23,6 @@ fn behind(seed: u64, nats: &[Behaviour]) -> World {
     }
     start_all(&mut world);
     world
-}
-
-/// Starts all hosts, each with an endpoint; all but the first name the first.
-fn start_all(world: &mut World) {
-    for host in 0..world.hosts.len() {
-        world.start(host);
-        if host > 0 {
-            world.connect(host, &[0]);
-        }
-        world.attach(host, [host as u8 + 1; 16], endpoint(host));
-    }
 }
 
 #[test]

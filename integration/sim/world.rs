@@ -327,7 +327,7 @@ impl World {
         self.hosts[number].node.as_ref().map(|node| node.status(self.now).refused).unwrap_or_default()
     }
 
-    /// A datagram from nowhere arrives at a host.
+    /// A datagram from nowhere in particular arrives at a host.
     pub fn inject(&mut self, number: HostNumber, from: SocketAddr, data: Vec<u8>) {
         let stride = data.len().max(1);
         self.deliver(number, Path::udp(from), data, stride);

@@ -8,7 +8,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 use super::candidates::Learnt;
 use super::link::{Link, PingSent};
 use super::pulse::QUIET;
-use super::{Event, Peer, Topology};
+use super::{Event, Topology};
 use crate::path::Path;
 use crate::wire::{Control, Lane};
 
@@ -50,11 +50,11 @@ impl Topology {
         }
         let control = Control::Pong { id, seen: from.remote, size: size.min(usize::from(u16::MAX)) as u16 };
         self.events.push_back(Event::Straight { peer, index, to: from, lane, control, size: 0 });
-        let needs_none = self.can_do_without(peer, now);
-        let is_late = |known: &Peer| needs_none && known.was_let_go(now);
-        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.link.is_none() && !is_late(known)) else {
+        let was_let_go = self.peers.get(&peer).is_some_and(|known| known.was_let_go(now));
+        if was_let_go && self.can_do_without(peer, now) {
             return;
-        };
+        }
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.link.is_none()) else { return };
         known.candidates.add(from, Learnt::Worked);
         if known.may_ask_back(from, QUIET, now) {
             self.ping(peer, index, from, 0, now);
