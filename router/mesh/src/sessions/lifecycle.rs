@@ -64,6 +64,8 @@ impl Sessions {
         peer.all.push(session);
         if proof != Proof::Pending {
             peer.retry.reset(now);
+            // It is there: what it does not answer it is asked as often again before the next handshake.
+            peer.questions = 0;
         }
         let surplus = peer.surplus(index);
         self.indices.insert(index);
@@ -157,13 +159,15 @@ impl Sessions {
         peer.note_idle(has_link, path.last_traffic, now);
         let question = peer.question(&path, now);
         let needs_renewal = peer.needs_renewal(has_link, path.last_traffic, now);
+        // A fresh session waits already.
+        let is_challenged = peer.challenge.is_some();
         let keys = question.and_then(|index| Some(peer.session(index)?.keys.clone()));
         let expired = peer.expired(now);
         if let Some(keys) = keys {
             self.events.push_back(Event::Message { peer: label, keys, direct: None, control: Control::AreYouThere });
         }
         expired.into_iter().for_each(|index| self.drop_session(label, index));
-        if needs_renewal {
+        if needs_renewal && !is_challenged {
             self.try_handshake(label, path, now);
         }
     }

@@ -22,7 +22,14 @@ impl Sessions {
         if !can_ask {
             return self.rebirth(label, index, direct, now);
         }
-        if peer.challenge.is_some() {
+        if let Some(waiting) = &peer.challenge {
+            let Some(new) = peer.session(index) else { return };
+            let of = peer.session(waiting.index);
+            // The other life may have let go of an earlier session when it made this one.
+            if of.is_none_or(|of| of.boot == new.boot && of.created <= new.created) {
+                let (direct, until) = (direct.or(waiting.direct), waiting.until);
+                peer.challenge = Some(Challenge { index, direct, until });
+            }
             return;
         }
         let Some(keys) = peer.current().map(|current| current.keys.clone()) else {
@@ -104,6 +111,29 @@ mod tests {
         assert_eq!(in_doubt.iter().filter(|index| a.sessions.is_in_doubt(old.label(), **index)).count(), 1);
         a.sessions.tend(|_| REACHABLE, at(5000) + OBJECTION);
         assert!(are_connected(&a, &new) && !are_connected(&a, &old));
+    }
+
+    #[test]
+    fn a_second_life_takes_over_however_many_sessions_it_makes_before() {
+        let (mut a, old, mut new) = two_lives();
+        for now in (5010..5400).step_by(20).map(at) {
+            new.sessions.start_handshake(None, Some(a.at), 0, now);
+            run(&mut a, &mut new, now);
+        }
+        a.sessions.tend(|_| REACHABLE, at(5000) + OBJECTION);
+        assert!(are_connected(&a, &new) && !are_connected(&a, &old));
+    }
+
+    #[test]
+    fn no_handshake_is_started_while_the_first_life_may_object() {
+        for is_challenged in [true, false] {
+            let (mut a, old, new) = two_lives();
+            let peer = a.sessions.peers.get_mut(&old.label()).unwrap();
+            peer.questions = 9;
+            peer.challenge.take_if(|_| !is_challenged);
+            a.sessions.tend(|_| PathView { link: Some(new.at), last_traffic: at(5010), ..REACHABLE }, at(5010));
+            assert_eq!(a.packets().is_empty(), is_challenged);
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub(crate) struct PeerSessions {
     /// Handshakes over relays.
     pub(super) retry: Backoff,
     /// Questions asked since anything was heard under the session for sending.
-    questions: u32,
+    pub(super) questions: u32,
     last_question: Time,
 }
 
@@ -177,7 +177,9 @@ impl PeerSessions {
 
     /// The sessions that a newly added one pushes out.
     pub(super) fn surplus(&self, added: u32) -> Vec<u32> {
-        let is_spare = |session: &&Session| Some(session.index) != self.current && session.index != added;
+        let challenging = self.challenge.as_ref().map(|challenge| challenge.index);
+        let kept = [self.current, challenging, Some(added)];
+        let is_spare = |session: &&Session| !kept.contains(&Some(session.index));
         let mut spare: Vec<&Session> = self.all.iter().filter(is_spare).collect();
         // Sessions under which nothing was ever heard go first: they may be of replayed first messages.
         spare.sort_by_key(|session| session.inbound.last_heard() > session.created);
