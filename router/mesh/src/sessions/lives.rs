@@ -125,6 +125,24 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_a_second_life_makes_meanwhile_and_uses_later_is_followed() {
+        let (mut a, old, mut new) = two_lives();
+        new.sessions.start_handshake(Some(a.label()), Some(a.at), 0, at(5010));
+        // Answered by IK: only a packet in the session will prove that it was no replay.
+        for (_, packet) in new.packets() {
+            a.sessions.on_handshake(Some(new.at), &packet, &straight, at(5010));
+        }
+        for (_, packet) in a.packets() {
+            new.sessions.on_handshake(Some(a.at), &packet, &straight, at(5011));
+        }
+        a.sessions.tend(|_| REACHABLE, at(5000) + OBJECTION);
+        let used = new.sessions.current_keys(a.label()).unwrap().remote_index;
+        assert_ne!(a.sessions.current_index(old.label()), Some(used));
+        a.hear(new.label(), used, at(5500));
+        assert_eq!(a.sessions.current_index(old.label()), Some(used));
+    }
+
+    #[test]
     fn no_handshake_is_started_while_the_first_life_may_object() {
         for is_challenged in [true, false] {
             let (mut a, old, new) = two_lives();

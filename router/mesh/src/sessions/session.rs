@@ -161,15 +161,17 @@ impl PeerSessions {
         self.current().is_some_and(|current| current.boot != session.boot)
     }
 
-    /// Makes `index` the session for sending; the others have some time left to receive.
+    /// Makes `index` the session for sending; the others have some time left to receive, but one made later that the peer has not used yet.
     pub(super) fn switch_to(&mut self, index: u32, now: Time) {
         self.current = Some(index);
+        let made = self.session(index).map_or(now, |session| session.created);
         for session in &mut self.all {
             let is_current = session.index == index;
             session.inbound.current.store(is_current, Ordering::Relaxed);
+            let is_to_come = session.created > made && session.inbound.last_heard() <= session.created;
             session.superseded = match session.superseded {
                 _ if is_current => None,
-                None => Some(now),
+                None if !is_to_come => Some(now),
                 superseded => superseded,
             };
         }
