@@ -1,4 +1,4 @@
-//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short; `floor`,
+//! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short, `rough` on bad wires; `floor`,
 //! `growth` and `instructions`, what a frame, a session, an endpoint costs; `idle`, what routers do while nothing happens; `sim`,
 //! the full counts of simulated meshes, and `scale`, larger and larger ones.
 
@@ -25,6 +25,8 @@ enum Command {
     Speed(speed::Options),
     /// The same in short, in less than three minutes: weft, kernel VXLAN and wireguard-go
     Quick,
+    /// TCP on a wire that loses datagrams or lets them overtake each other, with weft and kernel VXLAN; needs root
+    Rough(speed::rough::Options),
     /// What peers, sessions and endpoints cost a host that carries traffic; needs root
     Growth(speed::growth::Options),
     /// What routers on one LAN say and compute while nothing happens; needs root
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Quick => speed::run(&speed::Options::quick()),
         Command::Scale { hosts, alone: true } => hosts.into_iter().try_for_each(scale::one),
         Command::Scale { hosts, alone: false } => scale::run(&hosts),
+        Command::Rough(options) => speed::rough::run(&options),
         Command::Growth(options) => speed::growth::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Floor => speed::floor::run(),

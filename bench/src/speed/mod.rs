@@ -8,6 +8,7 @@ mod load;
 pub mod pairs;
 mod peers;
 mod report;
+pub mod rough;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -125,20 +125,28 @@ pub fn run(ns: &Ns, mut command: Command) -> Result<String> {
     Err(Failure::new(format!("{:?} failed: {}", command.get_program(), said.trim())))
 }
 
+/// Joins two namespaces by interfaces with these names and addresses.
+pub type Join<'a> = &'a mut dyn FnMut(&Ns, &Ns, (&str, &str), (&[Prefix], &[Prefix])) -> Result<()>;
+
 /// Two hosts on one wire.
-pub fn hosts() -> Result<[Ns; 2]> {
+pub fn hosts(join: Join<'_>) -> Result<[Ns; 2]> {
     let hosts = [Ns::new()?, Ns::new()?];
-    wire(&hosts[0], &hosts[1], ("eth0", "eth0"), (&[Prefix(NEAR, 24)], &[Prefix(FAR, 24)]))?;
+    join(&hosts[0], &hosts[1], ("eth0", "eth0"), (&[Prefix(NEAR, 24)], &[Prefix(FAR, 24)]))?;
     Ok(hosts)
 }
 
 /// The containers' bridges joined by the wire itself.
 pub fn bridged(name: &str) -> Result<Pair> {
-    in_bridges(name, 1500, |_, _| Vec::new(), "eth0")
+    in_bridges(name, 1500, |_, _| Vec::new(), "eth0", &mut wire)
 }
 
 /// A kernel VXLAN device between two bridges, in clear, as its documentation has it: MTU 1450, checksums offloaded.
 pub fn vxlan(name: &str) -> Result<Pair> {
+    vxlan_over(name, &mut wire)
+}
+
+/// The same over another wire.
+pub fn vxlan_over(name: &str, join: Join<'_>) -> Result<Pair> {
     let device = |local: Ipv4Addr, remote: Ipv4Addr| {
         let port = "4789".to_owned();
         let fixed = ["link", "add", "vxlan0", "mtu", "1450", "type", "vxlan", "id", "42", "dev", "eth0", "dstport"];
@@ -146,7 +154,7 @@ pub fn vxlan(name: &str) -> Result<Pair> {
         arguments.extend([port, "local".into(), local.to_string(), "remote".into(), remote.to_string()]);
         arguments
     };
-    in_bridges(name, 1450, device, "vxlan0")
+    in_bridges(name, 1450, device, "vxlan0", join)
 }
 
 fn in_bridges(
@@ -154,8 +162,9 @@ fn in_bridges(
     mtu: u32,
     device: impl Fn(Ipv4Addr, Ipv4Addr) -> Vec<String>,
     uplink: &'static str,
+    join: Join<'_>,
 ) -> Result<Pair> {
-    let (hosts, containers) = (hosts()?, [Ns::new()?, Ns::new()?]);
+    let (hosts, containers) = (hosts(join)?, [Ns::new()?, Ns::new()?]);
     let ends = [(NEAR, FAR, FIRST), (FAR, NEAR, SECOND)];
     for ((host, container), (local, remote, inner)) in hosts.iter().zip(&containers).zip(ends) {
         wire(host, container, ("veth0", "eth0"), (&[], &[Prefix(inner, 24)]))?;
@@ -193,7 +202,24 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
     weft_of(&weft_binary()?, name, count, tap, arguments, dir)
 }
 
+/// The same of another build.
 pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
+    weft_on(weft, name, (count, tap), arguments, dir, &mut wire)
+}
+
+/// The same, with default arguments, over other wires.
+pub fn weft_over(name: &str, count: usize, tap: TapMode, dir: &Path, join: Join<'_>) -> Result<Pair> {
+    weft_on(&weft_binary()?, name, (count, tap), &[], dir, join)
+}
+
+fn weft_on(
+    weft: &Path,
+    name: &str,
+    (count, tap): (usize, TapMode),
+    arguments: &[&str],
+    dir: &Path,
+    join: Join<'_>,
+) -> Result<Pair> {
     let secret = secret_of(dir, name);
     let dir = secret.with_file_name("");
     state::open_dir(&dir)?;
@@ -203,7 +229,7 @@ pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &
         (0..count).map(|number| LabHost::new(&format!("h{number}"), &dir)).collect::<Result<_>>()?;
     for (number, pair) in hosts.windows(2).enumerate() {
         let ends = [1, 2].map(|end| IpAddr::from([10, 99, number as u8, end]));
-        wire(&pair[0].ns, &pair[1].ns, ("eth1", "eth0"), (&[Prefix(ends[0], 24)], &[Prefix(ends[1], 24)]))?;
+        join(&pair[0].ns, &pair[1].ns, ("eth1", "eth0"), (&[Prefix(ends[0], 24)], &[Prefix(ends[1], 24)]))?;
     }
     for (number, host) in hosts.iter_mut().enumerate() {
         let mut all = vec!["--secret-file".to_owned(), secret.to_string_lossy().into_owned()];
