@@ -32,6 +32,8 @@ pub enum Layer {
     MappingNat(AskedBy),
     /// A NAT that lets out connections to web servers and nothing else.
     OnlyHttps,
+    /// The same, with a look at what the connections carry: only TLS passes, all else vanishes.
+    OnlyTls,
 }
 
 /// How a NAT is asked to map a port.
@@ -180,12 +182,19 @@ fn rules(layer: Layer) -> &'static str {
     const ONLY_HTTPS: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade; } } \
         table ip filter { chain f { type filter hook forward priority 0; policy drop; \
         ct state established,related accept; tcp dport 443 accept; } }";
+    // A client's first bytes are those of a TLS handshake (22), or it stays without an answer. Packets without data have no more than 60.
+    const ONLY_TLS: &str = "table ip nat { chain post { type nat hook postrouting priority 100; oifname up masquerade; } } \
+        table ip filter { chain f { type filter hook forward priority 0; policy drop; \
+        oifname up tcp dport 443 meta length > 60 ct mark 0 @ih,0,8 22 ct mark set 1; \
+        oifname up tcp dport 443 meta length > 60 ct mark 0 drop; \
+        ct state established,related accept; tcp dport 443 accept; } }";
     match layer {
         Layer::Firewall => FIREWALL,
         Layer::Nat => NAT,
         Layer::FilteringNat => FILTERING,
         Layer::SymmetricNat | Layer::ForwardingNat | Layer::MappingNat(_) => SYMMETRIC,
         Layer::OnlyHttps => ONLY_HTTPS,
+        Layer::OnlyTls => ONLY_TLS,
     }
 }
 

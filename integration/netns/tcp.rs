@@ -72,6 +72,22 @@ fn a_host_that_only_https_leaves_joins_and_goes_over_to_udp_once_that_passes() {
 }
 
 #[test]
+fn a_host_that_only_tls_leaves_joins_inside_of_it() {
+    let _alone = alone();
+    let (mut mesh, _internet) = start("tls", &[&[], &[Layer::OnlyTls], &[Layer::OnlyHttps]]);
+    let launched = Instant::now();
+    let containers = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    println!("connected {:.1?} after launch", launched.elapsed());
+    assert_eq!(of_peer(&mesh, 1, "h0", "transport"), "tcp");
+    for (what, from, to) in [("inside TLS", 1, 0), ("inside TLS, back", 0, 1), ("without TLS", 2, 0)] {
+        let carried = carry(&mesh, containers[from], containers[to], 2);
+        println!("{what}: {} Mbit/s, {:?}", carried.bytes * 8 / 2_000_000, carried.longest_silence);
+        assert!(carried.bytes > 1 << 20, "{carried:?}");
+    }
+}
+
+#[test]
 fn a_link_over_tcp_outlives_a_restart_of_either_end() {
     let _alone = alone();
     let (mut mesh, _internet) = start("again", &[&[], &[Layer::OnlyHttps]]);
@@ -147,8 +163,9 @@ fn flood(from: &Ns, target: SocketAddr, sources: impl Iterator<Item = Ipv4Addr> 
             socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
             if socket.connect_timeout(&target.into(), Duration::from_secs(1)).is_ok() {
                 let mut stream = TcpStream::from(socket);
-                // A length and the beginning of a datagram that never comes, or nothing.
-                let _ = if number % 2 == 0 { stream.write(&[0x20, 0, 1, 2, 3]) } else { Ok(0) };
+                // A length and the beginning of a datagram that never comes, the beginning of a TLS handshake, or nothing.
+                let begun: [&[u8]; 3] = [&[0x20, 0, 1, 2, 3], &[22, 3, 1, 2, 0, 1], &[]];
+                let _ = stream.write(begun[number % 3]);
                 open.push(stream);
             }
             if open.len() > 2000 {

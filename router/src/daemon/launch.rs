@@ -201,7 +201,7 @@ impl Built {
         let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
         let (punts, inbox) = punt_queues();
         let counters = Arc::new(Counters::default());
-        let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone());
+        let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone())?;
         let (spares, spare_changes) = SparePorts::new();
         let port = Port { udp: ports[0].clone(), tcp: tcp.clone(), spares: spares.clone() };
         let shared = Shared {

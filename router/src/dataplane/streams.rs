@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use weft_mesh::ingress::RxBuffer;
 
+use crate::transport::tcp::Ended;
 use crate::transport::tcp::connection::{Connection, Incoming};
 
 /// What is read from one connection before others get their turn, in bytes.
@@ -25,7 +26,6 @@ pub struct Streams {
 }
 
 struct Stream {
-    connection: Arc<Connection>,
     incoming: Incoming,
     /// Another descriptor of its socket: epoll tells of room by it, and only when there was none before.
     room: OwnedFd,
@@ -35,11 +35,13 @@ struct Stream {
 impl Streams {
     /// Receives from a connection from now on. An error: it has ended already.
     pub fn add(&mut self, epoll: &Epoll, number: u64, connection: Arc<Connection>) -> io::Result<()> {
-        let incoming = Incoming::of(&connection)?;
+        let incoming = Incoming::of(connection).ok_or(io::ErrorKind::NotConnected)?;
         let room = incoming.fd().try_clone_to_owned()?;
         epoll.add(incoming.fd(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         epoll.add(&room, EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, number + 1))?;
-        self.all.insert(number, Stream { connection, incoming, room, is_ready: false });
+        // Some may have come with the end of a TLS handshake: epoll does not tell of that.
+        self.all.insert(number, Stream { incoming, room, is_ready: true });
+        self.ready.push_back(number);
         Ok(())
     }
 
@@ -52,35 +54,44 @@ impl Streams {
             return true;
         }
         let Some(stream) = number.checked_sub(1).and_then(|number| self.all.get(&number)) else { return false };
-        if stream.connection.flush().is_err() {
-            stream.connection.shut_down();
+        let connection = stream.incoming.connection();
+        if connection.flush().is_err() {
+            connection.shut_down();
         }
         true
     }
 
-    /// Takes one read from each of some connections that have something; epoll tells again of the others. Returns those that ended; they are
-    /// received from no more.
+    /// Takes one read from each of some connections that have something; epoll tells again of the others. Returns those that ended, and
+    /// those that go on inside TLS; they are received from no more.
     pub fn receive(
         &mut self,
         epoll: &Epoll,
         buffer: &mut [u8],
         mut take: impl FnMut(&mut [RxBuffer<'_>]),
-    ) -> Vec<Arc<Connection>> {
+    ) -> Vec<Ended> {
         let mut ended = Vec::new();
         for _ in 0..PER_TURN {
             let Some(number) = self.ready.pop_front() else { break };
             let Some(stream) = self.all.get_mut(&number) else { continue };
             stream.is_ready = false;
-            let is_proven = stream.connection.unused_for().is_none();
-            match stream.incoming.read(is_proven, &mut *buffer) {
-                Ok(mut datagrams) => take(&mut datagrams),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => {
-                    // Its descriptors are closed with it.
-                    let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));
-                    ended.extend(self.all.remove(&number).map(|stream| stream.connection));
+            let is_proven = stream.incoming.connection().unused_for().is_none();
+            let kind: fn(_) -> _ = if stream.incoming.begins_with_tls() {
+                Ended::InTls
+            } else {
+                match stream.incoming.read(is_proven, &mut *buffer) {
+                    Ok(mut datagrams) => {
+                        take(&mut datagrams);
+                        continue;
+                    }
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                        continue;
+                    }
+                    Err(_) => Ended::Over,
                 }
-            }
+            };
+            // Its descriptors are closed with it.
+            let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));
+            ended.extend(self.all.remove(&number).map(|stream| kind(stream.incoming.connection().clone())));
         }
         ended
     }

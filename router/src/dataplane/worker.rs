@@ -375,7 +375,7 @@ impl Run {
         let ended = streams.receive(epoll, &mut buffers[..BYTES_PER_READ], |datagrams| {
             pauses.carried(Last::Datagrams, path.datagrams(snapshot, clock.now(), datagrams, out));
         });
-        ended.iter().for_each(|connection| out.port.tcp.close(connection));
+        ended.into_iter().for_each(|connection| out.port.tcp.on_ended(connection));
     }
 
     fn remove(&mut self, segment: SegmentId) {

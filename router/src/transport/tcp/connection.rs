@@ -1,15 +1,20 @@
 //! One TCP connection as a path for datagrams: each with its length before it, many in one write and one read.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::AbortHandle;
 use weft_mesh::ingress::RxBuffer;
-use weft_mesh::path::Path;
+use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
+
+use super::stream::Stream;
+use super::tls;
 
 /// Bytes of a datagram's length, in network byte order.
 pub const LENGTH: usize = 2;
@@ -31,7 +36,13 @@ const UNPROVEN: usize = 4 << 20;
 pub struct Connection {
     /// The path that it is.
     pub path: Path,
-    stream: OnceLock<TcpStream>,
+    stream: OnceLock<Stream>,
+    /// Since when it is open.
+    open_since: OnceLock<Instant>,
+    /// What opens it.
+    opening: OnceLock<AbortHandle>,
+    /// Whether anything came by it.
+    was_heard: AtomicBool,
     waiting: Mutex<Waiting>,
     /// Since when no link goes over it; none if one does.
     unused_since: Mutex<Option<Instant>>,
@@ -60,21 +71,35 @@ impl Connection {
         Connection {
             path,
             stream: OnceLock::new(),
+            open_since: OnceLock::new(),
+            opening: OnceLock::new(),
+            was_heard: AtomicBool::new(false),
             waiting: Mutex::default(),
             unused_since: Mutex::new(Some(Instant::now())),
         }
     }
 
-    /// The connection is open: what waits is sent. The stream must not block.
-    pub fn open(&self, stream: TcpStream) -> io::Result<()> {
+    /// A task opens it, which ends if the connection is shut down before.
+    pub fn is_opened_by(&self, task: AbortHandle) {
         // Each connection is opened once.
-        let _ = self.stream.set(stream);
+        let _ = self.opening.set(task);
+    }
+
+    /// The connection is open: what waits is sent.
+    pub fn open(&self, stream: Stream) -> io::Result<()> {
+        let (_, _) = (self.open_since.set(Instant::now()), self.stream.set(stream));
         self.flush()
     }
 
     /// The stream, once it is open.
-    pub fn stream(&self) -> Option<&TcpStream> {
+    pub fn stream(&self) -> Option<&Stream> {
         self.stream.get()
+    }
+
+    /// How long it has been open without anything that came by it; none if something did, or it is not open.
+    pub fn mute_for(&self) -> Option<Duration> {
+        let since = self.open_since.get().filter(|_| !self.was_heard.load(Ordering::Relaxed));
+        since.map(Instant::elapsed)
     }
 
     /// Notes whether a link goes over it.
@@ -91,9 +116,11 @@ impl Connection {
 
     /// Ends it, for both directions.
     pub fn shut_down(&self) {
-        if let Some(stream) = self.stream() {
+        match (self.stream(), self.opening.get()) {
             // It may be closed by the other end already.
-            let _ = stream.shutdown(Shutdown::Both);
+            (Some(stream), _) => drop(stream.socket().shutdown(Shutdown::Both)),
+            (None, Some(task)) => task.abort(),
+            (None, None) => {}
         }
     }
 
@@ -135,10 +162,10 @@ impl Waiting {
         self.len + len <= most && !is_late
     }
 
-    fn flush(&mut self, mut stream: &TcpStream) -> io::Result<()> {
+    fn flush(&mut self, stream: &Stream) -> io::Result<()> {
         loop {
             if self.written == self.begun.len() {
-                let Some(piece) = self.lanes.iter_mut().find_map(VecDeque::pop_front) else { return Ok(()) };
+                let Some(piece) = self.lanes.iter_mut().find_map(VecDeque::pop_front) else { break };
                 (self.begun, self.written) = (piece.bytes, 0);
             }
             match stream.write(&self.begun[self.written..]) {
@@ -151,13 +178,17 @@ impl Waiting {
                 Err(error) => return Err(error),
             }
         }
+        match stream.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            flushed => flushed,
+        }
     }
 }
 
 /// The receiving side of a connection.
 pub struct Incoming {
-    path: Path,
-    stream: TcpStream,
+    /// Open.
+    connection: Arc<Connection>,
     /// The beginning of a datagram whose rest has not come yet.
     begun: Vec<u8>,
     /// Bytes that have come before anything was proven.
@@ -165,15 +196,35 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// What comes over an open connection. An error: it has been closed, or the process has too many files.
-    pub fn of(connection: &Connection) -> io::Result<Incoming> {
-        let stream = connection.stream().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
-        Ok(Incoming { path: connection.path, stream, begun: Vec::new(), unproven: 0 })
+    /// What comes over a connection; none if it is not open.
+    pub fn of(connection: Arc<Connection>) -> Option<Incoming> {
+        connection.stream().is_some().then(|| Incoming { connection, begun: Vec::new(), unproven: 0 })
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
     }
 
     /// The descriptor to wait on.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.stream().socket().as_fd()
+    }
+
+    fn stream(&self) -> &Stream {
+        // It was open when this was made, and stays so.
+        self.connection.stream().expect("an open connection")
+    }
+
+    /// Whether the other end, which opened the connection, begins with a TLS handshake; nothing was read yet then.
+    pub fn begins_with_tls(&self) -> bool {
+        let may_be = self.connection.path.transport == Transport::AcceptedTcp
+            && !self.connection.was_heard.load(Ordering::Relaxed);
+        let mut first = [0];
+        match self.stream() {
+            Stream::Plain(socket) if may_be => socket.peek(&mut first).is_ok() && first == [tls::FIRST_BYTE],
+            _ => false,
+        }
     }
 
     /// Reads what there is into a buffer of 128 KiB at least, and returns the datagrams in it. An error of another kind than
@@ -185,11 +236,11 @@ impl Incoming {
             true => (usize::from(u16::MAX), buffer.len()),
             false => (UNPROVEN_DATAGRAM, UNPROVEN_AT_ONCE),
         };
-        let end = at_once.max(begun + 1).min(buffer.len());
-        let read = (&self.stream).read(&mut buffer[begun..end])?;
+        let read = self.stream().read(&mut buffer[begun..], at_once.saturating_sub(begun).max(1))?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.connection.was_heard.store(true, Ordering::Relaxed);
         self.begun.clear();
         self.unproven += if is_proven { 0 } else { read };
         if self.unproven > UNPROVEN {
@@ -206,7 +257,7 @@ impl Incoming {
                 break;
             }
             let (datagram, more) = std::mem::take(&mut rest).split_at_mut(LENGTH + length);
-            datagrams.push(RxBuffer { from: self.path, data: &mut datagram[LENGTH..], stride: length });
+            datagrams.push(RxBuffer { from: self.connection.path, data: &mut datagram[LENGTH..], stride: length });
             rest = more;
         }
         self.begun.extend_from_slice(rest);
@@ -217,19 +268,24 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::net::TcpListener;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
     /// A connection, and the stream at its other end.
-    fn connected() -> (Connection, TcpStream) {
+    fn connected() -> (Arc<Connection>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, from) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
         let connection = Connection::new(Path::tcp(from));
-        connection.open(near).unwrap();
-        (connection, far)
+        connection.open(Stream::Plain(near)).unwrap();
+        (Arc::new(connection), far)
+    }
+
+    fn socket(connection: &Connection) -> &TcpStream {
+        connection.stream().unwrap().socket()
     }
 
     #[test]
@@ -237,12 +293,12 @@ mod tests {
         let (near, far) = connected();
         let (other, _far) = connected();
         far.set_nonblocking(true).unwrap();
-        let receiver = Connection::new(Path::accepted_tcp(near.stream().unwrap().local_addr().unwrap()));
-        receiver.open(far).unwrap();
-        let mut incoming = Incoming::of(&receiver).unwrap();
+        let receiver = Connection::new(Path::accepted_tcp(socket(&near).local_addr().unwrap()));
+        receiver.open(Stream::Plain(far)).unwrap();
+        let mut incoming = Incoming::of(Arc::new(receiver)).unwrap();
         let mut buffer = vec![0; 1 << 18];
         let mut received: Vec<Vec<u8>> = Vec::new();
-        let mut writer = near.stream().unwrap();
+        let mut writer = socket(&near);
         near.send(Lane::Main, &[7; 2500], 1000).unwrap();
         // A datagram in three parts.
         let last = [&[0, 50][..], &[1; 50]].concat();
@@ -266,15 +322,15 @@ mod tests {
         {
             let (near, mut far) = connected();
             far.write_all(bytes).unwrap();
-            let mut incoming = Incoming::of(&near).unwrap();
-            near.stream().unwrap().set_nonblocking(false).unwrap();
+            let mut incoming = Incoming::of(near.clone()).unwrap();
+            socket(&near).set_nonblocking(false).unwrap();
             let error = incoming.read(is_proven, &mut buffer).err().expect("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         let (near, far) = connected();
         drop(far);
-        near.stream().unwrap().set_nonblocking(false).unwrap();
-        let error = Incoming::of(&near).unwrap().read(true, &mut buffer).err().expect("closed");
+        socket(&near).set_nonblocking(false).unwrap();
+        let error = Incoming::of(near).unwrap().read(true, &mut buffer).err().expect("closed");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 

@@ -6,18 +6,22 @@
 
 pub mod connection;
 mod proxy;
+mod stream;
+mod tls;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use connection::Connection;
 pub use proxy::Proxy;
 use socket2::{Protocol, SockRef, TcpKeepalive, Type};
+use stream::Stream;
+use tls::Tls;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -41,6 +45,12 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long sent bytes may go unacknowledged (TCP_USER_TIMEOUT, RFC 5482), and when an idle end is asked.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long an open connection may bring nothing, before it is tried inside TLS or, if it was, without.
+const MUTE: Duration = Duration::from_secs(2);
+/// Addresses that connections are opened to inside TLS.
+const MAX_WRAPPED: usize = 1024;
+/// TLS handshakes with strangers, between two sweeps.
+const MAX_TLS_HANDSHAKES: u32 = 100;
 /// What may wait unsent in the kernel, where nothing can overtake it, in bytes.
 const UNSENT: u32 = 128 * 1024;
 const BACKLOG: i32 = 1024;
@@ -56,6 +66,11 @@ pub struct Connections {
     closed: mpsc::UnboundedSender<Path>,
     runtime: tokio::runtime::Handle,
     proxy: Option<Proxy>,
+    tls: Tls,
+    /// Where connections brought nothing without TLS.
+    wrapped: Mutex<BTreeSet<SocketAddr>>,
+    /// TLS handshakes with strangers since the last sweep.
+    shaken: AtomicU32,
     /// Whether it was said that the proxy does not work.
     has_warned: AtomicBool,
     /// Runs dropped because a connection took no more.
@@ -72,9 +87,17 @@ pub struct Ends {
     pub closed: mpsc::UnboundedReceiver<Path>,
 }
 
+/// A connection that is received from no more.
+pub enum Ended {
+    /// It is over.
+    Over(Arc<Connection>),
+    /// It goes on inside TLS.
+    InTls(Arc<Connection>),
+}
+
 impl Connections {
     /// No connections yet. Call it within a tokio runtime, where connections are then opened, by the proxy if there is one.
-    pub fn new(proxy: Option<Proxy>) -> (Arc<Connections>, Ends) {
+    pub fn new(proxy: Option<Proxy>) -> Result<(Arc<Connections>, Ends)> {
         let ((opened, to_receive), (closed, ended)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let connections = Connections {
             all: RwLock::default(),
@@ -83,11 +106,14 @@ impl Connections {
             closed,
             runtime: tokio::runtime::Handle::current(),
             proxy,
+            tls: Tls::new()?,
+            wrapped: Mutex::default(),
+            shaken: AtomicU32::new(0),
             has_warned: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         };
-        (Arc::new(connections), Ends { opened: to_receive, closed: ended })
+        Ok((Arc::new(connections), Ends { opened: to_receive, closed: ended }))
     }
 
     /// Sends along a connection that there is. An error: the datagrams were lost.
@@ -117,8 +143,9 @@ impl Connections {
             if !self.insert(&connection) {
                 return self.send(lane, to, datagrams, stride);
             }
-            let connections = self.clone();
-            self.runtime.spawn(async move { connections.open(&connection).await });
+            let (connections, opened) = (self.clone(), connection.clone());
+            let task = self.runtime.spawn(async move { connections.open(&opened).await });
+            connection.is_opened_by(task.abort_handle());
         }
         self.send(lane, to, datagrams, stride)
     }
@@ -126,10 +153,18 @@ impl Connections {
     async fn open(&self, connection: &Arc<Connection>) {
         let to = connection.path.remote;
         let opening = async {
-            match &self.proxy {
-                Some(proxy) => proxy.connect(to).await,
-                None => TcpStream::connect(to).await,
+            let stream = match &self.proxy {
+                Some(proxy) => proxy.connect(to).await?,
+                None => TcpStream::connect(to).await?,
+            };
+            if !self.wrapped().contains(&to) {
+                return Ok(Stream::Plain(stream.into_std()?));
             }
+            let wrapped = self.tls.connect(stream, to).await;
+            if wrapped.is_err() {
+                self.wrap_otherwise(to);
+            }
+            wrapped
         };
         let opened = tokio::time::timeout(OPEN_WITHIN, opening).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
         if let Err(error) = opened.and_then(|stream| self.take_up(connection, stream)) {
@@ -144,14 +179,14 @@ impl Connections {
     }
 
     /// Makes an open stream a connection's.
-    fn take_up(&self, connection: &Arc<Connection>, stream: TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
+    fn take_up(&self, connection: &Arc<Connection>, stream: Stream) -> io::Result<()> {
+        stream.socket().set_nodelay(true)?;
+        let socket = SockRef::from(stream.socket());
         // Where the kernel does not know them, its own limits have to do.
         let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
         let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
-        connection.open(stream.into_std()?)?;
+        connection.open(stream)?;
         // The router ends with its workers.
         let _ = self.opened.send(connection.clone());
         Ok(())
@@ -164,8 +199,28 @@ impl Connections {
         // Another may have its path by now.
         if all.get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection)) {
             all.remove(&connection.path);
+            if connection.path.transport == Transport::Tcp && connection.mute_for().is_some() {
+                self.wrap_otherwise(connection.path.remote);
+            }
             let _ = self.closed.send(connection.path);
         }
+    }
+
+    /// The next connection to an address goes inside TLS, or if the last one did, without.
+    fn wrap_otherwise(&self, to: SocketAddr) {
+        let mut wrapped = self.wrapped();
+        if wrapped.remove(&to) {
+            return;
+        }
+        if wrapped.len() >= MAX_WRAPPED {
+            wrapped.pop_first();
+        }
+        wrapped.insert(to);
+        debug!(%to, "connections bring nothing: the next goes inside TLS");
+    }
+
+    fn wrapped(&self) -> MutexGuard<'_, BTreeSet<SocketAddr>> {
+        self.wrapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes how the connection of a path is used.
@@ -213,22 +268,57 @@ impl Connections {
     pub async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => self.admit(stream, unmapped(from)),
+                Ok((stream, from)) => drop(stream.into_std().map(|stream| self.admit(stream, unmapped(from)))),
                 // Out of file descriptors, perhaps: others need time to end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
 
-    fn admit(&self, stream: TcpStream, from: SocketAddr) {
+    fn admit(&self, stream: std::net::TcpStream, from: SocketAddr) {
         self.make_room(network_of(from.ip()));
         let connection = Arc::new(Connection::new(Path::accepted_tcp(from)));
         if !self.insert(&connection) {
             // From one port to two of this host's: the first one stays.
             self.refused.fetch_add(1, Ordering::Relaxed);
-        } else if self.take_up(&connection, stream).is_err() {
+        } else if self.take_up(&connection, Stream::Plain(stream)).is_err() {
             self.close(&connection);
         }
+    }
+
+    /// A connection is received from no more.
+    pub fn on_ended(self: &Arc<Self>, ended: Ended) {
+        match ended {
+            Ended::Over(connection) => self.close(&connection),
+            Ended::InTls(connection) => self.go_on_in_tls(&connection),
+        }
+    }
+
+    fn go_on_in_tls(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let socket = connection.stream().and_then(|stream| stream.socket().try_clone().ok());
+        let wrapped = Arc::new(Connection::new(connection.path));
+        let is_allowed = self.shaken.fetch_add(1, Ordering::Relaxed) < MAX_TLS_HANDSHAKES;
+        let Some(socket) = socket.filter(|_| is_allowed && self.replace(connection, &wrapped)) else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return self.close(connection);
+        };
+        let (connections, taken_up) = (self.clone(), wrapped.clone());
+        let task = self.runtime.spawn(async move {
+            let begun = async { connections.tls.accept(TcpStream::from_std(socket)?).await };
+            let begun = tokio::time::timeout(OPEN_WITHIN, begun).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
+            if begun.and_then(|stream| connections.take_up(&taken_up, stream)).is_err() {
+                connections.refused.fetch_add(1, Ordering::Relaxed);
+                connections.close(&taken_up);
+            }
+        });
+        wrapped.is_opened_by(task.abort_handle());
+    }
+
+    /// Puts a connection in the place of another, if that is still there.
+    fn replace(&self, old: &Arc<Connection>, new: &Arc<Connection>) -> bool {
+        let mut all = self.write();
+        let there = all.get_mut(&old.path).filter(|there| Arc::ptr_eq(there, old));
+        there.map(|there| *there = new.clone()).is_some()
     }
 
     /// Makes room for one more connection from a network: another one from there has to go, or, if there are too many in all, one
@@ -253,7 +343,13 @@ impl Connections {
     pub async fn sweep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SWEEP).await;
-            let is_over = |connection: &&Arc<Connection>| connection.unused_for().is_some_and(|unused| unused > UNUSED);
+            self.shaken.store(0, Ordering::Relaxed);
+            let is_mute = |connection: &Connection| {
+                connection.path.transport == Transport::Tcp && connection.mute_for().is_some_and(|mute| mute > MUTE)
+            };
+            let is_over = |connection: &&Arc<Connection>| {
+                is_mute(connection) || connection.unused_for().is_some_and(|unused| unused > UNUSED)
+            };
             self.read().values().filter(is_over).for_each(|connection| connection.shut_down());
         }
     }
