@@ -127,9 +127,9 @@ impl Publisher {
         false
     }
 
-    /// Sends a control message over a way of its own. What hosts ask each other about a link makes it no used one.
-    pub(crate) fn send_over(&mut self, outbound: &Outbound, lane: Lane, text: &[u8], now: Time) {
-        if let Some(hop) = &outbound.hop {
+    /// Sends a control message over a way of its own. What hosts ask each other about a link, and what `is_repeated`, makes it no used one.
+    pub(crate) fn send_over(&mut self, outbound: &Outbound, lane: Lane, text: &[u8], is_repeated: bool, now: Time) {
+        if let Some(hop) = outbound.hop.as_ref().filter(|_| is_repeated) {
             hop.meter.sent.on_idle();
         }
         // What cannot be sealed is lost, as on the way.
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn what_hosts_ask_each_other_about_a_link_makes_it_no_used_one() {
         let (mut publisher, outbound) = (publisher(), outbound(true, true));
-        publisher.send_over(&outbound, Lane::Urgent, &[3, 0], Time::ZERO);
+        publisher.send_over(&outbound, Lane::Urgent, &[3, 0], true, Time::ZERO);
         let sent = &outbound.hop.as_ref().unwrap().meter.sent;
         assert_eq!((sent.link_datagrams.load(std::sync::atomic::Ordering::Relaxed), sent.link_wanted()), (1, 0));
     }

@@ -72,7 +72,7 @@ impl Components {
             Said::Straight { peer, index, to, lane, control, size } => {
                 if let Some(keys) = self.sessions.peer(peer).and_then(|peer| peer.keys(index)) {
                     let outbound = keys.straight(peer, to);
-                    self.publisher.send_over(&outbound, lane, &control.encode(size), now);
+                    self.publisher.send_over(&outbound, lane, &control.encode(size), true, now);
                 }
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
@@ -138,7 +138,7 @@ impl Components {
     fn on_sync_event(&mut self, event: sync::Event, now: Time) {
         use sync::Event as Said;
         match event {
-            Said::Records(to, bytes) => self.send(to, &Control::Records(bytes), now),
+            Said::Records(to, bytes) => self.send_by_link(to, &Control::Records(bytes), now),
             Said::Question(to, bytes) => self.send_repeated(to, &Control::Records(bytes), now),
             Said::Forgotten { to, host, incarnation } => {
                 self.send(to, &Control::Forgotten { host, incarnation }, now);
@@ -268,7 +268,7 @@ impl Components {
             None => self.hop_towards(peer).map(|hop| keys.over(hop, peer)),
         };
         if let Some(outbound) = outbound {
-            self.publisher.send_over(&outbound, Lane::Urgent, &control.encode(0), now);
+            self.publisher.send_over(&outbound, Lane::Urgent, &control.encode(0), true, now);
         }
     }
 

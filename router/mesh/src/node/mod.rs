@@ -42,7 +42,7 @@ use crate::sessions::{self, PathView, Sessions};
 use crate::stored::Stored;
 use crate::topology::own_addresses::OwnReach;
 use crate::topology::{self, SessionTable, Topology};
-use crate::wire::Control;
+use crate::wire::{Control, Lane};
 
 /// How often links are looked after, and in a small mesh sessions and all peers; those of a large one go by the round.
 const TICK: Duration = Duration::from_millis(50);
@@ -399,6 +399,17 @@ impl Components {
         }
     }
 
+    /// Sends a message over the link with a peer, or along the route if there is none. While hosts hear of a cost one after the other, the route
+    /// may lead in a circle, and what they are to hear must not.
+    fn send_by_link(&mut self, peer: HostLabel, control: &Control, now: Time) {
+        let keys = self.sessions.current_keys(peer);
+        let over = keys.and_then(|keys| Some(keys.over(self.hop_by(peer, usize::MAX)?, peer)));
+        match over {
+            Some(over) => self.publisher.send_over(&over, Lane::Urgent, &control.encode(0), false, now),
+            None => self.send(peer, control, now),
+        }
+    }
+
     fn want_session(&mut self, peer: HostLabel, now: Time) {
         self.sessions.want(peer, path_view(&self.topology, peer), now);
     }
@@ -406,8 +417,12 @@ impl Components {
     /// The next hop towards a host: its own link if that is the best, or the route's neighbour.
     fn hop_towards(&self, to: HostLabel) -> Option<Hop> {
         let (via, route) = self.topology.next_hop(to)?;
+        self.hop_by(via, route.filter(|_| via != to).map_or(usize::MAX, |route| route.max_datagram.into()))
+    }
+
+    /// The hop over the link with a neighbour, if it is up; what lies beyond takes datagrams of `narrowest` bytes.
+    fn hop_by(&self, via: HostLabel, narrowest: usize) -> Option<Hop> {
         let (link, keys) = (self.topology.link(via)?, self.sessions.current_keys(via)?);
-        let narrowest = route.filter(|_| via != to).map_or(usize::MAX, |route| route.max_datagram.into());
         Some(Hop {
             via,
             path: link.path,
