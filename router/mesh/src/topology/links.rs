@@ -10,7 +10,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::candidates::Learnt;
 use super::link::IN_USE;
-use super::liveness::{ASK_AGAIN, Probe};
+use super::liveness::{ASK_AGAIN, Probe, to_doubt};
 use super::pulse::{METERED_HEARTBEAT, QUIET, longest_silence};
 use super::punching::ROUTE_MAY_COME;
 use super::racing::straight;
@@ -60,6 +60,11 @@ impl Topology {
         }
         if all {
             self.fingers.refresh(self.own);
+            let unmetered = self.linked.iter().filter(|label| !self.metered.is_between(**label));
+            let heard = unmetered.filter_map(|label| Some((self.peers.get(label)?.heard_over_link()?, *label)));
+            if let Some(silent) = to_doubt(&heard.collect::<Vec<_>>(), now) {
+                self.on_dead(silent, now);
+            }
         }
         let labels: Vec<HostLabel> =
             if all { self.peers.keys().copied().collect() } else { self.linked.iter().copied().collect() };

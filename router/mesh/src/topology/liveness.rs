@@ -4,7 +4,7 @@
 //! [`LOST_PINGS`] pings lost. An idle one is not asked. Each host says a heartbeat over its idle links, the more seldom the
 //! more there are, with a promise of when the next one comes: of a host that dies one neighbour or another notices after four
 //! seconds at the latest. An idle link is asked when that promise is broken, when something was sent over it and nothing came back, and when
-//! there is reason to doubt it: SWIM says that the peer is dead, another host lost its link with it, or this host lost another link.
+//! there is reason to doubt it: SWIM says that the peer is dead, another host lost its link with it, or this host lost another link or hears nothing at all.
 
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const LOSSY_PROBE: Duration = Duration::from_millis(250);
 const LOSSY: f64 = 0.02;
 /// The same while it seems that only unmarked datagrams pass.
 const SUSPICIOUS_PROBE: Duration = Duration::from_millis(100);
+/// Silence of all links together after which one has to answer. Neighbours with many links of their own promise to say something each fifteen
+/// seconds only; a host that nothing is heard of is missed by one that has few links, and so sooner, and should miss the others as soon.
+const ALONE: Duration = Duration::from_millis(4500);
 /// Silence without a session that ends a link, beyond what the peer promised.
 const SESSIONLESS: Duration = Duration::from_secs(2);
 
@@ -97,6 +100,11 @@ impl Peer {
         link.pulse.beats(said, promised, share, now).then_some(link.path)
     }
 
+    /// When something last came over its link, or that went up.
+    pub(super) fn heard_over_link(&self) -> Option<Time> {
+        Some(self.last_heard().max(self.link.as_ref()?.since))
+    }
+
     /// Has its link answer, unless it was heard a moment ago.
     pub(super) fn doubt(&mut self, now: Time) {
         if let Some(link) = &mut self.link {
@@ -105,8 +113,15 @@ impl Peer {
     }
 }
 
+/// Of links, each with when something last came over it, the one that has to answer because nothing came over any for a while: this host may be
+/// cut off.
+pub(super) fn to_doubt(links: &[(Time, HostLabel)], now: Time) -> Option<HostLabel> {
+    let ((last, _), (_, silent)) = (links.iter().max()?, links.iter().min()?);
+    (now.since(*last) > ALONE).then_some(*silent)
+}
+
 impl Topology {
-    /// SWIM says that a peer is dead: if there is a link with it, that has to answer.
+    /// SWIM says that a peer is dead, or there is as good a reason: if there is a link with it, that has to answer.
     pub(crate) fn on_dead(&mut self, label: HostLabel, now: Time) {
         if let Some(peer) = self.peers.get_mut(&label) {
             peer.doubt(now);
@@ -189,6 +204,21 @@ mod tests {
         });
         assert!(asked.is_some_and(|at| (64_150..64_500).contains(&at)), "{asked:?}");
         assert!(down.is_some_and(|at| at < 65_000), "{down:?}");
+    }
+
+    #[test]
+    fn a_host_that_hears_nothing_at_all_doubts_a_link_before_a_long_promise_is_broken() {
+        let (mut topology, table, _) = idle();
+        topology.on_heartbeat(PEER, remote(), 15_000, at(60_000));
+        let is_down = |event: &Event| matches!(event, Event::LinkDown(PEER, "nothing comes back"));
+        let down = (60_000..70_000).step_by(50).find(|now| {
+            topology.tend_links(true, &table, at(*now));
+            events(&mut topology).iter().any(is_down)
+        });
+        assert!(down.is_some_and(|at| (64_500..65_500).contains(&at)), "{down:?}");
+        let [one, other] = [7, 8].map(|n| HostLabel([n; 6]));
+        assert_eq!(to_doubt(&[(at(1000), one), (at(2000), other)], at(6400)), None, "one is heard");
+        assert_eq!(to_doubt(&[(at(1000), one), (at(2000), other)], at(6600)), Some(one));
     }
 
     #[test]
