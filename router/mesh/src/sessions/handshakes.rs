@@ -29,7 +29,7 @@ const LOAD_LIMIT: u32 = 100;
 /// First messages remembered, so that a replay is not answered.
 const SEEN: usize = 4096;
 /// Tries after which a handshake is one with a stranger (`XX`).
-const FIRST_CONTACT: u32 = 2;
+pub(super) const FIRST_CONTACT: u32 = 2;
 
 /// Handshakes under way.
 #[derive(Default)]

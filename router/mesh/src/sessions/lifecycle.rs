@@ -128,10 +128,11 @@ impl Sessions {
             && peer.current().is_none_or(|current| match session.superseded {
                 None => is_preferred(session, current),
                 // The peer goes on with another session: the host with the higher label follows, or the other one if it
-                // does not.
+                // does not. If nothing ever came under this one, the peer may not have it: the end of the handshake may be lost.
                 Some(_) => {
-                    let patience = if self.own > label { SESSION_QUIET } else { SESSION_SILENT };
-                    now.since(current.inbound.last_heard()) > patience
+                    let heard = current.inbound.last_heard();
+                    let is_first = self.own > label || heard <= current.created;
+                    now.since(heard.max(current.created)) > if is_first { SESSION_QUIET } else { SESSION_SILENT }
                 }
             });
         if switch {
@@ -196,6 +197,7 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use super::super::handshakes::FIRST_CONTACT;
     use super::super::lab::*;
     use super::*;
 
@@ -258,6 +260,31 @@ mod tests {
         assert!(a.packets().is_empty() && a.sessions.current_index(b.label()).is_some());
         a.sessions.tend(|_| view, second(300));
         assert!(a.sessions.current_index(b.label()).is_none());
+    }
+
+    #[test]
+    fn a_session_that_the_peer_never_had_since_the_end_of_the_handshake_was_lost_is_left_again() {
+        for (one, other) in [(1, 2), (2, 1)] {
+            let [mut a, mut b] = [one, other].map(|n| host(n, 1, keyring(1), second(1)));
+            a.sessions.start_handshake(None, Some(b.at), 0, second(1));
+            run(&mut a, &mut b, second(1));
+            let first = a.sessions.current_index(b.label()).unwrap();
+            let (from, to, again) = (a.at, b.at, second(20));
+            a.sessions.start_handshake(Some(b.label()), Some(to), FIRST_CONTACT, again);
+            for (_, packet) in a.packets() {
+                b.sessions.on_handshake(Some(from), &packet, &straight, again);
+            }
+            for (_, packet) in b.packets() {
+                a.sessions.on_handshake(Some(to), &packet, &straight, again);
+            }
+            // The third message, and all that is said under the new session, is lost.
+            a.packets();
+            assert!(a.sessions.current_index(b.label()) != Some(first) && !are_connected(&a, &b));
+            a.hear(b.label(), first, again + SESSION_QUIET / 2);
+            assert_ne!(a.sessions.current_index(b.label()), Some(first), "an answer may be on its way");
+            a.hear(b.label(), first, again + SESSION_QUIET * 2);
+            assert!(a.sessions.current_index(b.label()) == Some(first) && are_connected(&a, &b));
+        }
     }
 
     #[test]
