@@ -20,12 +20,14 @@ const PER_TURN: usize = 8;
 /// Connections by what epoll calls them: a number for what comes, and the next one for room to send.
 #[derive(Default)]
 pub struct Streams {
-    all: BTreeMap<u64, Stream>,
+    all: BTreeMap<u64, Receiving>,
     /// Those that have something, each once.
     ready: VecDeque<u64>,
+    /// Whether epoll will not tell again of some of them.
+    has_untold: bool,
 }
 
-struct Stream {
+struct Receiving {
     incoming: Incoming,
     /// Another descriptor of its socket: epoll tells of room by it, and only when there was none before.
     room: OwnedFd,
@@ -40,8 +42,12 @@ impl Streams {
         epoll.add(incoming.fd(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         epoll.add(&room, EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, number + 1))?;
         // Some may have come with the end of a TLS handshake: epoll does not tell of that.
-        self.all.insert(number, Stream { incoming, room, is_ready: true });
-        self.ready.push_back(number);
+        let is_ready = incoming.is_in_tls();
+        self.all.insert(number, Receiving { incoming, room, is_ready });
+        if is_ready {
+            self.ready.push_back(number);
+            self.has_untold = true;
+        }
         Ok(())
     }
 
@@ -70,24 +76,26 @@ impl Streams {
         mut take: impl FnMut(&mut [RxBuffer<'_>]),
     ) -> Vec<Ended> {
         let mut ended = Vec::new();
-        for _ in 0..PER_TURN {
+        let turns = if std::mem::take(&mut self.has_untold) { self.ready.len() } else { PER_TURN };
+        for _ in 0..turns {
             let Some(number) = self.ready.pop_front() else { break };
             let Some(stream) = self.all.get_mut(&number) else { continue };
             stream.is_ready = false;
             let is_proven = stream.incoming.connection().unused_for().is_none();
-            let kind: fn(_) -> _ = if stream.incoming.begins_with_tls() {
-                Ended::InTls
-            } else {
-                match stream.incoming.read(is_proven, &mut *buffer) {
+            let is_transient =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            let kind: fn(_) -> _ = match stream.incoming.begins_with_tls() {
+                Ok(true) => Ended::InTls,
+                Ok(false) => match stream.incoming.read(is_proven, &mut *buffer) {
                     Ok(mut datagrams) => {
                         take(&mut datagrams);
                         continue;
                     }
-                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                        continue;
-                    }
+                    Err(error) if is_transient(&error) => continue,
                     Err(_) => Ended::Over,
-                }
+                },
+                Err(error) if is_transient(&error) => continue,
+                Err(_) => Ended::Over,
             };
             // Its descriptors are closed with it.
             let _ = epoll.delete(stream.incoming.fd()).and(epoll.delete(&stream.room));

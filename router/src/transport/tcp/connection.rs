@@ -39,7 +39,7 @@ pub struct Connection {
     stream: OnceLock<Stream>,
     /// Since when it is open.
     open_since: OnceLock<Instant>,
-    /// What opens it.
+    /// The task that opens it.
     opening: OnceLock<AbortHandle>,
     /// Whether anything came by it.
     was_heard: AtomicBool,
@@ -79,7 +79,7 @@ impl Connection {
         }
     }
 
-    /// A task opens it, which ends if the connection is shut down before.
+    /// A task opens it, which ends if the connection is given up before.
     pub fn is_opened_by(&self, task: AbortHandle) {
         // Each connection is opened once.
         let _ = self.opening.set(task);
@@ -116,12 +116,18 @@ impl Connection {
 
     /// Ends it, for both directions.
     pub fn shut_down(&self) {
-        match (self.stream(), self.opening.get()) {
+        if let Some(stream) = self.stream() {
             // It may be closed by the other end already.
-            (Some(stream), _) => drop(stream.socket().shutdown(Shutdown::Both)),
-            (None, Some(task)) => task.abort(),
-            (None, None) => {}
+            let _ = stream.socket().shutdown(Shutdown::Both);
         }
+    }
+
+    /// Ends it, also if it is only being opened.
+    pub fn give_up(&self) {
+        if let Some(task) = self.opening.get() {
+            task.abort();
+        }
+        self.shut_down();
     }
 
     /// Sends datagrams of `stride` bytes each, the last one maybe shorter. An error: they were lost, for want of room if it is
@@ -216,15 +222,21 @@ impl Incoming {
         self.connection.stream().expect("an open connection")
     }
 
-    /// Whether the other end, which opened the connection, begins with a TLS handshake; nothing was read yet then.
-    pub fn begins_with_tls(&self) -> bool {
+    /// Whether the other end, which opened the connection, begins with a TLS handshake; nothing was read yet then. An error: nothing came yet, or
+    /// the connection is over.
+    pub fn begins_with_tls(&self) -> io::Result<bool> {
         let may_be = self.connection.path.transport == Transport::AcceptedTcp
             && !self.connection.was_heard.load(Ordering::Relaxed);
         let mut first = [0];
         match self.stream() {
-            Stream::Plain(socket) if may_be => socket.peek(&mut first).is_ok() && first == [tls::FIRST_BYTE],
-            _ => false,
+            Stream::Plain(socket) if may_be => Ok(socket.peek(&mut first)? > 0 && first == [tls::FIRST_BYTE]),
+            _ => Ok(false),
         }
+    }
+
+    /// Whether it is inside TLS.
+    pub fn is_in_tls(&self) -> bool {
+        matches!(self.stream(), Stream::Tls(..))
     }
 
     /// Reads what there is into a buffer of 128 KiB at least, and returns the datagrams in it. An error of another kind than

@@ -13,7 +13,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -49,8 +49,9 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const MUTE: Duration = Duration::from_secs(2);
 /// Addresses that connections are opened to inside TLS.
 const MAX_WRAPPED: usize = 1024;
-/// TLS handshakes with strangers, between two sweeps.
-const MAX_TLS_HANDSHAKES: u32 = 100;
+/// TLS handshakes with strangers between two sweeps, in all and with one network.
+const MAX_TLS_HANDSHAKES: u32 = 300;
+const MAX_TLS_HANDSHAKES_WITH_ONE: u32 = 20;
 /// What may wait unsent in the kernel, where nothing can overtake it, in bytes.
 const UNSENT: u32 = 128 * 1024;
 const BACKLOG: i32 = 1024;
@@ -69,8 +70,8 @@ pub struct Connections {
     tls: Tls,
     /// Where connections brought nothing without TLS.
     wrapped: Mutex<BTreeSet<SocketAddr>>,
-    /// TLS handshakes with strangers since the last sweep.
-    shaken: AtomicU32,
+    /// TLS handshakes with strangers since the last sweep, by their networks.
+    shaken: Mutex<BTreeMap<IpAddr, u32>>,
     /// Whether it was said that the proxy does not work.
     has_warned: AtomicBool,
     /// Runs dropped because a connection took no more.
@@ -108,7 +109,7 @@ impl Connections {
             proxy,
             tls: Tls::new()?,
             wrapped: Mutex::default(),
-            shaken: AtomicU32::new(0),
+            shaken: Mutex::default(),
             has_warned: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -124,7 +125,7 @@ impl Connections {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
-            // Who receives from it closes it.
+            // Who receives from it closes it. One that is being opened may still be.
             Err(_) => connection.shut_down(),
             Ok(()) => {}
         }
@@ -153,20 +154,21 @@ impl Connections {
     async fn open(&self, connection: &Arc<Connection>) {
         let to = connection.path.remote;
         let opening = async {
-            let stream = match &self.proxy {
-                Some(proxy) => proxy.connect(to).await?,
-                None => TcpStream::connect(to).await?,
-            };
-            if !self.wrapped().contains(&to) {
-                return Ok(Stream::Plain(stream.into_std()?));
+            match &self.proxy {
+                Some(proxy) => proxy.connect(to).await,
+                None => TcpStream::connect(to).await,
             }
-            let wrapped = self.tls.connect(stream, to).await;
-            if wrapped.is_err() {
-                self.wrap_otherwise(to);
-            }
-            wrapped
         };
-        let opened = tokio::time::timeout(OPEN_WITHIN, opening).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
+        let opened = match in_time(opening).await {
+            Ok(stream) if self.wrapped().contains(&to) => {
+                let wrapped = in_time(self.tls.connect(stream, to)).await;
+                if wrapped.is_err() {
+                    self.wrap_otherwise(to);
+                }
+                wrapped
+            }
+            opened => opened.and_then(|stream| Ok(Stream::Plain(stream.into_std()?))),
+        };
         if let Err(error) = opened.and_then(|stream| self.take_up(connection, stream)) {
             match &self.proxy {
                 Some(_) if !self.has_warned.swap(true, Ordering::Relaxed) => {
@@ -187,23 +189,36 @@ impl Connections {
         let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
         connection.open(stream)?;
+        if !self.is_there(connection) {
+            // It had to go meanwhile.
+            connection.shut_down();
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         // The router ends with its workers.
         let _ = self.opened.send(connection.clone());
         Ok(())
     }
 
-    /// Takes a connection away that has ended.
-    pub fn close(&self, connection: &Arc<Connection>) {
-        connection.shut_down();
-        let mut all = self.write();
+    /// Takes a connection away that has ended; returns whether it was still there.
+    pub fn close(&self, connection: &Arc<Connection>) -> bool {
         // Another may have its path by now.
-        if all.get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection)) {
-            all.remove(&connection.path);
-            if connection.path.transport == Transport::Tcp && connection.mute_for().is_some() {
-                self.wrap_otherwise(connection.path.remote);
+        let was_there = {
+            let mut all = self.write();
+            let was_there = all.get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection));
+            if was_there {
+                all.remove(&connection.path);
             }
+            was_there
+        };
+        if was_there {
             let _ = self.closed.send(connection.path);
         }
+        connection.give_up();
+        was_there
+    }
+
+    fn is_there(&self, connection: &Arc<Connection>) -> bool {
+        self.read().get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection))
     }
 
     /// The next connection to an address goes inside TLS, or if the last one did, without.
@@ -289,7 +304,12 @@ impl Connections {
     /// A connection is received from no more.
     pub fn on_ended(self: &Arc<Self>, ended: Ended) {
         match ended {
-            Ended::Over(connection) => self.close(&connection),
+            Ended::Over(connection) => {
+                let is_mute = connection.path.transport == Transport::Tcp && connection.mute_for().is_some();
+                if self.close(&connection) && is_mute {
+                    self.wrap_otherwise(connection.path.remote);
+                }
+            }
             Ended::InTls(connection) => self.go_on_in_tls(&connection),
         }
     }
@@ -297,15 +317,15 @@ impl Connections {
     fn go_on_in_tls(self: &Arc<Self>, connection: &Arc<Connection>) {
         let socket = connection.stream().and_then(|stream| stream.socket().try_clone().ok());
         let wrapped = Arc::new(Connection::new(connection.path));
-        let is_allowed = self.shaken.fetch_add(1, Ordering::Relaxed) < MAX_TLS_HANDSHAKES;
+        let is_allowed = self.may_shake_hands(network_of(connection.path.remote.ip()));
         let Some(socket) = socket.filter(|_| is_allowed && self.replace(connection, &wrapped)) else {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return self.close(connection);
+            self.close(connection);
+            return;
         };
         let (connections, taken_up) = (self.clone(), wrapped.clone());
         let task = self.runtime.spawn(async move {
-            let begun = async { connections.tls.accept(TcpStream::from_std(socket)?).await };
-            let begun = tokio::time::timeout(OPEN_WITHIN, begun).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
+            let begun = in_time(async { connections.tls.accept(TcpStream::from_std(socket)?).await }).await;
             if begun.and_then(|stream| connections.take_up(&taken_up, stream)).is_err() {
                 connections.refused.fetch_add(1, Ordering::Relaxed);
                 connections.close(&taken_up);
@@ -314,8 +334,21 @@ impl Connections {
         wrapped.is_opened_by(task.abort_handle());
     }
 
+    /// Whether a TLS handshake may be made with a stranger in a network; counts as made.
+    fn may_shake_hands(&self, with: IpAddr) -> bool {
+        let mut shaken = self.shaken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, one) = (shaken.values().sum::<u32>(), shaken.get(&with).copied().unwrap_or(0));
+        let may = all < MAX_TLS_HANDSHAKES && one < MAX_TLS_HANDSHAKES_WITH_ONE;
+        if may {
+            shaken.insert(with, one + 1);
+        }
+        may
+    }
+
     /// Puts a connection in the place of another, if that is still there.
     fn replace(&self, old: &Arc<Connection>, new: &Arc<Connection>) -> bool {
+        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        new.set_used(in_use.contains(&new.path));
         let mut all = self.write();
         let there = all.get_mut(&old.path).filter(|there| Arc::ptr_eq(there, old));
         there.map(|there| *there = new.clone()).is_some()
@@ -343,7 +376,7 @@ impl Connections {
     pub async fn sweep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SWEEP).await;
-            self.shaken.store(0, Ordering::Relaxed);
+            self.shaken.lock().unwrap_or_else(PoisonError::into_inner).clear();
             let is_mute = |connection: &Connection| {
                 connection.path.transport == Transport::Tcp && connection.mute_for().is_some_and(|mute| mute > MUTE)
             };
@@ -361,6 +394,11 @@ impl Connections {
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Path, Arc<Connection>>> {
         self.all.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Does something that is over in a while, or failed.
+async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(OPEN_WITHIN, work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// What one site or customer has: an IPv4 address, or an IPv6 network of /64.
@@ -421,4 +459,42 @@ pub fn ports(listeners: &[std::net::TcpListener]) -> Vec<u16> {
 /// Makes a listener one of the event loop's.
 pub fn in_runtime(listener: std::net::TcpListener) -> Result<TcpListener> {
     TcpListener::from_std(listener).doing(|| "cannot accept TCP connections".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_while_a_connection_is_slow_to_open_does_not_end_it() {
+        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at: Proxy = format!("http://{}", proxy.local_addr().unwrap()).parse().unwrap();
+        let (connections, _ends) = Connections::new(Some(at)).unwrap();
+        let to = Path::tcp(([192, 0, 2, 1], 443).into());
+        connections.send_or_open(Lane::Main, to, &[1; 100], 100).unwrap();
+        let (mut client, _) = proxy.accept().await.unwrap();
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(client.read_u8().await.unwrap());
+        }
+        // What waits is late by now, and what is sent is dropped.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let sent = connections.send_or_open(Lane::Main, to, &[2; 100], 100);
+        assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::NotConnected));
+        client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+        let mut datagram = [0; 102];
+        client.read_exact(&mut datagram).await.unwrap();
+        assert_eq!(datagram[..3], [0, 100, 1]);
+    }
+
+    #[tokio::test]
+    async fn one_network_has_few_tls_handshakes_and_leaves_others_theirs() {
+        let (connections, _ends) = Connections::new(None).unwrap();
+        let [one, other] = [1, 2].map(|n| IpAddr::from([192, 0, 2, n]));
+        let made = (0..1000).filter(|_| connections.may_shake_hands(one)).count();
+        assert_eq!(made, MAX_TLS_HANDSHAKES_WITH_ONE as usize);
+        assert!(connections.may_shake_hands(other));
+    }
 }

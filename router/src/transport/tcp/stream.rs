@@ -1,12 +1,12 @@
-//! What a connection's bytes go through: the socket, or TLS around it.
+//! A connection's stream of bytes: a socket, or TLS around one.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What TLS holds of sent bytes at most, beside what waits for room.
+/// Sent bytes that TLS holds at most, beside those that wait for room.
 const MAX_RECORDS: usize = 64 * 1024;
-/// What TLS may still hold of an earlier read: one record, and its header (RFC 8446, section 5.2).
+/// Received bytes that TLS may hold of an earlier read: one record with its header (RFC 8446, section 5.2).
 const LONGEST_RECORD: usize = 18 * 1024;
 
 /// An open stream of bytes, which does not block.
@@ -55,8 +55,8 @@ impl Stream {
         }
     }
 
-    /// Reads what there is, up to `at_once` bytes from the network, into a buffer of more than twice that; returns how many bytes, none at the
-    /// end. Errors as for [`Stream::write`].
+    /// Reads what there is, up to `at_once` bytes from the network and no more than fit the buffer twice; returns how many bytes, none at
+    /// the end. Errors as for [`Stream::write`].
     pub fn read(&self, buffer: &mut [u8], at_once: usize) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => {
@@ -91,33 +91,25 @@ fn read_records(
     // The end of the buffer takes what comes, the rest what is inside.
     let at_once = at_once.min(buffer.len().saturating_sub(LONGEST_RECORD) / 2).max(1);
     let (opened, came) = buffer.split_at_mut(buffer.len() - at_once);
-    let mut len = 0;
-    let mut end = false;
+    match tls.reader().read(opened) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        // Opened before, with the end of the handshake.
+        read => return read,
+    }
+    let read = socket.read(came)?;
+    let (mut rest, mut len) = (&came[..read], 0);
     loop {
-        match tls.reader().read(&mut opened[len..]) {
-            Ok(read @ 1..) => {
-                len += read;
-                continue;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && len == 0 && !end => {}
-            Err(error) if len == 0 => return Err(error),
-            _ => return Ok(len),
+        // Nothing, at the end of the stream: that has to be told, too. After that nothing is taken.
+        let taken = tls.read_tls(&mut rest)?;
+        tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        while let Ok(read @ 1..) = tls.reader().read(&mut opened[len..]) {
+            len += read;
         }
-        let read = socket.read(came)?;
-        end = read == 0;
-        let mut rest = &came[..read];
-        loop {
-            // Nothing: the end of the stream, which has to be told, too.
-            tls.read_tls(&mut rest)?;
-            tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            while let Ok(read @ 1..) = tls.reader().read(&mut opened[len..]) {
-                len += read;
-            }
-            if rest.is_empty() {
-                break;
-            }
+        if taken == 0 || rest.is_empty() {
+            break;
         }
     }
+    if len > 0 { Ok(len) } else { tls.reader().read(opened) }
 }
 
 #[cfg(test)]
@@ -160,6 +152,23 @@ mod tests {
         let ended = std::iter::repeat_with(|| far.read(&mut buffer, 1024))
             .find(|read| !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock));
         assert!(matches!(ended, Some(Ok(0) | Err(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_over_once_the_other_end_says_so_whatever_comes_after() {
+        let (near, far) = connected().await;
+        let Stream::Tls(mut socket, tls) = far else { panic!("it is inside TLS") };
+        lock(&tls).send_close_notify();
+        let mut burst = Vec::new();
+        lock(&tls).write_tls(&mut burst).unwrap();
+        burst.extend([23; 10_000]);
+        socket.write_all(&burst).unwrap();
+        let mut buffer = vec![0; 128 * 1024];
+        let read = std::iter::repeat_with(|| near.read(&mut buffer, 16 * 1024)).find_map(|read| match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            read => Some(read),
+        });
+        assert!(matches!(read, Some(Ok(0) | Err(_))), "{read:?}");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -17,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::stream::Stream;
 use crate::error::{Doing, Result};
 
-/// How a connection begins that is inside TLS (ContentType handshake, RFC 8446, section 5.1). No datagram that begins a connection has a
+/// The first byte of a connection inside TLS (ContentType handshake, RFC 8446, section 5.1). No datagram that begins a connection has a
 /// length with this first byte: the first are handshakes and pings, of some hundred bytes.
 pub const FIRST_BYTE: u8 = 22;
 /// What certificates are made out to: all hosts are alike.
@@ -36,9 +37,12 @@ impl Tls {
         let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).doing(what)?;
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Arc::new(Anyone(provider.signature_verification_algorithms));
+        let verifier = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
         let client = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let client = client.doing(what)?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+        let mut client =
+            client.doing(what)?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+        // Nothing is kept for the next time.
+        client.resumption = Resumption::disabled();
         Ok(Tls {
             connector: TlsConnector::from(Arc::new(client)),
             acceptor: TlsAcceptor::from(Arc::new(server(provider, made.cert.into(), key).doing(what)?)),
@@ -73,9 +77,9 @@ fn server(
 
 /// Takes any certificate, so that its owner has the key.
 #[derive(Debug)]
-struct Anyone(WebPkiSupportedAlgorithms);
+struct AnyCertificate(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
