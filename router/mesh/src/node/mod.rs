@@ -44,7 +44,7 @@ use crate::topology::own_addresses::OwnReach;
 use crate::topology::{self, SessionTable, Topology};
 use crate::wire::{Control, Lane};
 
-/// How often links are looked after, and in a small mesh sessions and all peers; those of a large one go by the round.
+/// How often links are looked after, and in a small mesh sessions and all peers; those of a large one, and everything at rest, go by the round.
 const TICK: Duration = Duration::from_millis(50);
 const ROUND: Duration = Duration::from_millis(250);
 const PEERS_PER_TICK: usize = 64;
@@ -159,9 +159,10 @@ impl Node {
 
     /// Takes an input; everything it leads to waits in [`Node::poll_output`].
     pub fn handle_input(&mut self, now: Time, input: Input) {
+        let mut is_small_talk = false;
         match input {
-            Input::Timeout => {}
-            Input::Punt(punt) => self.handle_punt(punt, now),
+            Input::Timeout => is_small_talk = true,
+            Input::Punt(punt) => is_small_talk = self.handle_punt(punt, now),
             Input::Closed(path) => self.parts.topology.on_closed(path, now),
             Input::Durable { mark, is_kept } => self.parts.addresses.on_durable(mark, is_kept),
             Input::Command(id, command) => {
@@ -170,10 +171,16 @@ impl Node {
                 }
             }
         }
+        if !is_small_talk {
+            self.parts.next_tick = self.parts.next_tick.min(now + TICK);
+        }
         self.parts.presence.handle_timeout(now);
         if now >= self.parts.next_tick {
-            self.parts.next_tick = now + TICK;
-            self.tick(now);
+            // What is done now may want another look sooner.
+            self.parts.next_tick = now + ROUND;
+            let is_at_rest = self.tick(now);
+            let next = now + if is_at_rest { ROUND } else { TICK };
+            self.parts.next_tick = self.parts.next_tick.min(next);
         }
         self.finish(now);
     }
@@ -191,7 +198,8 @@ impl Node {
         })
     }
 
-    fn handle_punt(&mut self, punt: Punt, now: Time) {
+    /// Returns whether it is only what hosts say to each other at rest.
+    fn handle_punt(&mut self, punt: Punt, now: Time) -> bool {
         match punt {
             Punt::Handshake { from, packet } => self.on_handshake(Some(from), &packet, now),
             Punt::RelayedHandshake { packet } => self.on_handshake(None, &packet, now),
@@ -199,12 +207,14 @@ impl Node {
             Punt::Control { index, peer, direct, size, text } => {
                 let control = Control::decode(&text);
                 let is_trial = control.as_ref().is_some_and(Control::is_trial);
+                let is_small_talk = matches!(control, Some(Control::Heartbeat { .. } | Control::Swim(_)));
                 self.on_heard(index, peer, direct, is_trial, now);
                 if !self.parts.sessions.is_in_doubt(peer, index)
                     && let Some(control) = control
                 {
                     self.on_control(index, peer, direct, size, control, now);
                 }
+                return is_small_talk;
             }
             Punt::NoSession { host, segment, vnet, frame } => {
                 if self.parts.sessions.peer(host).is_some() {
@@ -217,6 +227,7 @@ impl Node {
                 self.parts.segments.tables.learn(segment, mac, host, now);
             }
         }
+        false
     }
 
     fn on_handshake(&mut self, from: Option<Path>, packet: &[u8], now: Time) {
@@ -224,14 +235,14 @@ impl Node {
         sessions.on_handshake(from, packet, &|peer| path_view(topology, peer), now);
     }
 
-    /// Looks after everything that time changes.
-    fn tick(&mut self, now: Time) {
+    /// Looks after everything that time changes. Returns whether nothing is used, tried or asked.
+    fn tick(&mut self, now: Time) -> bool {
         let all = now >= self.next_round || self.parts.sessions.peers().nth(PEERS_PER_TICK).is_none();
-        self.parts.topology.tend_links(all, &self.parts.sessions, now);
+        let mut is_at_rest = self.parts.topology.tend_links(all, &self.parts.sessions, now);
         self.parts.route_events(now);
         if all {
             self.next_round = now + ROUND;
-            self.parts.sessions.tend(|peer| path_view(&self.parts.topology, peer), now);
+            is_at_rest &= self.parts.sessions.tend(|peer| path_view(&self.parts.topology, peer), now);
             self.tend_waiting(now);
             self.parts.route_events(now);
         }
@@ -245,6 +256,7 @@ impl Node {
             self.parts.segments.age(now);
             self.clear_gone(now);
         }
+        is_at_rest && self.parts.publisher.waiting_for().is_empty()
     }
 
     /// Carries out what an input led to: records first, then routes, then the tables.

@@ -47,6 +47,11 @@ impl Handshakes {
         self.initiated.contains_key(&index) || self.answered.contains_key(&index)
     }
 
+    /// Whether none is under way.
+    pub(super) fn are_none(&self) -> bool {
+        self.initiated.is_empty() && self.answered.is_empty()
+    }
+
     /// Forgets attempts without an answer.
     pub(super) fn drop_overdue(&mut self, now: Time) {
         self.initiated.retain(|_, attempt| now.since(attempt.started) < PATIENCE);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use weft_crypto::{HostLabel, Time};
 
-use super::session::{Proof, SESSION_QUIET, SESSION_SILENT, Session, is_preferred};
+use super::session::{PeerSessions, Proof, SESSION_QUIET, SESSION_SILENT, Session, is_preferred};
 use super::{Event, PathView, Sessions};
 use crate::api;
 use crate::path::Path;
@@ -64,7 +64,7 @@ impl Sessions {
         peer.all.push(session);
         if proof != Proof::Pending {
             peer.retry.reset(now);
-            // It is there: what it does not answer it is asked as often again before the next handshake.
+            // It answers: the questions are asked anew before the next handshake.
             peer.questions = 0;
         }
         let surplus = peer.surplus(index);
@@ -141,13 +141,15 @@ impl Sessions {
         true
     }
 
-    /// Looks after sessions that have to be renewed, are over, or wait for an objection that did not come.
-    pub(crate) fn tend(&mut self, path: impl Fn(HostLabel) -> PathView, now: Time) {
+    /// Looks after sessions that have to be renewed, are over, or wait for an objection that did not come. Returns whether that can wait for longer
+    /// the next time: there are sessions with all peers, and none is asked after or made.
+    pub(crate) fn tend(&mut self, path: impl Fn(HostLabel) -> PathView, now: Time) -> bool {
         self.handshakes.drop_overdue(now);
         let labels: Vec<HostLabel> = self.peers.keys().copied().collect();
         for label in labels {
             self.tend_peer(label, path(label), now);
         }
+        self.handshakes.are_none() && self.wanted.is_empty() && self.peers.values().all(PeerSessions::is_at_rest)
     }
 
     fn tend_peer(&mut self, label: HostLabel, path: PathView, now: Time) {

@@ -137,6 +137,11 @@ impl PeerSessions {
         }
     }
 
+    /// Whether nothing is asked or waited for.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.current.is_some() && self.challenge.is_none() && self.questions == 0
+    }
+
     /// The session used for sending.
     pub(crate) fn current(&self) -> Option<&Session> {
         self.session(self.current?)
@@ -164,14 +169,17 @@ impl PeerSessions {
     /// Makes `index` the session for sending; the others have some time left to receive, but one made later that the peer has not used yet.
     pub(super) fn switch_to(&mut self, index: u32, now: Time) {
         self.current = Some(index);
-        let made = self.session(index).map_or(now, |session| session.created);
+        let is_to_come = |session: &Session| {
+            let is_unused = session.inbound.last_heard() <= session.created;
+            is_unused && self.session(index).is_some_and(|current| is_later(session, current))
+        };
+        let to_come: Vec<u32> = self.all.iter().filter(|session| is_to_come(session)).map(|s| s.index).collect();
         for session in &mut self.all {
             let is_current = session.index == index;
             session.inbound.current.store(is_current, Ordering::Relaxed);
-            let is_to_come = session.created > made && session.inbound.last_heard() <= session.created;
             session.superseded = match session.superseded {
                 _ if is_current => None,
-                None if !is_to_come => Some(now),
+                None if !to_come.contains(&session.index) => Some(now),
                 superseded => superseded,
             };
         }
@@ -253,6 +261,11 @@ pub(super) fn is_preferred(session: &Session, current: &Session) -> bool {
     if current.inbound.last_heard() <= current.created {
         return true;
     }
+    is_later(session, current)
+}
+
+/// Whether a session counts as made later than another: of two that were started at once, that of the host with the lower label.
+fn is_later(session: &Session, current: &Session) -> bool {
     let apart = session.created.since(current.created).max(current.created.since(session.created));
     if apart < SIMULTANEOUS && session.boot == current.boot && session.by_lower != current.by_lower {
         session.by_lower

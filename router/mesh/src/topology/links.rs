@@ -52,8 +52,9 @@ impl Peer {
 }
 
 impl Topology {
-    /// Looks after every link, and with `all` after every peer that should have one.
-    pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) {
+    /// Looks after every link, and with `all` after every peer that should have one. Returns whether that can wait for longer the next time:
+    /// nothing is used, tried or asked.
+    pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) -> bool {
         self.announces_costs = now >= self.costs_after;
         if self.announces_costs {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * (self.peers.len() + 1) as u32;
@@ -62,13 +63,14 @@ impl Topology {
             self.fingers.refresh(self.own);
             let unmetered = self.linked.iter().filter(|label| !self.metered.is_between(**label));
             let heard = unmetered.filter_map(|label| Some((self.peers.get(label)?.heard_over_link()?, *label)));
-            if let Some(silent) = to_doubt(&heard.collect::<Vec<_>>(), now) {
-                self.on_dead(silent, now);
+            let silent = to_doubt(&heard.collect::<Vec<_>>(), now);
+            if let Some(peer) = silent.and_then(|silent| self.peers.get_mut(&silent)) {
+                peer.doubt(now);
             }
         }
         let labels: Vec<HostLabel> =
             if all { self.peers.keys().copied().collect() } else { self.linked.iter().copied().collect() };
-        let mut tries = TRIES_PER_TICK;
+        let (mut tries, mut are_at_rest) = (TRIES_PER_TICK, true);
         for label in labels {
             let Some(peer) = self.peers.get_mut(&label) else { continue };
             peer.note_traffic(now);
@@ -78,14 +80,16 @@ impl Topology {
             }
             let current = sessions.current(label);
             if peer.link.is_some() {
-                self.tend_link(label, current, now);
+                are_at_rest &= self.tend_link(label, current, now);
             } else if self.wants_link(label, now) {
+                are_at_rest = false;
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
                 peer.punching.rest();
             }
         }
         self.events.extend(self.prediction.search(sessions, &mut self.rng, now));
+        are_at_rest
     }
 
     /// Tries addresses that the operator named and that have not answered yet.
@@ -111,30 +115,35 @@ impl Topology {
         }
     }
 
-    fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) {
-        let Some(peer) = self.peers.get_mut(&label) else { return };
+    /// Returns whether the link is at rest.
+    fn tend_link(&mut self, label: HostLabel, current: Option<u32>, now: Time) -> bool {
+        let Some(peer) = self.peers.get_mut(&label) else { return true };
         if let Some(reason) = peer.reason_to_give_up(current, now) {
             let silent = peer.link.as_ref().map(|link| link.path);
             self.link_down(label, reason, now);
             self.events.extend(silent.and_then(|path| Event::connection(path, Usage::Dead)));
             // What was lost with this link may be lost with others.
-            return self.peers.values_mut().for_each(|peer| peer.doubt(now));
+            self.peers.values_mut().for_each(|peer| peer.doubt(now));
+            return false;
         }
         let Probe { ping, is_silent } = peer.probe(self.marks, now);
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }
         let better = peer.better_paths(self.addresses.local(), now);
+        let mut tries = !better.is_empty();
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
-            let Some(peer) = self.peers.get_mut(&label) else { return };
+            let Some(peer) = self.peers.get_mut(&label) else { return true };
             let (trials, beside) = peer.due_trials(self.addresses.local(), &mut self.rng, now);
+            tries |= !trials.is_empty() || beside.is_some();
             beside.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
             self.events.extend(trials.into_iter().map(|(to, control)| straight(label, index, to, control)));
         }
         self.announce_link(label, now);
         self.offer_idle(label, now);
+        !tries && self.peers.get(&label).is_some_and(|peer| peer.is_at_rest(now))
     }
 
     /// Pings along a path, probes the sizes that are due on the link, and says the heartbeat that is.

@@ -15,8 +15,8 @@ const SOONEST_HEARTBEAT: Duration = Duration::from_secs(4);
 const LATEST_HEARTBEAT: Duration = Duration::from_secs(15);
 /// The time between two on a link of a metered host.
 pub(super) const METERED_HEARTBEAT: Duration = Duration::from_secs(25);
-/// How late a heartbeat may come: its sender looks at its links at intervals.
-const LATE: Duration = Duration::from_millis(150);
+/// How late a heartbeat may come: its sender looks at its links at intervals, at rest at long ones.
+const LATE: Duration = Duration::from_millis(350);
 
 /// What two hosts say to each other over an idle link.
 pub(super) struct Pulse {
@@ -75,6 +75,11 @@ impl Pulse {
             None if wanted != before && looked > heard => Some(looked),
             unanswered => unanswered,
         };
+    }
+
+    /// Whether nothing waits for an answer on a link last `heard` then.
+    pub(super) fn is_calm(&self, heard: Time) -> bool {
+        self.doubted <= heard && self.unanswered.is_none_or(|since| since <= heard)
     }
 
     /// Whether a link last `heard` so long ago has to answer.
