@@ -101,19 +101,22 @@ pub fn wire(a: &Ns, b: &Ns, names: (&str, &str), addresses: (&[Prefix], &[Prefix
         let far_index = net.index(&temporary).await?;
         net.move_to(far_index, std::os::fd::AsFd::as_fd(&moved), &far).await
     })?;
-    for (ns, name, addresses) in [(a, names.0, addresses.0), (b, names.1, addresses.1)] {
-        let (name, addresses) = (name.to_owned(), addresses.to_vec());
-        ns.net(async move |net| {
-            // Addresses are to be usable at once, not after duplicate detection.
-            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
-            let index = net.index(&name).await?;
-            for address in addresses {
-                net.add_address(index, address).await?;
-            }
-            net.set_up(index, &name).await
-        })?;
-    }
-    Ok(())
+    bring_up(a, names.0, addresses.0)?;
+    bring_up(b, names.1, addresses.1)
+}
+
+/// Gives an interface of a namespace its addresses, and sets it up.
+pub fn bring_up(ns: &Ns, name: &str, addresses: &[Prefix]) -> Result<()> {
+    let (name, addresses) = (name.to_owned(), addresses.to_vec());
+    ns.net(async move |net| {
+        // Addresses are to be usable at once, not after duplicate detection.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
+        let index = net.index(&name).await?;
+        for address in addresses {
+            net.add_address(index, address).await?;
+        }
+        net.set_up(index, &name).await
+    })
 }
 
 /// A router in a namespace.

@@ -17,7 +17,7 @@ use weft_mesh::wire::Lane;
 use weft_mesh::wire::OVERHEAD;
 use weft_router::attach::prefix::Prefix;
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::{Ns, wire};
+use weft_router::lab::{Ns, bring_up, wire};
 use weft_router::transport::udp::{BUFFER, UdpPort};
 use weft_sys::{FastTap, TapIo};
 
@@ -84,11 +84,7 @@ fn tap() -> Result<(Ns, FastTap)> {
     let ns = Ns::new()?;
     let what = || "cannot open a TAP".to_owned();
     let tap = ns.run(|| FastTap::open("floor0", 1).doing(what))??.pop().ok_or_else(|| Failure::new(what()))?;
-    ns.net(async |net| {
-        let index = net.index("floor0").await?;
-        net.add_address(index, Prefix(IpAddr::from([10, 9, 0, 1]), 24)).await?;
-        net.set_up(index, "floor0").await
-    })?;
+    bring_up(&ns, "floor0", &[Prefix(IpAddr::from([10, 9, 0, 1]), 24)])?;
     Ok((ns, tap))
 }
 

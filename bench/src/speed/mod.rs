@@ -96,11 +96,16 @@ pub struct Series {
 
 /// Measures all candidates in turn.
 pub fn run(options: &Options) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new("the benchmark makes network namespaces: run it as root"));
-    }
+    check_root()?;
     let series = in_temporary_dir(|dir| measure_all(options, dir))?;
     report::print(&series, options)
+}
+
+fn check_root() -> Result<()> {
+    match nix::unistd::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(Failure::new("the benchmark makes network namespaces: run it as root")),
+    }
 }
 
 fn measure_all(options: &Options, dir: &std::path::Path) -> Result<Vec<Series>> {
@@ -144,12 +149,17 @@ fn interrupted() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// Waits until the containers of a pair reach each other.
+fn await_reached(pair: &Pair) -> Result<()> {
+    await_true(&format!("{}: the containers do not reach each other", pair.name), || {
+        Ok(load::round_trips(&pair.containers[0], pair.target, 1, Duration::ZERO)?.is_some())
+    })
+}
+
 fn measure(pair: &Pair, earlier: Option<&Sample>, options: &Options) -> Result<Sample> {
     let [from, to] = &pair.containers;
     let (target, duration) = (pair.target, Duration::from_secs(options.seconds));
-    await_true(&format!("{}: the containers do not reach each other", pair.name), || {
-        Ok(load::round_trips(from, target, 1, Duration::ZERO)?.is_some())
-    })?;
+    await_reached(pair)?;
     // Paths settle, caches fill.
     tcp_throughput(from, to, target, 1, Duration::from_millis(300))?;
 

@@ -204,18 +204,19 @@ pub fn weft(name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Pa
 
 /// The same of another build.
 pub fn weft_of(weft: &Path, name: &str, count: usize, tap: TapMode, arguments: &[&str], dir: &Path) -> Result<Pair> {
-    weft_on(weft, name, (count, tap), arguments, dir, &mut wire)
+    weft_on(weft, name, count, tap, arguments, dir, &mut wire)
 }
 
-/// The same, with default arguments, over other wires.
-pub fn weft_over(name: &str, count: usize, tap: TapMode, dir: &Path, join: Join<'_>) -> Result<Pair> {
-    weft_on(&weft_binary()?, name, (count, tap), &[], dir, join)
+/// Two routers with default arguments over another wire.
+pub fn weft_over(name: &str, dir: &Path, join: Join<'_>) -> Result<Pair> {
+    weft_on(&weft_binary()?, name, 2, TapMode::Fast, &[], dir, join)
 }
 
 fn weft_on(
     weft: &Path,
     name: &str,
-    (count, tap): (usize, TapMode),
+    count: usize,
+    tap: TapMode,
     arguments: &[&str],
     dir: &Path,
     join: Join<'_>,

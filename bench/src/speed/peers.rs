@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::Ns;
+use weft_router::lab::{Ns, wire};
 
 use super::pairs::{Pair, hosts};
 
@@ -142,7 +142,7 @@ impl Peer {
     /// Sets it up between two fresh hosts.
     pub fn start(&self, dir: &Path) -> Result<Pair> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(format!("{}.sh", self.script));
-        let (hosts, containers) = (hosts(&mut weft_router::lab::wire)?, [Ns::new()?, Ns::new()?]);
+        let (hosts, containers) = (hosts(&mut wire)?, [Ns::new()?, Ns::new()?]);
         let dir = dir.join(self.script);
         std::fs::create_dir(&dir).doing(|| format!("cannot make {}", dir.display()))?;
         let log = File::create(dir.join("log")).doing(|| "cannot write a log".into())?;

@@ -32,9 +32,13 @@ const YARDSTICK: &str = "kernel VXLAN, in clear";
 const MAX_SPREAD: f64 = 0.3;
 const MAX_STEAL: f64 = 0.05;
 
-/// Median, least and most.
 fn spread(series: &Series, value: fn(&Sample) -> f64) -> Option<[f64; 3]> {
-    let mut values: Vec<f64> = series.samples.iter().map(value).filter(|value| value.is_finite()).collect();
+    spread_of(series.samples.iter().map(value))
+}
+
+/// Median, least and most of those that are numbers; none if none is.
+pub fn spread_of(values: impl Iterator<Item = f64>) -> Option<[f64; 3]> {
+    let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let (lower, upper) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
     Some([(lower + upper) / 2.0, *values.first()?, *values.last()?])

@@ -14,13 +14,13 @@ use rand::RngExt;
 use weft_bench::in_temporary_dir;
 use weft_mesh::vnet::VnetHeader;
 use weft_router::attach::prefix::Prefix;
-use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
-use weft_router::lab::{Ns, await_true, tcp_throughput};
+use weft_router::lab::{Ns, bring_up, tcp_throughput};
 use weft_sys::{BasicTap, TapIo};
 
 use super::pairs::{Pair, vxlan_over, weft_over};
-use super::{interrupted, load};
+use super::report::spread_of;
+use super::{await_reached, check_root, interrupted};
 
 /// Bits a second, each way.
 const RATE: f64 = 200e6;
@@ -73,9 +73,7 @@ struct Shared {
 
 /// Measures TCP of both, in turn, on all wires and with all congestion controls that the kernel allows; prints a table.
 pub fn run(options: &Options) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new("the benchmark makes network namespaces: run it as root"));
-    }
+    check_root()?;
     in_temporary_dir(|dir| {
         let (mut wires, mut pairs) = (Vec::new(), Vec::new());
         let mut join = |a: &Ns, b: &Ns, names: (&str, &str), addresses: (&[Prefix], &[Prefix])| {
@@ -83,18 +81,14 @@ pub fn run(options: &Options) -> Result<()> {
             Ok(())
         };
         pairs.push(vxlan_over("kernel VXLAN", &mut join)?);
-        pairs.push(weft_over("weft", 2, TapMode::Fast, dir, &mut join)?);
+        pairs.push(weft_over("weft", dir, &mut join)?);
         measure_all(options, &wires, &pairs)
     })
 }
 
 fn measure_all(options: &Options, wires: &[Wire], pairs: &[Pair]) -> Result<()> {
     let interrupted = interrupted()?;
-    for pair in pairs {
-        await_true(&format!("{}: the containers do not reach each other", pair.name), || {
-            Ok(load::round_trips(&pair.containers[0], pair.target, 1, Duration::ZERO)?.is_some())
-        })?;
-    }
+    pairs.iter().try_for_each(await_reached)?;
     println!("| congestion control | the wire | {} Mbit/s | {} | of VXLAN's |", pairs[0].name, pairs[1].name);
     println!("|---|---|---|---|---|");
     let what = || "cannot read the kernel's congestion controls".to_owned();
@@ -115,19 +109,13 @@ fn measure_all(options: &Options, wires: &[Wire], pairs: &[Pair]) -> Result<()> 
                     rates.push(carried.rate() / 1e6);
                 }
             }
-            let [(vxlan, vxlan_spread), (weft, weft_spread)] = rates.map(spread);
-            let ratio = weft / vxlan;
-            println!("| {control} | {} | {vxlan_spread} | {weft_spread} | {ratio:.2} |", roughness.name);
+            let [Some(vxlan), Some(weft)] = rates.map(|rates| spread_of(rates.into_iter())) else { continue };
+            let [near, far] =
+                [vxlan, weft].map(|[median, least, most]| format!("{median:.1} ({least:.1} - {most:.1})"));
+            println!("| {control} | {} | {near} | {far} | {:.2} |", roughness.name, weft[0] / vxlan[0]);
         }
     }
     Ok(())
-}
-
-/// The median; and with the least and the most, for people.
-fn spread(mut values: Vec<f64>) -> (f64, String) {
-    values.sort_by(f64::total_cmp);
-    let (median, last) = (values[values.len() / 2], values.len() - 1);
-    (median, format!("{median:.1} ({:.1} - {:.1})", values[0], values[last]))
 }
 
 fn set_congestion_control(ns: &Ns, name: &str) -> Result<()> {
@@ -162,14 +150,7 @@ impl Drop for Wire {
 
 fn end(ns: &Ns, name: &str, addresses: &[Prefix]) -> Result<BasicTap> {
     let tap = ns.run(|| BasicTap::open(name)).and_then(|tap| tap.doing(|| "cannot open a TAP".into()))?;
-    let (name, addresses) = (name.to_owned(), addresses.to_vec());
-    ns.net(async move |net| {
-        let index = net.index(&name).await?;
-        for address in addresses {
-            net.add_address(index, address).await?;
-        }
-        net.set_up(index, &name).await
-    })?;
+    bring_up(ns, name, addresses)?;
     Ok(tap)
 }
 
