@@ -82,19 +82,21 @@ impl Streams {
             let Some(stream) = self.all.get_mut(&number) else { continue };
             stream.is_ready = false;
             let is_proven = stream.incoming.connection().unused_for().is_none();
-            let is_transient =
-                |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-            let kind: fn(_) -> _ = match stream.incoming.begins_with_tls() {
-                Ok(true) => Ended::InTls,
-                Ok(false) => match stream.incoming.read(is_proven, &mut *buffer) {
-                    Ok(mut datagrams) => {
-                        take(&mut datagrams);
-                        continue;
-                    }
-                    Err(error) if is_transient(&error) => continue,
-                    Err(_) => Ended::Over,
-                },
-                Err(error) if is_transient(&error) => continue,
+            // Nothing where a TLS handshake begins.
+            let read = match stream.incoming.begins_with_tls() {
+                Ok(true) => Ok(None),
+                Ok(false) => stream.incoming.read(is_proven, &mut *buffer).map(Some),
+                Err(error) => Err(error),
+            };
+            let kind: fn(_) -> _ = match read {
+                Ok(Some(mut datagrams)) => {
+                    take(&mut datagrams);
+                    continue;
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    continue;
+                }
+                Ok(None) => Ended::InTls,
                 Err(_) => Ended::Over,
             };
             // Its descriptors are closed with it.

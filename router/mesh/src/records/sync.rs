@@ -220,8 +220,8 @@ impl RecordSync {
         let summary = Message::Summary { hash: self.store.summary() }.encode();
         // What others change meanwhile makes no difference to what this host wrote.
         let is_own_asked = to_ask.iter().any(|(_, about)| *about == About::Own);
-        let own = if is_own_asked { self.store.own_digest() } else { Vec::new() };
-        let own: Vec<Vec<u8>> = own.iter().map(Message::encode).collect();
+        let own: Vec<Vec<u8>> =
+            if is_own_asked { self.store.own_digest().iter().map(Message::encode).collect() } else { Vec::new() };
         for (peer, about) in to_ask {
             let questions = if about == About::Own { &own[..] } else { std::slice::from_ref(&summary) };
             self.events.extend(questions.iter().map(|question| Event::Question(peer, question.clone())));

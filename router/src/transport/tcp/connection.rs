@@ -36,9 +36,8 @@ const UNPROVEN: usize = 4 << 20;
 pub struct Connection {
     /// The path that it is.
     pub path: Path,
-    stream: OnceLock<Stream>,
-    /// Since when it is open.
-    open_since: OnceLock<Instant>,
+    /// Once it is open, and since when.
+    stream: OnceLock<(Stream, Instant)>,
     /// The task that opens it.
     opening: OnceLock<AbortHandle>,
     /// Whether anything came by it.
@@ -71,7 +70,6 @@ impl Connection {
         Connection {
             path,
             stream: OnceLock::new(),
-            open_since: OnceLock::new(),
             opening: OnceLock::new(),
             was_heard: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -80,26 +78,26 @@ impl Connection {
     }
 
     /// A task opens it, which ends if the connection is given up before.
-    pub fn is_opened_by(&self, task: AbortHandle) {
+    pub fn set_task(&self, task: AbortHandle) {
         // Each connection is opened once.
         let _ = self.opening.set(task);
     }
 
     /// The connection is open: what waits is sent.
     pub fn open(&self, stream: Stream) -> io::Result<()> {
-        let (_, _) = (self.open_since.set(Instant::now()), self.stream.set(stream));
+        let _ = self.stream.set((stream, Instant::now()));
         self.flush()
     }
 
     /// The stream, once it is open.
     pub fn stream(&self) -> Option<&Stream> {
-        self.stream.get()
+        self.stream.get().map(|(stream, _)| stream)
     }
 
-    /// How long it has been open without anything that came by it; none if something did, or it is not open.
+    /// How long it has been open without anything that came by it; none if something did, or it is not open, or not this host opened it.
     pub fn mute_for(&self) -> Option<Duration> {
-        let since = self.open_since.get().filter(|_| !self.was_heard.load(Ordering::Relaxed));
-        since.map(Instant::elapsed)
+        let is_mute = self.path.transport == Transport::Tcp && !self.was_heard.load(Ordering::Relaxed);
+        self.stream.get().filter(|_| is_mute).map(|(_, since)| since.elapsed())
     }
 
     /// Notes whether a link goes over it.

@@ -146,7 +146,7 @@ impl Connections {
             }
             let (connections, opened) = (self.clone(), connection.clone());
             let task = self.runtime.spawn(async move { connections.open(&opened).await });
-            connection.is_opened_by(task.abort_handle());
+            connection.set_task(task.abort_handle());
         }
         self.send(lane, to, datagrams, stride)
     }
@@ -189,7 +189,7 @@ impl Connections {
         let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
         connection.open(stream)?;
-        if !self.is_there(connection) {
+        if !holds(&self.read(), connection) {
             // It had to go meanwhile.
             connection.shut_down();
             return Err(io::ErrorKind::NotConnected.into());
@@ -201,24 +201,15 @@ impl Connections {
 
     /// Takes a connection away that has ended; returns whether it was still there.
     pub fn close(&self, connection: &Arc<Connection>) -> bool {
-        // Another may have its path by now.
         let was_there = {
             let mut all = self.write();
-            let was_there = all.get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection));
-            if was_there {
-                all.remove(&connection.path);
-            }
-            was_there
+            holds(&all, connection) && all.remove(&connection.path).is_some()
         };
         if was_there {
             let _ = self.closed.send(connection.path);
         }
         connection.give_up();
         was_there
-    }
-
-    fn is_there(&self, connection: &Arc<Connection>) -> bool {
-        self.read().get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection))
     }
 
     /// The next connection to an address goes inside TLS, or if the last one did, without.
@@ -283,20 +274,20 @@ impl Connections {
     pub async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => drop(stream.into_std().map(|stream| self.admit(stream, unmapped(from)))),
+                Ok((stream, from)) => self.admit(stream, unmapped(from)),
                 // Out of file descriptors, perhaps: others need time to end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
 
-    fn admit(&self, stream: std::net::TcpStream, from: SocketAddr) {
+    fn admit(&self, stream: TcpStream, from: SocketAddr) {
         self.make_room(network_of(from.ip()));
         let connection = Arc::new(Connection::new(Path::accepted_tcp(from)));
         if !self.insert(&connection) {
             // From one port to two of this host's: the first one stays.
             self.refused.fetch_add(1, Ordering::Relaxed);
-        } else if self.take_up(&connection, Stream::Plain(stream)).is_err() {
+        } else if stream.into_std().and_then(|stream| self.take_up(&connection, Stream::Plain(stream))).is_err() {
             self.close(&connection);
         }
     }
@@ -305,7 +296,7 @@ impl Connections {
     pub fn on_ended(self: &Arc<Self>, ended: Ended) {
         match ended {
             Ended::Over(connection) => {
-                let is_mute = connection.path.transport == Transport::Tcp && connection.mute_for().is_some();
+                let is_mute = connection.mute_for().is_some();
                 if self.close(&connection) && is_mute {
                     self.wrap_otherwise(connection.path.remote);
                 }
@@ -331,7 +322,7 @@ impl Connections {
                 connections.close(&taken_up);
             }
         });
-        wrapped.is_opened_by(task.abort_handle());
+        wrapped.set_task(task.abort_handle());
     }
 
     /// Whether a TLS handshake may be made with a stranger in a network; counts as made.
@@ -350,8 +341,7 @@ impl Connections {
         let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         new.set_used(in_use.contains(&new.path));
         let mut all = self.write();
-        let there = all.get_mut(&old.path).filter(|there| Arc::ptr_eq(there, old));
-        there.map(|there| *there = new.clone()).is_some()
+        holds(&all, old) && all.insert(new.path, new.clone()).is_some()
     }
 
     /// Makes room for one more connection from a network: another one from there has to go, or, if there are too many in all, one
@@ -377,11 +367,9 @@ impl Connections {
         loop {
             tokio::time::sleep(SWEEP).await;
             self.shaken.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            let is_mute = |connection: &Connection| {
-                connection.path.transport == Transport::Tcp && connection.mute_for().is_some_and(|mute| mute > MUTE)
-            };
             let is_over = |connection: &&Arc<Connection>| {
-                is_mute(connection) || connection.unused_for().is_some_and(|unused| unused > UNUSED)
+                connection.mute_for().is_some_and(|mute| mute > MUTE)
+                    || connection.unused_for().is_some_and(|unused| unused > UNUSED)
             };
             self.read().values().filter(is_over).for_each(|connection| connection.shut_down());
         }
@@ -394,6 +382,11 @@ impl Connections {
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Path, Arc<Connection>>> {
         self.all.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a connection is among these, and no other has its path by now.
+fn holds(all: &BTreeMap<Path, Arc<Connection>>, connection: &Arc<Connection>) -> bool {
+    all.get(&connection.path).is_some_and(|there| Arc::ptr_eq(there, connection))
 }
 
 /// Does something that is over in a while, or failed.
