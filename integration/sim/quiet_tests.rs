@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_crypto::Ciphers;
 use weft_integration::sim::weather::IP_AND_UDP;
 use weft_integration::sim::world::{Host, HostNumber, World};
-use weft_integration::sim::{arrives, endpoint, star};
+use weft_integration::sim::{arrives, endpoint, got, send, star};
 
 /// What a mesh says at rest has a budget, in IP bytes a second and host.
 #[test]
@@ -20,6 +20,32 @@ fn hosts_at_rest_keep_to_their_budget() {
         let each = said / 60 / hosts;
         assert!(each <= budget, "{each} B/s each of {hosts}");
     }
+}
+
+/// Frames go the long way soon, though the hosts looked at a link at rest seldom when the first of them was lost on it.
+#[test]
+fn a_link_that_is_cut_with_its_first_frames_is_left_as_soon_as_one_in_use() {
+    let step = Duration::from_millis(10);
+    let mut longest = Duration::ZERO;
+    for phase in 0..25 {
+        let mut world = star(9, 3);
+        (0..3).for_each(|host| world.attach(host, [host as u8 + 1; 16], endpoint(host)));
+        world.run_for(Duration::from_secs(60) + step * phase);
+        assert!(world.is_direct(1, 2));
+        send(&mut world, 1, 2);
+        world.run_for(step);
+        world.cut(1, 2);
+        world.hosts[2].delivered.clear();
+        let cut = world.now;
+        while !got(&world, 1, 2) {
+            assert!(world.now.since(cut) < Duration::from_secs(5), "phase {phase}: nothing arrives");
+            send(&mut world, 1, 2);
+            world.run_for(step);
+        }
+        longest = longest.max(world.now.since(cut));
+    }
+    println!("frames arrive again after {longest:?}");
+    assert!(longest <= Duration::from_millis(330), "{longest:?}");
 }
 
 /// Host 1 pays for bytes: at rest it says and hears less than a megabyte a day, it has direct links while frames go, and others find out within

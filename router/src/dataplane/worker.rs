@@ -95,7 +95,7 @@ impl PuntSender {
     fn send(&self, punt: Punt) -> bool {
         let queue = match punt {
             Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
-            Punt::Learn { .. } | Punt::NoSession { .. } => &self.frames,
+            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken => &self.frames,
             Punt::Heard { .. } | Punt::Control { .. } => &self.trusted,
         };
         queue.try_send(punt).is_ok()

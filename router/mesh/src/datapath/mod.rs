@@ -26,7 +26,7 @@ use frame::Mac;
 use ingress::{Receiver, RxBuffer};
 use sender::Sender;
 use sink::{Punt, Sink};
-use snapshot::{Segment, Snapshot};
+use snapshot::{Outbound, Segment, Snapshot};
 use vnet::VnetHeader;
 use weft_crypto::Time;
 
@@ -78,9 +78,7 @@ impl Datapath {
         }
         match verdict {
             Verdict::ToPeer(_, outbound) => {
-                if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
-                    sink.dropped(reason);
-                }
+                self.send(outbound, segment, vnet, bytes, now, sink);
             }
             Verdict::Punt(host) => {
                 sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
@@ -97,11 +95,7 @@ impl Datapath {
                         Some(outbound) if outbound.send.is_none() => {
                             sink.punt(Punt::NoSession { host: *host, segment, vnet: *vnet, frame: bytes.to_vec() });
                         }
-                        Some(outbound) => {
-                            if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
-                                sink.dropped(reason);
-                            }
-                        }
+                        Some(outbound) => self.send(outbound, segment, vnet, bytes, now, sink),
                         None => {}
                     }
                 }
@@ -118,6 +112,23 @@ impl Datapath {
         sink: &mut impl Sink,
     ) -> usize {
         self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink)
+    }
+
+    fn send(
+        &mut self,
+        outbound: &Outbound,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &mut [u8],
+        now: Time,
+        sink: &mut impl Sink,
+    ) {
+        if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
+            return sink.dropped(reason);
+        }
+        if outbound.hop.as_ref().is_some_and(|hop| hop.meter.sent.wakes()) {
+            sink.punt(Punt::Woken);
+        }
     }
 
     /// Each recorded endpoint has a budget of its own; all that no record has share one, or who makes up a new MAC for

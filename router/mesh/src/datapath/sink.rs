@@ -82,6 +82,8 @@ pub enum Punt {
         /// Where it was seen.
         host: HostLabel,
     },
+    /// The first frames go over a link that was at rest.
+    Woken,
 }
 
 /// Where a batch's results go.

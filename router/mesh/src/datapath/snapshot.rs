@@ -149,6 +149,8 @@ pub struct Direction {
     pub link_last: AtomicU64,
     /// Datagrams relayed for the peer.
     pub relayed: AtomicU64,
+    /// The node looks at the link seldom, since nothing goes over it.
+    rests: AtomicBool,
 }
 
 impl Direction {
@@ -156,6 +158,17 @@ impl Direction {
     pub fn on_link(&self, datagrams: u64, now: Time) {
         self.link_datagrams.fetch_add(datagrams, Ordering::Relaxed);
         self.link_last.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// The node looks at the link seldom from now on: it is to be told of the first frames.
+    pub fn rest(&self) {
+        self.rests.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node has to be told that frames go over the link.
+    pub fn wakes(&self) -> bool {
+        // Of a link in use the first load alone is paid for.
+        self.rests.load(Ordering::Relaxed) && self.rests.swap(false, Ordering::Relaxed)
     }
 
     /// One of the datagrams on the link is said again if it is lost.

@@ -343,6 +343,26 @@ fn udp_super_frames_keep_their_datagrams() {
 }
 
 #[test]
+fn the_first_frames_over_a_link_at_rest_wake_the_node() {
+    let sender = snapshot(1, &[2], Some((3, 2)), 1452);
+    let relay = snapshot(2, &[1, 3], None, 1452);
+    let (mut a, mut b) = (Datapath::new(64), Datapath::new(64));
+    sender.outbound.get(&label(3)).unwrap().hop.as_ref().unwrap().meter.sent.rest();
+    relay.outbound.get(&label(3)).unwrap().meter.sent.rest();
+    let (mut sent, mut passed) = (Taps::new(ALL), Taps::new(ALL));
+    for _ in 0..3 {
+        let mut frame = tcp_frame(false, b"x", 0x10);
+        a.frame(&sender, segment(), &VnetHeader::default(), &mut frame, Time::ZERO, &mut sent);
+    }
+    for (run, bytes) in a.sender.batch.runs() {
+        let mut bytes = bytes.to_vec();
+        let mut buffers = [RxBuffer { from: address(1), data: &mut bytes, stride: run.stride }];
+        b.datagrams(&relay, Time::ZERO, &mut buffers, &mut passed);
+    }
+    assert_eq!((sent.punts, passed.punts), (vec![Punt::Woken], vec![Punt::Woken]));
+}
+
+#[test]
 fn bursts_of_two_workers_are_never_mixed() {
     let sender = snapshot(1, &[3], None, 1452);
     let receiver = snapshot(3, &[1], None, 1452);

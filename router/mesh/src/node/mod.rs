@@ -226,6 +226,8 @@ impl Node {
             Punt::Learn { segment, mac, host } => {
                 self.parts.segments.tables.learn(segment, mac, host, now);
             }
+            // The tick that this leads to sees what was sent.
+            Punt::Woken => {}
         }
         false
     }

@@ -143,7 +143,11 @@ impl Topology {
         }
         self.announce_link(label, now);
         self.offer_idle(label, now);
-        !tries && self.peers.get(&label).is_some_and(|peer| peer.is_at_rest(now))
+        let resting = self.peers.get(&label).filter(|peer| !tries && peer.is_at_rest(now));
+        if let Some(peer) = resting {
+            peer.meter.sent.rest();
+        }
+        resting.is_some()
     }
 
     /// Pings along a path, probes the sizes that are due on the link, and says the heartbeat that is.
