@@ -58,8 +58,7 @@ impl Peer {
             return Some("there is no session any more");
         }
         let is_lost = self.pings.unanswered(link.path, heard, patience, now) >= LOST_PINGS;
-        let down_after = if link.path.is_udp() { DOWN_AFTER } else { TCP_DOWN_AFTER };
-        (is_lost && quiet > down_after.max(patience)).then_some("nothing comes back")
+        (is_lost && self.is_silent(now)).then_some("nothing comes back")
     }
 
     /// Whether its link is due for a ping; with `marks` this host marks what is urgent.
@@ -111,6 +110,14 @@ impl Peer {
         self.link.as_ref().is_some_and(|link| {
             let is_idle = now.since(link.last_used) >= IN_USE && now.since(link.since) >= YOUNG;
             is_idle && heard >= link.last_ping && link.pulse.is_calm(heard)
+        })
+    }
+
+    /// Whether nothing came over its link for so long that it is lost if pings are, be it the peer's.
+    pub(super) fn is_silent(&self, now: Time) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            let bound = if link.path.is_udp() { DOWN_AFTER } else { TCP_DOWN_AFTER };
+            now.since(self.last_heard().max(link.since)) > bound.max(link.patience())
         })
     }
 

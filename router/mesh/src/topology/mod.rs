@@ -350,12 +350,15 @@ impl Topology {
         self.peers.get(&peer)?.link.as_ref()
     }
 
-    /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too.
+    /// Another host announces a link, or (with `None`) takes it back: a link with the host that it lost may be lost, too. The end of a link
+    /// that only answered sends nothing any more, and would ask when the other has asked long enough.
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
         if link.is_none() && self.routing.link(from, to).is_some() {
-            let other = if to == self.own { from } else { to };
-            if let Some(peer) = self.peers.get_mut(&other) {
-                peer.doubt(now);
+            let (is_own, other) = if to == self.own { (true, from) } else { (false, to) };
+            match self.peers.get_mut(&other) {
+                Some(peer) if is_own && peer.is_silent(now) => self.link_down(other, "the other end lost it", now),
+                Some(peer) => peer.doubt(now),
+                None => {}
             }
         }
         self.routing.hear(from, to, link.filter(|link| *link != LinkRecord::LET_GO));
@@ -455,5 +458,18 @@ mod tests {
         topology.on_link_record(other, PEER, Some(link), at(200));
         topology.on_link_record(other, PEER, None, at(300));
         assert_eq!(doubted(&topology), at(300));
+    }
+
+    #[test]
+    fn a_silent_link_that_its_other_end_lost_is_lost_and_one_just_heard_of_is_asked() {
+        let (mut topology, table, meter) = topology();
+        topology.tend_links(true, &table, at(0));
+        answer(&mut topology, &meter, 1400, at(10));
+        let link = LinkRecord { cost: 10, max_datagram: 1472 };
+        for (now, is_lost) in [(at(100), false), (at(400), true)] {
+            topology.on_link_record(PEER, OWN, Some(link), now);
+            topology.on_link_record(PEER, OWN, None, now);
+            assert_eq!(topology.link(PEER).is_none(), is_lost);
+        }
     }
 }

@@ -86,7 +86,7 @@ impl Pulse {
     pub(super) fn is_due(&self, heard: Time, patience: Duration, now: Time) -> bool {
         let quiet = now.since(heard);
         let waits = self.unanswered.is_some_and(|first| now.since(first) >= QUIET.max(patience));
-        quiet >= ASLEEP && (waits || self.doubted > heard || quiet > self.promised + LATE + patience)
+        waits || (quiet >= ASLEEP && (self.doubted > heard || quiet > self.promised + LATE + patience))
     }
 }
 
