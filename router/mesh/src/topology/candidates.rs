@@ -11,8 +11,9 @@ use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::Path;
 
-/// Paths tried for one peer.
-const MAX: usize = 24;
+/// Paths tried for one peer, and how many of them for having worked.
+const MAX: usize = 36;
+const MAX_LIKELY: usize = 12;
 /// Longest waits between tries of an address: a likely one, and any other.
 const LONGEST_LIKELY: Duration = Duration::from_secs(2);
 const LONGEST_UNLIKELY: Duration = Duration::from_secs(30);
@@ -70,8 +71,9 @@ struct Candidate {
     /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
     is_mapped: bool,
     trial: Trial,
-    /// The peer has asked from there, or so it seemed.
+    /// The peer has asked from there, or so it seemed; and whether its record says that it is there.
     has_asked: bool,
+    is_said: bool,
     /// How it was learnt first, and whether it ever answered.
     learnt: Learnt,
     answered: bool,
@@ -102,8 +104,8 @@ impl Candidates {
         Candidates { is_metered, all: BTreeMap::new(), unlikely: full(UNLIKELY_AT_ONCE), raced: full(RACED_AT_ONCE) }
     }
 
-    /// Adds a path, unless it cannot be tried at any time; returns whether it is new. When the list is full the least likely one makes room, unless all are likely and
-    /// answer.
+    /// Adds a path, unless it cannot be tried at any time; returns whether it is new. When the list is full one that the peer does not say any
+    /// more makes room, of those that worked one that fails: where a peer was before pushes out no address that it has now.
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
         if !path.is_lasting() {
             return false;
@@ -111,11 +113,22 @@ impl Candidates {
         // What the peer asked now may not be this host's address when it is tried.
         let path = path.from_any();
         let is_new = !self.all.contains_key(&path);
-        if is_new && self.all.len() >= MAX {
-            let replaceable = self.all.iter().filter(|(_, c)| !c.is_likely || c.retry.failures() > 2);
-            let worst = replaceable.max_by_key(|(_, c)| (!c.is_likely, c.retry.failures()));
-            let Some(worst) = worst.map(|(path, _)| *path) else { return false };
-            self.all.remove(&worst);
+        if is_new {
+            let likely = self.all.values().filter(|candidate| candidate.is_likely).count();
+            let is_full = if learnt == Learnt::Worked {
+                likely >= MAX_LIKELY
+            } else {
+                self.all.len() - likely >= MAX - MAX_LIKELY
+            };
+            let of_kind = |c: &Candidate| c.is_likely == (learnt == Learnt::Worked);
+            let is_left = |c: &Candidate| if c.is_likely { c.retry.failures() > 2 } else { !c.is_said };
+            let replaceable = self.all.iter().filter(|(_, c)| of_kind(c) && is_left(c));
+            let worst = replaceable.max_by_key(|(_, c)| c.retry.failures()).map(|(path, _)| *path);
+            match worst.filter(|_| is_full) {
+                Some(worst) => drop(self.all.remove(&worst)),
+                None if is_full => return false,
+                None => {}
+            }
         }
         let new = Candidate {
             retry: Backoff::default(),
@@ -123,6 +136,7 @@ impl Candidates {
             is_mapped: true,
             trial: Trial::default(),
             has_asked: false,
+            is_said: false,
             learnt,
             answered: false,
         };
@@ -130,6 +144,21 @@ impl Candidates {
         candidate.is_likely |= learnt == Learnt::Worked;
         candidate.is_mapped &= !matches!(learnt, Learnt::Announced | Learnt::Advertised);
         is_new
+    }
+
+    /// Takes what the peer's record says now, its first paths if they are too many; returns whether any of it is new.
+    pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> bool {
+        let said: Vec<(Path, Learnt)> = said.collect();
+        for (path, candidate) in &mut self.all {
+            candidate.is_said = said.iter().any(|(said, _)| said == path);
+        }
+        said.into_iter().fold(false, |is_news, (path, learnt)| {
+            let is_new = self.add(path, learnt);
+            if let Some(candidate) = self.all.get_mut(&path) {
+                candidate.is_said = true;
+            }
+            is_news | is_new
+        })
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -264,15 +293,38 @@ mod tests {
     }
 
     #[test]
-    fn a_full_list_gives_up_unlikely_addresses_first_and_never_likely_ones_that_answer() {
+    fn a_full_list_gives_up_what_failed_most_and_no_likely_address_that_answers() {
         let mut candidates = Candidates::new(false);
-        for host in 0..28 {
-            candidates.add(path(host), learnt(host < 23));
+        for host in 0..60 {
+            candidates.add(path(host), learnt(host < 20));
         }
-        assert_eq!((candidates.paths().count(), candidates.likely().len()), (MAX, 23));
-        candidates.add(path(30), Learnt::Worked);
-        candidates.add(path(31), Learnt::Worked);
-        assert!(candidates.likely().contains(&address(30)) && !candidates.likely().contains(&address(31)));
+        let likely: Vec<SocketAddr> = (0..MAX_LIKELY as u8).map(address).collect();
+        assert_eq!((candidates.paths().count(), candidates.likely()), (MAX, likely));
+        for second in 0..60 {
+            candidates.reset(path(0), Time::ZERO + Duration::from_secs(second));
+            candidates.due(&[], |_| false, |_| false, &mut 99, 0.5, Time::ZERO + Duration::from_secs(second));
+        }
+        assert!(candidates.add(path(70), Learnt::Worked) && candidates.likely().contains(&address(70)));
+        assert!(candidates.likely().contains(&address(0)) && candidates.likely().len() == MAX_LIKELY);
+    }
+
+    #[test]
+    fn where_a_peer_was_before_pushes_out_no_address_that_it_has_now() {
+        let mut candidates = Candidates::new(false);
+        for host in 0..MAX as u8 {
+            candidates.add(path(host), Learnt::Worked);
+        }
+        for round in 1..4 {
+            // It is seen elsewhere in each place.
+            let said = [Learnt::Announced].into_iter().chain([Learnt::Seen; 6]);
+            let said: Vec<_> = (80 * round - 20 * (round % 2)..).map(path).zip(said).collect();
+            assert!(candidates.hear(said.iter().copied()) && !candidates.hear(said.iter().copied()));
+            for host in 0..MAX as u8 {
+                candidates.add(path(host), Learnt::Worked);
+            }
+            candidates.on_question(path(50 + round));
+            assert!(said.iter().all(|(path, _)| candidates.paths().any(|known| known == path)));
+        }
     }
 
     #[test]

@@ -285,15 +285,9 @@ impl Topology {
             (&record.addresses, Learnt::Announced),
             (&record.seen, Learnt::Seen),
         ];
-        for (addresses, learnt) in lists {
-            for address in addresses {
-                if peer.candidates.add(Path::udp(*address), learnt) {
-                    peer.begin_again(now);
-                }
-            }
-        }
-        for (path, learnt) in fallback::paths_of(record) {
-            peer.candidates.add(path, learnt);
+        let by_udp = lists.into_iter().flat_map(|(all, learnt)| all.iter().map(move |at| (Path::udp(*at), learnt)));
+        if peer.candidates.hear(by_udp.chain(fallback::paths_of(record))) {
+            peer.begin_again(now);
         }
     }
 
@@ -321,7 +315,7 @@ impl Topology {
 
     /// Sets the addresses of this host's interfaces.
     pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>, now: Time) {
-        self.addresses.set_local(addresses);
+        self.addresses.set_local(addresses, now);
         self.peers.values_mut().for_each(|peer| peer.begin_again(now));
         self.events.push_back(Event::AddressesChanged);
     }

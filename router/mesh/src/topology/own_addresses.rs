@@ -8,14 +8,16 @@ use std::time::Duration;
 use weft_crypto::{HostLabel, Time};
 
 use super::account::mapping;
+use crate::bucket::Bucket;
 use crate::explanation::Mapping;
 use crate::records::{Advertised, MAX_ADVERTISED, MAX_LIST};
 
-/// Shortest and longest time between two announced changes of the addresses that others see: each doubles the wait, and a time of
-/// [`SEEN_CALM`] without any ends it.
+/// The shortest time between two announced changes of the addresses that others see, how many may come in a row, and the seconds that earn one
+/// more. A NAT that starts again, or another network, leads to one or two; a peer that says something else each time could lead to any number.
 const SEEN_SOONEST: Duration = Duration::from_secs(1);
-const SEEN_LATEST: Duration = Duration::from_secs(30);
-const SEEN_CALM: Duration = Duration::from_secs(120);
+const CHANGES: u64 = 8;
+const SECONDS_PER_CHANGE: u64 = 30;
+const CHANGE_BUDGET: u64 = CHANGES * SECONDS_PER_CHANGE;
 /// Addresses at which others see this host that are announced.
 const MAX_SEEN: usize = 4;
 
@@ -46,10 +48,10 @@ pub(crate) struct OwnAddresses {
     seen_by: BTreeMap<HostLabel, SocketAddr>,
     /// Whether any has told.
     is_seen: bool,
-    /// What of it is announced, since when, and how long at least.
+    /// What of it is announced, when that may change again, and how often.
     seen: Vec<SocketAddr>,
-    announced_at: Time,
-    stays_for: Duration,
+    stays_until: Time,
+    changes: Bucket,
 }
 
 impl OwnAddresses {
@@ -61,14 +63,19 @@ impl OwnAddresses {
             seen_by: BTreeMap::new(),
             is_seen: false,
             seen: Vec::new(),
-            announced_at: now,
-            stays_for: Duration::ZERO,
+            stays_until: now,
+            changes: Bucket::new(CHANGE_BUDGET, now),
         }
     }
 
-    /// Sets the addresses of this host's interfaces.
-    pub(super) fn set_local(&mut self, addresses: Vec<IpAddr>) {
+    /// Sets the addresses of this host's interfaces. In another network others see it elsewhere, however often they did before.
+    pub(super) fn set_local(&mut self, addresses: Vec<IpAddr>, now: Time) {
+        let before = std::mem::take(&mut self.local);
         self.local = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.reach.port)).collect();
+        if self.local != before {
+            self.seen_by.clear();
+            (self.stays_until, self.changes) = (now, Bucket::new(CHANGE_BUDGET, now));
+        }
     }
 
     /// Sets the addresses that a NAT leads to this host.
@@ -126,8 +133,7 @@ impl OwnAddresses {
         } else {
             self.seen_by.insert(by, seen);
         }
-        let since = now.since(self.announced_at);
-        if since < self.stays_for {
+        if now < self.stays_until {
             // The next answer of any peer tells again.
             return false;
         }
@@ -136,13 +142,11 @@ impl OwnAddresses {
         let mut counts: Vec<(SocketAddr, usize)> = counts.into_iter().collect();
         counts.sort_by_key(|(address, count)| (Reverse(*count), *address));
         let seen: Vec<SocketAddr> = counts.into_iter().take(MAX_SEEN).map(|(address, _)| address).collect();
-        let is_news = seen != self.seen;
-        if is_news {
-            let is_calm = since >= SEEN_CALM;
-            self.stays_for = if is_calm { SEEN_SOONEST } else { (self.stays_for * 2).clamp(SEEN_SOONEST, SEEN_LATEST) };
-            (self.seen, self.announced_at) = (seen, now);
+        let is_told = seen != self.seen && self.changes.take(SECONDS_PER_CHANGE, 1, CHANGE_BUDGET, now);
+        if is_told {
+            (self.seen, self.stays_until) = (seen, now + SEEN_SOONEST);
         }
-        is_news
+        is_told
     }
 }
 
@@ -156,7 +160,7 @@ mod tests {
         let peer = |n: u8| HostLabel([n; 6]);
         let second = |n: u64| Time::ZERO + Duration::from_secs(n);
         let mut addresses = OwnAddresses::new(OwnReach::at_port(6783), second(0));
-        addresses.set_local(vec![[192, 0, 2, 1].into()]);
+        addresses.set_local(vec![[192, 0, 2, 1].into()], second(0));
         assert!(!addresses.note_seen(peer(1), at(1), second(1)), "it is known as a local one");
         assert!(addresses.note_seen(peer(1), at(9), second(2)));
         assert_eq!((addresses.announced(), addresses.seen()), (vec![at(1)], vec![at(9)]));
@@ -202,5 +206,17 @@ mod tests {
             addresses.note_seen(HostLabel([1; 6]), seen, Time::ZERO + Duration::from_secs(*second))
         });
         assert!((15..30).contains(&changes.count()));
+    }
+
+    #[test]
+    fn a_host_that_moves_often_tells_each_time_within_a_second() {
+        let mut addresses = OwnAddresses::new(OwnReach::at_port(6783), Time::ZERO);
+        for moved in 0..30u8 {
+            let now = Time::ZERO + Duration::from_secs(4 * u64::from(moved));
+            addresses.set_local(vec![[10, 0, moved, 1].into()], now);
+            let seen = |n: u8| SocketAddr::from(([198, 51, 100, moved], 6783 + u16::from(n)));
+            assert!(addresses.note_seen(HostLabel([1; 6]), seen(0), now));
+            assert!(addresses.note_seen(HostLabel([1; 6]), seen(1), now + SEEN_SOONEST), "its NAT starts again");
+        }
     }
 }
