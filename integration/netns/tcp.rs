@@ -79,7 +79,10 @@ fn a_host_that_only_tls_leaves_joins_inside_of_it() {
     let containers = [0, 1, 2].map(|host| mesh.add_container(host, "red"));
     mesh.await_connected();
     println!("connected {:.1?} after launch", launched.elapsed());
-    assert_eq!(of_peer(&mesh, 1, "h0", "transport"), "tcp");
+    for (host, is_in_tls) in [(1, true), (2, false)] {
+        let link = mesh.hosts[host].peer("h0").unwrap();
+        assert_eq!((&link["transport"], &link["tls"]), (&"tcp".into(), &is_in_tls.into()));
+    }
     for (what, from, to) in [("inside TLS", 1, 0), ("inside TLS, back", 0, 1), ("without TLS", 2, 0)] {
         let carried = carry(&mesh, containers[from], containers[to], 2);
         println!("{what}: {} Mbit/s, {:?}", carried.bytes * 8 / 2_000_000, carried.longest_silence);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use weft_mesh::egress::DropReason;
-use weft_mesh::node::{EndpointStatus, Status, TargetState};
+use weft_mesh::node::{EndpointStatus, PeerStatus, Status, TargetState};
 use weft_mesh::records::EndpointId;
 
 use crate::daemon::api::Api;
@@ -43,7 +43,7 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         "addresses": addresses,
         "advertised": advertised,
         "problems": problems(status, unproven, api),
-        "peers": peers,
+        "peers": peers.iter().map(|peer| with_tls(peer, api)).collect::<Vec<Value>>(),
         "links": links,
         "routes": routes,
         "endpoints": endpoints(status, api),
@@ -112,6 +112,14 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     problems.extend(api.store.problem());
     problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));
     problems
+}
+
+/// A peer as the node reports it, and whether its link is inside TLS, of which the node knows nothing.
+fn with_tls(peer: &PeerStatus, api: &Api) -> Value {
+    let by_tcp = peer.remote.filter(|_| peer.transport == Some("tcp"));
+    let mut value = json!(peer);
+    value["tls"] = json!(by_tcp.is_some_and(|remote| api.connections.is_in_tls(remote)));
+    value
 }
 
 /// Endpoints as the node reports them, those of an engine with their published ports.
@@ -327,8 +335,21 @@ fn print_ipam(ipam: &Value) -> Result<String> {
     Ok(text)
 }
 
-const PEERS: &[&str] =
-    &["name", "peer_id", "state", "path", "via", "remote", "cipher", "rtt_us", "mtu", "rx_bytes", "tx_bytes"];
+const PEERS: &[&str] = &[
+    "name",
+    "peer_id",
+    "state",
+    "path",
+    "via",
+    "transport",
+    "tls",
+    "remote",
+    "cipher",
+    "rtt_us",
+    "mtu",
+    "rx_bytes",
+    "tx_bytes",
+];
 
 /// The heading of a column.
 fn heading(column: &str) -> String {

@@ -42,7 +42,7 @@ impl Streams {
         epoll.add(incoming.fd(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         epoll.add(&room, EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, number + 1))?;
         // Some may have come with the end of a TLS handshake: epoll does not tell of that.
-        let is_ready = incoming.is_in_tls();
+        let is_ready = incoming.connection().is_in_tls();
         self.all.insert(number, Receiving { incoming, room, is_ready });
         if is_ready {
             self.ready.push_back(number);

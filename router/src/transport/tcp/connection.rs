@@ -94,6 +94,11 @@ impl Connection {
         self.stream.get().map(|(stream, _)| stream)
     }
 
+    /// Whether it is inside TLS.
+    pub fn is_in_tls(&self) -> bool {
+        matches!(self.stream(), Some(Stream::Tls(..)))
+    }
+
     /// How long it has been open without anything that came by it; none if something did, or it is not open, or not this host opened it.
     pub fn mute_for(&self) -> Option<Duration> {
         let is_mute = self.path.transport == Transport::Tcp && !self.was_heard.load(Ordering::Relaxed);
@@ -230,11 +235,6 @@ impl Incoming {
             Stream::Plain(socket) if may_be => Ok(socket.peek(&mut first)? > 0 && first == [tls::FIRST_BYTE]),
             _ => Ok(false),
         }
-    }
-
-    /// Whether it is inside TLS.
-    pub fn is_in_tls(&self) -> bool {
-        matches!(self.stream(), Stream::Tls(..))
     }
 
     /// Reads what there is into a buffer of 128 KiB at least, and returns the datagrams in it. An error of another kind than

@@ -229,6 +229,11 @@ impl Connections {
         self.wrapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a connection with an address is inside TLS.
+    pub fn is_in_tls(&self, remote: SocketAddr) -> bool {
+        self.read().values().any(|connection| connection.path.remote == remote && connection.is_in_tls())
+    }
+
     /// Notes how the connection of a path is used.
     pub fn set_usage(&self, path: Path, usage: Usage) {
         let (path, is_used) = (path.from_any(), usage == Usage::InUse);
