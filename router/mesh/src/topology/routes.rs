@@ -1,10 +1,12 @@
 //! Link-state routes: Dijkstra's shortest paths, the same on every host that holds the same records.
 //!
-//! Hysteresis is in the costs that hosts announce, not in the choice of a path: hosts that agree on
-//! the costs agree on the paths, so there are no loops once the records are everywhere. Ties go to the lower label.
+//! Hysteresis is in the costs that hosts announce, not in the choice of a path: for hosts that agree on the costs each hop leads nearer, so there
+//! are no loops once the records are everywhere. Pairs are spread over relays that cost the same by rendezvous hashing (Thaler, Ravishankar, "Using
+//! name-based mappings to increase hit rates", 1998): each pair by one of them, both ways, and by another only when that is lost.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use weft_crypto::HostLabel;
@@ -47,9 +49,24 @@ struct Indexed {
 #[derive(Clone, Copy)]
 struct Distance {
     cost: u32,
+    /// What every path of this cost takes.
     max_datagram: u16,
-    /// The first hop.
-    first: usize,
+}
+
+/// A host's distances to all others, and those of its neighbours.
+struct Ways<'g> {
+    graph: &'g Indexed,
+    start: usize,
+    distances: Vec<Option<Distance>>,
+    neighbours: Vec<(usize, LinkRecord, Vec<Option<Distance>>)>,
+}
+
+/// The way to a host by a neighbour: what it costs, what from there on, and what the neighbour's way back costs.
+struct Way {
+    by: usize,
+    cost: u32,
+    onward: u32,
+    back: u32,
 }
 
 impl Graph {
@@ -92,35 +109,16 @@ impl Graph {
     /// say so; this host's own links are what it knows itself.
     pub fn routes(&self, own: HostLabel) -> BTreeMap<HostLabel, Route> {
         let graph = self.indexed(own);
-        let Ok(start) = graph.labels.binary_search(&own) else { return BTreeMap::new() };
-        let ours = graph.distances(start);
-        let neighbours = &graph.edges[start];
-        let theirs: Vec<_> = neighbours.iter().map(|(neighbour, _)| graph.distances(*neighbour)).collect();
-        let mut routes = BTreeMap::new();
-        for (to, distance) in ours.iter().enumerate().filter(|(to, _)| *to != start) {
-            let Some(Distance { cost, max_datagram, first }) = *distance else { continue };
-            let backup = (neighbours.iter().zip(&theirs))
-                .filter(|((neighbour, _), _)| *neighbour != first)
-                .filter(|((neighbour, _), _)| *neighbour == to || !graph.is_stub[*neighbour])
-                .filter_map(|((neighbour, link), distances)| {
-                    let onward = distances[to]?.cost;
-                    let back = distances[start].map_or(u32::MAX, |back| back.cost);
-                    let is_loop_free = onward < back.saturating_add(cost);
-                    is_loop_free.then_some((link.cost.saturating_add(onward), graph.labels[*neighbour]))
-                })
-                .min()
-                .map(|(_, label)| label);
-            routes.insert(graph.labels[to], Route { via: graph.labels[first], backup, cost, max_datagram });
-        }
-        routes
+        let Some(ways) = graph.ways(own) else { return BTreeMap::new() };
+        let others = graph.labels.iter().enumerate().filter(|(to, _)| *to != ways.start);
+        others.filter_map(|(to, label)| Some((*label, ways.route(to)?))).collect()
     }
 
     /// The next host on the way from one to another.
     pub fn next_hop(&self, from: HostLabel, to: HostLabel) -> Option<HostLabel> {
         let graph = self.indexed(from);
-        let place = |label| graph.labels.binary_search(&label).ok();
-        let first = graph.distances(place(from)?)[place(to)?]?.first;
-        Some(graph.labels[first])
+        let to = graph.labels.binary_search(&to).ok()?;
+        graph.ways(from)?.first_hop(to).map(|first| graph.labels[first])
     }
 
     fn indexed(&self, own: HostLabel) -> Indexed {
@@ -146,29 +144,73 @@ impl Graph {
 }
 
 impl Indexed {
+    fn ways(&self, from: HostLabel) -> Option<Ways<'_>> {
+        let start = self.labels.binary_search(&from).ok()?;
+        let neighbours = self.edges[start].iter().map(|(to, link)| (*to, *link, self.distances(*to))).collect();
+        Some(Ways { graph: self, start, distances: self.distances(start), neighbours })
+    }
+
     fn distances(&self, start: usize) -> Vec<Option<Distance>> {
         let mut done: Vec<Option<Distance>> = vec![None; self.labels.len()];
-        let mut best = vec![u32::MAX; self.labels.len()];
-        let mut heap = BinaryHeap::from([Reverse((0, start, start, u16::MAX))]);
-        while let Some(Reverse((cost, at, first, max_datagram))) = heap.pop() {
+        let mut best = vec![Distance { cost: u32::MAX, max_datagram: u16::MAX }; self.labels.len()];
+        best[start].cost = 0;
+        let mut heap = BinaryHeap::from([Reverse((0, start))]);
+        while let Some(Reverse((_, at))) = heap.pop() {
             if done[at].is_some() {
                 continue;
             }
-            done[at] = Some(Distance { cost, max_datagram, first });
+            // All that lead here at this cost are done: each link costs something.
+            let here = best[at];
+            done[at] = Some(here);
             if at != start && self.is_stub[at] {
                 continue;
             }
-            for (to, link) in &self.edges[at] {
-                let cost = cost.saturating_add(link.cost);
-                // Equal costs go on the heap, too: there the lower label wins, the same way everywhere.
-                if done[*to].is_none() && cost <= best[*to] {
-                    best[*to] = cost;
-                    let first = if at == start { *to } else { first };
-                    heap.push(Reverse((cost, *to, first, max_datagram.min(link.max_datagram))));
+            for (to, link) in self.edges[at].iter().filter(|(to, _)| done[*to].is_none()) {
+                let cost = here.cost.saturating_add(link.cost);
+                let max_datagram = here.max_datagram.min(link.max_datagram);
+                if cost < best[*to].cost {
+                    best[*to] = Distance { cost, max_datagram };
+                    heap.push(Reverse((cost, *to)));
+                } else if cost == best[*to].cost {
+                    best[*to].max_datagram = best[*to].max_datagram.min(max_datagram);
                 }
             }
         }
         done
+    }
+}
+
+impl Ways<'_> {
+    fn route(&self, to: usize) -> Option<Route> {
+        let Distance { cost, max_datagram } = self.distances[to]?;
+        let first = self.first_hop(to)?;
+        let is_loop_free = |way: &Way| way.by != first && way.onward < way.back.saturating_add(cost);
+        let backups = self.by_neighbours(to).filter(is_loop_free);
+        let backup = backups.map(|way| (way.cost, self.graph.labels[way.by])).min().map(|(_, label)| label);
+        Some(Route { via: self.graph.labels[first], backup, cost, max_datagram })
+    }
+
+    /// The neighbour on the way: the host itself if no way costs less, or one of those by which it costs the same.
+    fn first_hop(&self, to: usize) -> Option<usize> {
+        let cost = self.distances[to]?.cost;
+        let [near, far] = [self.start, to].map(|host| self.graph.labels[host]);
+        let share = |by: usize| {
+            let mut hasher = DefaultHasher::new();
+            (near.min(far), near.max(far), self.graph.labels[by]).hash(&mut hasher);
+            hasher.finish()
+        };
+        let cheapest = self.by_neighbours(to).filter(|way| way.cost == cost).map(|way| way.by);
+        cheapest.max_by_key(|by| (*by == to, share(*by)))
+    }
+
+    fn by_neighbours(&self, to: usize) -> impl Iterator<Item = Way> {
+        let may_relay = move |neighbour: usize| neighbour == to || !self.graph.is_stub[neighbour];
+        let reaching = self.neighbours.iter().filter(move |(neighbour, ..)| may_relay(*neighbour));
+        reaching.filter_map(move |(neighbour, link, theirs)| {
+            let onward = theirs[to]?.cost;
+            let back = theirs[self.start].map_or(u32::MAX, |back| back.cost);
+            Some(Way { by: *neighbour, cost: link.cost.saturating_add(onward), onward, back })
+        })
     }
 }
 
@@ -215,6 +257,32 @@ mod tests {
     }
 
     #[test]
+    fn pairs_are_spread_over_relays_of_one_cost_and_go_by_one_of_them_both_ways() {
+        // Hosts 10 to 59 see each other by the relays 1 to 4 alone.
+        let links: Vec<_> = (10..60).flat_map(|host| (1..5).map(move |relay| (relay, host, 10))).collect();
+        let mut graph = graph(&links);
+        let routes = |graph: &Graph| -> BTreeMap<HostLabel, BTreeMap<HostLabel, Route>> {
+            (10..60).map(label).map(|host| (host, graph.routes(host))).collect()
+        };
+        let before = routes(&graph);
+        let pairs: Vec<_> = (10..60).flat_map(|from| (from + 1..60).map(move |to| (label(from), label(to)))).collect();
+        let mut shares = BTreeMap::new();
+        for (from, to) in &pairs {
+            let (there, back) = (before[from][to], before[to][from]);
+            assert_eq!((there.via, there.cost, there.max_datagram), (back.via, 20, 1001), "what all of them take");
+            assert_eq!(graph.next_hop(*from, *to), Some(there.via));
+            *shares.entry(there.via).or_insert(0) += 1;
+        }
+        assert!(shares.len() == 4 && shares.values().all(|share| (250..360).contains(share)), "{shares:?}");
+        for host in 10..60 {
+            graph.unset(label(4), label(host));
+        }
+        let after = routes(&graph);
+        let kept = |from, to| before[from][to].via == label(4) || after[from][to].via == before[from][to].via;
+        assert!(pairs.iter().all(|(from, to)| kept(from, to)), "a relay that is lost moves its own pairs alone");
+    }
+
+    #[test]
     fn a_link_that_one_end_does_not_claim_is_none() {
         let mut graph = graph(&[(1, 2, 10), (2, 3, 10)]);
         graph.unset(label(3), label(2));
@@ -229,7 +297,8 @@ mod tests {
         let graph = graph(&[(1, 2, 10), (2, 3, 10), (3, 4, 10), (4, 1, 10)]);
         let routes = graph.routes(label(1));
         assert_eq!(routes[&label(2)].backup, None);
-        assert_eq!(routes[&label(3)].backup, Some(label(4)));
+        let far = routes[&label(3)];
+        assert_eq!(BTreeSet::from([Some(far.via), far.backup]), [2, 4].map(|host| Some(label(host))).into());
     }
 
     #[test]
