@@ -339,7 +339,7 @@ impl Receiver {
                         carried += len;
                         neighbour.meter.received.relayed.fetch_add(1, Ordering::Relaxed);
                         hop.meter.sent.on_link(1, now);
-                        if hop.meter.sent.wakes() {
+                        if hop.meter.sent.take_rest() {
                             sink.punt(Punt::Woken);
                         }
                         self.relay(hop.path, number, offset..offset + len, stride);

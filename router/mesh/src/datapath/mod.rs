@@ -126,7 +126,7 @@ impl Datapath {
         if let Err(reason) = self.sender.send(outbound, segment, vnet, bytes, now) {
             return sink.dropped(reason);
         }
-        if outbound.hop.as_ref().is_some_and(|hop| hop.meter.sent.wakes()) {
+        if outbound.hop.as_ref().is_some_and(|hop| hop.meter.sent.take_rest()) {
             sink.punt(Punt::Woken);
         }
     }

@@ -165,8 +165,8 @@ impl Direction {
         self.rests.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the node has to be told that frames go over the link.
-    pub fn wakes(&self) -> bool {
+    /// Whether the node has to be told that frames go over the link, which is then no longer at rest.
+    pub fn take_rest(&self) -> bool {
         // Of a link in use the first load alone is paid for.
         self.rests.load(Ordering::Relaxed) && self.rests.swap(false, Ordering::Relaxed)
     }

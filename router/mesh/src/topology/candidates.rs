@@ -71,12 +71,20 @@ struct Candidate {
     /// Not an address of the peer's own: a NAT may stand there, and has to be opened from the other side first.
     is_mapped: bool,
     trial: Trial,
-    /// The peer has asked from there, or so it seemed; and whether its record says that it is there.
+    /// The peer has asked from there, or so it seemed.
     has_asked: bool,
+    /// The peer's record says that it is there.
     is_said: bool,
     /// How it was learnt first, and whether it ever answered.
     learnt: Learnt,
     answered: bool,
+}
+
+impl Candidate {
+    /// How often it was tried without an answer.
+    fn silent(&self) -> u32 {
+        self.retry.failures().max(self.trial.silent())
+    }
 }
 
 /// A path and what came of it.
@@ -104,8 +112,8 @@ impl Candidates {
         Candidates { is_metered, all: BTreeMap::new(), unlikely: full(UNLIKELY_AT_ONCE), raced: full(RACED_AT_ONCE) }
     }
 
-    /// Adds a path, unless it cannot be tried at any time; returns whether it is new. When the list is full one that the peer does not say any
-    /// more makes room, of those that worked one that fails: where a peer was before pushes out no address that it has now.
+    /// Adds a path, unless it cannot be tried at any time; returns whether it is new. Those that worked and all others have room of their own:
+    /// where a peer was before pushes out no address that it has now.
     pub(super) fn add(&mut self, path: Path, learnt: Learnt) -> bool {
         if !path.is_lasting() {
             return false;
@@ -113,23 +121,6 @@ impl Candidates {
         // What the peer asked now may not be this host's address when it is tried.
         let path = path.from_any();
         let is_new = !self.all.contains_key(&path);
-        if is_new {
-            let likely = self.all.values().filter(|candidate| candidate.is_likely).count();
-            let is_full = if learnt == Learnt::Worked {
-                likely >= MAX_LIKELY
-            } else {
-                self.all.len() - likely >= MAX - MAX_LIKELY
-            };
-            let of_kind = |c: &Candidate| c.is_likely == (learnt == Learnt::Worked);
-            let is_left = |c: &Candidate| if c.is_likely { c.retry.failures() > 2 } else { !c.is_said };
-            let replaceable = self.all.iter().filter(|(_, c)| of_kind(c) && is_left(c));
-            let worst = replaceable.max_by_key(|(_, c)| c.retry.failures()).map(|(path, _)| *path);
-            match worst.filter(|_| is_full) {
-                Some(worst) => drop(self.all.remove(&worst)),
-                None if is_full => return false,
-                None => {}
-            }
-        }
         let new = Candidate {
             retry: Backoff::default(),
             is_likely: false,
@@ -141,12 +132,40 @@ impl Candidates {
             answered: false,
         };
         let candidate = self.all.entry(path).or_insert(new);
-        candidate.is_likely |= learnt == Learnt::Worked;
         candidate.is_mapped &= !matches!(learnt, Learnt::Announced | Learnt::Advertised);
-        is_new
+        if learnt == Learnt::Worked {
+            self.set_likely(path);
+        }
+        self.make_room(path) && is_new
     }
 
-    /// Takes what the peer's record says now, its first paths if they are too many; returns whether any of it is new.
+    /// A path is likely from now on, and if there are too many of those, another no longer: one that fails, and that the peer does not say.
+    fn set_likely(&mut self, path: Path) {
+        let others = self.all.iter().filter(|(other, candidate)| candidate.is_likely && **other != path);
+        let is_full = others.clone().count() >= MAX_LIKELY;
+        let worst = others.max_by_key(|(_, c)| (!c.is_said, c.silent())).map(|(path, _)| *path).filter(|_| is_full);
+        if let Some(candidate) = self.all.get_mut(&path) {
+            candidate.is_likely = true;
+        }
+        if let Some(worst) = worst {
+            self.all.entry(worst).and_modify(|candidate| candidate.is_likely = false);
+            self.make_room(worst);
+        }
+    }
+
+    /// Takes an unlikely path out if there are too many: one that the peer does not say any more, or else the `newest`. Whether that stays.
+    fn make_room(&mut self, newest: Path) -> bool {
+        let unlikely = self.all.iter().filter(|(_, candidate)| !candidate.is_likely);
+        if unlikely.clone().count() <= MAX - MAX_LIKELY {
+            return true;
+        }
+        let unsaid = unlikely.filter(|(path, candidate)| !candidate.is_said && **path != newest);
+        let worst = unsaid.max_by_key(|(_, candidate)| candidate.silent()).map_or(newest, |(path, _)| *path);
+        self.all.remove(&worst);
+        worst != newest
+    }
+
+    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new.
     pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> bool {
         let said: Vec<(Path, Learnt)> = said.collect();
         for (path, candidate) in &mut self.all {
@@ -172,14 +191,15 @@ impl Candidates {
             learnt: candidate.learnt,
             answered: candidate.answered,
             is_mapped: candidate.is_mapped,
-            tries: candidate.retry.failures().max(candidate.trial.silent()),
+            tries: candidate.silent(),
         })
     }
 
     /// The peer answers there.
     pub(super) fn on_answer(&mut self, path: Path) {
         if let Some(candidate) = self.all.get_mut(&path.from_any()) {
-            (candidate.answered, candidate.is_likely) = (true, true);
+            candidate.answered = true;
+            self.set_likely(path.from_any());
         }
     }
 
@@ -293,37 +313,52 @@ mod tests {
     }
 
     #[test]
-    fn a_full_list_gives_up_what_failed_most_and_no_likely_address_that_answers() {
+    fn the_list_is_bounded_however_a_path_comes_to_be_likely() {
         let mut candidates = Candidates::new(false);
-        for host in 0..60 {
-            candidates.add(path(host), learnt(host < 20));
+        for host in 0..100 {
+            candidates.hear([(path(host), Learnt::Seen)].into_iter());
+            if host % 2 == 0 {
+                candidates.on_answer(path(host))
+            } else {
+                candidates.add(path(host), Learnt::Worked);
+            }
+            assert!(candidates.likely().contains(&address(host)), "the newest");
         }
-        let likely: Vec<SocketAddr> = (0..MAX_LIKELY as u8).map(address).collect();
-        assert_eq!((candidates.paths().count(), candidates.likely()), (MAX, likely));
-        for second in 0..60 {
-            candidates.reset(path(0), Time::ZERO + Duration::from_secs(second));
-            candidates.due(&[], |_| false, |_| false, &mut 99, 0.5, Time::ZERO + Duration::from_secs(second));
+        assert_eq!((candidates.paths().count(), candidates.likely().len()), (MAX, MAX_LIKELY));
+    }
+
+    #[test]
+    fn a_full_list_gives_up_likely_addresses_that_fail_first() {
+        let mut candidates = Candidates::new(false);
+        for host in 0..MAX_LIKELY as u8 {
+            candidates.add(path(host), Learnt::Worked);
         }
-        assert!(candidates.add(path(70), Learnt::Worked) && candidates.likely().contains(&address(70)));
-        assert!(candidates.likely().contains(&address(0)) && candidates.likely().len() == MAX_LIKELY);
+        for now in (0..60).map(|second| Time::ZERO + Duration::from_secs(second)) {
+            (1..MAX_LIKELY as u8).for_each(|host| candidates.reset(path(host), now));
+            candidates.due(&[], |_| false, |_| false, &mut 99, 0.5, now);
+        }
+        candidates.add(path(50), Learnt::Worked);
+        let left: Vec<SocketAddr> = (1..MAX_LIKELY as u8).chain([50]).map(address).collect();
+        assert_eq!(candidates.likely(), left);
     }
 
     #[test]
     fn where_a_peer_was_before_pushes_out_no_address_that_it_has_now() {
         let mut candidates = Candidates::new(false);
-        for host in 0..MAX as u8 {
-            candidates.add(path(host), Learnt::Worked);
-        }
-        for round in 1..4 {
+        for round in 0..8u8 {
             // It is seen elsewhere in each place.
-            let said = [Learnt::Announced].into_iter().chain([Learnt::Seen; 6]);
-            let said: Vec<_> = (80 * round - 20 * (round % 2)..).map(path).zip(said).collect();
-            assert!(candidates.hear(said.iter().copied()) && !candidates.hear(said.iter().copied()));
-            for host in 0..MAX as u8 {
-                candidates.add(path(host), Learnt::Worked);
+            let now: Vec<Path> = (0..7).map(|n| path(10 * round + n)).collect();
+            let said = || now.iter().copied().zip([Learnt::Announced].into_iter().chain([Learnt::Seen; 6]));
+            assert!(candidates.hear(said()) && !candidates.hear(said()));
+            for port in 0..60 {
+                let elsewhere = |net: u8, base: u16| Path::udp(SocketAddr::from(([net, 51, 100, round], base + port)));
+                for net in [10, 198] {
+                    candidates.add(elsewhere(net, 2000), Learnt::Worked);
+                    candidates.on_question(elsewhere(net, 3000));
+                }
             }
-            candidates.on_question(path(50 + round));
-            assert!(said.iter().all(|(path, _)| candidates.paths().any(|known| known == path)));
+            assert!(now.iter().all(|path| candidates.paths().any(|known| known == path)), "round {round}");
+            assert_eq!(candidates.paths().count(), MAX);
         }
     }
 

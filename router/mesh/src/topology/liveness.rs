@@ -58,7 +58,12 @@ impl Peer {
             return Some("there is no session any more");
         }
         let is_lost = self.pings.unanswered(link.path, heard, patience, now) >= LOST_PINGS;
-        (is_lost && self.is_silent(now)).then_some("nothing comes back")
+        let is_lost_by_peer = link.pulse.lost_by_peer > heard;
+        match self.is_silent(now) {
+            true if is_lost => Some("nothing comes back"),
+            true if is_lost_by_peer => Some("the other end lost it"),
+            _ => None,
+        }
     }
 
     /// Whether its link is due for a ping; with `marks` this host marks what is urgent.
@@ -73,7 +78,7 @@ impl Peer {
         for _ in 0..self.pings.give_up(link.path, patience.max(PING_LOST), counts_from, now) {
             link.on_lost_ping();
         }
-        link.pulse.note(wanted, heard_or_new, now);
+        link.pulse.note(wanted, self.meter.sent.link_last(), heard_or_new, now);
         let is_used = now.since(link.last_used) < IN_USE;
         // A host that only replies falls silent when the link fails: what was asked once is asked on.
         let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);
@@ -114,11 +119,18 @@ impl Peer {
     }
 
     /// Whether nothing came over its link for so long that it is lost if pings are, be it the peer's.
-    pub(super) fn is_silent(&self, now: Time) -> bool {
+    fn is_silent(&self, now: Time) -> bool {
         self.link.as_ref().is_some_and(|link| {
             let bound = if link.path.is_udp() { DOWN_AFTER } else { TCP_DOWN_AFTER };
             now.since(self.last_heard().max(link.since)) > bound.max(link.patience())
         })
+    }
+
+    /// Its peer gave the link up.
+    pub(super) fn on_lost_by_peer(&mut self, now: Time) {
+        if let Some(link) = &mut self.link {
+            link.pulse.lost_by_peer = now;
+        }
     }
 
     /// Has its link answer, unless it was heard a moment ago.
@@ -246,7 +258,7 @@ mod tests {
         meter.sent.on_link(1, at(61_510));
         topology.tend_links(true, &table, at(61_550));
         assert_eq!(said(&mut topology).0, 0, "an answer may be on its way");
-        topology.tend_links(true, &table, at(61_600));
+        topology.tend_links(true, &table, at(61_610));
         assert_eq!(said(&mut topology).0, 1);
 
         let (mut topology, table, meter) = idle();

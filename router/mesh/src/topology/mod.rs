@@ -349,10 +349,12 @@ impl Topology {
     pub(crate) fn on_link_record(&mut self, from: HostLabel, to: HostLabel, link: Option<LinkRecord>, now: Time) {
         if link.is_none() && self.routing.link(from, to).is_some() {
             let (is_own, other) = if to == self.own { (true, from) } else { (false, to) };
-            match self.peers.get_mut(&other) {
-                Some(peer) if is_own && peer.is_silent(now) => self.link_down(other, "the other end lost it", now),
-                Some(peer) => peer.doubt(now),
-                None => {}
+            if let Some(peer) = self.peers.get_mut(&other) {
+                peer.doubt(now);
+                if is_own {
+                    peer.on_lost_by_peer(now);
+                    self.events.push_back(Event::Wake(now));
+                }
             }
         }
         self.routing.hear(from, to, link.filter(|link| *link != LinkRecord::LET_GO));
@@ -463,7 +465,9 @@ mod tests {
         for (now, is_lost) in [(at(100), false), (at(400), true)] {
             topology.on_link_record(PEER, OWN, Some(link), now);
             topology.on_link_record(PEER, OWN, None, now);
-            assert_eq!(topology.link(PEER).is_none(), is_lost);
+            topology.tend_links(true, &table, now);
+            let doubted = topology.link(PEER).map(|link| link.pulse.doubted);
+            assert_eq!(doubted, (!is_lost).then_some(now));
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Pulse {
     /// Since when such are sent and nothing comes back.
     unanswered: Option<Time>,
     pub(super) doubted: Time,
+    /// When the peer gave the link up.
+    pub(super) lost_by_peer: Time,
 }
 
 impl Pulse {
@@ -44,6 +46,7 @@ impl Pulse {
             wanted: (0, now),
             unanswered: None,
             doubted: Time::ZERO,
+            lost_by_peer: Time::ZERO,
         }
     }
 
@@ -68,11 +71,12 @@ impl Pulse {
         self.promised
     }
 
-    /// Notes how many datagrams were sent so far that must not be lost unnoticed, and when something was last heard.
-    pub(super) fn note(&mut self, wanted: u64, heard: Time, now: Time) {
+    /// Notes how many datagrams were sent so far that must not be lost unnoticed, and when something was last sent and heard.
+    pub(super) fn note(&mut self, wanted: u64, sent: Time, heard: Time, now: Time) {
         let (before, looked) = std::mem::replace(&mut self.wanted, (wanted, now));
         self.unanswered = match self.unanswered.filter(|since| *since > heard) {
-            None if wanted != before && looked > heard => Some(looked),
+            // At rest it is seldom looked.
+            None if wanted != before && looked.max(sent) > heard => Some(looked.max(sent)),
             unanswered => unanswered,
         };
     }
@@ -111,6 +115,20 @@ mod tests {
         assert_eq!(beats(&mut pulse, 0, 20_000, 15), [4000]);
         assert_eq!(beats(&mut pulse, 20_000, 40_000, 25), [20_000]);
         assert_eq!(beats(&mut pulse, 40_000, 60_000, 15), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_not_answered_for_a_tenth_of_a_second_is_asked_about() {
+        let at = |millis: u64| Time::ZERO + Duration::from_millis(millis);
+        let patience = Duration::from_millis(60);
+        let mut pulse = Pulse::new(at(0));
+        // Something was heard at 900, sent at 1000, and it was looked at 850 and 1050.
+        pulse.note(1, at(800), at(900), at(850));
+        pulse.note(2, at(1000), at(900), at(1050));
+        let is_due = |now| pulse.is_due(at(900), patience, at(now));
+        assert!(!is_due(1099) && is_due(1100));
+        pulse.note(2, at(1000), at(1010), at(1100));
+        assert!(!pulse.is_due(at(1010), patience, at(1200)), "it was answered");
     }
 
     #[test]

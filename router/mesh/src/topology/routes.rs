@@ -2,13 +2,13 @@
 //!
 //! Hysteresis is in the costs that hosts announce, not in the choice of a path: for hosts that agree on the costs each hop leads nearer, so there
 //! are no loops once the records are everywhere. Pairs are spread over relays that cost the same by rendezvous hashing (Thaler, Ravishankar, "Using
-//! name-based mappings to increase hit rates", 1998): each pair by one of them, both ways, and by another only when that is lost.
+//! name-based mappings to increase hit rates", 1998): a pair goes by one of them both ways, and by another only when that is lost. Over several relays each chooses the next one for itself.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use siphasher::sip::SipHasher13;
 use weft_crypto::HostLabel;
 
 use crate::records::LinkRecord;
@@ -49,24 +49,27 @@ struct Indexed {
 #[derive(Clone, Copy)]
 struct Distance {
     cost: u32,
-    /// What every path of this cost takes.
+    /// The largest datagram that all paths of this cost take: which of them it goes by is for the hosts on the way to choose.
     max_datagram: u16,
 }
 
 /// A host's distances to all others, and those of its neighbours.
-struct Ways<'g> {
+struct Neighbourhood<'g> {
     graph: &'g Indexed,
     start: usize,
     distances: Vec<Option<Distance>>,
     neighbours: Vec<(usize, LinkRecord, Vec<Option<Distance>>)>,
 }
 
-/// The way to a host by a neighbour: what it costs, what from there on, and what the neighbour's way back costs.
-struct Way {
+/// The paths to a host by one neighbour.
+struct Via {
     by: usize,
+    /// From here, and from the neighbour.
     cost: u32,
     onward: u32,
+    /// From the neighbour to here.
     back: u32,
+    max_datagram: u16,
 }
 
 impl Graph {
@@ -109,16 +112,16 @@ impl Graph {
     /// say so; this host's own links are what it knows itself.
     pub fn routes(&self, own: HostLabel) -> BTreeMap<HostLabel, Route> {
         let graph = self.indexed(own);
-        let Some(ways) = graph.ways(own) else { return BTreeMap::new() };
-        let others = graph.labels.iter().enumerate().filter(|(to, _)| *to != ways.start);
-        others.filter_map(|(to, label)| Some((*label, ways.route(to)?))).collect()
+        let Some(around) = graph.neighbourhood(own) else { return BTreeMap::new() };
+        let others = graph.labels.iter().enumerate().filter(|(to, _)| *to != around.start);
+        others.filter_map(|(to, label)| Some((*label, around.route(to)?))).collect()
     }
 
     /// The next host on the way from one to another.
     pub fn next_hop(&self, from: HostLabel, to: HostLabel) -> Option<HostLabel> {
         let graph = self.indexed(from);
         let to = graph.labels.binary_search(&to).ok()?;
-        graph.ways(from)?.first_hop(to).map(|first| graph.labels[first])
+        graph.neighbourhood(from)?.first_hop(to).map(|first| graph.labels[first.by])
     }
 
     fn indexed(&self, own: HostLabel) -> Indexed {
@@ -144,10 +147,10 @@ impl Graph {
 }
 
 impl Indexed {
-    fn ways(&self, from: HostLabel) -> Option<Ways<'_>> {
+    fn neighbourhood(&self, from: HostLabel) -> Option<Neighbourhood<'_>> {
         let start = self.labels.binary_search(&from).ok()?;
         let neighbours = self.edges[start].iter().map(|(to, link)| (*to, *link, self.distances(*to))).collect();
-        Some(Ways { graph: self, start, distances: self.distances(start), neighbours })
+        Some(Neighbourhood { graph: self, start, distances: self.distances(start), neighbours })
     }
 
     fn distances(&self, start: usize) -> Vec<Option<Distance>> {
@@ -180,38 +183,39 @@ impl Indexed {
     }
 }
 
-impl Ways<'_> {
+impl Neighbourhood<'_> {
     fn route(&self, to: usize) -> Option<Route> {
-        let Distance { cost, max_datagram } = self.distances[to]?;
         let first = self.first_hop(to)?;
-        let is_loop_free = |way: &Way| way.by != first && way.onward < way.back.saturating_add(cost);
+        let is_loop_free = |via: &Via| via.by != first.by && via.onward < via.back.saturating_add(first.cost);
         let backups = self.by_neighbours(to).filter(is_loop_free);
-        let backup = backups.map(|way| (way.cost, self.graph.labels[way.by])).min().map(|(_, label)| label);
-        Some(Route { via: self.graph.labels[first], backup, cost, max_datagram })
+        let backup = backups.map(|via| (via.cost, self.graph.labels[via.by])).min().map(|(_, label)| label);
+        let Via { by, cost, max_datagram, .. } = first;
+        Some(Route { via: self.graph.labels[by], backup, cost, max_datagram })
     }
 
-    /// The neighbour on the way: the host itself if no way costs less, or one of those by which it costs the same.
-    fn first_hop(&self, to: usize) -> Option<usize> {
+    /// By the host itself if nothing costs less, or by one of the neighbours by which it costs the same.
+    fn first_hop(&self, to: usize) -> Option<Via> {
         let cost = self.distances[to]?.cost;
         let [near, far] = [self.start, to].map(|host| self.graph.labels[host]);
-        let share = |by: usize| {
-            let mut hasher = DefaultHasher::new();
-            (near.min(far), near.max(far), self.graph.labels[by]).hash(&mut hasher);
-            hasher.finish()
-        };
-        let cheapest = self.by_neighbours(to).filter(|way| way.cost == cost).map(|way| way.by);
-        cheapest.max_by_key(|by| (*by == to, share(*by)))
+        let share = |by: usize| share(near, far, self.graph.labels[by]);
+        self.by_neighbours(to).filter(|via| via.cost == cost).max_by_key(|via| (via.by == to, share(via.by)))
     }
 
-    fn by_neighbours(&self, to: usize) -> impl Iterator<Item = Way> {
+    fn by_neighbours(&self, to: usize) -> impl Iterator<Item = Via> {
         let may_relay = move |neighbour: usize| neighbour == to || !self.graph.is_stub[neighbour];
         let reaching = self.neighbours.iter().filter(move |(neighbour, ..)| may_relay(*neighbour));
         reaching.filter_map(move |(neighbour, link, theirs)| {
-            let onward = theirs[to]?.cost;
+            let Distance { cost: onward, max_datagram } = theirs[to]?;
+            let max_datagram = max_datagram.min(link.max_datagram);
             let back = theirs[self.start].map_or(u32::MAX, |back| back.cost);
-            Some(Way { by: *neighbour, cost: link.cost.saturating_add(onward), onward, back })
+            Some(Via { by: *neighbour, cost: link.cost.saturating_add(onward), onward, back, max_datagram })
         })
     }
+}
+
+/// What a relay bids for a pair of hosts; the highest bid wins.
+fn share(near: HostLabel, far: HostLabel, relay: HostLabel) -> u64 {
+    SipHasher13::new().hash(&[near.min(far).0, near.max(far).0, relay.0].concat())
 }
 
 /// The cost of a link to announce, given what was announced before: in steps of a quarter, so that a trembling round-trip time moves no
@@ -266,10 +270,13 @@ mod tests {
         };
         let before = routes(&graph);
         let pairs: Vec<_> = (10..60).flat_map(|from| (from + 1..60).map(move |to| (label(from), label(to)))).collect();
+        assert_eq!(share(label(2), label(1), label(3)), share(label(1), label(2), label(3)));
+        assert_eq!(share(label(1), label(2), label(3)), 16_084_302_555_799_932_868, "other versions choose alike");
         let mut shares = BTreeMap::new();
         for (from, to) in &pairs {
             let (there, back) = (before[from][to], before[to][from]);
-            assert_eq!((there.via, there.cost, there.max_datagram), (back.via, 20, 1001), "what all of them take");
+            let size = 1000 + u16::from(there.via.0[5]);
+            assert_eq!((there.via, there.cost, there.max_datagram), (back.via, 20, size), "what this relay takes");
             assert_eq!(graph.next_hop(*from, *to), Some(there.via));
             *shares.entry(there.via).or_insert(0) += 1;
         }
