@@ -78,7 +78,7 @@ impl Peer {
         for _ in 0..self.pings.give_up(link.path, patience.max(PING_LOST), counts_from, now) {
             link.on_lost_ping();
         }
-        link.pulse.note(wanted, self.meter.sent.link_last(), heard_or_new, now);
+        link.pulse.note(wanted, heard_or_new, now);
         let is_used = now.since(link.last_used) < IN_USE;
         // A host that only replies falls silent when the link fails: what was asked once is asked on.
         let is_unanswered = lost > 0 || (heard < link.last_ping && since_ping > patience);

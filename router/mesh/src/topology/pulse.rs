@@ -71,12 +71,12 @@ impl Pulse {
         self.promised
     }
 
-    /// Notes how many datagrams were sent so far that must not be lost unnoticed, and when something was last sent and heard.
-    pub(super) fn note(&mut self, wanted: u64, sent: Time, heard: Time, now: Time) {
+    /// Notes how many datagrams were sent so far that must not be lost unnoticed, and when something was last heard.
+    pub(super) fn note(&mut self, wanted: u64, heard: Time, now: Time) {
         let (before, looked) = std::mem::replace(&mut self.wanted, (wanted, now));
         self.unanswered = match self.unanswered.filter(|since| *since > heard) {
-            // At rest it is seldom looked.
-            None if wanted != before && looked.max(sent) > heard => Some(looked.max(sent)),
+            // At rest it is looked seldom, but soon after the first frames.
+            None if wanted != before && looked > heard => Some(if now.since(looked) > QUIET { now } else { looked }),
             unanswered => unanswered,
         };
     }
@@ -122,13 +122,13 @@ mod tests {
         let at = |millis: u64| Time::ZERO + Duration::from_millis(millis);
         let patience = Duration::from_millis(60);
         let mut pulse = Pulse::new(at(0));
-        // Something was heard at 900, sent at 1000, and it was looked at 850 and 1050.
-        pulse.note(1, at(800), at(900), at(850));
-        pulse.note(2, at(1000), at(900), at(1050));
-        let is_due = |now| pulse.is_due(at(900), patience, at(now));
-        assert!(!is_due(1099) && is_due(1100));
-        pulse.note(2, at(1000), at(1010), at(1100));
-        assert!(!pulse.is_due(at(1010), patience, at(1200)), "it was answered");
+        // Something was heard at 700, sent at 1000, and it was looked at 750 and 1050, as at rest.
+        pulse.note(1, at(700), at(750));
+        pulse.note(2, at(700), at(1050));
+        let is_due = |pulse: &Pulse, now| pulse.is_due(at(700), patience, at(now));
+        assert!(!is_due(&pulse, 1149) && is_due(&pulse, 1150));
+        pulse.note(2, at(1060), at(1100));
+        assert!(!pulse.is_due(at(1060), patience, at(1200)), "it was answered");
     }
 
     #[test]
