@@ -53,11 +53,10 @@ struct Distance {
     max_datagram: u16,
 }
 
-/// A host's distances to all others, and those of its neighbours.
+/// A host's neighbours, with their distances to all others.
 struct Neighbourhood<'g> {
     graph: &'g Indexed,
     start: usize,
-    distances: Vec<Option<Distance>>,
     neighbours: Vec<(usize, LinkRecord, Vec<Option<Distance>>)>,
 }
 
@@ -150,36 +149,34 @@ impl Indexed {
     fn neighbourhood(&self, from: HostLabel) -> Option<Neighbourhood<'_>> {
         let start = self.labels.binary_search(&from).ok()?;
         let neighbours = self.edges[start].iter().map(|(to, link)| (*to, *link, self.distances(*to))).collect();
-        Some(Neighbourhood { graph: self, start, distances: self.distances(start), neighbours })
+        Some(Neighbourhood { graph: self, start, neighbours })
     }
 
     fn distances(&self, start: usize) -> Vec<Option<Distance>> {
-        let mut done: Vec<Option<Distance>> = vec![None; self.labels.len()];
-        let mut best = vec![Distance { cost: u32::MAX, max_datagram: u16::MAX }; self.labels.len()];
-        best[start].cost = 0;
+        let mut best: Vec<Option<Distance>> = vec![None; self.labels.len()];
+        let mut is_done = vec![false; self.labels.len()];
+        best[start] = Some(Distance { cost: 0, max_datagram: u16::MAX });
         let mut heap = BinaryHeap::from([Reverse((0, start))]);
         while let Some(Reverse((_, at))) = heap.pop() {
-            if done[at].is_some() {
-                continue;
-            }
-            // All that lead here at this cost are done: each link costs something.
-            let here = best[at];
-            done[at] = Some(here);
+            // All that lead here at the least cost are done: each link costs something.
+            let Some(here) = best[at].filter(|_| !std::mem::replace(&mut is_done[at], true)) else { continue };
             if at != start && self.is_stub[at] {
                 continue;
             }
-            for (to, link) in self.edges[at].iter().filter(|(to, _)| done[*to].is_none()) {
+            for (to, link) in self.edges[at].iter().filter(|(to, _)| !is_done[*to]) {
                 let cost = here.cost.saturating_add(link.cost);
                 let max_datagram = here.max_datagram.min(link.max_datagram);
-                if cost < best[*to].cost {
-                    best[*to] = Distance { cost, max_datagram };
-                    heap.push(Reverse((cost, *to)));
-                } else if cost == best[*to].cost {
-                    best[*to].max_datagram = best[*to].max_datagram.min(max_datagram);
+                match &mut best[*to] {
+                    Some(known) if known.cost < cost => {}
+                    Some(known) if known.cost == cost => known.max_datagram = known.max_datagram.min(max_datagram),
+                    known => {
+                        *known = Some(Distance { cost, max_datagram });
+                        heap.push(Reverse((cost, *to)));
+                    }
                 }
             }
         }
-        done
+        best
     }
 }
 
@@ -195,7 +192,7 @@ impl Neighbourhood<'_> {
 
     /// By the host itself if nothing costs less, or by one of the neighbours by which it costs the same.
     fn first_hop(&self, to: usize) -> Option<Via> {
-        let cost = self.distances[to]?.cost;
+        let cost = self.by_neighbours(to).map(|via| via.cost).min()?;
         let [near, far] = [self.start, to].map(|host| self.graph.labels[host]);
         let share = |by: usize| share(near, far, self.graph.labels[by]);
         self.by_neighbours(to).filter(|via| via.cost == cost).max_by_key(|via| (via.by == to, share(via.by)))
