@@ -31,17 +31,21 @@ const SMALLEST: usize = 40;
 const UNPROVEN_DATAGRAM: usize = 10_000;
 const UNPROVEN_AT_ONCE: usize = 16 * 1024;
 const UNPROVEN: usize = 4 << 20;
+/// What is kept of what was sent before anything came, in bytes: a few handshakes.
+const MAX_UNANSWERED: usize = 16 * 1024;
 
 /// A connection, open or being opened.
 pub struct Connection {
     /// The path that it is.
     pub path: Path,
-    /// Once it is open, and since when.
-    stream: OnceLock<(Stream, Instant)>,
+    /// Once it is open.
+    stream: OnceLock<Stream>,
     /// The task that opens it.
     opening: OnceLock<AbortHandle>,
     /// Whether anything came by it.
     was_heard: AtomicBool,
+    /// Whether one before it for the same path brought nothing.
+    is_second: bool,
     waiting: Mutex<Waiting>,
     /// Since when no link goes over it; none if one does.
     unused_since: Mutex<Option<Instant>>,
@@ -56,6 +60,8 @@ struct Waiting {
     /// In the order of [`Lane::ALL`].
     lanes: [VecDeque<Piece>; Lane::ALL.len()],
     len: usize,
+    /// The first datagrams that this host sent over a connection by which nothing has come, framed; up to [`MAX_UNANSWERED`].
+    unanswered: Vec<u8>,
 }
 
 /// Datagrams that were sent in one go.
@@ -72,6 +78,7 @@ impl Connection {
             stream: OnceLock::new(),
             opening: OnceLock::new(),
             was_heard: AtomicBool::new(false),
+            is_second: false,
             waiting: Mutex::default(),
             unused_since: Mutex::new(Some(Instant::now())),
         }
@@ -85,13 +92,13 @@ impl Connection {
 
     /// The connection is open: what waits is sent.
     pub fn open(&self, stream: Stream) -> io::Result<()> {
-        let _ = self.stream.set((stream, Instant::now()));
+        let _ = self.stream.set(stream);
         self.flush()
     }
 
     /// The stream, once it is open.
     pub fn stream(&self) -> Option<&Stream> {
-        self.stream.get().map(|(stream, _)| stream)
+        self.stream.get()
     }
 
     /// Whether it is inside TLS.
@@ -99,10 +106,19 @@ impl Connection {
         matches!(self.stream(), Some(Stream::Tls(..)))
     }
 
-    /// How long it has been open without anything that came by it; none if something did, or it is not open, or not this host opened it.
-    pub fn mute_for(&self) -> Option<Duration> {
-        let is_mute = self.path.transport == Transport::Tcp && !self.was_heard.load(Ordering::Relaxed);
-        self.stream.get().filter(|_| is_mute).map(|(_, since)| since.elapsed())
+    /// Whether this host opened it, and nothing has come by it.
+    pub fn is_mute(&self) -> bool {
+        self.path.transport == Transport::Tcp && self.stream().is_some() && !self.was_heard.load(Ordering::Relaxed)
+    }
+
+    /// A second connection for its path that is not open yet, in which the unanswered datagrams wait; none if it is a second one itself.
+    pub fn again(&self) -> Option<Self> {
+        if self.is_second {
+            return None;
+        }
+        let bytes = std::mem::take(&mut self.waiting().unanswered);
+        let waiting = Waiting { len: bytes.len(), begun: bytes, ..Waiting::default() };
+        Some(Connection { is_second: true, waiting: Mutex::new(waiting), ..Connection::new(self.path) })
     }
 
     /// Notes whether a link goes over it.
@@ -148,6 +164,11 @@ impl Connection {
         for datagram in datagrams.chunks(stride) {
             bytes.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
             bytes.extend_from_slice(datagram);
+        }
+        if self.was_heard.load(Ordering::Relaxed) {
+            waiting.unanswered = Vec::new();
+        } else if self.path.transport == Transport::Tcp && waiting.unanswered.len() + bytes.len() <= MAX_UNANSWERED {
+            waiting.unanswered.extend_from_slice(&bytes);
         }
         waiting.len += bytes.len();
         waiting.lanes[lane as usize].push_back(Piece { bytes, since: now });

@@ -5,6 +5,7 @@
 //! connections are spread, receive.
 
 pub mod connection;
+mod opening;
 mod proxy;
 mod stream;
 mod tls;
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use connection::Connection;
@@ -24,7 +25,7 @@ use stream::Stream;
 use tls::Tls;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::warn;
 use weft_mesh::node::Usage;
 use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
@@ -45,10 +46,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long sent bytes may go unacknowledged (TCP_USER_TIMEOUT, RFC 5482), and when an idle end is asked.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// How long an open connection may bring nothing, before it is tried inside TLS or, if it was, without.
-const MUTE: Duration = Duration::from_secs(2);
-/// Addresses that connections are opened to inside TLS.
-const MAX_WRAPPED: usize = 1024;
 /// TLS handshakes with strangers between two sweeps, in all and with one network.
 const MAX_TLS_HANDSHAKES: u32 = 300;
 const MAX_TLS_HANDSHAKES_WITH_ONE: u32 = 20;
@@ -144,40 +141,9 @@ impl Connections {
             if !self.insert(&connection) {
                 return self.send(lane, to, datagrams, stride);
             }
-            let (connections, opened) = (self.clone(), connection.clone());
-            let task = self.runtime.spawn(async move { connections.open(&opened).await });
-            connection.set_task(task.abort_handle());
+            self.begin_to_open(&connection);
         }
         self.send(lane, to, datagrams, stride)
-    }
-
-    async fn open(&self, connection: &Arc<Connection>) {
-        let to = connection.path.remote;
-        let opening = async {
-            match &self.proxy {
-                Some(proxy) => proxy.connect(to).await,
-                None => TcpStream::connect(to).await,
-            }
-        };
-        let opened = match in_time(opening).await {
-            Ok(stream) if self.wrapped().contains(&to) => {
-                let wrapped = in_time(self.tls.connect(stream, to)).await;
-                if wrapped.is_err() {
-                    self.wrap_otherwise(to);
-                }
-                wrapped
-            }
-            opened => opened.and_then(|stream| Ok(Stream::Plain(stream.into_std()?))),
-        };
-        if let Err(error) = opened.and_then(|stream| self.take_up(connection, stream)) {
-            match &self.proxy {
-                Some(_) if !self.has_warned.swap(true, Ordering::Relaxed) => {
-                    warn!(path = %connection.path, "the proxy leads to no other host; see --proxy: {error}");
-                }
-                _ => debug!(path = %connection.path, "a connection cannot be opened: {error}"),
-            }
-            self.close(connection);
-        }
     }
 
     /// Makes an open stream a connection's.
@@ -210,23 +176,6 @@ impl Connections {
         }
         connection.give_up();
         was_there
-    }
-
-    /// The next connection to an address goes inside TLS, or if the last one did, without.
-    fn wrap_otherwise(&self, to: SocketAddr) {
-        let mut wrapped = self.wrapped();
-        if wrapped.remove(&to) {
-            return;
-        }
-        if wrapped.len() >= MAX_WRAPPED {
-            wrapped.pop_first();
-        }
-        wrapped.insert(to);
-        debug!(%to, "connections bring nothing: the next goes inside TLS");
-    }
-
-    fn wrapped(&self) -> MutexGuard<'_, BTreeSet<SocketAddr>> {
-        self.wrapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a connection with an address is inside TLS.
@@ -300,12 +249,8 @@ impl Connections {
     /// A connection is received from no more.
     pub fn on_ended(self: &Arc<Self>, ended: Ended) {
         match ended {
-            Ended::Over(connection) => {
-                let is_mute = connection.mute_for().is_some();
-                if self.close(&connection) && is_mute {
-                    self.wrap_otherwise(connection.path.remote);
-                }
-            }
+            Ended::Over(connection) if connection.is_mute() => self.open_otherwise(&connection),
+            Ended::Over(connection) => drop(self.close(&connection)),
             Ended::InTls(connection) => self.go_on_in_tls(&connection),
         }
     }
@@ -372,10 +317,7 @@ impl Connections {
         loop {
             tokio::time::sleep(SWEEP).await;
             self.shaken.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            let is_over = |connection: &&Arc<Connection>| {
-                connection.mute_for().is_some_and(|mute| mute > MUTE)
-                    || connection.unused_for().is_some_and(|unused| unused > UNUSED)
-            };
+            let is_over = |connection: &&Arc<Connection>| connection.unused_for().is_some_and(|unused| unused > UNUSED);
             self.read().values().filter(is_over).for_each(|connection| connection.shut_down());
         }
     }
@@ -461,31 +403,7 @@ pub fn in_runtime(listener: std::net::TcpListener) -> Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
-
-    #[tokio::test]
-    async fn what_is_sent_while_a_connection_is_slow_to_open_does_not_end_it() {
-        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at: Proxy = format!("http://{}", proxy.local_addr().unwrap()).parse().unwrap();
-        let (connections, _ends) = Connections::new(Some(at)).unwrap();
-        let to = Path::tcp(([192, 0, 2, 1], 443).into());
-        connections.send_or_open(Lane::Main, to, &[1; 100], 100).unwrap();
-        let (mut client, _) = proxy.accept().await.unwrap();
-        let mut asked = Vec::new();
-        while !asked.ends_with(b"\r\n\r\n") {
-            asked.push(client.read_u8().await.unwrap());
-        }
-        // What waits is late by now, and what is sent is dropped.
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        let sent = connections.send_or_open(Lane::Main, to, &[2; 100], 100);
-        assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::NotConnected));
-        client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
-        let mut datagram = [0; 102];
-        client.read_exact(&mut datagram).await.unwrap();
-        assert_eq!(datagram[..3], [0, 100, 1]);
-    }
 
     #[tokio::test]
     async fn one_network_has_few_tls_handshakes_and_leaves_others_theirs() {
