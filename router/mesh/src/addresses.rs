@@ -206,7 +206,7 @@ mod tests {
     use crate::ipam::{Request, Setup};
 
     /// Asks a host alone for an address, and lets time pass until it answers; the disk answers with `is_kept`.
-    fn allocate(is_kept: impl Fn(u64) -> bool) -> Vec<Event> {
+    fn allocate(is_kept: impl Fn(u64) -> bool) -> (Addresses, Vec<Event>) {
         let (own, mut now) = (HostLabel([1; 6]), Time::ZERO);
         let setup = Setup { own, entropy: [7; 32], grace: HOSTS_INTERVAL, founds_alone: false, continues: false, now };
         let mut addresses = Addresses::new(Ipam::new(setup, &BTreeMap::new()));
@@ -226,7 +226,7 @@ mod tests {
                 said.push(event);
             }
         }
-        said
+        (addresses, said)
     }
 
     fn position(events: &[Event], is_it: impl Fn(&Event) -> bool) -> Option<usize> {
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn an_address_is_given_only_after_the_disk_has_it() {
-        let events = allocate(|_| true);
+        let (_, events) = allocate(|_| true);
         let given = position(&events, |event| matches!(event, Event::Address(1, Ok(_)))).unwrap();
         let is_address = |key: &[u8]| key.starts_with(b"ipam/address/");
         let kept = position(&events, |event| matches!(event, Event::Persist(key, Some(_)) if is_address(key))).unwrap();
@@ -244,8 +244,16 @@ mod tests {
     }
 
     #[test]
+    fn every_address_of_a_range_is_a_hosts_or_in_a_window_that_none_has_opened() {
+        let (addresses, _) = allocate(|_| true);
+        let ring = &addresses.rings()[0];
+        assert_eq!((ring.used, ring.unreachable), (1, 0));
+        assert!(ring.owned > 0 && ring.owned + ring.unopened == ring.range.size(), "{ring:?}");
+    }
+
+    #[test]
     fn a_request_that_the_disk_does_not_take_fails() {
-        let events = allocate(|_| false);
+        let (_, events) = allocate(|_| false);
         assert!(position(&events, |event| matches!(event, Event::NotKept(1))).is_some(), "{events:?}");
         assert!(position(&events, |event| matches!(event, Event::Address(..) | Event::Send(..))).is_none());
     }

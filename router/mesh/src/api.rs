@@ -15,7 +15,7 @@ use crate::ipam::{self, AllocationId};
 use crate::names::Names;
 use crate::path::Path;
 use crate::records::{Advertised, EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
-use crate::report::Status;
+use crate::report::{Measures, Status};
 use crate::wire::Lane;
 use crate::wire::SegmentId;
 
@@ -138,6 +138,8 @@ pub enum Command {
     Reclaim(String),
     /// Report.
     Status,
+    /// Measure and count.
+    Measure,
     /// Explain the path from one host, container, name or address to another; without `from`, from this host.
     Why {
         /// Where it begins.
@@ -251,6 +253,8 @@ pub enum Reply {
     Done,
     /// The report asked for.
     Status(Box<Status>),
+    /// What was measured and counted.
+    Measures(Box<Measures>),
     /// The explanation asked for.
     Why(Box<Explanation>),
     /// What the user called those asked for.

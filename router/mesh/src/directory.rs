@@ -64,6 +64,11 @@ impl Directory {
         }
     }
 
+    /// How many hosts, names that operators added, and whole networks there are records of.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.hosts.len(), self.entries.len(), self.networks.len())
+    }
+
     /// Nickname of this host.
     pub(crate) fn own_name(&self) -> &str {
         &self.name

@@ -25,6 +25,11 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
+    /// How many whole networks there are records of.
+    pub(crate) fn len(&self) -> usize {
+        self.whole.len()
+    }
+
     pub(crate) fn new(own: HostLabel) -> Self {
         let (whole, heads, parts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Networks { own, whole, heads, parts, removed: BTreeSet::new(), own_removed: BTreeMap::new() }

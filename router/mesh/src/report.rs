@@ -20,6 +20,18 @@ pub enum PeerState {
     Dead,
 }
 
+impl PeerState {
+    /// As reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PeerState::Connected => "connected",
+            PeerState::Connecting => "connecting",
+            PeerState::Unreachable => "unreachable",
+            PeerState::Dead => "dead",
+        }
+    }
+}
+
 /// One peer in a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct PeerStatus {
@@ -41,6 +53,8 @@ pub struct PeerStatus {
     pub cipher: Option<&'static str>,
     /// Smoothed round-trip time of the direct link, in microseconds.
     pub rtt_us: Option<u64>,
+    /// Share of pings over the direct link that were lost of late, 0 to 1.
+    pub loss: Option<f64>,
     /// Largest frame the path takes whole, in bytes.
     pub mtu: Option<usize>,
     /// Whether it relays between other hosts.
@@ -51,6 +65,8 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Bytes relayed for it.
+    pub relayed_bytes: u64,
 }
 
 /// One link in a report.
@@ -142,6 +158,8 @@ pub struct RingReport {
     pub used: u32,
     /// Addresses in windows of hosts that cannot be reached.
     pub unreachable: u32,
+    /// Addresses in windows that no host has.
+    pub unopened: u32,
     /// Who decides.
     pub voters: Vec<String>,
     /// Subnets of this host's networks of which addresses are handed out in this range, too.
@@ -179,6 +197,21 @@ pub struct Status {
     pub fenced: Vec<Ipv4Addr>,
     /// What was refused or given up outside the data path.
     pub refused: Refusals,
+}
+
+/// What a node measures and counts. In contrast to [`Status`] it lists nothing that grows with the mesh but peers.
+#[derive(Clone, Debug)]
+pub struct Measures {
+    /// All peers.
+    pub peers: Vec<PeerStatus>,
+    /// Rings of addresses.
+    pub rings: Vec<RingReport>,
+    /// What was refused or given up outside the data path.
+    pub refused: Refusals,
+    /// Endpoints of this host.
+    pub own_endpoints: usize,
+    /// Valid records held, by kind.
+    pub records: [(&'static str, usize); 5],
 }
 
 /// What a node refused or gave up so far.

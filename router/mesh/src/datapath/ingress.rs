@@ -337,7 +337,7 @@ impl Receiver {
                 Verdict::Relay(hop) => match neighbour {
                     Some(neighbour) if self.may_relay(neighbour.peer, len, now) => {
                         carried += len;
-                        neighbour.meter.received.relayed.fetch_add(1, Ordering::Relaxed);
+                        neighbour.meter.received.relayed.fetch_add(len as u64, Ordering::Relaxed);
                         hop.meter.sent.on_link(1, now);
                         if hop.meter.sent.take_rest() {
                             sink.punt(Punt::Woken);

@@ -147,7 +147,7 @@ pub struct Direction {
     pub link_idle: AtomicU64,
     /// When the link last carried a datagram, in nanoseconds.
     pub link_last: AtomicU64,
-    /// Datagrams relayed for the peer.
+    /// Bytes of datagrams relayed for the peer.
     pub relayed: AtomicU64,
     /// The node looks at the link seldom, since nothing goes over it.
     rests: AtomicBool,

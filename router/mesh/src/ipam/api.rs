@@ -142,6 +142,8 @@ pub struct RingStatus {
     pub used: u32,
     /// Addresses in windows of hosts that cannot be reached.
     pub unreachable: u32,
+    /// Addresses in windows that no host has.
+    pub unopened: u32,
     /// Who decides.
     pub voters: Vec<HostLabel>,
     /// Parts of the range that this host's networks have for themselves although addresses of them are handed out to others:

@@ -394,6 +394,7 @@ impl Ipam {
                 owned: count(&|host| host == self.hosts.own),
                 used: local.leases.held.len() as u32,
                 unreachable: count(&|host| host != self.hosts.own && !self.hosts.reachable.contains(&host)),
+                unopened: range.windows() * size - count(&|_| true),
                 voters: ring.map(|ring| ring.voters.clone()).unwrap_or_default(),
                 contested: ring.map(|ring| local.contested(ring).collect()).unwrap_or_default(),
             }

@@ -55,6 +55,7 @@ impl Node {
                 infallible(|| self.parts.addresses.ipam().set_aside(range, addresses))
             }
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.parts.status(now))))),
+            Command::Measure => return Some(Ok(Reply::Measures(Box::new(self.parts.measures())))),
             Command::Why { from, to } => {
                 let why = self.parts.explain_path(from.as_deref(), &to, now);
                 return Some(why.map(|why| Reply::Why(Box::new(why))));

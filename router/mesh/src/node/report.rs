@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use super::{
-    CommandError, Components, EndpointStatus, LinkStatus, PeerState, PeerStatus, Refusals, RingReport, RouteStatus,
-    Status, TargetStatus,
+    CommandError, Components, EndpointStatus, LinkStatus, Measures, PeerState, PeerStatus, Refusals, RingReport,
+    RouteStatus, Status, TargetStatus,
 };
 use crate::datapath::frame::colons;
 use crate::ipam::{Awaited, Error};
@@ -49,6 +49,24 @@ impl Components {
         }
     }
 
+    /// Reports what this node measures and counts.
+    pub(super) fn measures(&self) -> Measures {
+        let (hosts, names, networks) = self.directory.counts();
+        Measures {
+            peers: self.sessions.peers().map(|(label, id)| self.peer_status(label, id)).collect(),
+            rings: self.ring_reports(),
+            refused: self.refusals(),
+            own_endpoints: self.segments.iter().filter(|(host, ..)| *host == self.own).count(),
+            records: [
+                ("host", hosts),
+                ("link", self.topology.routing.links().count()),
+                ("endpoint", self.segments.iter().count()),
+                ("name", names),
+                ("network", networks),
+            ],
+        }
+    }
+
     fn peer_status(&self, label: HostLabel, id: PeerId) -> PeerStatus {
         let hop = self.hop_towards(label);
         let link = self.topology.link(label);
@@ -73,11 +91,13 @@ impl Components {
             remote: link.map(|link| link.path.remote),
             cipher: current.map(|session| session.suite.name()),
             rtt_us: link.and_then(|link| link.rtt_us()),
+            loss: link.map(|link| link.loss),
             mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
             relays: !self.topology.routing.is_stub(label),
             metered: self.topology.metered.contains(label),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),
+            relayed_bytes: meter.received.relayed.load(Ordering::Relaxed),
         }
     }
 
@@ -100,6 +120,7 @@ impl Components {
             owned: ring.owned,
             used: ring.used,
             unreachable: ring.unreachable,
+            unopened: ring.unopened,
             voters: ring.voters.iter().map(|voter| self.directory.unmistakable(*voter)).collect(),
             contested: ring.contested.iter().map(ToString::to_string).collect(),
         };
@@ -164,7 +185,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::api::{Command, Target};
+    use crate::api::{Command, Reply, Target};
     use crate::records::Key;
     use crate::report::TargetState;
     use crate::testing::{NOW, command, endpoint, hear, node};
@@ -190,6 +211,18 @@ mod tests {
             "{:?}",
             status.targets[0].state
         );
+    }
+
+    #[test]
+    fn what_is_measured_is_what_the_report_says() {
+        let mut node = node(1, &BTreeMap::new());
+        command(&mut node, Command::attach([1; 16], endpoint(1))).unwrap();
+        hear(&mut node, 2, 1, &[(Key::Removed([1; 16]), vec![1])]);
+        let Ok(Reply::Measures(measures)) = command(&mut node, Command::Measure) else { panic!("not measured") };
+        let status = node.status(NOW);
+        assert_eq!((measures.own_endpoints, measures.peers.len()), (1, status.peers.len()));
+        assert!(measures.records.contains(&("endpoint", status.endpoints.len())), "{:?}", measures.records);
+        assert_eq!(measures.refused, status.refused);
     }
 
     #[test]
