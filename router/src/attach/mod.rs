@@ -10,3 +10,4 @@ pub mod restore;
 pub mod running;
 mod table;
 pub mod target;
+pub mod traffic;

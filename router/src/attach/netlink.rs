@@ -35,6 +35,10 @@ pub struct Interface {
     pub is_up: bool,
     /// Whether it is a loopback interface.
     pub is_loopback: bool,
+    /// Bytes that came in by it.
+    pub received: u64,
+    /// Bytes that left by it.
+    pub sent: u64,
 }
 
 impl Interface {
@@ -52,6 +56,9 @@ impl Interface {
                 LinkAttribute::Mtu(mtu) => interface.mtu = mtu as usize,
                 LinkAttribute::Controller(master) => interface.master = Some(master),
                 LinkAttribute::Link(peer) => interface.peer = Some(peer),
+                LinkAttribute::Stats64(counters) => {
+                    (interface.received, interface.sent) = (counters.rx_bytes, counters.tx_bytes);
+                }
                 LinkAttribute::LinkInfo(infos) => {
                     interface.kind = infos.into_iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind),

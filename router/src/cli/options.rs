@@ -1,6 +1,6 @@
 //! How a router is told to run: flags, then the environment, then the configuration file, then defaults.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +14,12 @@ use crate::cli::addresses::{ListenOn, TransportAddress, advertised, one_or_more,
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
-use crate::transport::tcp::Proxy;
+use crate::transport::tcp::{Listen, Proxy};
 
 /// The engine's socket, unless told otherwise.
 pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+/// Where metrics are served, unless told otherwise: for this host alone.
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6784);
 /// How many seconds a host may be gone before others take its place.
 const DEFAULT_GRACE: u64 = 3600;
 /// The longest domain: with a container's and a network's name before it, it still is a domain name.
@@ -145,6 +147,10 @@ pub struct LaunchArgs {
     /// The engine's API socket [default: /var/run/docker.sock]
     #[arg(long, env = "WEFT_DOCKER_SOCKET", value_name = "FILE", help_heading = "Docker")]
     pub docker_socket: Option<PathBuf>,
+    /// Where to serve metrics.
+    #[arg(long, env = "WEFT_HTTP", value_name = "ADDR:PORT")]
+    #[arg(help = "Serve metrics by HTTP at this address; 'none' for nowhere [default: 127.0.0.1:6784]")]
+    pub http: Option<String>,
     /// Seal with ChaCha20-Poly1305 even where there is hardware for AES
     #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new(), help_heading = "Tuning")]
     pub no_aes: bool,
@@ -219,6 +225,8 @@ pub struct Options {
     pub dns_domain: String,
     /// The engine's socket.
     pub docker_socket: PathBuf,
+    /// Where to serve metrics.
+    pub http: Option<Listen>,
     /// Whether AES-256-GCM may be used.
     pub aes: bool,
     /// Packet workers.
@@ -261,6 +269,7 @@ impl LaunchArgs {
         self.dns_domain = self.dns_domain.or(file.dns_domain);
         self.insecure |= file.insecure;
         self.docker_socket = self.docker_socket.or(file.docker_socket);
+        self.http = self.http.or(file.http);
         self.no_aes |= file.no_aes;
         self.workers = self.workers.or(file.workers);
         self.busy_poll = self.busy_poll.or(file.busy_poll);
@@ -351,6 +360,7 @@ impl LaunchArgs {
             plugin_dir: self.plugin_dir.unwrap_or_else(|| "/run/docker/plugins".into()),
             dns_domain: domain,
             docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
+            http: http_listen(self.http.as_deref())?,
             aes: !self.no_aes,
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
             busy_poll: match self.busy_poll {
@@ -358,6 +368,21 @@ impl LaunchArgs {
                 None => BusyPoll::Adaptive,
             },
         })
+    }
+}
+
+fn http_listen(option: Option<&str>) -> Result<Option<Listen>> {
+    match option {
+        None => Ok(Some(Listen { address: DEFAULT_HTTP, is_required: false })),
+        Some("none") => Ok(None),
+        Some(text) => {
+            let address = text.parse().map_err(|_| {
+                Failure::Usage(format!(
+                    "--http takes an address with a port, such as 127.0.0.1:6784, or none, and not {text}"
+                ))
+            })?;
+            Ok(Some(Listen { address, is_required: true }))
+        }
     }
 }
 
@@ -379,6 +404,7 @@ mod tests {
             LaunchArgs { insecure: false, ..base() },
             LaunchArgs { mtu: Some(500), ..base() },
             LaunchArgs { busy_poll: Some(1001), ..base() },
+            LaunchArgs { http: Some("6784".into()), ..base() },
             LaunchArgs { name: Some("a b".into()), ..base() },
             LaunchArgs { peers: vec!["a:b:c".into()], ..base() },
             range("10.32.0.1/12"),

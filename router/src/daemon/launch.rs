@@ -42,6 +42,8 @@ use crate::error::{Doing, Failure, Result};
 use crate::host::port_mapping::PortMappings;
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
+use crate::observe::http;
+use crate::observe::tallies::Tallies;
 use crate::transport::Port;
 use crate::transport::spare::SparePorts;
 use crate::transport::tcp::{self, Connections, Ends};
@@ -129,6 +131,7 @@ struct Built {
     mtu: u16,
     control: UnixListener,
     plugin: Option<docker::Bound>,
+    http: Option<std::net::TcpListener>,
     sockets: Vec<RemoveOnDrop>,
 }
 
@@ -152,6 +155,7 @@ impl Built {
         let worker_count = if options.tap == TapMode::Fast { options.workers } else { 1 };
         let ports = UdpPort::bind(options.listen.udp, worker_count)?;
         let listeners = tcp::listen(&options.listen.tcp)?;
+        let http = options.http.map(http::bind).transpose()?.flatten();
         let (peer_id, mtu) = (identity.peer_id(), underlay.container_mtu(&options));
         let alive = remembered.restored.alive.values();
         let config = Config {
@@ -188,6 +192,7 @@ impl Built {
             mtu,
             control,
             plugin,
+            http,
             sockets,
         })
     }
@@ -200,7 +205,7 @@ impl Built {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
         let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
         let (punts, inbox) = punt_queues();
-        let counters = Arc::new(Counters::default());
+        let (counters, tallies) = (Arc::new(Counters::default()), Tallies::default());
         let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone())?;
         let (spares, spare_changes) = SparePorts::new();
         let port = Port { udp: ports[0].clone(), tcp: tcp.clone(), spares: spares.clone() };
@@ -229,6 +234,7 @@ impl Built {
             punts: inbox,
             worker,
             store: store.clone(),
+            tallies: tallies.clone(),
         };
         let (task, handle, changes) = NodeTask::new(parts);
         start_node_task(task)?;
@@ -250,7 +256,8 @@ impl Built {
         let docker = match self.plugin {
             Some(plugin) => {
                 let (node, attachments, routing) = (handle.clone(), attachments.clone(), routing.clone());
-                let parts = DockerParts { node, attachments, routing, store: store.clone(), kept: &kept };
+                let (store, tallies) = (store.clone(), tallies.clone());
+                let parts = DockerParts { node, attachments, routing, store, kept: &kept, tallies };
                 Some(Docker::start(plugin, &options, parts, &mut tasks).await?)
             }
             None => {
@@ -260,8 +267,9 @@ impl Built {
         };
         let dns = match options.dns {
             true => {
-                let (docker, routing) = (docker.clone(), routing.clone());
-                let parts = DnsParts { names: names.clone(), attachments: attachments.clone(), docker, routing };
+                let (docker, routing, tallies) = (docker.clone(), routing.clone(), tallies.clone());
+                let parts =
+                    DnsParts { names: names.clone(), attachments: attachments.clone(), docker, routing, tallies };
                 Some(Dns::start(&options, parts, &mut tasks)?)
             }
             false => None,
@@ -281,6 +289,7 @@ impl Built {
             docker,
             dns,
             names,
+            tallies,
             counters,
             connections: tcp,
             store,
@@ -308,6 +317,9 @@ impl Built {
         }
         tasks.spawn(routing::keep(routing));
         tasks.spawn(control::serve(self.control, api.clone()));
+        if let Some(listener) = self.http {
+            tasks.spawn(http::serve(http::in_runtime(listener)?, api.clone()));
+        }
         tasks.spawn(chores(api.clone()));
         tasks.spawn(change_endpoints(api.clone(), changes));
         install::notify_ready();

@@ -12,7 +12,7 @@ use weft_mesh::explanation::Explanation;
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Event, Input, Networks, Node, Output, Reply, Status};
+use weft_mesh::node::{Command, Event, Input, Measures, Networks, Node, Output, Reply, Status};
 use weft_mesh::path::Path;
 use weft_mesh::sink::Punt;
 use weft_mesh::snapshot::Snapshot;
@@ -23,6 +23,7 @@ use crate::daemon::state::{Change, Store};
 use crate::dataplane::clock::Clock;
 use crate::dataplane::worker::{PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
+use crate::observe::tallies::Tallies;
 use crate::transport::Port;
 
 /// How soon what could not be written is tried again.
@@ -115,6 +116,14 @@ impl NodeHandle {
         }
     }
 
+    /// Measures and counts.
+    pub async fn measures(&self) -> Result<Box<Measures>> {
+        match self.ask(Command::Measure).await? {
+            Reply::Measures(measures) => Ok(measures),
+            other => Err(mismatch(&other)),
+        }
+    }
+
     /// Explains the path from one host, container, name or address to another; without `from`, from this host.
     pub async fn explain(&self, from: Option<String>, to: String) -> Result<Box<Explanation>> {
         match self.ask(Command::Why { from, to }).await? {
@@ -174,6 +183,8 @@ pub struct Parts {
     pub worker: WorkerHandle,
     /// What it keeps across restarts.
     pub store: Arc<Store>,
+    /// Where it counts what happens to links and sessions.
+    pub tallies: Tallies,
 }
 
 /// Owns the node and carries out its outputs.
@@ -191,6 +202,7 @@ pub struct NodeTask {
     saved: mpsc::UnboundedReceiver<Saved>,
     changes: mpsc::UnboundedSender<EndpointChange>,
     links_changed: Arc<Notify>,
+    tallies: Tallies,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
@@ -222,7 +234,7 @@ pub enum EndpointChange {
 impl NodeTask {
     /// A task around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
     pub fn new(parts: Parts) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
-        let Parts { node, clock, port, closed, snapshot, names, punts, worker, store } = parts;
+        let Parts { node, clock, port, closed, snapshot, names, punts, worker, store, tallies } = parts;
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
@@ -243,6 +255,7 @@ impl NodeTask {
             saved,
             changes,
             links_changed: links_changed.clone(),
+            tallies,
             waiting,
             next_id: 0,
         };
@@ -317,6 +330,7 @@ impl NodeTask {
                 Output::Mtu(segment, mtu) => drop(self.changes.send(EndpointChange::Mtu(segment, mtu))),
                 Output::Event(event) => {
                     log(&event);
+                    count(&self.tallies, &event);
                     match event {
                         // Once the router stops there is no receiver any more.
                         Event::Fenced { id, address } => drop(self.changes.send(EndpointChange::Fenced(id, address))),
@@ -371,6 +385,24 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>, saved: &mpsc::Unbounded
             // The caller may have gone.
             let _ = sender.send(kept.and(reply));
         }
+    }
+}
+
+fn count(tallies: &Tallies, event: &Event) {
+    match event {
+        Event::LinkUp { .. } => tallies.path_change("up"),
+        Event::LinkMoved { .. } => tallies.path_change("moved"),
+        Event::LinkDown { reason, .. } => tallies.path_change(reason),
+        Event::Session { .. } => tallies.session(),
+        Event::MarksLost { .. }
+        | Event::TargetSilent { .. }
+        | Event::PeerDead(_)
+        | Event::PeerAlive(_)
+        | Event::Cloned
+        | Event::PeerCloned(_)
+        | Event::Reincarnated(_)
+        | Event::Fenced { .. }
+        | Event::Conflict { .. } => {}
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use weft_mesh::egress::DropReason;
-use weft_mesh::node::{EndpointStatus, PeerStatus, Status, TargetState};
+use weft_mesh::node::{EndpointStatus, PeerStatus, Refusals, Status, TargetState};
 use weft_mesh::records::EndpointId;
 
 use crate::daemon::api::Api;
@@ -134,12 +134,15 @@ fn endpoints(status: &Status, api: &Api) -> Value {
     status.endpoints.iter().map(with_ports).collect()
 }
 
-/// Everything that was dropped or refused, by reason: by the packet workers, by sockets and TAPs, by the node.
 fn drops(status: &Status, api: &Api) -> Value {
+    let all = dropped(&status.refused, api);
+    all.map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<String, Value>>().into()
+}
+
+/// Everything that was dropped or refused, by reason: by the packet workers, by sockets and TAPs, by the node.
+pub fn dropped(refused: &Refusals, api: &Api) -> impl Iterator<Item = (&'static str, u64)> {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let by_reason =
-        DropReason::ALL.iter().map(|reason| (reason.name(), count(&api.counters.dropped[*reason as usize])));
-    let refused = &status.refused;
+    let by_reason = DropReason::ALL.map(|reason| (reason.name(), count(&api.counters.dropped[reason as usize])));
     let others = [
         ("tap_full", count(&api.counters.tap_full)),
         ("send_failed", count(&api.counters.send_failed)),
@@ -153,7 +156,7 @@ fn drops(status: &Status, api: &Api) -> Value {
         ("records_refused", refused.records),
         ("records_unknown", refused.unknown_records),
     ];
-    by_reason.chain(others).map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<String, Value>>().into()
+    by_reason.into_iter().chain(others)
 }
 
 fn dns(api: &Api) -> Value {

@@ -4,6 +4,7 @@
 //! the questions of containers here without their doing.
 
 mod framing;
+mod meter;
 mod sandbox;
 mod sharing;
 mod tally;
@@ -35,6 +36,7 @@ use crate::dataplane::taps::bridge_name;
 use crate::docker::{Docker, Sandbox};
 use crate::error::{Doing, Result};
 use crate::host::routing::Routing;
+use crate::observe::tallies::Tallies;
 use udp::{Listener, UdpServer};
 use upstream::Upstream;
 use zone::Zone;
@@ -50,6 +52,8 @@ pub struct Shared {
     zone: Zone,
     /// What the mesh knows.
     pub names: Arc<ArcSwap<Names>>,
+    /// Where questions are counted.
+    tallies: Tallies,
 }
 
 /// Who asks at a socket, and what they may hear of.
@@ -171,13 +175,16 @@ pub struct DnsParts {
     pub docker: Option<Arc<Docker>>,
     /// Routes to containers.
     pub routing: Arc<Routing>,
+    /// Where questions are counted.
+    pub tallies: Tallies,
 }
 
 impl Dns {
     /// Starts the server; its tasks end with `tasks`.
     pub fn start(options: &Options, parts: DnsParts, tasks: &mut JoinSet<()>) -> Result<Arc<Dns>> {
-        let DnsParts { names, attachments, docker, routing } = parts;
-        let shared = Arc::new(Shared { zone: Zone::new(&options.dns_domain)?, names });
+        let DnsParts { names, attachments, docker, routing, tallies } = parts;
+        let shared = Arc::new(Shared { zone: Zone::new(&options.dns_domain)?, names, tallies });
+        meter::prepare(&shared.tallies);
         let own = Arc::<Mutex<Vec<SocketAddr>>>::default();
         let dns = Arc::new(Dns {
             udp: UdpServer::start(shared.clone())?,

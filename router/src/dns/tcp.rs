@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::framing::{read, write};
+use super::meter::{QuestionResult, Turn, note_forwarded};
 use super::tally::Tally;
 use super::upstream::{Upstream, failure};
 use super::zone::{Transport, Verdict};
@@ -51,14 +52,26 @@ async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience
     let Ok(seed) = crate::daemon::state::entropy() else { return };
     let mut random = ChaCha8Rng::from_seed(seed);
     while let Some(packet) = read(&mut stream).await {
-        let names = shared.names.load_full();
+        let (names, mut turn, since) = (shared.names.load_full(), Turn::begin(), Instant::now());
         let verdict =
             shared.zone.answer(&names, audience.scope(&names, from).as_scope(), &packet, Transport::Tcp, &mut random);
         let answer = match verdict {
-            Verdict::Answer(answer) => answer,
-            Verdict::Forward => upstream.ask(from, &packet, Transport::Tcp).await.unwrap_or_else(|| failure(&packet)),
-            Verdict::Drop => return,
+            Verdict::Answer(answer) => {
+                turn.note(QuestionResult::of(&answer));
+                answer
+            }
+            Verdict::Forward => {
+                let answer = upstream.ask(from, &packet, Transport::Tcp).await;
+                note_forwarded(&shared.tallies, since, answer.is_some());
+                answer.unwrap_or_else(|| failure(&packet))
+            }
+            Verdict::Drop => {
+                turn.note(QuestionResult::Dropped);
+                turn.end(&shared.tallies);
+                return;
+            }
         };
+        turn.end(&shared.tallies);
         if write(&mut stream, &answer).await.is_none() {
             return;
         }

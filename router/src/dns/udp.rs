@@ -11,6 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -19,6 +20,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tokio::runtime::Handle;
 
+use super::meter::{QuestionResult, Turn, note_forwarded};
 use super::upstream::{Upstream, failure};
 use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
@@ -147,7 +149,7 @@ impl Thread {
     fn serve(&mut self, id: usize, buffer: &mut [u8]) -> bool {
         let Some((socket, audience, upstream)) = self.listeners.get(&id) else { return false };
         let names = self.shared.names.load();
-        let mut has_more = true;
+        let (mut has_more, mut turn) = (true, Turn::begin());
         for _ in 0..PER_TURN {
             let (length, from) = match socket.recv_from(buffer) {
                 Ok(received) => received,
@@ -161,19 +163,25 @@ impl Thread {
             let packet = &buffer[..length];
             let heard = audience.scope(&names, from.ip());
             match self.shared.zone.answer(&names, heard.as_scope(), packet, Transport::Udp, &mut self.random) {
-                Verdict::Answer(answer) => self.answers.push((from, answer)),
+                Verdict::Answer(answer) => {
+                    turn.note(QuestionResult::of(&answer));
+                    self.answers.push((from, answer));
+                }
                 Verdict::Forward => self.forward(socket, from, packet.to_vec(), upstream),
-                Verdict::Drop => {}
+                Verdict::Drop => turn.note(QuestionResult::Dropped),
             }
         }
         send_all(socket, &mut self.answers, &mut self.run);
+        turn.end(&self.shared.tallies);
         has_more
     }
 
     fn forward(&self, socket: &Arc<UdpSocket>, from: SocketAddr, packet: Vec<u8>, upstream: &Arc<Upstream>) {
-        let (socket, upstream) = (socket.clone(), upstream.clone());
+        let (socket, upstream, shared) = (socket.clone(), upstream.clone(), self.shared.clone());
         self.runtime.spawn(async move {
+            let since = Instant::now();
             let answer = upstream.ask(from.ip(), &packet, Transport::Udp).await;
+            note_forwarded(&shared.tallies, since, answer.is_some());
             let answer = answer.unwrap_or_else(|| failure(&packet));
             let _ = socket.send_to(&answer, from);
         });

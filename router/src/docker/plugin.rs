@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -19,6 +19,7 @@ use super::call::Call;
 use super::protocol::{Address, Pool};
 use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
+use crate::observe::tallies::{Tallies, UNKNOWN_CALL};
 
 /// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.
 const MAX_BODY: usize = 32 << 20;
@@ -37,15 +38,20 @@ pub fn bind(dir: &Path) -> Result<(UnixListener, PathBuf)> {
 }
 
 /// Serves the engine for as long as the router runs.
-pub async fn serve(listener: UnixListener, docker: Arc<Docker>) {
-    let router = Router::new().route("/{method}", post(call)).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(docker);
+pub async fn serve(listener: UnixListener, docker: Arc<Docker>, tallies: Tallies) {
+    let router = Router::new().route("/{method}", post(call)).layer(DefaultBodyLimit::max(MAX_BODY));
+    let router = router.with_state((docker, tallies));
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the plugin socket is lost; restart the router");
     }
 }
 
-async fn call(State(docker): State<Arc<Docker>>, UrlPath(method): UrlPath<String>, body: Bytes) -> Response {
-    let name = method.clone();
+async fn call(
+    State((docker, tallies)): State<(Arc<Docker>, Tallies)>,
+    UrlPath(method): UrlPath<String>,
+    body: Bytes,
+) -> Response {
+    let (name, since) = (method.clone(), Instant::now());
     // What was begun is finished: an engine that gives up takes it back by later calls.
     let work = tokio::spawn(async move {
         match Call::parse(&method, &body)? {
@@ -58,6 +64,9 @@ async fn call(State(docker): State<Arc<Docker>>, UrlPath(method): UrlPath<String
         Ok(Err(_)) => Err(Failure::new("the call failed inside of weft; see its log")),
         Err(_) => Err(Failure::new(format!("not done within {PATIENCE:?}; see: weft status"))),
     };
+    // Names of unknown calls are anything.
+    let call = if matches!(result, Ok(None)) { UNKNOWN_CALL } else { &name };
+    tallies.plugin_call(call, matches!(result, Ok(Some(_))), since.elapsed());
     let content_type = [(header::CONTENT_TYPE, "application/vnd.docker.plugins.v1.2+json")];
     match result {
         Ok(Some(value)) => (content_type, value.to_string()).into_response(),

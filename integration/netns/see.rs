@@ -1,0 +1,290 @@
+//! What operators and their tools see of a mesh: metrics over HTTP.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use weft_integration::alone;
+use weft_integration::netns::internet::transfer;
+use weft_integration::netns::{Mesh, weft};
+use weft_router::cli::options::TapMode;
+use weft_router::lab::{Ns, await_true};
+
+const TAPS: [TapMode; 3] = [TapMode::Fast; 3];
+const TRIANGLE: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
+const EVERYWHERE: [&str; 2] = ["--http", "0.0.0.0:6784"];
+const HERE: &str = "127.0.0.1:6784";
+const PROMETHEUS: &str = "127.0.0.1:9090";
+
+/// A program of Debian's that is not installed.
+fn tool(name: &str) -> PathBuf {
+    let path = PathBuf::from("/var/cache/weft-tools/usr/bin").join(name);
+    assert!(path.exists(), "{} is missing: run scripts/debian-tools, as scripts/test does", path.display());
+    path
+}
+
+/// The status and body of a response.
+type Response = (u16, String);
+
+/// Connects to an address in a namespace.
+fn connect(ns: &Ns, to: &str) -> TcpStream {
+    let to: SocketAddr = to.parse().expect("an address");
+    let stream = ns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5))).expect("the namespace is there");
+    let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    stream
+}
+
+/// Sends a request as it is, and reads until the connection ends.
+fn request(ns: &Ns, to: &str, text: &str) -> Response {
+    let mut stream = connect(ns, to);
+    let mut answer = Vec::new();
+    // A server that refuses may close before all was written.
+    let _ = stream.write_all(text.as_bytes());
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+fn get(ns: &Ns, to: &str, path: &str) -> Response {
+    request(ns, to, &format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"))
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a Prometheus in a host's namespace that scrapes these routers each second.
+fn start_prometheus(mesh: &Mesh, host: usize, targets: &[&str]) -> Running {
+    let config = mesh.dir().join("prometheus.yml");
+    let text = format!(
+        "global: {{scrape_interval: 1s}}\nscrape_configs:\n  - job_name: weft\n    static_configs:\n      - targets: {targets:?}\n"
+    );
+    std::fs::write(&config, text).expect("a configuration");
+    let mut command = Command::new(tool("prometheus"));
+    command.arg(format!("--config.file={}", config.display()));
+    command.arg(format!("--storage.tsdb.path={}", mesh.dir().join("prometheus").display()));
+    command.arg(format!("--web.listen-address={PROMETHEUS}"));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let running = Running(mesh.hosts[host].ns.spawn(command).expect("Prometheus starts"));
+    await_true("Prometheus does not scrape all", || {
+        let ns = &mesh.hosts[host].ns;
+        let is_listening = ns.run(|| TcpStream::connect(PROMETHEUS).is_ok())?;
+        Ok(is_listening && query(ns, "sum(up)") == Some(targets.len() as f64))
+    })
+    .expect("it does");
+    running
+}
+
+/// The one value of a query.
+fn query(ns: &Ns, query: &str) -> Option<f64> {
+    let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let (status, body) = get(ns, PROMETHEUS, &format!("/api/v1/query?query={escaped}"));
+    assert!([200, 503].contains(&status), "{query}: {status} {body}");
+    let answer: Value =
+        serde_json::from_str(body.trim()).ok().or_else(|| serde_json::from_str(&unchunked(&body)).ok())?;
+    answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+}
+
+/// A body that came in chunks (RFC 9112, section 7.1).
+fn unchunked(body: &str) -> String {
+    let (mut whole, mut rest) = (String::new(), body);
+    while let Some((length, after)) = rest.split_once("\r\n") {
+        let Some(chunk) = usize::from_str_radix(length, 16).ok().and_then(|length| after.get(..length)) else { break };
+        whole.push_str(chunk);
+        rest = after[chunk.len()..].trim_start_matches("\r\n");
+    }
+    whole
+}
+
+/// Waits for a query to have a value, and returns it.
+fn await_value(ns: &Ns, text: &str, is_wanted: impl Fn(f64) -> bool) -> f64 {
+    let mut last = None;
+    await_true(&format!("{text} is not what it should be"), || {
+        last = query(ns, text);
+        Ok(last.is_some_and(&is_wanted))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {last:?}"));
+    last.unwrap_or_default()
+}
+
+#[test]
+fn prometheus_scrapes_a_mesh_and_its_numbers_are_those_of_the_transfer() {
+    let _alone = alone();
+    let mut mesh = Mesh::start_with("scraped", &TAPS, &TRIANGLE, &[&EVERYWHERE[..]; 3]);
+    mesh.await_connected();
+    let [from, to] = [0, 1].map(|host| mesh.add_container(host, "red"));
+    mesh.await_all_reach_all(100);
+    let _prometheus = start_prometheus(&mesh, 0, &[HERE, "10.99.0.2:6784", "10.99.1.2:6784"]);
+    let ns = &mesh.hosts[0].ns;
+    let (_, text) = get(ns, HERE, "/metrics");
+    let mut lint = Command::new(tool("promtool"));
+    let mut lint =
+        lint.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("promtool");
+    lint.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    let lint = lint.wait_with_output().expect("it ends");
+    assert!(lint.status.success(), "{}\n{text}", String::from_utf8_lossy(&lint.stderr));
+
+    let endpoint = |what: &str, name: &str| format!("sum(weft_endpoint_{what}_bytes_total{{name=\"{name}\"}})");
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let counters = [
+        endpoint("sent", &near.name),
+        endpoint("received", &far.name),
+        "sum(weft_peer_sent_bytes_total{instance=\"127.0.0.1:6784\",peer=\"h1\"})".to_owned(),
+        "sum(weft_peer_received_bytes_total{instance=\"10.99.0.2:6784\",peer=\"h0\"})".to_owned(),
+    ];
+    let before = counters.each_ref().map(|counter| await_value(ns, counter, |_| true));
+    let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(3), |_| ());
+    let bytes = carried.bytes as f64;
+    for (counter, before) in counters.iter().zip(before) {
+        // Headers and acknowledgements come on top; what a session carries is whole datagrams.
+        let most = if counter.contains("endpoint") { 1.02 } else { 1.10 };
+        let counted = await_value(ns, counter, |value| value - before >= bytes) - before;
+        println!("{counter}: {:.4} of {bytes} bytes carried", counted / bytes);
+        assert!(counted <= bytes * most, "{counter}: {counted} of {bytes}");
+    }
+    for (text, expected) in [
+        ("sum(weft_peers{state=\"connected\"})", 6.0),
+        ("sum(weft_endpoints)", 2.0),
+        ("count(weft_link_rtt_seconds)", 6.0),
+        ("min(weft_records{kind=\"endpoint\"})", 2.0),
+        ("count(weft_build_info)", 3.0),
+        ("sum(weft_metrics_omitted)", 0.0),
+    ] {
+        await_value(ns, text, |value| value == expected);
+    }
+    // A cut link is a change of path, and what goes by the third host is relayed.
+    mesh.cut(0);
+    await_value(ns, "sum(weft_path_changes_total{cause!~\"up|moved\"})", |value| value >= 1.0);
+    let relayed = "sum(weft_relayed_bytes_total{instance=\"10.99.1.2:6784\"})";
+    let before = await_value(ns, relayed, |_| true);
+    let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
+    await_value(ns, relayed, |value| value - before >= carried.bytes as f64);
+}
+
+#[test]
+fn the_alert_rules_hold_what_their_tests_say() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics");
+    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]] {
+        let output = Command::new(tool("promtool")).args(arguments).current_dir(&dir).output().expect("promtool");
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(output.status.success(), "{arguments:?}: {said:?}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_documents_and_the_dashboard_asks_for_no_other() {
+    let _alone = alone();
+    let mut mesh = Mesh::start_with("documented", &TAPS[..2], &[(0, 1)], &[]);
+    mesh.await_connected();
+    mesh.add_container(0, "red");
+    let (_, text) = get(&mesh.hosts[0].ns, HERE, "/metrics");
+    let there: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(there.len() > 20, "{text}");
+    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let read = |file: &str| std::fs::read_to_string(docs.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let table = read("metrics.md");
+    for name in &there {
+        assert!(table.contains(&format!("`{name}`")), "docs/metrics.md does not know {name}");
+    }
+    for file in ["metrics/dashboard.json", "metrics/alerts.yml", "metrics.md"] {
+        let text = read(file);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|word| word.starts_with("weft_")) {
+            let name = ["_bucket", "_count", "_sum"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(there.contains(&word) || there.contains(&name), "{file} asks for {word}");
+        }
+    }
+}
+
+#[test]
+fn strangers_at_the_http_port_get_little_and_harm_nothing() {
+    let _alone = alone();
+    let mesh = Mesh::start("strangers", &TAPS[..2], &[(0, 1)]);
+    mesh.await_connected();
+    let ns = &mesh.hosts[0].ns;
+    let with_host = |host: &str| format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for (text, expected) in [
+        (with_host("h0:6784"), 200),
+        (with_host("localhost"), 200),
+        (with_host("evil.example"), 421),
+        (with_host("127.0.0.1.evil.example:6784"), 421),
+        ("GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), 421),
+        (with_host("h0").replace("GET", "POST"), 405),
+        (with_host("h0").replace("GET", "DELETE"), 405),
+        (with_host("h0").replace("/metrics", "/../../etc/passwd"), 404),
+        (with_host("h0").replace("/metrics", "/metrics/.."), 404),
+        (with_host("h0").replace("/metrics", "/"), 404),
+        ("\u{16}\u{3}\u{1} no HTTP at all\r\n\r\n".to_owned(), 400),
+        (format!("GET /{} HTTP/1.1\r\nHost: h0\r\n\r\n", "a".repeat(1 << 20)), 431),
+    ] {
+        let (status, body) = request(ns, HERE, &text);
+        let is_fine = status == expected || (expected >= 400 && status == 0);
+        assert!(is_fine, "{status} {body}: {}", text.escape_debug().to_string().get(..80).unwrap_or(&text));
+    }
+    // Ten times as many as are served at once stay half-open, and half of these say a little.
+    let begun = Instant::now();
+    let mut slow: Vec<TcpStream> = (0..640).map(|_| connect(ns, HERE)).collect();
+    for stream in slow.iter_mut().step_by(2) {
+        // The server may have ended it.
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHo");
+    }
+    assert_eq!(get(ns, HERE, "/metrics").0, 200, "the newest is served");
+    let mut last = slow.pop().expect("there are some");
+    assert_eq!(last.read(&mut [0; 16]).unwrap_or(0), 0, "a client that says nothing is not waited for");
+    println!("a silent client is let go after {:.1?}", begun.elapsed());
+    let _ = last.shutdown(Shutdown::Both);
+    // Clients that take nothing.
+    let mut greedy: Vec<TcpStream> = (0..64).map(|_| connect(ns, HERE)).collect();
+    for stream in &mut greedy {
+        for _ in 0..100 {
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: h0\r\n\r\n");
+        }
+    }
+    assert_eq!(get(ns, HERE, "/metrics").0, 200);
+    assert_eq!(mesh.hosts[0].connected().expect("the router answers"), 1);
+}
+
+#[test]
+fn a_port_in_use_is_said_and_none_is_none() {
+    let _alone = alone();
+    let mut mesh = Mesh::start_with("port", &TAPS[..1], &[], &[&["--http", "none"]]);
+    let is_refused = mesh.hosts[0].ns.run(|| TcpStream::connect(HERE).is_err()).expect("the namespace is there");
+    assert!(is_refused, "nothing listens");
+    mesh.hosts[0].stop().expect("it stops");
+    let taken = mesh.hosts[0].ns.run(|| std::net::TcpListener::bind(HERE)).expect("the namespace is there");
+    let taken = taken.expect("a free port");
+    let launch = |more: &[&str]| {
+        let mut command = Command::new(weft());
+        command.args(["launch", "--insecure", "--no-docker", "--name", "h0"]).args(more);
+        command.arg("--socket").arg(mesh.dir().join("other.sock")).arg("--state-dir").arg(mesh.dir().join("other"));
+        command
+    };
+    let output = mesh.hosts[0].ns.run(|| launch(&["--http", HERE]).output()).expect("the namespace is there");
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot serve HTTP on 127.0.0.1:6784") && said.contains("--http none"), "{said}");
+    // Unasked, it goes on without.
+    let mut command = launch(&[]);
+    command.stderr(Stdio::piped());
+    let mut running = Running(mesh.hosts[0].ns.spawn(command).expect("it starts"));
+    let mut log = std::io::BufReader::new(running.0.stderr.take().expect("a pipe"));
+    let mut said = String::new();
+    while !said.contains("is up") {
+        let read = std::io::BufRead::read_line(&mut log, &mut said).expect("it logs");
+        assert!(read > 0, "it ended: {said}");
+    }
+    assert!(said.contains("there are no metrics of this router"), "{said}");
+    drop(taken);
+}

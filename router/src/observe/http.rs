@@ -1,0 +1,182 @@
+//! The HTTP server: it only reads, and only for those that asked for this host.
+//!
+//! Its clients are strangers to the mesh, who may be slow or many: a connection without a request, or one whose client takes nothing, ends;
+//! when there are too many the oldest goes; and the node is asked once a second at most.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header, uri::Authority};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, warn};
+
+use super::metrics;
+use crate::daemon::api::Api;
+use crate::error::{Doing, Failure, Result};
+use crate::transport::tcp::Listen;
+
+/// Connections at once; one more ends the oldest.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take for the head of a request, and how long it may leave bytes unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long metrics that were read are given to others that ask.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Listens. None: the default address is in use. An error: one that the operator named is, or it is no address of this host.
+pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::TcpListener>> {
+    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    match bound {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if is_required => Err(Failure::new(format!(
+            "cannot serve HTTP on {address}: {error}; choose another address with --http, or --http none"
+        ))),
+        Err(error) => {
+            warn!(
+                "there are no metrics of this router: cannot serve HTTP on {address}: {error}; choose another address with --http, or --http none"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Makes a listener one of the event loop's.
+pub fn in_runtime(listener: std::net::TcpListener) -> Result<TcpListener> {
+    TcpListener::from_std(listener).doing(|| "cannot serve HTTP".into())
+}
+
+/// What requests work with.
+#[derive(Clone)]
+struct Server {
+    api: Api,
+    /// The metrics that were read last, and when.
+    latest: Arc<Mutex<Option<(Instant, Bytes)>>>,
+}
+
+/// Serves for as long as the router runs.
+pub async fn serve(listener: TcpListener, api: Api) {
+    let server = Server { api, latest: Arc::default() };
+    let router = Router::new()
+        .route("/metrics", get(get_metrics))
+        .layer(middleware::from_fn_with_state(server.clone(), refuse_foreign_names))
+        .with_state(server);
+    let mut connections = Connections::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => connections.add(stream, router.clone()),
+            // Out of file descriptors, perhaps: others need time to end.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Connections that are served, the oldest first.
+#[derive(Default)]
+struct Connections {
+    all: VecDeque<AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    fn add(&mut self, stream: TcpStream, router: Router) {
+        while self.tasks.try_join_next().is_some() {}
+        self.all.retain(|connection| !connection.is_finished());
+        if self.all.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.all.pop_front()
+        {
+            oldest.abort();
+        }
+        self.all.push_back(self.tasks.spawn(async move {
+            if let Err(error) = converse(stream, router).await {
+                debug!("an HTTP connection ended: {error}");
+            }
+        }));
+    }
+}
+
+async fn converse(stream: TcpStream, router: Router) -> io::Result<()> {
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    connection.await.map_err(io::Error::other)
+}
+
+/// A page elsewhere may have its own name lead to this host and have a browser here ask it (DNS rebinding): only who asks for this host by an address, as
+/// localhost or by its nickname is answered.
+async fn refuse_foreign_names(State(server): State<Server>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    if host.is_some_and(|host| is_own_name(host, &server.api.options.name)) {
+        return next.run(request).await;
+    }
+    let why = "this host is not called that; ask for it by its address or nickname\n";
+    (StatusCode::MISDIRECTED_REQUEST, why).into_response()
+}
+
+/// Whether the `Host` of a request (RFC 9110, section 7.2) means this host.
+fn is_own_name(host: &str, nickname: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost") || host.eq_ignore_ascii_case(nickname)
+}
+
+async fn get_metrics(State(server): State<Server>) -> Response {
+    let mut latest = server.latest.lock().await;
+    let fresh = latest.as_ref().filter(|(since, _)| since.elapsed() < FRESH);
+    let text = match fresh {
+        Some((_, text)) => text.clone(),
+        None => match metrics::read(&server.api).await {
+            Ok(text) => {
+                let text = Bytes::from(text);
+                *latest = Some((Instant::now(), text.clone()));
+                text
+            }
+            Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        },
+    };
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_host_are_answered() {
+        for own in ["127.0.0.1:6784", "10.0.0.7", "[::1]:6784", "localhost", "LOCALHOST:1", "web1:6784", "Web1"] {
+            assert!(is_own_name(own, "web1"), "{own}");
+        }
+        for foreign in ["evil.example:6784", "web1.evil.example", "127.0.0.1.evil.example", "", "a b", "[::1", "@"] {
+            assert!(!is_own_name(foreign, "web1"), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_stops_the_router_only_if_it_was_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        assert!(bind(Listen { address, is_required: false }).unwrap().is_none());
+        let error = bind(Listen { address, is_required: true }).unwrap_err().to_string();
+        assert!(error.contains("--http") && !error.contains('\n'), "{error}");
+    }
+}
