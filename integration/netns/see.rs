@@ -255,6 +255,74 @@ fn strangers_at_the_http_port_get_little_and_harm_nothing() {
     assert_eq!(mesh.hosts[0].connected().expect("the router answers"), 1);
 }
 
+/// Runs a command of the binary against a host's router; returns what it prints.
+fn command(mesh: &Mesh, host: usize, words: &[&str]) -> String {
+    let socket = &mesh.hosts[host].socket;
+    let output = mesh.hosts[host].ns.run(|| Command::new(weft()).arg("--socket").arg(socket).args(words).output());
+    let output = output.expect("the namespace is there").expect("it runs");
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What happened to a host's router.
+fn events(mesh: &Mesh, host: usize) -> Vec<Value> {
+    let lines = command(mesh, host, &["events", "--json"]);
+    lines.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect()
+}
+
+#[test]
+fn last_nights_outage_is_told_also_after_a_restart_and_beside_damage() {
+    let _alone = alone();
+    let mut mesh = Mesh::start("events", &TAPS, &TRIANGLE);
+    mesh.await_connected();
+    let is = |event: &Value, kind: &str| event["event"] == kind && event["peer"] == "h1";
+    await_true("the path is not noted", || Ok(events(&mesh, 0).iter().any(|event| is(event, "path")))).unwrap();
+    let mut follow = Command::new(weft());
+    follow.arg("--socket").arg(&mesh.hosts[0].socket).args(["events", "--since", "1s", "--follow"]);
+    follow.stdout(Stdio::piped());
+    let mut follow = Running(mesh.hosts[0].ns.spawn(follow).expect("it starts"));
+    let mut followed = std::io::BufReader::new(follow.0.stdout.take().expect("a pipe"));
+    mesh.cut(0);
+    let begun = Instant::now();
+    let mut said = String::new();
+    while !said.contains("link to h1 down: ") {
+        assert!(std::io::BufRead::read_line(&mut followed, &mut said).expect("it goes on") > 0, "{said}");
+    }
+    println!("told {:.1?} after the cut", begun.elapsed());
+    let is_relayed = |event: &Value| is(event, "path") && event["path"] == "relay" && event["via"] == "h2";
+    await_true("the relay is not noted", || Ok(events(&mesh, 0).iter().any(is_relayed))).unwrap();
+    let all = events(&mesh, 0);
+    let path = all.iter().find(|event| is(event, "path")).expect("it was there before");
+    assert_eq!((&path["path"], &path["transport"]), (&"direct".into(), &"udp".into()), "{all:#?}");
+    let at = |event: &Value| event["at"].as_u64().expect("a time");
+    let then = |event: &Value| format!("{:.3}", at(event) as f64 / 1e3);
+    let moment = |event: &Value| {
+        let seconds = then(event);
+        let output =
+            Command::new("date").args(["-u", "-d", &format!("@{seconds}"), "+%Y-%m-%dT%H:%M:%S.%3NZ"]).output();
+        String::from_utf8_lossy(&output.expect("date").stdout).trim().to_owned()
+    };
+    let before = command(&mesh, 0, &["why", "h1", "--at", &moment(path)]);
+    assert!(before.contains("did go straight by udp") && before.contains("link to h1 down"), "{before}");
+    let relayed = all.iter().find(|event| is_relayed(event)).expect("it is there");
+    let after = command(&mesh, 0, &["why", "h1", "--at", &moment(relayed)]);
+    assert!(after.contains("did go by way of h2 by udp"), "{after}");
+    // The router ends without a word, and its file is damaged.
+    mesh.hosts[0].kill();
+    let file = mesh.hosts[0].socket.with_file_name("events.jsonl");
+    let mut bytes = std::fs::read(&file).expect("what happened is on disk");
+    bytes.splice(0..0, *b"{\"at\":17,\x00\xff\n");
+    bytes.extend_from_slice(b"{\"at\":1");
+    std::fs::write(&file, bytes).expect("a file");
+    mesh.launch(0);
+    let again = events(&mesh, 0);
+    let starts = again.iter().filter(|event| event["event"] == "started").count();
+    assert_eq!(starts, 2, "{again:#?}");
+    assert!(again.iter().any(is_relayed), "{again:#?}");
+    let log = std::fs::read_to_string(mesh.hosts[0].log()).expect("a log");
+    assert!(log.contains("skipped 2 damaged lines"), "{log}");
+}
+
 #[test]
 fn a_port_in_use_is_said_and_none_is_none() {
     let _alone = alone();

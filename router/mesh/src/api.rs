@@ -378,6 +378,8 @@ pub enum Event {
     LinkUp {
         /// With whom.
         peer: PeerId,
+        /// The nickname of that host.
+        host: String,
         /// Where.
         remote: SocketAddr,
     },
@@ -385,6 +387,8 @@ pub enum Event {
     LinkDown {
         /// With whom.
         peer: PeerId,
+        /// The nickname of that host.
+        host: String,
         /// Why.
         reason: &'static str,
     },
@@ -392,6 +396,8 @@ pub enum Event {
     LinkMoved {
         /// With whom.
         peer: PeerId,
+        /// The nickname of that host.
+        host: String,
         /// Where it is now.
         remote: SocketAddr,
     },
@@ -399,6 +405,8 @@ pub enum Event {
     MarksLost {
         /// The peer.
         peer: PeerId,
+        /// Its nickname.
+        host: String,
     },
     /// An end-to-end session is there.
     Session {

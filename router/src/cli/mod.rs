@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod client;
 pub mod demo;
+pub mod events;
 pub mod install;
 pub mod options;
 
@@ -46,7 +47,12 @@ const ATTACH_EXAMPLES: &str = "Examples:
 const WHY_EXAMPLES: &str = "Examples:
   weft why host2                    from this host to another
   weft why web db                   between two containers, by any of their names
-  weft why 10.32.0.7 --json         to a container by its address";
+  weft why 10.32.0.7 --json         to a container by its address
+  weft why host2 --at 03:00         how it was then, and what happened around it";
+const EVENTS_EXAMPLES: &str = "Examples:
+  weft events --since 2h            what happened within the last two hours
+  weft events --follow --json       what happens, for a program
+  weft why host2 --at 03:00         how frames to a host went last night";
 const INSTALL_EXAMPLES: &str = "Examples:
   weft install                      the first host: makes a secret, starts the router
   weft install host1.example        further hosts, once the first one's /etc/weft/secret is there";
@@ -85,7 +91,23 @@ enum Command {
         a: String,
         /// Where it ends
         b: Option<String>,
+        /// How it was at this time: 03:00, '2026-11-28 03:00' or with a zone; from this host only
+        #[arg(long, value_name = "TIME", conflicts_with = "b")]
+        at: Option<String>,
         /// The same as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what happened to this host's router: links, paths, hosts, refused calls
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events {
+        /// How long ago it begins: 30m, 2h, 1d [default: all that is kept]
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Go on with what happens from now on
+        #[arg(long)]
+        follow: bool,
+        /// An object a line
         #[arg(long)]
         json: bool,
     },
@@ -254,14 +276,18 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
                 false => print(&status::print(&report, topic)?),
             }
         }
-        Command::Why { a, b, json } => {
-            let question = match b {
-                Some(b) => Question { from: Some(a), to: b },
-                None => Question { from: None, to: a },
-            };
+        Command::Why { a, b: None, at: Some(at), json } => {
+            let question = Question { from: None, to: a, at: Some(events::clock_time(&at)?) };
+            let report = post("/why", &to_json(&question)?).await?;
+            print(&if json { format!("{report:#}\n") } else { events::earlier_path(&report) })
+        }
+        Command::Why { a, b, at: _, json } => {
+            let (from, to) = b.map_or((None, a.clone()), |b| (Some(a.clone()), b));
+            let question = Question { from, to, at: None };
             let report = post("/why", &to_json(&question)?).await?;
             print(&if json { format!("{report:#}\n") } else { why::print(&report) })
         }
+        Command::Events { since, follow, json } => events::events(socket, since.as_deref(), follow, json).await,
         Command::Connect { replace, peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
             post("/connect", &to_json(&Peers { names: peers.clone() })?).await?;

@@ -13,7 +13,7 @@ use crate::daemon::state::Store;
 use crate::dataplane::worker::Counters;
 use crate::dns::Dns;
 use crate::docker::Docker;
-use crate::observe::tallies::Tallies;
+use crate::observe::observers::Observers;
 use crate::transport::tcp::Connections;
 
 /// What requests work with.
@@ -29,8 +29,8 @@ pub struct Api {
     pub dns: Option<Arc<Dns>>,
     /// What it answers from.
     pub names: Arc<ArcSwap<Names>>,
-    /// What the router's parts counted for metrics.
-    pub tallies: Tallies,
+    /// What the router's parts counted and noted.
+    pub observers: Observers,
     /// What the packet workers counted.
     pub counters: Arc<Counters>,
     /// The TCP connections.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -24,6 +25,31 @@ use crate::error::{Failure, Result};
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
+
+/// What happened this long before and after a time is told with the path that there was.
+const AROUND: Duration = Duration::from_secs(600);
+/// How long a request for what happens next is kept waiting.
+const NEWS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Asks for what happened.
+#[derive(Serialize, Deserialize)]
+pub struct EventsRequest {
+    /// Not before this time, in milliseconds since 1970.
+    pub since: u64,
+    /// Nor before the entry with this number.
+    pub from: u64,
+    /// Whether to wait for an entry if there is none.
+    pub wait: bool,
+}
+
+/// What happened.
+#[derive(Serialize, Deserialize)]
+pub struct EventsAnswer {
+    /// The entries, in their order.
+    pub events: Vec<Value>,
+    /// The number of the next one.
+    pub next: u64,
+}
 
 /// Peers, for `connect` and `forget`.
 #[derive(Serialize, Deserialize)]
@@ -63,6 +89,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/secret/reload", post(reload))
         .route("/docker/leave", post(leave_docker))
         .route("/why", post(explain))
+        .route("/events", post(get_events))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api);
@@ -117,10 +144,25 @@ async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Jso
     Ok(Json(Value::Null))
 }
 
-async fn explain(State(api): State<Api>, Json(Question { from, to }): Json<Question>) -> Result<Json<Value>> {
+async fn explain(State(api): State<Api>, Json(Question { from, to, at }): Json<Question>) -> Result<Json<Value>> {
     let relative = |name: String| dns::relative(&name, &api.options.dns_domain).to_owned();
     let explanation = api.node.explain(from.map(relative), relative(to)).await?;
-    Ok(Json(why::report(&explanation)))
+    Ok(Json(match at {
+        Some(at) => api.observers.recorder.path_at(&explanation.to.host, at, AROUND),
+        None => why::report(&explanation),
+    }))
+}
+
+async fn get_events(State(api): State<Api>, Json(request): Json<EventsRequest>) -> Json<EventsAnswer> {
+    let EventsRequest { since, from, wait } = request;
+    let recorder = &api.observers.recorder;
+    if wait {
+        let mut news = recorder.news();
+        // Nothing new is an answer, too.
+        let _ = tokio::time::timeout(NEWS_WITHIN, news.wait_for(|next| *next > from)).await;
+    }
+    let (events, next) = recorder.entries(since, from);
+    Json(EventsAnswer { events, next })
 }
 
 async fn add_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {

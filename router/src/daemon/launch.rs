@@ -42,8 +42,9 @@ use crate::error::{Doing, Failure, Result};
 use crate::host::port_mapping::PortMappings;
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
-use crate::observe::http;
-use crate::observe::tallies::Tallies;
+use crate::observe::observers::Observers;
+use crate::observe::recorder::{Happening, Recorder};
+use crate::observe::{self, http};
 use crate::transport::Port;
 use crate::transport::spare::SparePorts;
 use crate::transport::tcp::{self, Connections, Ends};
@@ -205,7 +206,8 @@ impl Built {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty(label, Hashing::default())));
         let names = Arc::new(ArcSwap::from_pointee(Names::new(label)));
         let (punts, inbox) = punt_queues();
-        let (counters, tallies) = (Arc::new(Counters::default()), Tallies::default());
+        let (counters, observers) = (Arc::<Counters>::default(), Observers::new(Recorder::open(&options.state_dir)));
+        observers.recorder.note(&Happening::Started { version: env!("CARGO_PKG_VERSION") });
         let (tcp, Ends { opened, closed }) = Connections::new(options.proxy.clone())?;
         let (spares, spare_changes) = SparePorts::new();
         let port = Port { udp: ports[0].clone(), tcp: tcp.clone(), spares: spares.clone() };
@@ -234,7 +236,7 @@ impl Built {
             punts: inbox,
             worker,
             store: store.clone(),
-            tallies: tallies.clone(),
+            observers: observers.clone(),
         };
         let (task, handle, changes) = NodeTask::new(parts);
         start_node_task(task)?;
@@ -256,8 +258,8 @@ impl Built {
         let docker = match self.plugin {
             Some(plugin) => {
                 let (node, attachments, routing) = (handle.clone(), attachments.clone(), routing.clone());
-                let (store, tallies) = (store.clone(), tallies.clone());
-                let parts = DockerParts { node, attachments, routing, store, kept: &kept, tallies };
+                let (store, observers) = (store.clone(), observers.clone());
+                let parts = DockerParts { node, attachments, routing, store, kept: &kept, observers };
                 Some(Docker::start(plugin, &options, parts, &mut tasks).await?)
             }
             None => {
@@ -267,7 +269,7 @@ impl Built {
         };
         let dns = match options.dns {
             true => {
-                let (docker, routing, tallies) = (docker.clone(), routing.clone(), tallies.clone());
+                let (docker, routing, tallies) = (docker.clone(), routing.clone(), observers.tallies.clone());
                 let parts =
                     DnsParts { names: names.clone(), attachments: attachments.clone(), docker, routing, tallies };
                 Some(Dns::start(&options, parts, &mut tasks)?)
@@ -289,7 +291,7 @@ impl Built {
             docker,
             dns,
             names,
-            tallies,
+            observers,
             counters,
             connections: tcp,
             store,
@@ -317,9 +319,7 @@ impl Built {
         }
         tasks.spawn(routing::keep(routing));
         tasks.spawn(control::serve(self.control, api.clone()));
-        if let Some(listener) = self.http {
-            tasks.spawn(http::serve(http::in_runtime(listener)?, api.clone()));
-        }
+        observe::start(self.http, &api, &mut tasks)?;
         tasks.spawn(chores(api.clone()));
         tasks.spawn(change_endpoints(api.clone(), changes));
         install::notify_ready();
@@ -357,6 +357,7 @@ impl Running {
     /// Says goodbye and ends all tasks. Containers keep their interfaces.
     async fn stop(mut self) {
         info!("stopping; containers keep their interfaces");
+        self.api.observers.recorder.note(&Happening::Stopped);
         // The neighbours need not find out; if one misses it, it will.
         let _ = self.api.node.tell(Command::Leave).await;
         tokio::time::sleep(GOODBYE).await;

@@ -23,7 +23,8 @@ use crate::daemon::state::{Change, Store};
 use crate::dataplane::clock::Clock;
 use crate::dataplane::worker::{PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
-use crate::observe::tallies::Tallies;
+use crate::observe::observers::Observers;
+use crate::observe::recorder::Happening;
 use crate::transport::Port;
 
 /// How soon what could not be written is tried again.
@@ -183,8 +184,8 @@ pub struct Parts {
     pub worker: WorkerHandle,
     /// What it keeps across restarts.
     pub store: Arc<Store>,
-    /// Where it counts what happens to links and sessions.
-    pub tallies: Tallies,
+    /// Told what happens to links, sessions and hosts.
+    pub observers: Observers,
 }
 
 /// Owns the node and carries out its outputs.
@@ -202,7 +203,7 @@ pub struct NodeTask {
     saved: mpsc::UnboundedReceiver<Saved>,
     changes: mpsc::UnboundedSender<EndpointChange>,
     links_changed: Arc<Notify>,
-    tallies: Tallies,
+    observers: Observers,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_id: u64,
 }
@@ -234,7 +235,7 @@ pub enum EndpointChange {
 impl NodeTask {
     /// A task around a node. The store is written by a thread of its own, so that a slow disk stops nothing.
     pub fn new(parts: Parts) -> (NodeTask, NodeHandle, mpsc::UnboundedReceiver<EndpointChange>) {
-        let Parts { node, clock, port, closed, snapshot, names, punts, worker, store, tallies } = parts;
+        let Parts { node, clock, port, closed, snapshot, names, punts, worker, store, observers } = parts;
         let (requests, inbox) = mpsc::channel(64);
         let (saver, saves) = blocking::channel();
         let (says_saved, saved) = mpsc::unbounded_channel();
@@ -255,7 +256,7 @@ impl NodeTask {
             saved,
             changes,
             links_changed: links_changed.clone(),
-            tallies,
+            observers,
             waiting,
             next_id: 0,
         };
@@ -330,7 +331,7 @@ impl NodeTask {
                 Output::Mtu(segment, mtu) => drop(self.changes.send(EndpointChange::Mtu(segment, mtu))),
                 Output::Event(event) => {
                     log(&event);
-                    count(&self.tallies, &event);
+                    observe(&self.observers, &event);
                     match event {
                         // Once the router stops there is no receiver any more.
                         Event::Fenced { id, address } => drop(self.changes.send(EndpointChange::Fenced(id, address))),
@@ -388,30 +389,39 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>, saved: &mpsc::Unbounded
     }
 }
 
-fn count(tallies: &Tallies, event: &Event) {
+/// Counts an event, and notes it.
+fn observe(Observers { tallies, recorder }: &Observers, event: &Event) {
     match event {
         Event::LinkUp { .. } => tallies.path_change("up"),
         Event::LinkMoved { .. } => tallies.path_change("moved"),
         Event::LinkDown { reason, .. } => tallies.path_change(reason),
-        Event::Session { .. } => tallies.session(),
-        Event::MarksLost { .. }
-        | Event::TargetSilent { .. }
-        | Event::PeerDead(_)
-        | Event::PeerAlive(_)
-        | Event::Cloned
-        | Event::PeerCloned(_)
-        | Event::Reincarnated(_)
-        | Event::Fenced { .. }
-        | Event::Conflict { .. } => {}
+        Event::Session { .. } => return tallies.session(),
+        _ => {}
     }
+    recorder.note(&match event.clone() {
+        Event::LinkUp { host, remote, .. } => Happening::LinkUp { peer: host, remote: remote.to_string() },
+        Event::LinkMoved { host, remote, .. } => Happening::LinkMoved { peer: host, remote: remote.to_string() },
+        Event::LinkDown { host, reason, .. } => Happening::LinkDown { peer: host, cause: reason },
+        Event::MarksLost { host, .. } => Happening::MarksLost { peer: host },
+        Event::TargetSilent { name, address } => Happening::TargetSilent { name, address: address.to_string() },
+        Event::PeerDead(peer) => Happening::PeerGone { peer },
+        Event::PeerAlive(peer) => Happening::PeerBack { peer },
+        Event::Cloned => Happening::Cloned { key: "this host's".into() },
+        Event::PeerCloned(peer) => Happening::Cloned { key: peer.short() },
+        Event::Reincarnated(_) => Happening::Reincarnated,
+        Event::Fenced { address, .. } => Happening::Fenced { address: address.to_string() },
+        Event::Conflict { what, by } => Happening::Conflict { what, by },
+        Event::Session { .. } => return,
+    });
 }
 
 fn log(event: &Event) {
     match event {
-        Event::LinkUp { peer, remote } => info!(peer = %peer.short(), %remote, "link up"),
-        Event::LinkDown { peer, reason } => info!(peer = %peer.short(), reason, "link down"),
-        Event::LinkMoved { peer, remote } => info!(peer = %peer.short(), %remote, "link moved"),
-        Event::MarksLost { peer } => warn!(
+        Event::LinkUp { peer, host, remote } => info!(host, peer = %peer.short(), %remote, "link up"),
+        Event::LinkDown { peer, host, reason } => info!(host, peer = %peer.short(), reason, "link down"),
+        Event::LinkMoved { peer, host, remote } => info!(host, peer = %peer.short(), %remote, "link moved"),
+        Event::MarksLost { peer, host } => warn!(
+            host,
             peer = %peer.short(),
             "the network to this host drops packets marked AF21 (low-latency data): this router marks none any more, and small \
              packets may wait behind large transfers"

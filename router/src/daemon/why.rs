@@ -14,6 +14,9 @@ pub struct Question {
     pub from: Option<String>,
     /// Where it ends.
     pub to: String,
+    /// The time that is asked about, in milliseconds since 1970; none: now.
+    #[serde(default)]
+    pub at: Option<u64>,
 }
 
 /// The answer, which is printed as JSON. Times are seconds since 1970.

@@ -50,7 +50,7 @@ use crate::daemon::state::{Store, Table};
 use crate::dataplane::taps::bridge_name;
 use crate::error::{Failure, Result};
 use crate::host::routing::{Policy, Routing};
-use crate::observe::tallies::Tallies;
+use crate::observe::observers::Observers;
 use api::EngineApi;
 use driver::Driver;
 use firewall::Plan;
@@ -151,8 +151,8 @@ pub struct DockerParts<'a> {
     pub store: Arc<Store>,
     /// What it holds from before.
     pub kept: &'a [(Vec<u8>, Vec<u8>)],
-    /// Where the engine's calls are counted.
-    pub tallies: Tallies,
+    /// Told of the engine's calls.
+    pub observers: Observers,
 }
 
 impl Docker {
@@ -163,7 +163,7 @@ impl Docker {
         parts: DockerParts<'_>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Docker>> {
-        let DockerParts { node, attachments, routing, store, kept, tallies } = parts;
+        let DockerParts { node, attachments, routing, store, kept, observers } = parts;
         let api = Arc::new(EngineApi::new(options.docker_socket.clone()));
         let range = range_of(options.range).ok_or_else(|| Failure::new("the range is none to hand out of"))?;
         let engine_version = Arc::<ArcSwapOption<String>>::default();
@@ -197,7 +197,7 @@ impl Docker {
             foreign: ArcSwap::default(),
         });
         docker.restore().await?;
-        tasks.spawn(plugin::serve(bound.listener, docker.clone(), tallies));
+        tasks.spawn(plugin::serve(bound.listener, docker.clone(), observers));
         tasks.spawn(watch::watch(docker.clone()));
         tasks.spawn(spread::spread(docker.clone(), options.spread));
         tasks.spawn(keep_rules(docker.clone(), firewall::watch_rules()?));

@@ -19,7 +19,9 @@ use super::call::Call;
 use super::protocol::{Address, Pool};
 use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
-use crate::observe::tallies::{Tallies, UNKNOWN_CALL};
+use crate::observe::observers::Observers;
+use crate::observe::recorder::Happening;
+use crate::observe::tallies::UNKNOWN_CALL;
 
 /// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.
 const MAX_BODY: usize = 32 << 20;
@@ -38,16 +40,16 @@ pub fn bind(dir: &Path) -> Result<(UnixListener, PathBuf)> {
 }
 
 /// Serves the engine for as long as the router runs.
-pub async fn serve(listener: UnixListener, docker: Arc<Docker>, tallies: Tallies) {
+pub async fn serve(listener: UnixListener, docker: Arc<Docker>, observers: Observers) {
     let router = Router::new().route("/{method}", post(call)).layer(DefaultBodyLimit::max(MAX_BODY));
-    let router = router.with_state((docker, tallies));
+    let router = router.with_state((docker, observers));
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the plugin socket is lost; restart the router");
     }
 }
 
 async fn call(
-    State((docker, tallies)): State<(Arc<Docker>, Tallies)>,
+    State((docker, observers)): State<(Arc<Docker>, Observers)>,
     UrlPath(method): UrlPath<String>,
     body: Bytes,
 ) -> Response {
@@ -66,7 +68,7 @@ async fn call(
     };
     // Names of unknown calls are anything.
     let call = if matches!(result, Ok(None)) { UNKNOWN_CALL } else { &name };
-    tallies.plugin_call(call, matches!(result, Ok(Some(_))), since.elapsed());
+    observers.tallies.plugin_call(call, matches!(result, Ok(Some(_))), since.elapsed());
     let content_type = [(header::CONTENT_TYPE, "application/vnd.docker.plugins.v1.2+json")];
     match result {
         Ok(Some(value)) => (content_type, value.to_string()).into_response(),
@@ -78,6 +80,7 @@ async fn call(
         Err(error) => {
             // Engines do not always pass on why.
             warn!(method = name, "refused a call of the engine: {error}");
+            observers.recorder.note(&Happening::CallRefused { call: name, why: error.to_string() });
             (StatusCode::INTERNAL_SERVER_ERROR, content_type, json!({ "Err": error.to_string() }).to_string())
                 .into_response()
         }

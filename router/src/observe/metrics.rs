@@ -39,11 +39,11 @@ pub async fn read(api: &Api) -> Result<String> {
     readings.push(Reading::counts(
         "handshakes",
         "Handshakes, by what came of them",
-        [("completed", api.tallies.sessions()), ("refused", measures.refused.handshakes)]
+        [("completed", api.observers.tallies.sessions()), ("refused", measures.refused.handshakes)]
             .map(|(result, count)| (vec![("result", result.to_owned())], count)),
     ));
     let mut registry = Registry::default();
-    api.tallies.register(&mut registry);
+    api.observers.tallies.register(&mut registry);
     registry.sub_registry_with_prefix("weft").register_collector(Box::new(Readings(readings)));
     let mut text = String::new();
     prometheus_text::encode(&mut text, &registry).doing(|| "cannot put the metrics into words".into())?;

@@ -1,8 +1,26 @@
-//! What operators and their tools see of a router: metrics over HTTP.
+//! What operators and their tools see of a router: metrics over HTTP, and what happened.
 //!
-//! [`tallies`] counts what happens where it happens, `metrics` reads everything else when it is asked for, [`http`] serves it. Nothing
-//! here changes anything.
+//! [`tallies`] counts what happens where it happens, `metrics` reads everything else when it is asked for, [`http`] serves it.
+//! [`recorder`] keeps what happened, `journal` has it on disk, `follow` looks for changes of which nothing tells. Nothing here changes anything.
 
+mod follow;
 pub mod http;
+mod journal;
 mod metrics;
+pub mod observers;
+pub mod recorder;
 pub mod tallies;
+
+use tokio::task::JoinSet;
+
+use crate::daemon::api::Api;
+use crate::error::Result;
+
+/// Follows what happens, and serves HTTP if there is a listener, until the tasks end.
+pub fn start(listener: Option<std::net::TcpListener>, api: &Api, tasks: &mut JoinSet<()>) -> Result<()> {
+    tasks.spawn(follow::follow(api.clone()));
+    if let Some(listener) = listener {
+        tasks.spawn(http::serve(http::in_runtime(listener)?, api.clone()));
+    }
+    Ok(())
+}

@@ -110,10 +110,10 @@ impl Components {
             }
             Said::Refresh(to) => self.refresh(to, now),
             Said::Wake(at) => self.next_tick = self.next_tick.min(at),
-            Said::MarksLost(peer) => self.report_of(peer, |peer| Event::MarksLost { peer }),
-            Said::LinkUp(peer, remote) => self.report_of(peer, |peer| Event::LinkUp { peer, remote }),
-            Said::LinkDown(peer, reason) => self.report_of(peer, |peer| Event::LinkDown { peer, reason }),
-            Said::LinkMoved(peer, remote) => self.report_of(peer, |peer| Event::LinkMoved { peer, remote }),
+            Said::MarksLost(peer) => self.report_of(peer, |peer, host| Event::MarksLost { peer, host }),
+            Said::LinkUp(peer, remote) => self.report_of(peer, |peer, host| Event::LinkUp { peer, host, remote }),
+            Said::LinkDown(peer, reason) => self.report_of(peer, |peer, host| Event::LinkDown { peer, host, reason }),
+            Said::LinkMoved(peer, remote) => self.report_of(peer, |peer, host| Event::LinkMoved { peer, host, remote }),
             Said::Notice(event) => self.report(event),
         }
     }
@@ -276,9 +276,9 @@ impl Components {
         self.outputs.push_back(Output::Event(event));
     }
 
-    fn report_of(&mut self, peer: HostLabel, event: impl FnOnce(PeerId) -> Event) {
+    fn report_of(&mut self, peer: HostLabel, event: impl FnOnce(PeerId, String) -> Event) {
         if let Some(id) = self.sessions.id_of(peer) {
-            self.report(event(id));
+            self.report(event(id, self.directory.name_of(peer)));
         }
     }
 }
