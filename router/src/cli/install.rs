@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::cli::addresses::parse_peer;
 use crate::cli::client;
+use crate::cli::manual::ManualFile;
 use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET};
 use crate::daemon::state;
 use crate::docker;
@@ -47,8 +48,8 @@ pub struct InstallArgs {
     root: Option<PathBuf>,
 }
 
-/// Installs or uninstalls; returns what to tell the user.
-pub fn install(args: &InstallArgs) -> Result<String> {
+/// Installs or uninstalls, manual pages and completions with it; returns what to tell the user.
+pub fn install(args: &InstallArgs, manual: &[ManualFile]) -> Result<String> {
     let root = args.root.clone().unwrap_or_default();
     let at = |path: &str| match root.as_os_str().is_empty() {
         true => PathBuf::from(path),
@@ -70,7 +71,7 @@ pub fn install(args: &InstallArgs) -> Result<String> {
             eprintln!("removing firewall rules and routing rules ...");
             remove_rules()?;
         }
-        for path in [UNIT, WANTED, BINARY] {
+        for path in [UNIT, WANTED, BINARY].into_iter().chain(manual.iter().map(|file| file.path.as_str())) {
             remove(&at(path))?;
         }
         if has_systemd {
@@ -85,6 +86,9 @@ pub fn install(args: &InstallArgs) -> Result<String> {
     let mut said = String::new();
     let binary = std::env::current_exe().and_then(fs::read).doing(|| "cannot read this program".into())?;
     write(&at(BINARY), &binary, 0o755)?;
+    for ManualFile { path, bytes } in manual {
+        write(&at(path), bytes, 0o644)?;
+    }
     if !at(SECRET).exists() {
         write(&at(SECRET), format!("{}\n", state::new_secret()?).as_bytes(), 0o600)?;
         said.push_str("made a new secret; every host of the mesh needs it: copy /etc/weft to the others first\n");
@@ -247,21 +251,25 @@ mod tests {
             uninstall,
             root: Some(root.clone()),
         };
+        let page = ManualFile { path: "/usr/local/share/man/man1/weft.1".into(), bytes: b".TH".to_vec() };
+        let manual = [page];
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
-        assert!(install(&args(&[], false)).unwrap().contains("new secret"));
+        assert!(install(&args(&[], false), &manual).unwrap().contains("new secret"));
         let secret = read("etc/weft/secret");
         assert_eq!(fs::metadata(root.join("etc/weft/secret")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(root.join("usr/local/bin/weft")).unwrap().mode() & 0o777, 0o755);
         fs::write(root.join("etc/weft/config.toml"), "# mine\n").unwrap();
-        install(&args(&["host1", "10.0.0.2:7000"], false)).unwrap();
+        install(&args(&["host1", "10.0.0.2:7000"], false), &manual).unwrap();
         assert_eq!((read("etc/weft/secret"), read("etc/weft/config.toml")), (secret, "# mine\n".into()));
         let unit = read("etc/systemd/system/weft.service");
         assert!(
             unit.contains("Before=docker.service\n") && unit.contains("config.toml host1 10.0.0.2:7000\n"),
             "{unit}"
         );
-        assert!(install(&args(&["a b"], false)).is_err());
-        install(&args(&[], true)).unwrap();
+        assert!(install(&args(&["a b"], false), &manual).is_err());
+        assert_eq!(read("usr/local/share/man/man1/weft.1"), ".TH");
+        install(&args(&[], true), &manual).unwrap();
+        assert!(!root.join("usr/local/share/man/man1/weft.1").exists());
         assert!(!root.join("usr/local/bin/weft").exists() && !root.join("etc/systemd/system/weft.service").exists());
         assert!(root.join("etc/weft/secret").exists());
         fs::remove_dir_all(&root).unwrap();

@@ -5,6 +5,7 @@ pub mod client;
 pub mod demo;
 pub mod events;
 pub mod install;
+pub mod manual;
 pub mod options;
 
 use std::io::Write;
@@ -12,7 +13,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use hyper::Method;
 use serde_json::Value;
 
@@ -183,6 +185,11 @@ enum Command {
     /// Put binary, configuration, secret and systemd unit in place, and start the router
     #[command(after_help = INSTALL_EXAMPLES)]
     Install(InstallArgs),
+    /// Print what a shell needs to complete commands; weft install puts it in place
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Print the version
     Version,
     /// A part of the demo
@@ -248,7 +255,8 @@ impl Cli {
         let socket = self.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
         match self.command {
             Command::Launch(args) => launch(LaunchArgs { socket: self.socket, ..*args }),
-            Command::Install(args) => print(&install(&args)?),
+            Command::Install(args) => print(&install(&args, &manual::files(Cli::command())?)?),
+            Command::Completions { shell } => print(&manual::completions(Cli::command(), shell)),
             Command::Demo(args) => demo::run(&args),
             Command::DemoStage(args) => demo::stage(&args),
             Command::Version => print(&format!("weft {VERSION}\n")),
@@ -334,6 +342,7 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
         | Command::Install(_)
         | Command::Demo(_)
         | Command::DemoStage(_)
+        | Command::Completions { .. }
         | Command::Version
         | Command::Secret(SecretCommand::New) => Err(Failure::new("this command needs no running router")),
     }
