@@ -16,6 +16,7 @@ use crate::names::Names;
 use crate::path::Path;
 use crate::records::{Advertised, EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::report::{Measures, Status};
+pub use crate::topology::what_if::{Detour, WhatIf, WithoutHost};
 use crate::wire::Lane;
 use crate::wire::SegmentId;
 
@@ -140,6 +141,8 @@ pub enum Command {
     Status,
     /// Measure and count.
     Measure,
+    /// Think a host away: its nickname, or its key in hex.
+    WhatIf(String),
     /// Explain the path from one host, container, name or address to another; without `from`, from this host.
     Why {
         /// Where it begins.
@@ -253,6 +256,8 @@ pub enum Reply {
     Done,
     /// The report asked for.
     Status(Box<Status>),
+    /// The mesh, and the host that is thought away.
+    WhatIf(Box<WhatIf>),
     /// What was measured and counted.
     Measures(Box<Measures>),
     /// The explanation asked for.

@@ -7,13 +7,14 @@ pub mod events;
 pub mod install;
 pub mod manual;
 pub mod options;
+pub mod show;
 
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use hyper::Method;
 use serde_json::Value;
@@ -22,10 +23,10 @@ use crate::attach::attachments::AttachRequest;
 use crate::cli::addresses::parse_peer;
 use crate::cli::install::{InstallArgs, install};
 use crate::cli::options::{DEFAULT_SOCKET, LaunchArgs};
+use crate::cli::show::Topic;
 use crate::daemon::control::{Entry, Peers};
 use crate::daemon::launch::launch;
 use crate::daemon::state;
-use crate::daemon::status::{self, Topic};
 use crate::daemon::why::{self, Question};
 use crate::error::{Doing, Failure, Result};
 
@@ -51,6 +52,8 @@ const WHY_EXAMPLES: &str = "Examples:
   weft why web db                   between two containers, by any of their names
   weft why 10.32.0.7 --json         to a container by its address
   weft why host2 --at 03:00         how it was then, and what happened around it";
+const WHAT_IF_EXAMPLES: &str = "Examples:
+  weft what-if host2 down           who would no longer reach whom, and who would relay";
 const EVENTS_EXAMPLES: &str = "Examples:
   weft events --since 2h            what happened within the last two hours
   weft events --follow --json       what happens, for a program
@@ -96,6 +99,17 @@ enum Command {
         /// How it was at this time: 03:00, '2026-11-28 03:00' or with a zone; from this host only
         #[arg(long, value_name = "TIME", conflicts_with = "b")]
         at: Option<String>,
+        /// The same as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which pairs of hosts would lose their path without a host, and which way the others would go
+    #[command(after_help = WHAT_IF_EXAMPLES)]
+    WhatIf {
+        /// Its nickname, or its peer_id
+        host: String,
+        /// What is to be thought of it
+        state: Thought,
         /// The same as one JSON object
         #[arg(long)]
         json: bool,
@@ -216,6 +230,13 @@ pub fn misused(error: &clap::Error) -> Result<()> {
     }
 }
 
+/// What may be thought of a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Thought {
+    /// That it is not there.
+    Down,
+}
+
 #[derive(Subcommand, Debug)]
 enum DnsCommand {
     /// Have a name stand for addresses, on every host
@@ -280,8 +301,8 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
         Command::Status { topic, json } => {
             let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
             match json {
-                true => print(&format!("{:#}\n", status::part(report, topic))),
-                false => print(&status::print(&report, topic)?),
+                true => print(&format!("{:#}\n", show::part(report, topic))),
+                false => print(&show::print(&report, topic)?),
             }
         }
         Command::Why { a, b: None, at: Some(at), json } => {
@@ -294,6 +315,10 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             let question = Question { from, to, at: None };
             let report = post("/why", &to_json(&question)?).await?;
             print(&if json { format!("{report:#}\n") } else { why::print(&report) })
+        }
+        Command::WhatIf { host, state: Thought::Down, json } => {
+            let report = post("/what-if", &to_json(&host)?).await?;
+            print(&if json { format!("{report:#}\n") } else { why::print_what_if(&report) })
         }
         Command::Events { since, follow, json } => events::events(socket, since.as_deref(), follow, json).await,
         Command::Connect { replace, peers } => {

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use weft_mesh::node::Command;
+use weft_mesh::node::{Command, WithoutHost};
 
 use crate::attach::attachments::AttachRequest;
 use crate::daemon::api::Api;
@@ -21,7 +21,7 @@ use crate::daemon::socket::bind_private;
 use crate::daemon::status;
 use crate::daemon::why::{self, Question};
 use crate::dns::{self};
-use crate::error::{Failure, Result};
+use crate::error::{Doing, Failure, Result};
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -89,6 +89,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/secret/reload", post(reload))
         .route("/docker/leave", post(leave_docker))
         .route("/why", post(explain))
+        .route("/what-if", post(what_if))
         .route("/events", post(get_events))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -151,6 +152,12 @@ async fn explain(State(api): State<Api>, Json(Question { from, to, at }): Json<Q
         Some(at) => api.observers.recorder.path_at(&explanation.to.host, at, AROUND),
         None => why::report(&explanation),
     }))
+}
+
+async fn what_if(State(api): State<Api>, Json(host): Json<String>) -> Result<Json<WithoutHost>> {
+    let what_if = api.node.what_if(host).await?;
+    let outcome = tokio::task::spawn_blocking(move || what_if.outcome()).await;
+    outcome.map(Json).doing(|| "cannot compute the paths".into())
 }
 
 async fn get_events(State(api): State<Api>, Json(request): Json<EventsRequest>) -> Json<EventsAnswer> {

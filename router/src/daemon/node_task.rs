@@ -12,7 +12,7 @@ use weft_mesh::explanation::Explanation;
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
 use weft_mesh::names::Names;
-use weft_mesh::node::{Command, Event, Input, Measures, Networks, Node, Output, Reply, Status};
+use weft_mesh::node::{Command, Event, Input, Measures, Networks, Node, Output, Reply, Status, WhatIf};
 use weft_mesh::path::Path;
 use weft_mesh::sink::Punt;
 use weft_mesh::snapshot::Snapshot;
@@ -121,6 +121,14 @@ impl NodeHandle {
     pub async fn measures(&self) -> Result<Box<Measures>> {
         match self.ask(Command::Measure).await? {
             Reply::Measures(measures) => Ok(measures),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Returns the mesh, and the host that is to be thought away.
+    pub async fn what_if(&self, host: String) -> Result<Box<WhatIf>> {
+        match self.ask(Command::WhatIf(host)).await? {
+            Reply::WhatIf(what_if) => Ok(what_if),
             other => Err(mismatch(&other)),
         }
     }

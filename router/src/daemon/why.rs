@@ -185,6 +185,27 @@ pub fn print(report: &Value) -> String {
     out
 }
 
+/// What would become of paths without a host, for people: pairs that would be cut off first.
+pub fn print_what_if(report: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |key: &str| report[key].as_array().map_or(&[][..], Vec::as_slice);
+    let (host, lost, moved) = (text(&report["host"]), list("lost"), list("moved"));
+    let mut out = format!(
+        "without {host}, of {} pairs of other hosts, {} would have no path and {} would go another way\n",
+        report["pairs"],
+        lost.len(),
+        moved.len()
+    );
+    let pair = |pair: &Value| format!("{} and {}", text(&pair[0]), text(&pair[1]));
+    out.extend(lost.iter().map(|between| format!("  {}: no path\n", pair(between))));
+    out.extend(moved.iter().map(|detour| {
+        let via: Vec<String> = detour["via"].as_array().into_iter().flatten().map(text).collect();
+        let way = if via.is_empty() { "straight".to_owned() } else { format!("by way of {}", via.join(", ")) };
+        format!("  {}: {way}, at a cost of {} ({} now)\n", pair(&detour["between"]), detour["cost"], detour["cost_now"])
+    }));
+    out
+}
+
 fn hop(hop: &Value) -> String {
     let mut parts = vec![format!("to {}", hop["peer"].as_str().unwrap_or_default())];
     if let (Some(transport), Some(remote)) = (hop["transport"].as_str(), hop["remote"].as_str()) {

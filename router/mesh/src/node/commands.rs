@@ -56,6 +56,10 @@ impl Node {
             }
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.parts.status(now))))),
             Command::Measure => return Some(Ok(Reply::Measures(Box::new(self.parts.measures())))),
+            Command::WhatIf(host) => {
+                let what_if = self.parts.think_away(&host);
+                return Some(what_if.map(|what_if| Reply::WhatIf(Box::new(what_if))));
+            }
             Command::Why { from, to } => {
                 let why = self.parts.explain_path(from.as_deref(), &to, now);
                 return Some(why.map(|why| Reply::Why(Box::new(why))));

@@ -25,6 +25,7 @@ mod routing;
 mod size;
 mod targets;
 mod trial;
+pub mod what_if;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};

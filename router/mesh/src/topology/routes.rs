@@ -19,7 +19,7 @@ const HOP_COST: u32 = 10;
 const RTT_FLOOR: Duration = Duration::from_millis(2);
 
 /// Who says to have a link with whom.
-#[derive(Default)]
+#[derive(Clone, Default, Debug)]
 pub struct Graph {
     edges: BTreeMap<HostLabel, BTreeMap<HostLabel, LinkRecord>>,
     /// Hosts that no path leads through (RFC 6987).
@@ -40,15 +40,15 @@ pub struct Route {
 }
 
 /// The graph with hosts as numbers, and only links that count.
-struct Indexed {
-    labels: Vec<HostLabel>,
-    edges: Vec<Vec<(usize, LinkRecord)>>,
-    is_stub: Vec<bool>,
+pub(super) struct Indexed {
+    pub(super) labels: Vec<HostLabel>,
+    pub(super) edges: Vec<Vec<(usize, LinkRecord)>>,
+    pub(super) is_stub: Vec<bool>,
 }
 
 #[derive(Clone, Copy)]
-struct Distance {
-    cost: u32,
+pub(super) struct Distance {
+    pub(super) cost: u32,
     /// The largest datagram that all paths of this cost take: which of them it goes by is for the hosts on the way to choose.
     max_datagram: u16,
 }
@@ -87,6 +87,15 @@ impl Graph {
         was_there
     }
 
+    /// Removes a host with all its links.
+    pub fn remove(&mut self, host: HostLabel) {
+        self.edges.remove(&host);
+        for edges in self.edges.values_mut() {
+            edges.remove(&host);
+        }
+        self.stubs.remove(&host);
+    }
+
     /// A host is a stub, or is not; true if that is news.
     pub fn set_stub(&mut self, host: HostLabel, is_stub: bool) -> bool {
         if is_stub { self.stubs.insert(host) } else { self.stubs.remove(&host) }
@@ -123,7 +132,7 @@ impl Graph {
         graph.neighbourhood(from)?.first_hop(to).map(|first| graph.labels[first.by])
     }
 
-    fn indexed(&self, own: HostLabel) -> Indexed {
+    pub(super) fn indexed(&self, own: HostLabel) -> Indexed {
         let mut labels: Vec<HostLabel> = self.edges.keys().copied().chain(self.of(own).map(|(to, _)| to)).collect();
         labels.sort_unstable();
         labels.dedup();
@@ -152,7 +161,7 @@ impl Indexed {
         Some(Neighbourhood { graph: self, start, neighbours })
     }
 
-    fn distances(&self, start: usize) -> Vec<Option<Distance>> {
+    pub(super) fn distances(&self, start: usize) -> Vec<Option<Distance>> {
         let mut best: Vec<Option<Distance>> = vec![None; self.labels.len()];
         let mut is_done = vec![false; self.labels.len()];
         best[start] = Some(Distance { cost: 0, max_datagram: u16::MAX });
@@ -211,7 +220,7 @@ impl Neighbourhood<'_> {
 }
 
 /// What a relay bids for a pair of hosts; the highest bid wins.
-fn share(near: HostLabel, far: HostLabel, relay: HostLabel) -> u64 {
+pub(super) fn share(near: HostLabel, far: HostLabel, relay: HostLabel) -> u64 {
     SipHasher13::new().hash(&[near.min(far).0, near.max(far).0, relay.0].concat())
 }
 

@@ -88,6 +88,11 @@ impl Routing {
         self.graph.next_hop(at, to)
     }
 
+    /// What all hosts announce.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
     /// All announced links.
     pub(crate) fn links(&self) -> impl Iterator<Item = (HostLabel, HostLabel, LinkRecord)> {
         self.graph.iter()
