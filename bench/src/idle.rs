@@ -1,6 +1,7 @@
 //! What routers say and compute while nothing happens: real hosts on one LAN, with a container each.
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ pub struct Options {
     /// Launch the last host with --metered, and print what it sends and receives a day
     #[arg(long)]
     metered: bool,
+    /// Read each host's metrics every so many seconds, as Prometheus does
+    #[arg(long, value_name = "SECONDS")]
+    scrape: Option<u64>,
 }
 
 /// Measures each size.
@@ -76,7 +80,7 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
     eprintln!("{count} hosts are connected; they rest");
     std::thread::sleep(Duration::from_secs(options.settle));
     let before = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
-    std::thread::sleep(Duration::from_secs(options.seconds));
+    rest(&hosts, Duration::from_secs(options.seconds), options.scrape.map(Duration::from_secs))?;
     let after = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
     let rate = |pick: fn(&Used) -> f64| {
         let total: f64 = before.iter().zip(&after).map(|(before, after)| pick(after) - pick(before)).sum();
@@ -95,6 +99,34 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         println!("| of these the metered one, sent and received | | {:.0} kB a day | | | |", a_day / 1e3);
     }
     Ok(())
+}
+
+/// Lets time pass, and reads all metrics in between.
+fn rest(hosts: &[LabHost], time: Duration, scrape: Option<Duration>) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::sleep(scrape.map_or(left, |interval| interval.min(left)));
+        if scrape.is_some() {
+            hosts.iter().try_for_each(read_metrics)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_metrics(host: &LabHost) -> Result<()> {
+    const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let read = host.ns.run(|| -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 6784))?;
+        stream.write_all(REQUEST)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?;
+    let what = || format!("cannot read the metrics of {}", host.name);
+    match read.doing(what)?.contains("weft_peers") {
+        true => Ok(()),
+        false => Err(Failure::new(what())),
+    }
 }
 
 /// A container without IPv6, as an engine makes them: with it, it would ask for routers, in a segment that has none.

@@ -229,7 +229,8 @@ fn strangers_at_the_http_port_get_little_and_harm_nothing() {
         (format!("GET /{} HTTP/1.1\r\nHost: h0\r\n\r\n", "a".repeat(1 << 20)), 431),
     ] {
         let (status, body) = request(ns, HERE, &text);
-        let is_fine = status == expected || (expected >= 400 && status == 0);
+        // Of what is no request, or too long, the end may come before the answer is read.
+        let is_fine = status == expected || ([400, 431].contains(&expected) && status == 0);
         assert!(is_fine, "{status} {body}: {}", text.escape_debug().to_string().get(..80).unwrap_or(&text));
     }
     // Ten times as many as are served at once stay half-open, and half of these say a little.
@@ -241,7 +242,12 @@ fn strangers_at_the_http_port_get_little_and_harm_nothing() {
     }
     assert_eq!(get(ns, HERE, "/metrics").0, 200, "the newest is served");
     let mut last = slow.pop().expect("there are some");
-    assert_eq!(last.read(&mut [0; 16]).unwrap_or(0), 0, "a client that says nothing is not waited for");
+    let end = last.read(&mut [0; 16]);
+    let is_over = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+    assert!(
+        end.as_ref().map_or_else(is_over, |read| *read == 0),
+        "a client that says nothing is not waited for: {end:?}"
+    );
     println!("a silent client is let go after {:.1?}", begun.elapsed());
     let _ = last.shutdown(Shutdown::Both);
     // Clients that take nothing.
@@ -303,10 +309,10 @@ fn last_nights_outage_is_told_also_after_a_restart_and_beside_damage() {
         String::from_utf8_lossy(&output.expect("date").stdout).trim().to_owned()
     };
     let before = command(&mesh, 0, &["why", "h1", "--at", &moment(path)]);
-    assert!(before.contains("did go straight by udp") && before.contains("link to h1 down"), "{before}");
+    assert!(before.contains("frames to h1 go straight by udp") && before.contains("link to h1 down"), "{before}");
     let relayed = all.iter().find(|event| is_relayed(event)).expect("it is there");
     let after = command(&mesh, 0, &["why", "h1", "--at", &moment(relayed)]);
-    assert!(after.contains("did go by way of h2 by udp"), "{after}");
+    assert!(after.contains("frames to h1 go by way of h2 by udp"), "{after}");
     // The router ends without a word, and its file is damaged.
     mesh.hosts[0].kill();
     let file = mesh.hosts[0].socket.with_file_name("events.jsonl");
@@ -315,12 +321,60 @@ fn last_nights_outage_is_told_also_after_a_restart_and_beside_damage() {
     bytes.extend_from_slice(b"{\"at\":1");
     std::fs::write(&file, bytes).expect("a file");
     mesh.launch(0);
+    said.clear();
+    while !said.contains("the router started") {
+        assert!(std::io::BufRead::read_line(&mut followed, &mut said).expect("it goes on") > 0, "{said}");
+    }
     let again = events(&mesh, 0);
     let starts = again.iter().filter(|event| event["event"] == "started").count();
     assert_eq!(starts, 2, "{again:#?}");
     assert!(again.iter().any(is_relayed), "{again:#?}");
     let log = std::fs::read_to_string(mesh.hosts[0].log()).expect("a log");
     assert!(log.contains("skipped 2 damaged lines"), "{log}");
+}
+
+#[test]
+fn a_report_has_what_helps_and_no_secret() {
+    let _alone = alone();
+    let mesh = Mesh::start("report", &TAPS, &TRIANGLE);
+    mesh.await_connected();
+    let archive = mesh.dir().join("report.tar.gz");
+    let log = mesh.hosts[0].log();
+    let words = ["report", &archive.to_string_lossy(), "--log", &log.to_string_lossy()];
+    assert!(command(&mesh, 0, &words).contains("no private key and no secret"));
+    let output =
+        Command::new("tar").args(["-xzf", &archive.to_string_lossy(), "-C"]).arg(mesh.dir()).output().expect("tar");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |file: &str| std::fs::read_to_string(mesh.dir().join("weft-report").join(file)).expect("it is there");
+    let files = ["status.json", "events.jsonl", "metrics.txt", "why.json", "nftables.txt", "rules.txt", "weft.log"];
+    let whole: String = files.iter().map(|file| read(file)).collect();
+    for wanted in ["\"records_digest\"", "link_up", "weft_peers{state=\"connected\"} 2", "UDP passes", "is up"] {
+        assert!(whole.contains(wanted), "{wanted} is not in {whole}");
+    }
+    let secret = std::fs::read_to_string(mesh.secret_file()).expect("a secret");
+    let identity = std::fs::read_to_string(mesh.hosts[0].socket.with_file_name("identity")).expect("a key");
+    for secret in [secret.trim(), identity.trim()] {
+        assert!(!secret.is_empty() && !whole.contains(secret));
+    }
+    let status = |host: usize| mesh.hosts[host].status().expect("it answers")["records_digest"].clone();
+    await_true("hosts do not hold the same records", || Ok(status(0) == status(1) && status(1) == status(2))).unwrap();
+    // What is there is not written over.
+    let again = mesh.hosts[0].ns.run(|| {
+        Command::new(weft()).arg("--socket").arg(&mesh.hosts[0].socket).args(["report"]).arg(&archive).output()
+    });
+    assert_eq!(again.expect("the namespace is there").expect("it runs").status.code(), Some(1));
+}
+
+#[test]
+fn a_host_that_is_thought_away_is_named_by_those_it_relays_for() {
+    let _alone = alone();
+    // h1 is between the two others.
+    let mesh = Mesh::start("what-if", &TAPS, &[(0, 1), (1, 2)]);
+    mesh.await_connected();
+    let without = command(&mesh, 0, &["what-if", "h1", "down"]);
+    assert!(without.contains("h0 and h2: no path") && without.contains("of 1 pairs"), "{without}");
+    let without: Value = serde_json::from_str(&command(&mesh, 2, &["what-if", "h0", "down", "--json"])).expect("JSON");
+    assert_eq!((&without["pairs"], &without["lost"]), (&1.into(), &serde_json::json!([])));
 }
 
 #[test]

@@ -65,8 +65,6 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Bytes relayed for it.
-    pub relayed_bytes: u64,
 }
 
 /// One link in a report.
@@ -197,6 +195,8 @@ pub struct Status {
     pub fenced: Vec<Ipv4Addr>,
     /// What was refused or given up outside the data path.
     pub refused: Refusals,
+    /// A hash over the versions of all records, in hex: hosts that hold the same have the same.
+    pub records_digest: String,
 }
 
 /// What a node measures and counts. In contrast to [`Status`] it lists nothing that grows with the mesh but peers.
@@ -208,6 +208,8 @@ pub struct Measures {
     pub rings: Vec<RingReport>,
     /// What was refused or given up outside the data path.
     pub refused: Refusals,
+    /// Bytes relayed for other hosts, those that are gone included.
+    pub relayed_bytes: u64,
     /// Endpoints of this host.
     pub own_endpoints: usize,
     /// Valid records held, by kind.

@@ -9,16 +9,33 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, SpanRelativeTo, Timestamp, ZonedDateTime};
 use serde_json::Value;
 
-use super::{client, print};
+use super::{client, print, print_on};
 use crate::daemon::control::{EventsAnswer, EventsRequest};
 use crate::error::{Failure, Result};
+
+/// How soon a router that is gone is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Prints what happened, and with `follow` what happens from now on.
 pub async fn events(socket: &Path, since: Option<&str>, follow: bool, json: bool) -> Result<()> {
     let since = since.map(|text| ago(text, Timestamp::now())).transpose()?.unwrap_or(0);
     let mut request = EventsRequest { since, from: 0, wait: false };
+    let (mut run, mut last) = (None, since);
     loop {
-        let EventsAnswer { events, next } = client::ask(socket, Method::POST, "/events", &request).await?;
+        let answer = match client::ask(socket, Method::POST, "/events", &request).await {
+            Ok(answer) => answer,
+            // A router that starts again goes on where it was.
+            Err(_) if follow && run.is_some() => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let EventsAnswer { events, next, run: this_run } = answer;
+        if run.replace(this_run).is_some_and(|run| run != this_run) {
+            request = EventsRequest { since: last + 1, from: 0, wait: false };
+            continue;
+        }
         let text: String = match json {
             true => events.iter().map(|event| format!("{event}\n")).collect(),
             false => events.iter().map(|event| format!("{}\n", line(event))).collect(),
@@ -26,10 +43,10 @@ pub async fn events(socket: &Path, since: Option<&str>, follow: bool, json: bool
         if text.is_empty() && !follow && !json {
             return print("nothing happened in that time\n");
         }
-        print(&text)?;
-        if !follow {
+        if !print_on(&text)? || !follow {
             return Ok(());
         }
+        last = events.last().and_then(|event| event["at"].as_u64()).unwrap_or(last);
         request = EventsRequest { since: 0, from: next, wait: true };
     }
 }
@@ -81,7 +98,9 @@ pub fn shown(at: &Value) -> String {
 
 /// An event for people.
 pub fn line(event: &Value) -> String {
-    format!("{}  {}", shown(&event["at"]), words(event))
+    // Names and texts of others must not steer a terminal.
+    let words: String = words(event).chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+    format!("{}  {words}", shown(&event["at"]))
 }
 
 fn words(event: &Value) -> String {
@@ -109,6 +128,7 @@ fn words(event: &Value) -> String {
         "fenced" => format!("{} is another host's: its endpoint here is cut off", text("address")),
         "cloned" => format!("two hosts live with one key: {}", text("key")),
         "reincarnated" => "records of an earlier life of this host were found".into(),
+        "dropped" => format!("lost or refused within a minute: {} {}", event["count"], text("reason")),
         "call_refused" => format!("refused {} of the Docker engine: {}", text("call"), text("why")),
         // Of a newer version.
         _ => event.to_string(),
@@ -133,8 +153,8 @@ pub fn earlier_path(report: &Value) -> String {
         Value::Null if report["begins"].as_u64().is_none_or(|begins| Some(begins) > report["at"].as_u64()) => {
             format!("nothing is known of {at}: what is kept begins {}\n", shown(&report["begins"]))
         }
-        Value::Null => format!("at {at} no path to {host} was known\n"),
-        _ => format!("at {at} frames to {host} did {}, since {}\n", way(report), shown(&report["since"])),
+        Value::Null => format!("{at}: no path to {host} was known\n"),
+        _ => format!("{at}: frames to {host} {}, as of {}\n", way(report), shown(&report["since"])),
     };
     if let Some(rtt) = report["rtt_us"].as_u64() {
         text += &format!("  {:.1} ms, {} % lost\n", rtt as f64 / 1e3, report["loss_percent"]);
@@ -180,6 +200,8 @@ mod tests {
         assert!(line(&event).ends_with("link to h1 down: nothing comes back"), "{}", line(&event));
         let path = json!({ "event": "path", "peer": "h1", "path": "relay", "via": "h2", "transport": "udp" });
         assert_eq!(words(&path), "frames to h1 go by way of h2 by udp");
+        let refused = json!({ "event": "call_refused", "call": "a", "why": "\u{1b}[2J" });
+        assert!(!line(&refused).contains('\u{1b}'), "{}", line(&refused));
         assert_eq!(words(&json!({ "event": "of a newer version" })), "{\"event\":\"of a newer version\"}");
     }
 
@@ -190,7 +212,7 @@ mod tests {
             "loss_percent": 2, "events": [],
         });
         let text = earlier_path(&known);
-        assert!(text.contains("frames to h1 did go straight by udp") && text.contains("0.9 ms, 2 % lost"), "{text}");
+        assert!(text.contains("frames to h1 go straight by udp") && text.contains("0.9 ms, 2 % lost"), "{text}");
         let unknown = json!({ "to": "h1", "at": 5000, "begins": 6000, "path": null, "events": [] });
         assert!(earlier_path(&unknown).contains("what is kept begins"));
     }

@@ -7,9 +7,10 @@ pub mod events;
 pub mod install;
 pub mod manual;
 pub mod options;
+pub mod report;
 pub mod show;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +89,9 @@ enum Command {
         /// The same as one JSON object; without a topic everything
         #[arg(long)]
         json: bool,
+        /// Show it anew each second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
     },
     /// Show the path to a host, container, name or address, and why it is no better one
     #[command(after_help = WHY_EXAMPLES)]
@@ -108,8 +112,8 @@ enum Command {
     WhatIf {
         /// Its nickname, or its peer_id
         host: String,
-        /// What is to be thought of it
-        state: Thought,
+        /// down: the host is off
+        state: Supposed,
         /// The same as one JSON object
         #[arg(long)]
         json: bool,
@@ -126,6 +130,14 @@ enum Command {
         /// An object a line
         #[arg(long)]
         json: bool,
+    },
+    /// Write an archive for a bug report, without keys and secrets
+    Report {
+        /// The archive [default: weft-report.tar.gz]
+        file: Option<PathBuf>,
+        /// Add the end of this log
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
     },
     /// Add peers now; they are kept across restarts
     Connect {
@@ -230,10 +242,10 @@ pub fn misused(error: &clap::Error) -> Result<()> {
     }
 }
 
-/// What may be thought of a host.
+/// What is supposed of a host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Thought {
-    /// That it is not there.
+enum Supposed {
+    /// It is off.
     Down,
 }
 
@@ -298,13 +310,23 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
     let post = async |path: &str, body: &Value| client::ask::<Value>(socket, Method::POST, path, body).await;
     match command {
         Command::Stop => stop(socket).await,
-        Command::Status { topic, json } => {
+        Command::Status { topic, json, watch } => loop {
             let report: Value = client::ask(socket, Method::GET, "/status", &Value::Null).await?;
-            match json {
-                true => print(&format!("{:#}\n", show::part(report, topic))),
-                false => print(&show::print(&report, topic)?),
+            let is_terminal = std::io::stdout().is_terminal();
+            let text = match json {
+                true => format!("{:#}\n", show::part(report, topic)),
+                false if is_terminal && std::env::var_os("NO_COLOR").is_none() => {
+                    show::coloured(&show::print(&report, topic)?)
+                }
+                false => show::print(&report, topic)?,
+            };
+            // What is watched on a terminal is shown in one place.
+            let clear = if watch && is_terminal { "\x1b[H\x1b[2J" } else { "" };
+            if !print_on(&format!("{clear}{text}"))? || !watch {
+                return Ok(());
             }
-        }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        },
         Command::Why { a, b: None, at: Some(at), json } => {
             let question = Question { from: None, to: a, at: Some(events::clock_time(&at)?) };
             let report = post("/why", &to_json(&question)?).await?;
@@ -316,11 +338,12 @@ async fn talk(command: Command, socket: &std::path::Path) -> Result<()> {
             let report = post("/why", &to_json(&question)?).await?;
             print(&if json { format!("{report:#}\n") } else { why::print(&report) })
         }
-        Command::WhatIf { host, state: Thought::Down, json } => {
+        Command::WhatIf { host, state: Supposed::Down, json } => {
             let report = post("/what-if", &to_json(&host)?).await?;
             print(&if json { format!("{report:#}\n") } else { why::print_what_if(&report) })
         }
         Command::Events { since, follow, json } => events::events(socket, since.as_deref(), follow, json).await,
+        Command::Report { file, log } => print(&report::report(socket, file, log).await?),
         Command::Connect { replace, peers } => {
             peers.iter().try_for_each(|peer| parse_peer(peer).map(drop))?;
             post("/connect", &to_json(&Peers { names: peers.clone() })?).await?;
@@ -405,9 +428,15 @@ fn is_running(pid: u32) -> bool {
 
 /// Prints; a reader that closed the pipe has had enough.
 fn print(text: &str) -> Result<()> {
+    print_on(text).map(drop)
+}
+
+/// Prints; false if the reader closed the pipe.
+fn print_on(text: &str) -> Result<bool> {
     match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).doing(|| "cannot print".into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).doing(|| "cannot print".into()),
     }
 }
 

@@ -79,39 +79,47 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
 /// How it stands, what is wrong first.
 fn summary(report: &Value) -> Result<String> {
     let mut text = String::new();
+    let list = |key: &str| report[key].as_array().map_or(&[][..], Vec::as_slice);
     // Writing to a String cannot fail.
-    for problem in report["problems"].as_array().into_iter().flatten() {
+    for problem in list("problems") {
         let _ = writeln!(text, "PROBLEM: {}", plain(problem));
     }
-    let _ = writeln!(
-        text,
-        "weft {} on {} ({})",
-        plain(&report["version"]),
-        plain(&report["name"]),
-        cell("peer_id", &report["peer_id"])
-    );
-    let count = |key: &str| report[key].as_array().map_or(0, Vec::len);
-    let peers = report["peers"].as_array().into_iter().flatten();
-    let connected = peers.filter(|peer| peer["state"] == "connected").count();
+    let peers = list("peers");
+    let missing = peers.iter().filter(|peer| peer["state"] != "connected");
+    let missing: Vec<String> =
+        missing.map(|peer| format!("{} ({})", plain(&peer["name"]), plain(&peer["state"]))).collect();
+    if !missing.is_empty() {
+        let _ = writeln!(text, "NOT REACHED: {}; see: weft why HOST", missing.join(", "));
+    }
+    let dropping = report["dropping"].as_object().into_iter().flatten();
+    let dropping: Vec<String> = dropping.map(|(reason, count)| format!("{} {reason}", plain(count))).collect();
+    if !dropping.is_empty() {
+        let _ = writeln!(
+            text,
+            "LOST lately: {}; see: weft events --since 10m, and docs/operations.md",
+            dropping.join(", ")
+        );
+    }
     let (ipam, docker) = (&report["ipam"], &report["docker"]);
     let engine = if docker["plugin"].is_null() { "off".to_owned() } else { plain(&docker["engine"]) };
-    for (name, value) in [
+    let (used, owned) = (plain(&ipam["used"]), plain(&ipam["owned"]));
+    let facts = [
+        ("host", format!("{} ({})", plain(&report["name"]), cell("peer_id", &report["peer_id"]))),
+        ("version", plain(&report["version"])),
         ("addresses", plain(&report["addresses"])),
         ("advertised", plain(&report["advertised"]["udp"])),
-        ("peers", format!("{connected} of {} connected", count("peers"))),
-        ("endpoints", count("endpoints").to_string()),
-        (
-            "range",
-            format!("{} ({} of {} used here)", plain(&ipam["range"]), plain(&ipam["used"]), plain(&ipam["owned"])),
-        ),
+        ("peers", format!("{} of {} connected", peers.len() - missing.len(), peers.len())),
+        ("endpoints", list("endpoints").len().to_string()),
+        ("range", format!("{} ({used} of {owned} used here)", plain(&ipam["range"]))),
         ("domain", plain(&report["dns"]["domain"])),
         ("docker", format!("engine {engine}, networks {}", plain(&docker["networks"]))),
-    ] {
-        let _ = writeln!(text, "{name}: {value}");
+    ];
+    for (name, value) in facts {
+        let _ = writeln!(text, "{name:<11} {value}");
     }
-    if count("peers") > 0 {
+    if !peers.is_empty() {
         text.push('\n');
-        text.push_str(&table(report["peers"].as_array().map_or(&[][..], Vec::as_slice), PEERS));
+        text.push_str(&table(peers, PEERS));
     }
     Ok(text)
 }
@@ -162,7 +170,6 @@ fn print_ipam(ipam: &Value) -> Result<String> {
 
 const PEERS: &[&str] = &[
     "name",
-    "peer_id",
     "state",
     "path",
     "via",
@@ -171,9 +178,11 @@ const PEERS: &[&str] = &[
     "remote",
     "cipher",
     "rtt_us",
+    "loss",
     "mtu",
     "rx_bytes",
     "tx_bytes",
+    "peer_id",
 ];
 
 /// The heading of a column.
@@ -205,12 +214,33 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
     text
 }
 
-/// Keys by their first digits, times in milliseconds, amounts in megabytes, the rest as it is.
+/// Bytes in the largest unit that leaves a digit before the point.
+fn amount(bytes: f64) -> String {
+    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.into_iter().find(|(size, _)| bytes >= *size) {
+        Some((size, unit)) => format!("{:.1} {unit}", bytes / size),
+        None => format!("{bytes:.0} B"),
+    }
+}
+
+/// Colours what needs a look in a report for people.
+pub fn coloured(text: &str) -> String {
+    let (alarm, warning, plain) = ("\x1b[1;31m", "\x1b[33m", "\x1b[0m");
+    let line = |line: &str| match () {
+        () if line.starts_with("PROBLEM") => format!("{alarm}{line}{plain}\n"),
+        () if line.starts_with("NOT REACHED") || line.starts_with("LOST") => format!("{warning}{line}{plain}\n"),
+        () => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+/// Keys by their first digits, times in milliseconds, amounts in their unit, the rest as it is.
 fn cell(column: &str, value: &Value) -> String {
     match (column, value.as_f64()) {
         ("peer_id", _) => plain(value).chars().take(8).collect(),
         ("rtt_us", Some(micros)) => format!("{:.2} ms", micros / 1e3),
-        ("rx_bytes" | "tx_bytes", Some(bytes)) => format!("{:.1} MB", bytes / 1e6),
+        ("rx_bytes" | "tx_bytes", Some(bytes)) => amount(bytes),
+        ("loss", Some(loss)) => format!("{:.0} %", loss * 100.0),
         _ => plain(value),
     }
 }
@@ -239,5 +269,23 @@ mod tests {
         assert_eq!(part(report.clone(), Some(Topic::Peers)), json!({ "peers": [{ "name": "a" }] }));
         assert_eq!(part(report.clone(), Some(Topic::Dns)), json!({ "dns": { "domain": "weft." }, "endpoints": [] }));
         assert_eq!(part(report.clone(), None), report);
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first_with_what_is_missing_and_what_is_dropped() {
+        let peer =
+            |name: &str, state: &str| json!({ "name": name, "state": state, "rx_bytes": 1_500_000, "loss": 0.02 });
+        let report = json!({
+            "version": "1", "name": "h0", "problems": ["the disk is full: make room"],
+            "peers": [peer("h1", "connected"), peer("h2", "dead")], "dropping": { "tap_full": 7 }, "endpoints": [],
+        });
+        let text = print(&report, None).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("PROBLEM: the disk is full: make room"));
+        assert_eq!(lines.next(), Some("NOT REACHED: h2 (dead); see: weft why HOST"));
+        assert!(lines.next().is_some_and(|line| line.starts_with("LOST lately: 7 tap_full;")));
+        assert!(text.contains("1 of 2 connected") && text.contains("1.5 MB") && text.contains("2 %"), "{text}");
+        assert_eq!(coloured(&text).lines().filter(|line| line.contains('\x1b')).count(), 3);
+        assert_eq!([999.0, 1000.0, 2.5e9].map(amount), ["999 B", "1.0 kB", "2.5 GB"]);
     }
 }

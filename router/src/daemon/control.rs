@@ -22,6 +22,7 @@ use crate::daemon::status;
 use crate::daemon::why::{self, Question};
 use crate::dns::{self};
 use crate::error::{Doing, Failure, Result};
+use crate::observe::metrics;
 
 /// The largest request that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -34,9 +35,9 @@ const NEWS_WITHIN: Duration = Duration::from_secs(20);
 /// Asks for what happened.
 #[derive(Serialize, Deserialize)]
 pub struct EventsRequest {
-    /// Not before this time, in milliseconds since 1970.
+    /// Only entries of this time or later, in milliseconds since 1970.
     pub since: u64,
-    /// Nor before the entry with this number.
+    /// Only entries with this number or a higher one.
     pub from: u64,
     /// Whether to wait for an entry if there is none.
     pub wait: bool,
@@ -49,6 +50,8 @@ pub struct EventsAnswer {
     pub events: Vec<Value>,
     /// The number of the next one.
     pub next: u64,
+    /// When the router started, in milliseconds since 1970: after another start, numbers begin anew.
+    pub run: u64,
 }
 
 /// Peers, for `connect` and `forget`.
@@ -90,6 +93,7 @@ pub async fn serve(listener: UnixListener, api: Api) {
         .route("/docker/leave", post(leave_docker))
         .route("/why", post(explain))
         .route("/what-if", post(what_if))
+        .route("/metrics", get(get_metrics))
         .route("/events", post(get_events))
         .route("/stop", post(stop))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -147,29 +151,53 @@ async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Jso
 
 async fn explain(State(api): State<Api>, Json(Question { from, to, at }): Json<Question>) -> Result<Json<Value>> {
     let relative = |name: String| dns::relative(&name, &api.options.dns_domain).to_owned();
-    let explanation = api.node.explain(from.map(relative), relative(to)).await?;
-    Ok(Json(match at {
-        Some(at) => api.observers.recorder.path_at(&explanation.to.host, at, AROUND),
-        None => why::report(&explanation),
-    }))
+    let (from, to) = (from.map(relative), relative(to));
+    match at {
+        Some(at) => earlier_path(&api, to, at).await.map(Json),
+        None => Ok(Json(why::report(&*api.node.explain(from, to).await?))),
+    }
+}
+
+/// Tells the path to a host, or to a container's host, at an earlier time. A host that is forgotten by now is known to the recorder alone.
+async fn earlier_path(api: &Api, to: String, at: u64) -> Result<Value> {
+    let host = api.node.explain(None, to.clone()).await.map_or(to, |explanation| explanation.to.host.clone());
+    let peers = api.node.measures().await?.peers;
+    // Hosts that share a nickname have the beginning of their key behind it.
+    let peer = peers.into_iter().find(|peer| {
+        let name = host.strip_prefix(&peer.name);
+        name.is_some_and(|rest| {
+            let key = rest.strip_prefix(" (").and_then(|rest| rest.strip_suffix(')'));
+            rest.is_empty() || key.is_some_and(|key| peer.peer_id.starts_with(key))
+        })
+    });
+    let (name, peer_id) = peer.map_or((host, None), |peer| (peer.name, Some(peer.peer_id)));
+    let recorder = api.observers.recorder.clone();
+    let told = tokio::task::spawn_blocking(move || recorder.path_at(&name, peer_id.as_deref(), at, AROUND)).await;
+    told.doing(|| "cannot read what happened".into())
+}
+
+async fn get_events(State(api): State<Api>, Json(request): Json<EventsRequest>) -> Result<Json<EventsAnswer>> {
+    let EventsRequest { since, from, wait } = request;
+    let recorder = api.observers.recorder.clone();
+    if wait {
+        let mut news = recorder.news();
+        // Nothing new is an answer, too.
+        let _ = tokio::time::timeout(NEWS_WITHIN, news.wait_for(|next| *next > from)).await;
+    }
+    let run = recorder.run();
+    let read = tokio::task::spawn_blocking(move || recorder.entries(since, from)).await;
+    let (events, next) = read.doing(|| "cannot read what happened".into())?;
+    Ok(Json(EventsAnswer { events, next, run }))
+}
+
+async fn get_metrics(State(api): State<Api>) -> Result<Json<String>> {
+    metrics::read(&api).await.map(Json)
 }
 
 async fn what_if(State(api): State<Api>, Json(host): Json<String>) -> Result<Json<WithoutHost>> {
     let what_if = api.node.what_if(host).await?;
     let outcome = tokio::task::spawn_blocking(move || what_if.outcome()).await;
     outcome.map(Json).doing(|| "cannot compute the paths".into())
-}
-
-async fn get_events(State(api): State<Api>, Json(request): Json<EventsRequest>) -> Json<EventsAnswer> {
-    let EventsRequest { since, from, wait } = request;
-    let recorder = &api.observers.recorder;
-    if wait {
-        let mut news = recorder.news();
-        // Nothing new is an answer, too.
-        let _ = tokio::time::timeout(NEWS_WITHIN, news.wait_for(|next| *next > from)).await;
-    }
-    let (events, next) = recorder.entries(since, from);
-    Json(EventsAnswer { events, next })
 }
 
 async fn add_name(State(api): State<Api>, Json(Entry { name, ips }): Json<Entry>) -> Result<Json<Value>> {

@@ -8,6 +8,7 @@ use std::sync::mpsc as blocking;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{error, info, warn};
+use weft_crypto::PeerId;
 use weft_mesh::explanation::Explanation;
 use weft_mesh::ipam::ring::Range;
 use weft_mesh::ipam::{AllocationId, Request};
@@ -24,7 +25,7 @@ use crate::dataplane::clock::Clock;
 use crate::dataplane::worker::{PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
 use crate::observe::observers::Observers;
-use crate::observe::recorder::Happening;
+use crate::observe::recorder::{Happening, PeerName};
 use crate::transport::Port;
 
 /// How soon what could not be written is tried again.
@@ -406,10 +407,15 @@ fn observe(Observers { tallies, recorder }: &Observers, event: &Event) {
         Event::Session { .. } => return tallies.session(),
         _ => {}
     }
+    let named = |peer: String, id: PeerId| PeerName { peer, peer_id: id.short() };
     recorder.note(&match event.clone() {
-        Event::LinkUp { host, remote, .. } => Happening::LinkUp { peer: host, remote: remote.to_string() },
-        Event::LinkMoved { host, remote, .. } => Happening::LinkMoved { peer: host, remote: remote.to_string() },
-        Event::LinkDown { host, reason, .. } => Happening::LinkDown { peer: host, cause: reason },
+        Event::LinkUp { peer, host, remote } => {
+            Happening::LinkUp { peer: named(host, peer), remote: remote.to_string() }
+        }
+        Event::LinkMoved { peer, host, remote } => {
+            Happening::LinkMoved { peer: named(host, peer), remote: remote.to_string() }
+        }
+        Event::LinkDown { peer, host, reason } => Happening::LinkDown { peer: named(host, peer), cause: reason },
         Event::MarksLost { host, .. } => Happening::MarksLost { peer: host },
         Event::TargetSilent { name, address } => Happening::TargetSilent { name, address: address.to_string() },
         Event::PeerDead(peer) => Happening::PeerGone { peer },

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 use weft_mesh::egress::DropReason;
@@ -10,6 +11,9 @@ use weft_mesh::records::EndpointId;
 
 use crate::daemon::api::Api;
 use crate::docker;
+
+/// How long drops are told of after they were found, in milliseconds.
+const LATE: u64 = 90_000;
 
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
 pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
@@ -29,6 +33,7 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         rings: _,
         fenced: _,
         refused: _,
+        records_digest,
     } = status;
     let options = &api.options;
     let engine = api.docker.as_ref().and_then(|docker| docker.engine_version());
@@ -45,9 +50,11 @@ pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         "routes": routes,
         "endpoints": endpoints(status, api),
         "targets": targets,
+        "records_digest": records_digest,
         "ipam": ipam(status, &options.range.to_string()),
         "dns": dns(api),
         "drops": drops(status, api),
+        "dropping": dropping(api),
         "docker": {
             "plugin": api.docker.as_ref().map(|_| docker::NAME),
             "engine": engine.as_deref(),
@@ -136,8 +143,25 @@ fn drops(status: &Status, api: &Api) -> Value {
     all.map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<String, Value>>().into()
 }
 
+/// What was lost or refused of late, by reason: as of the last look, once a minute.
+fn dropping(api: &Api) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    let (entries, _) = api.observers.recorder.entries(now.saturating_sub(LATE), 0);
+    let dropped = entries.iter().filter(|entry| entry["event"] == "dropped");
+    let by_reason = dropped.filter_map(|entry| Some((entry["reason"].as_str()?.to_owned(), entry["count"].clone())));
+    by_reason.collect::<Map<String, Value>>().into()
+}
+
+/// Counters of what is no loss: frames that the bridge delivers itself, and records that are held and not understood.
+const NO_LOSS: [&str; 2] = ["local", "records_unknown"];
+
+/// What was lost or refused, by reason: all that is dropped but what others deliver.
+pub fn lost(refused: &Refusals, api: &Api) -> impl Iterator<Item = (&'static str, u64)> {
+    dropped(refused, api).filter(|(reason, _)| !NO_LOSS.contains(reason))
+}
+
 /// Everything that was dropped or refused, by reason: by the packet workers, by sockets and TAPs, by the node.
-pub fn dropped(refused: &Refusals, api: &Api) -> impl Iterator<Item = (&'static str, u64)> {
+fn dropped(refused: &Refusals, api: &Api) -> impl Iterator<Item = (&'static str, u64)> {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let by_reason = DropReason::ALL.map(|reason| (reason.name(), count(&api.counters.dropped[reason as usize])));
     let others = [

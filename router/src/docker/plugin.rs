@@ -80,7 +80,7 @@ async fn call(
         Err(error) => {
             // Engines do not always pass on why.
             warn!(method = name, "refused a call of the engine: {error}");
-            observers.recorder.note(&Happening::CallRefused { call: name, why: error.to_string() });
+            observers.recorder.note(&Happening::call_refused(&name, &error.to_string()));
             (StatusCode::INTERNAL_SERVER_ERROR, content_type, json!({ "Err": error.to_string() }).to_string())
                 .into_response()
         }

@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
@@ -38,7 +38,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// How long metrics that were read are given to others that ask.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Listens. None: the default address is in use. An error: one that the operator named is, or it is no address of this host.
+/// Listens. Returns none if the default address is in use; an error if an address that the operator named is in use, or belongs to another host.
 pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::TcpListener>> {
     let bound = std::net::TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
@@ -67,8 +67,16 @@ pub fn in_runtime(listener: std::net::TcpListener) -> Result<TcpListener> {
 #[derive(Clone)]
 struct Server {
     api: Api,
-    /// The metrics that were read last, and when.
-    latest: Arc<Mutex<Option<(Instant, Bytes)>>>,
+    latest: Arc<Mutex<Option<Latest>>>,
+}
+
+/// The metrics, or why they cannot be read.
+type Read = std::result::Result<Bytes, String>;
+
+/// What was read last.
+struct Latest {
+    since: Instant,
+    read: Read,
 }
 
 /// Serves for as long as the router runs.
@@ -141,20 +149,27 @@ fn is_own_name(host: &str, nickname: &str) -> bool {
 }
 
 async fn get_metrics(State(server): State<Server>) -> Response {
-    let mut latest = server.latest.lock().await;
-    let fresh = latest.as_ref().filter(|(since, _)| since.elapsed() < FRESH);
-    let text = match fresh {
-        Some((_, text)) => text.clone(),
-        None => match metrics::read(&server.api).await {
-            Ok(text) => {
-                let text = Bytes::from(text);
-                *latest = Some((Instant::now(), text.clone()));
-                text
-            }
-            Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-        },
-    };
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+    // A client that goes does not end the reading: the next one has it.
+    let latest = server.latest.clone().lock_owned().await;
+    match tokio::spawn(read_at_times(server.api, latest)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        Err(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "reading the metrics failed; see the router's log\n").into_response()
+        }
+    }
+}
+
+/// Reads the metrics, unless that was done a moment ago.
+async fn read_at_times(api: Api, mut latest: OwnedMutexGuard<Option<Latest>>) -> Read {
+    match &*latest {
+        Some(Latest { since, read }) if since.elapsed() < FRESH => read.clone(),
+        _ => {
+            let read = metrics::read(&api).await.map(Bytes::from).map_err(|error| error.to_string());
+            *latest = Some(Latest { since: Instant::now(), read: read.clone() });
+            read
+        }
+    }
 }
 
 #[cfg(test)]

@@ -30,10 +30,10 @@ pub async fn read(api: &Api) -> Result<String> {
     let traffic = tokio::task::spawn_blocking(move || traffic::read(&attachments));
     let traffic = traffic.await.doing(|| "cannot read the interfaces' counters".into())??;
     let mut readings = readings(&measures, &traffic);
-    let drops = status::dropped(&measures.refused, api);
+    let drops = status::lost(&measures.refused, api);
     readings.push(Reading::counts(
         "dropped",
-        "Packets, frames and records that went no further, by reason",
+        "Packets, frames and records that were lost or refused, by reason",
         drops.map(|(reason, count)| (vec![("reason", reason.to_owned())], count)),
     ));
     readings.push(Reading::counts(
@@ -52,7 +52,7 @@ pub async fn read(api: &Api) -> Result<String> {
 
 /// What the node and the kernel say.
 fn readings(measures: &Measures, traffic: &[Traffic]) -> Vec<Reading> {
-    let Measures { peers, rings, refused, own_endpoints, records } = measures;
+    let Measures { peers, rings, refused, relayed_bytes, own_endpoints, records } = measures;
     let none = Vec::new;
     let states = [PeerState::Connected, PeerState::Connecting, PeerState::Unreachable, PeerState::Dead];
     let by_state = states.map(|state| {
@@ -101,11 +101,7 @@ fn readings(measures: &Measures, traffic: &[Traffic]) -> Vec<Reading> {
         ),
         Reading::counts("peer_received_bytes", "Bytes received in sessions with a peer", of_peer(|peer| peer.rx_bytes)),
         Reading::counts("peer_sent_bytes", "Bytes sent in sessions with a peer", of_peer(|peer| peer.tx_bytes)),
-        Reading::counts(
-            "relayed_bytes",
-            "Bytes relayed for other hosts",
-            [(none(), peers.iter().map(|peer| peer.relayed_bytes).sum())],
-        ),
+        Reading::counts("relayed_bytes", "Bytes relayed for other hosts", [(none(), *relayed_bytes)]),
         Reading::gauges(
             "records",
             "Valid records held, of this host and others, by kind",

@@ -6,7 +6,7 @@
 mod follow;
 pub mod http;
 mod journal;
-mod metrics;
+pub mod metrics;
 pub mod observers;
 pub mod recorder;
 pub mod tallies;

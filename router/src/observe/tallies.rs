@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-/// What calls that weft does not know are named.
+/// The name under which unknown calls are counted together.
 pub const UNKNOWN_CALL: &str = "unknown";
 
 /// The name of a label, and its value.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weft_crypto::{HostLabel, Keyring, Time};
 
-use super::{Command, CommandError, CommandId, Node, Reply, Target, encode};
+use super::{Command, CommandError, CommandId, Node, Reply, Target, WhatIf, encode};
 use crate::api::Networks;
 use crate::records::writes::Writes;
 use crate::records::{EndpointId, EndpointRecord, NetworkUid};
@@ -57,7 +57,7 @@ impl Node {
             Command::Status => return Some(Ok(Reply::Status(Box::new(self.parts.status(now))))),
             Command::Measure => return Some(Ok(Reply::Measures(Box::new(self.parts.measures())))),
             Command::WhatIf(host) => {
-                let what_if = self.parts.think_away(&host);
+                let what_if = self.think_away(&host);
                 return Some(what_if.map(|what_if| Reply::WhatIf(Box::new(what_if))));
             }
             Command::Why { from, to } => {
@@ -215,6 +215,19 @@ impl Node {
     }
 
     /// Finds the host that a nickname or key names, for taking back its addresses.
+    /// The mesh, and a host by its nickname or key that is thought away.
+    fn think_away(&self, host: &str) -> Result<WhatIf, CommandError> {
+        let without =
+            if host == self.parts.directory.own_name() { self.parts.own } else { self.parts.directory.find(host)? };
+        let hosts = self.parts.sessions.peers().map(|(label, _)| label).chain([self.parts.own]);
+        Ok(WhatIf {
+            graph: self.parts.topology.routing.graph().clone(),
+            own: self.parts.own,
+            without,
+            names: hosts.map(|host| (host, self.parts.directory.unmistakable(host))).collect(),
+        })
+    }
+
     fn host_to_reclaim(&self, name: &str) -> Result<HostLabel, CommandError> {
         let host = self.parts.directory.find(name)?;
         if host == self.parts.own || self.parts.topology.routing.has_route(host) {

@@ -46,16 +46,20 @@ impl Components {
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),
             refused: self.refusals(),
+            records_digest: format!("{:016x}", self.records.digest()),
         }
     }
 
     /// Reports what this node measures and counts.
     pub(super) fn measures(&self) -> Measures {
         let (hosts, names, networks) = self.directory.counts();
+        let meters = self.sessions.peers().map(|(label, _)| self.sessions.meter_of(label));
+        let relayed = meters.map(|meter| meter.received.relayed.load(Ordering::Relaxed));
         Measures {
             peers: self.sessions.peers().map(|(label, id)| self.peer_status(label, id)).collect(),
             rings: self.ring_reports(),
             refused: self.refusals(),
+            relayed_bytes: self.sessions.relayed_for_gone + relayed.sum::<u64>(),
             own_endpoints: self.segments.iter().filter(|(host, ..)| *host == self.own).count(),
             records: [
                 ("host", hosts),
@@ -97,7 +101,6 @@ impl Components {
             metered: self.topology.metered.contains(label),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),
-            relayed_bytes: meter.received.relayed.load(Ordering::Relaxed),
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weft_crypto::{HostLabel, Time};
 
-use super::{CommandError, Components, WhatIf};
+use super::{CommandError, Components};
 use crate::explanation::{Explanation, HopStatus, LinkAccount, Place};
 use crate::records::EndpointRecord;
 use crate::wire::OVERHEAD;
@@ -38,18 +38,6 @@ impl Components {
             from: self.place(from),
             to: self.place(to),
             link,
-        })
-    }
-
-    /// The mesh, and a host by its nickname or key that is thought away.
-    pub(super) fn think_away(&self, host: &str) -> Result<WhatIf, CommandError> {
-        let without = if host == self.directory.own_name() { self.own } else { self.directory.find(host)? };
-        let hosts = self.sessions.peers().map(|(label, _)| label).chain([self.own]);
-        Ok(WhatIf {
-            graph: self.topology.routing.graph().clone(),
-            own: self.own,
-            without,
-            names: hosts.map(|host| (host, self.directory.unmistakable(host))).collect(),
         })
     }
 

@@ -310,6 +310,11 @@ impl RecordSync {
         self.events.push_back(Event::Record(origin, record));
     }
 
+    /// A hash over the versions of all records.
+    pub(crate) fn digest(&self) -> u64 {
+        self.store.summary()
+    }
+
     /// Batches refused so far (malformed, forged or over a limit), records refused by the rules of their kind, and records
     /// held of kinds that only newer versions know.
     pub(crate) fn counts(&self) -> (u64, u64, usize) {

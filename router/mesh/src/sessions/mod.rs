@@ -10,6 +10,7 @@ mod session;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use handshakes::Handshakes;
 use rand::{Rng, SeedableRng};
@@ -85,6 +86,8 @@ pub(crate) struct Sessions {
     cookies: CookieJar,
     /// Peers that a session is wanted with before there are frames for them.
     wanted: BTreeSet<HostLabel>,
+    /// Bytes relayed for peers that are gone: what is counted in all must not shrink.
+    pub(crate) relayed_for_gone: u64,
     events: VecDeque<Event>,
 }
 
@@ -115,6 +118,7 @@ impl Sessions {
             handshakes: Handshakes::default(),
             cookies: CookieJar::new(cookies, now),
             wanted: BTreeSet::new(),
+            relayed_for_gone: 0,
             events: VecDeque::new(),
         }
     }
@@ -146,6 +150,7 @@ impl Sessions {
     pub(crate) fn remove(&mut self, peer: HostLabel) {
         let indices: Vec<u32> = self.peer(peer).into_iter().flat_map(|peer| &peer.all).map(|s| s.index).collect();
         indices.into_iter().for_each(|index| self.drop_session(peer, index));
+        self.relayed_for_gone += self.meter_of(peer).received.relayed.load(Ordering::Relaxed);
         if let Some(key) = self.peers.remove(&peer).and_then(|peer| peer.id.noise_public()) {
             self.by_noise_key.remove(&key);
         }

@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use connection::Connection;
 pub use proxy::Proxy;
@@ -65,8 +65,8 @@ pub struct Connections {
     runtime: tokio::runtime::Handle,
     proxy: Option<Proxy>,
     tls: Tls,
-    /// Where connections brought nothing without TLS.
-    wrapped: Mutex<BTreeSet<SocketAddr>>,
+    /// Where connections brought nothing without TLS, and since when.
+    wrapped: Mutex<BTreeMap<SocketAddr, Instant>>,
     /// TLS handshakes with strangers since the last sweep, by their networks.
     shaken: Mutex<BTreeMap<IpAddr, u32>>,
     /// Whether it was said that the proxy does not work.

@@ -1,6 +1,6 @@
 //! Opening a connection: plainly, or inside TLS where connections opened the other way bring nothing.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -19,8 +19,9 @@ use super::{Connections, in_time};
 const PATIENCE: u32 = 4;
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 const MOST_PATIENCE: Duration = Duration::from_secs(2);
-/// Addresses that connections are opened to inside TLS.
+/// Addresses that connections are opened to inside TLS, and for how long: a host that was only slow, or a network that looks no longer, is tried without again.
 const MAX_WRAPPED: usize = 1024;
+const WRAPPED_FOR: Duration = Duration::from_secs(3600);
 
 impl Connections {
     /// Opens a connection in a task of its own. If it brings nothing, it is opened once more the other way, and what was sent is sent again.
@@ -50,7 +51,8 @@ impl Connections {
             }
         });
         let stream = stream.await?;
-        let stream = if self.wrapped().contains(&to) {
+        let is_wrapped = self.wrapped().get(&to).is_some_and(|since| since.elapsed() < WRAPPED_FOR);
+        let stream = if is_wrapped {
             let wrapped = in_time(self.tls.connect(stream, to)).await;
             wrapped.inspect_err(|_| self.wrap_otherwise(to))?
         } else {
@@ -84,17 +86,17 @@ impl Connections {
     /// The next connection to an address goes inside TLS, or if the last one did, without.
     fn wrap_otherwise(&self, to: SocketAddr) {
         let mut wrapped = self.wrapped();
-        if wrapped.remove(&to) {
+        if wrapped.remove(&to).is_some_and(|since| since.elapsed() < WRAPPED_FOR) {
             return;
         }
         if wrapped.len() >= MAX_WRAPPED {
             wrapped.pop_first();
         }
-        wrapped.insert(to);
+        wrapped.insert(to, Instant::now());
         debug!(%to, "connections bring nothing: the next goes inside TLS");
     }
 
-    fn wrapped(&self) -> MutexGuard<'_, BTreeSet<SocketAddr>> {
+    fn wrapped(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Instant>> {
         self.wrapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
