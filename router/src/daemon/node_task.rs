@@ -24,8 +24,8 @@ use crate::daemon::state::{Change, Store};
 use crate::dataplane::clock::Clock;
 use crate::dataplane::worker::{PuntSender, WorkerHandle};
 use crate::error::{Failure, Result};
+use crate::observe::happening::{Happening, PeerName};
 use crate::observe::observers::Observers;
-use crate::observe::recorder::{Happening, PeerName};
 use crate::transport::Port;
 
 /// How soon what could not be written is tried again.

@@ -19,8 +19,8 @@ use super::call::Call;
 use super::protocol::{Address, Pool};
 use crate::daemon::socket::bind_private;
 use crate::error::{Doing, Failure, Result};
+use crate::observe::happening::Happening;
 use crate::observe::observers::Observers;
-use crate::observe::recorder::Happening;
 use crate::observe::tallies::UNKNOWN_CALL;
 
 /// The largest call that is read: a container that publishes every port of TCP and UDP takes some 16 MB.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::recorder::{Changes, Happening};
+use super::changes::Changes;
+use super::happening::Happening;
 use crate::daemon::api::Api;
 use crate::daemon::status;
 

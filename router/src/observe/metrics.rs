@@ -1,6 +1,6 @@
 //! Metrics in Prometheus text (version 0.0.4); names and units follow <https://prometheus.io/docs/practices/naming/>.
 //!
-//! The number of time series is bounded: [`MAX_PEERS`] peers and [`MAX_ENDPOINTS`] endpoints of this host have some each; what is left out
+//! The number of time series is bounded: `MAX_PEERS` peers and `MAX_ENDPOINTS` endpoints of this host have some each; what is left out
 //! is counted.
 
 use std::fmt;

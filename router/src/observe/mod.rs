@@ -1,9 +1,11 @@
 //! What operators and their tools see of a router: metrics over HTTP, and what happened.
 //!
 //! [`tallies`] counts what happens where it happens, `metrics` reads everything else when it is asked for, [`http`] serves it.
-//! [`recorder`] keeps what happened, `journal` has it on disk, `follow` looks for changes of which nothing tells. Nothing here changes anything.
+//! [`recorder`] keeps what happened ([`happening`]), `journal` has it on disk, `follow` looks for changes of which nothing tells. Nothing here changes anything.
 
+mod changes;
 mod follow;
+pub mod happening;
 pub mod http;
 mod journal;
 pub mod metrics;

@@ -1,167 +1,23 @@
 //! What happened to this router: a day of it and more, in bounded memory and on disk.
 //!
 //! An entry is a line of JSON: `at`, in milliseconds since 1970 by this host's clock, `event`, and what belongs to it. Entries stay in the order in which they came about,
-//! whatever the clock does. The oldest go when there are more than [`MAX_BYTES`] of them.
+//! whatever the clock does. The oldest go when there are more than `MAX_BYTES` of them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use weft_mesh::node::{PeerState, PeerStatus};
 
+use super::happening::Happening;
 use super::journal::{self, Journal, MAX_BYTES};
 
 /// How far the clock may move against the time that passed before that is an entry of its own.
 const CLOCK_SLACK: Duration = Duration::from_secs(30);
-/// Letters of a text that comes from elsewhere.
-const MAX_TEXT: usize = 300;
 /// How soon the same refusal is an entry again: engines try again and again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
-/// How soon a link's figures are told again, and how soon even what has not changed: entries of a path must not all be older than what is kept.
-const LINK_AGAIN: Duration = Duration::from_secs(60);
-const STILL: Duration = Duration::from_secs(3600);
-
-/// What happened.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Happening {
-    /// The router started.
-    Started {
-        /// The version that runs.
-        version: &'static str,
-    },
-    /// It was told to stop.
-    Stopped,
-    /// The clock was set, or the host slept.
-    ClockMoved {
-        /// By how many seconds it is ahead of the time that passed.
-        seconds: i64,
-    },
-    /// A direct link came up.
-    LinkUp {
-        /// The other host.
-        #[serde(flatten)]
-        peer: PeerName,
-        /// The path's remote address.
-        remote: String,
-    },
-    /// A direct link goes on at another address.
-    LinkMoved {
-        /// The other host.
-        #[serde(flatten)]
-        peer: PeerName,
-        /// The new path's remote address.
-        remote: String,
-    },
-    /// A direct link is gone.
-    LinkDown {
-        /// The other host.
-        #[serde(flatten)]
-        peer: PeerName,
-        /// Why.
-        cause: &'static str,
-    },
-    /// Frames to a host go another way.
-    Path {
-        /// The host.
-        #[serde(flatten)]
-        peer: PeerName,
-        /// `direct`, `relay` or `none`.
-        path: &'static str,
-        /// The relay.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        via: Option<String>,
-        /// By what they leave: `udp` or `tcp`.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        transport: Option<&'static str>,
-    },
-    /// How a direct link does, if that has changed since it was last told, or an hour has passed.
-    Link {
-        /// The other host.
-        #[serde(flatten)]
-        peer: PeerName,
-        /// Smoothed round-trip time in microseconds.
-        rtt_us: u64,
-        /// Share of pings lost of late, in percent.
-        loss_percent: u8,
-    },
-    /// Members no longer hear of a host.
-    PeerGone {
-        /// The host.
-        peer: String,
-    },
-    /// They do again.
-    PeerBack {
-        /// The host.
-        peer: String,
-    },
-    /// A host that the operator named does not answer.
-    TargetSilent {
-        /// As it was named.
-        name: String,
-        /// Its address.
-        address: String,
-    },
-    /// The network to a host drops what is marked.
-    MarksLost {
-        /// The host.
-        peer: String,
-    },
-    /// Another host claims what this one has, too.
-    Conflict {
-        /// An address or name.
-        what: String,
-        /// The other host.
-        by: String,
-    },
-    /// An address of an endpoint here is another host's.
-    Fenced {
-        /// The address.
-        address: String,
-    },
-    /// Two hosts live with one key.
-    Cloned {
-        /// Whose: this host's, or a peer's.
-        key: String,
-    },
-    /// Records of an earlier life of this host were found.
-    Reincarnated,
-    /// Something was dropped or refused within a minute.
-    Dropped {
-        /// What: a counter of `weft status drops`.
-        reason: &'static str,
-        /// How many.
-        count: u64,
-    },
-    /// A call of the Docker engine was refused.
-    CallRefused {
-        /// The call.
-        call: String,
-        /// Why.
-        why: String,
-    },
-}
-
-/// A host, by which entries about it are found.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct PeerName {
-    /// Its nickname.
-    pub peer: String,
-    /// The beginning of its key: nicknames need not be unique, and are not known at first.
-    pub peer_id: String,
-}
-
-impl Happening {
-    /// A call of the engine was refused. The texts may quote the engine at length: they are cut.
-    pub fn call_refused(call: &str, why: &str) -> Happening {
-        let cut = |text: &str| text.chars().take(MAX_TEXT).collect();
-        Happening::CallRefused { call: cut(call), why: cut(why) }
-    }
-}
 
 /// The recorder.
 pub struct Recorder {
@@ -330,65 +186,9 @@ impl Kept {
     }
 }
 
-/// Digits of a key in entries, as the log has them.
-const SHORT: usize = 8;
-
-/// Tells what has changed between two looks at the peers.
-#[derive(Default)]
-pub struct Changes {
-    known: BTreeMap<String, KnownPeer>,
-}
-
-#[derive(Default)]
-struct KnownPeer {
-    way: Option<(Way, Instant)>,
-    link: Option<((u64, u8), Instant)>,
-}
-
-/// The kind of path, the relay and the transport.
-type Way = (&'static str, Option<String>, Option<&'static str>);
-
-impl Changes {
-    /// What has changed about a peer's path and link: a round-trip time by a tenth and 100 µs, a loss by a percent.
-    pub fn look(&mut self, peer: &PeerStatus, now: Instant) -> Vec<Happening> {
-        let known = self.known.entry(peer.peer_id.clone()).or_default();
-        let name = PeerName { peer: peer.name.clone(), peer_id: peer.peer_id.chars().take(SHORT).collect() };
-        let mut changes = Vec::new();
-        let path = peer.path.filter(|_| peer.state == PeerState::Connected).unwrap_or("none");
-        let way = (path, peer.via.clone(), peer.transport);
-        let is_told = match &known.way {
-            Some((last, at)) => *last == way && now - *at < STILL,
-            // A host that was never reached.
-            None => path == "none",
-        };
-        if !is_told {
-            let (path, via, transport) = way.clone();
-            changes.push(Happening::Path { peer: name.clone(), path, via, transport });
-            known.way = Some((way, now));
-        }
-        let (Some(rtt_us), Some(loss)) = (peer.rtt_us, peer.loss) else {
-            known.link = None;
-            return changes;
-        };
-        let figures = (rtt_us, (loss * 100.0).round().clamp(0.0, 100.0) as u8);
-        let differs = |(rtt, loss): (u64, u8)| loss != figures.1 || rtt.abs_diff(rtt_us) > 100 + rtt / 10;
-        let is_due = |(last, at)| now - at >= STILL || (differs(last) && now - at >= LINK_AGAIN);
-        if known.link.is_none_or(is_due) {
-            known.link = Some((figures, now));
-            changes.push(Happening::Link { peer: name, rtt_us, loss_percent: figures.1 });
-        }
-        changes
-    }
-
-    /// Forgets peers that are not there any more.
-    pub fn retain(&mut self, peers: &[PeerStatus]) {
-        let there: BTreeSet<&str> = peers.iter().map(|peer| peer.peer_id.as_str()).collect();
-        self.known.retain(|id, _| there.contains(id.as_str()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::happening::{MAX_TEXT, PeerName};
     use super::*;
 
     fn recorder(name: &str) -> (Recorder, std::path::PathBuf) {
@@ -516,47 +316,5 @@ mod tests {
         assert_eq!(of(1)["path"], Value::Null, "what was before the start is over");
         // Its thread may still write there.
         let _ = std::fs::remove_dir_all(dir);
-    }
-
-    #[test]
-    fn only_what_differs_is_told_of_a_link() {
-        let (mut changes, start) = (Changes::default(), Instant::now());
-        let minute = |number: u64| start + Duration::from_secs(60 * number);
-        let mut peer = PeerStatus {
-            name: "h1".into(),
-            peer_id: "0123456789".into(),
-            state: PeerState::Unreachable,
-            path: None,
-            via: None,
-            transport: None,
-            remote: None,
-            cipher: None,
-            rtt_us: None,
-            loss: None,
-            mtu: None,
-            relays: true,
-            metered: false,
-            rx_bytes: 0,
-            tx_bytes: 0,
-        };
-        assert!(changes.look(&peer, start).is_empty(), "a host that was never reached");
-        (peer.state, peer.path, peer.transport) = (PeerState::Connected, Some("direct"), Some("udp"));
-        (peer.rtt_us, peer.loss) = (Some(1000), Some(0.0));
-        assert_eq!(changes.look(&peer, start).len(), 2);
-        peer.rtt_us = Some(1150);
-        assert!(changes.look(&peer, minute(1)).is_empty());
-        peer.rtt_us = Some(1400);
-        assert!(changes.look(&peer, start).is_empty(), "so soon");
-        let name = PeerName { peer: "h1".into(), peer_id: "01234567".into() };
-        assert_eq!(changes.look(&peer, minute(2)), [Happening::Link { peer: name, rtt_us: 1400, loss_percent: 0 }]);
-        assert_eq!(changes.look(&peer, minute(62)).len(), 2, "still so");
-        peer.state = PeerState::Unreachable;
-        assert!(matches!(&changes.look(&peer, minute(63))[..], [Happening::Path { path: "none", .. }]));
-        peer.rtt_us = None;
-        assert!(changes.look(&peer, minute(63)).is_empty());
-        (peer.state, peer.rtt_us) = (PeerState::Connected, Some(1400));
-        assert_eq!(changes.look(&peer, minute(63)).len(), 2, "a new link with the same figures");
-        changes.retain(&[]);
-        assert_eq!(changes.look(&peer, minute(63)).len(), 2);
     }
 }
