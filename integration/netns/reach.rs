@@ -41,6 +41,9 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
         println!("ICMP {tells}: {carried:?}, {} bytes of MTU", mtu().unwrap());
         assert!(carried.longest_silence < Duration::from_secs(3), "ICMP {tells}: {carried:?}");
         assert!(mtu().unwrap() < full, "ICMP {tells}");
+        let why = mesh.hosts[0].ask(Method::POST, "/why", &json!({ "to": "h1" })).unwrap();
+        let reason = format!("takes packets of {} bytes at most, and this host {full}", mtu().unwrap());
+        assert!(why::print(&why).contains(&reason), "{why:#}");
         set_mtu(1500);
         let grown = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(1), |_| ());
         assert!(grown.bytes > 1 << 20, "{grown:?}");

@@ -378,6 +378,63 @@ fn a_host_that_is_thought_away_is_named_by_those_it_relays_for() {
 }
 
 #[test]
+fn each_cause_of_trouble_is_named_in_a_line() {
+    let _alone = alone();
+    // h1 is the one that relays; h3 is behind h0.
+    let mut mesh = Mesh::start_with(
+        "causes",
+        &[TapMode::Fast; 4],
+        &[(0, 1), (1, 2), (0, 3)],
+        &[&["--range", "10.40.0.0/28"][..]; 4],
+    );
+    await_true("the three are not connected", || {
+        (0..3).try_fold(true, |all, host| Ok(all && mesh.hosts[host].connected()? >= 2))
+    })
+    .unwrap();
+    let says = |mesh: &Mesh, host: usize, words: &[&str], line: &str| {
+        let mut said = String::new();
+        await_true(&format!("{words:?} does not say {line:?}"), || {
+            said = command(mesh, host, words);
+            Ok(said.lines().any(|found| found.contains(line)))
+        })
+        .unwrap_or_else(|error| panic!("{error}:\n{said}"));
+    };
+    says(&mesh, 0, &["why", "h2"], "relayed by h1");
+    // A range that is full.
+    let containers: Vec<Ns> = (0..16).map(|_| Ns::new().expect("a container")).collect();
+    let attach = |container: &Ns| {
+        let mut weft = Command::new(weft());
+        weft.arg("--socket").arg(&mesh.hosts[0].socket).args(["attach", &container.path()]);
+        mesh.hosts[0].ns.run(move || weft.output()).expect("the namespace is there").expect("it runs")
+    };
+    let refused = containers.iter().map(attach).find(|output| !output.status.success()).expect("14 are no 16");
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("10.40.0.0/28"), "{refused}");
+    says(&mesh, 0, &["status"], "PROBLEM: the range 10.40.0.0/28 runs out of addresses");
+    // A host with another secret: it was restarted with it.
+    mesh.hosts[3].kill();
+    let secret = weft_router::daemon::state::new_secret().expect("a secret");
+    weft_integration::netns::write_secret(mesh.secret_file(), &[secret]);
+    mesh.launch(3);
+    says(
+        &mesh,
+        3,
+        &["status"],
+        "does not answer at 10.99.2.1:6783: is weft up there, does UDP get through, and has it the same secret?",
+    );
+    await_true("strangers are not counted", || {
+        Ok(mesh.hosts[0].status()?["drops"]["forged"].as_u64().is_some_and(|count| count > 0))
+    })
+    .unwrap();
+    // A cut link, and with it the relay.
+    mesh.cut(0);
+    says(&mesh, 0, &["status"], "h1 (dead)");
+    says(&mesh, 0, &["why", "h1"], "no answer to ");
+    says(&mesh, 0, &["why", "h2"], "neither h2 nor a host that relays to it is linked with this host");
+    says(&mesh, 0, &["events", "--since", "1m"], "link to h1 down: nothing comes back");
+}
+
+#[test]
 fn a_port_in_use_is_said_and_none_is_none() {
     let _alone = alone();
     let mut mesh = Mesh::start_with("port", &TAPS[..1], &[], &[&["--http", "none"]]);

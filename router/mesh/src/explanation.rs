@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::records::Health;
+
 /// The path from one host to another, and what was tried to have a better one.
 #[derive(Clone, Debug)]
 pub struct Explanation {
@@ -30,6 +32,8 @@ pub struct Place {
     pub host: String,
     /// The container's first name, or its first address if it has none; `None` for the host itself.
     pub endpoint: Option<String>,
+    /// The container's health.
+    pub health: Option<Health>,
     /// Whether it is this host.
     pub is_here: bool,
 }
@@ -73,6 +77,8 @@ pub struct LinkAccount {
     pub is_forgotten: bool,
     /// Paths to the peer, and the outcome of each.
     pub candidates: Vec<CandidateAccount>,
+    /// If the path takes less than this host's interface does: the largest packet of a container that each takes whole, in bytes.
+    pub narrows: Option<[usize; 2]>,
     /// How this host's NAT and the peer's map them.
     pub nats: [Mapping; 2],
     /// The last changes of the link, the newest last: how long ago, and what happened.

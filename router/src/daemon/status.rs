@@ -6,12 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 use weft_mesh::egress::DropReason;
-use weft_mesh::node::{EndpointStatus, PeerStatus, Refusals, Status, TargetState};
+use weft_mesh::node::{EndpointStatus, PeerStatus, Refusals, RingReport, Status, TargetState};
 use weft_mesh::records::EndpointId;
 
 use crate::daemon::api::Api;
 use crate::docker;
 
+/// Addresses that are always left of a host's windows: the network's own, the gateway's, the broadcast one's.
+const MIN_LEFT: u32 = 3;
 /// How long drops are told of after they were found, in milliseconds.
 const LATE: u64 = 90_000;
 
@@ -106,6 +108,7 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
             )
         }));
     }
+    problems.extend(status.rings.iter().filter_map(run_out));
     problems.extend(unproven.iter().map(|ip| {
         format!(
             "{ip} is a running container's since before the store was lost, and no ring has given it to this host yet; if it cannot, \
@@ -116,6 +119,19 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     problems.extend(api.store.problem());
     problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));
     problems
+}
+
+/// A ring that has next to nothing left, neither here nor in windows that this host could open.
+fn run_out(ring: &RingReport) -> Option<String> {
+    let left = ring.owned.saturating_sub(ring.used);
+    let is_out = ring.unopened == 0 && ring.used > 0 && left <= (ring.owned / 10).max(MIN_LEFT);
+    is_out.then(|| {
+        format!(
+            "the range {} runs out of addresses: this host uses {} of its {}, and no host has more to open: remove endpoints, take back what \
+             hosts have that are gone (weft reclaim HOST), or create the network with a larger subnet",
+            ring.range, ring.used, ring.owned
+        )
+    })
 }
 
 /// A peer as the node reports it, and whether its link is inside TLS, of which the node knows nothing.
@@ -204,4 +220,27 @@ fn ipam(status: &Status, range: &str) -> Value {
         "fenced": status.fenced,
         "rings": status.rings,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_said_to_run_out_only_if_nothing_can_be_opened() {
+        let ring = |owned, used, unopened| RingReport {
+            range: "10.50.0.0/28".into(),
+            state: "ready",
+            waiting_for: Vec::new(),
+            owned,
+            used,
+            unreachable: 0,
+            unopened,
+            voters: Vec::new(),
+            contested: Vec::new(),
+        };
+        assert!(run_out(&ring(16, 13, 0)).is_some_and(|line| line.contains("uses 13 of its 16")));
+        assert!(run_out(&ring(16, 13, 16)).is_none() && run_out(&ring(16, 5, 0)).is_none());
+        assert!(run_out(&ring(0, 0, 0)).is_none(), "a ring that this host has no part of");
+    }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_mesh::explanation::{CandidateAccount, Explanation, LinkAccount, Mapping, Outcome};
+use weft_mesh::explanation::{CandidateAccount, Explanation, LinkAccount, Mapping, Outcome, Place};
+use weft_mesh::records::Health;
 
 /// A path to be explained.
 #[derive(Serialize, Deserialize)]
@@ -48,8 +49,32 @@ fn path(Explanation { is_one_host, hops, .. }: &Explanation) -> &'static str {
     }
 }
 
-/// Why the path is as it is, a line each.
+/// Why the path, and what is at its ends, is as it is, a line each.
 fn reasons(explanation: &Explanation) -> Vec<String> {
+    let ill = [&explanation.from, &explanation.to].into_iter().filter_map(unhealthy);
+    let narrow = explanation.link.as_ref().and_then(|link| link.narrows).filter(|_| explanation.hops.len() == 1);
+    let narrow = narrow.map(|[path, own]| {
+        format!(
+            "the network between takes packets of {path} bytes at most, and this host {own}: larger ones go in pieces"
+        )
+    });
+    ill.chain(of_the_path(explanation)).chain(narrow).collect()
+}
+
+fn unhealthy(place: &Place) -> Option<String> {
+    let endpoint = place.endpoint.as_ref()?;
+    match place.health? {
+        Health::Healthy => None,
+        Health::Starting => {
+            Some(format!("{endpoint} is starting: its names lead to healthy endpoints, if others have them"))
+        }
+        Health::Unhealthy => {
+            Some(format!("{endpoint} is unhealthy: its names lead to healthy endpoints, if others have them"))
+        }
+    }
+}
+
+fn of_the_path(explanation: &Explanation) -> Vec<String> {
     let Explanation { from, to, is_one_host, hops, stubs, link } = explanation;
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
@@ -231,12 +256,12 @@ fn age(at: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use weft_mesh::explanation::{HopStatus, Place};
+    use weft_mesh::explanation::HopStatus;
 
     use super::*;
 
     fn place(host: &str, is_here: bool) -> Place {
-        Place { host: host.into(), endpoint: None, is_here }
+        Place { host: host.into(), endpoint: None, health: None, is_here }
     }
 
     fn hop(peer: &str, transport: &'static str) -> HopStatus {
@@ -319,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn an_unhealthy_end_and_a_narrow_network_are_said_beside_the_path() {
+        let narrow = LinkAccount { narrows: Some([1322, 1422]), ..LinkAccount::default() };
+        let path = explanation(vec![hop("h2", "udp")], narrow);
+        let to = Place { endpoint: Some("web".into()), health: Some(Health::Unhealthy), ..place("h2", false) };
+        let said = said(&Explanation { to, ..path });
+        assert!(said.contains("web is unhealthy: ") && said.contains("UDP passes"), "{said}");
+        assert!(said.contains("packets of 1322 bytes at most, and this host 1422"), "{said}");
+    }
+
+    #[test]
     fn the_report_has_the_keys_that_scripts_rely_on() {
         let link = LinkAccount {
             since: Some(Duration::from_secs(180)),
@@ -352,7 +387,7 @@ mod tests {
         assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
         let apart = Explanation { hops: vec![], stubs: vec!["h1".into()], ..others };
         assert!(said(&apart).contains("no path\n  h1 could lead there, and relays nothing"), "{}", said(&apart));
-        let web = Place { endpoint: Some("web".into()), ..place("h1", true) };
+        let web = Place { endpoint: Some("web".into()), health: Some(Health::Healthy), ..place("h1", true) };
         let same = Explanation {
             from: web,
             to: place("h1", true),

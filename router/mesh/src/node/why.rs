@@ -7,7 +7,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::{CommandError, Components};
 use crate::explanation::{Explanation, HopStatus, LinkAccount, Place};
-use crate::records::EndpointRecord;
+use crate::records::{EndpointRecord, Health};
 use crate::wire::OVERHEAD;
 
 /// The most hops that are told: a path is shorter, and records that change meanwhile may say otherwise.
@@ -17,7 +17,7 @@ const MAX_HOPS: usize = 32;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Found {
     host: HostLabel,
-    endpoint: Option<String>,
+    endpoint: Option<(String, Health)>,
 }
 
 impl Components {
@@ -42,7 +42,8 @@ impl Components {
     }
 
     fn place(&self, Found { host, endpoint }: Found) -> Place {
-        Place { host: self.directory.unmistakable(host), endpoint, is_here: host == self.own }
+        let (endpoint, health) = endpoint.unzip();
+        Place { host: self.directory.unmistakable(host), endpoint, health, is_here: host == self.own }
     }
 
     /// Finds the one place of a name: a container's address or name, or a host's nickname or key.
@@ -58,7 +59,7 @@ impl Components {
         };
         let endpoints = self.segments.iter().filter(|(_, _, record)| is_meant(record));
         let mut meant: BTreeSet<Found> =
-            endpoints.map(|(host, _, record)| Found { host, endpoint: Some(named(record)) }).collect();
+            endpoints.map(|(host, _, record)| Found { host, endpoint: Some((named(record), record.health)) }).collect();
         if what == self.directory.own_name() {
             meant.insert(Found { host: self.own, endpoint: None });
         } else if let Ok(host) = self.directory.find(what) {

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use weft_crypto::{HostLabel, Time};
 
 use super::candidates::Tried;
-use super::{Peer, Topology};
+use super::{Peer, Topology, size};
 use crate::explanation::{CandidateAccount, LinkAccount, Mapping, Outcome};
+use crate::wire::OVERHEAD;
 
 /// Changes of a link that are remembered.
 const CHANGES: usize = 8;
@@ -26,6 +27,7 @@ impl LinkAccount {
             is_wanted: topology.wants_link(label, now),
             is_forgotten: topology.targets.is_forgotten(label),
             candidates: peer.candidates.tried().map(|tried| peer.candidate(&tried, rounds)).collect(),
+            narrows: peer.narrows(topology.underlay_mtu, now),
             nats: [topology.addresses.mapping(), peer.mapping()],
             changes: changes.collect(),
         })
@@ -51,6 +53,13 @@ impl Peer {
         };
         let tries = if outcome == Outcome::InTurn { rounds } else { tried.tries };
         CandidateAccount { path: tried.path.to_string(), learnt: tried.learnt.words(), outcome, tries }
+    }
+
+    /// What its link's path takes, and what this host's interface does, if that is more.
+    fn narrows(&self, underlay_mtu: usize, now: Time) -> Option<[usize; 2]> {
+        let link = self.link.as_ref().filter(|link| link.size.is_settled(now))?;
+        let sizes = [link.size.max_datagram, size::top(link.path, underlay_mtu)];
+        (sizes[0] < sizes[1]).then(|| sizes.map(|size| size.saturating_sub(OVERHEAD)))
     }
 
     /// How the peer looks from outside, by its own word.

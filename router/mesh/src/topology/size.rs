@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_crypto::Time;
 
 use super::Peer;
+use crate::path::Path;
 use crate::wire::MIN_DATAGRAM;
 
 /// Interval between searches for a larger size: at first, and later while the path is used.
@@ -99,10 +100,21 @@ impl PathSize {
         (self.max_datagram, self.lost, self.last_search) = (MIN_DATAGRAM, 0, Time::ZERO);
     }
 
+    /// Whether the first searches are over.
+    pub(super) fn is_settled(&self, now: Time) -> bool {
+        now.since(self.since) > FIRST_SEARCHES
+    }
+
     /// Searches as eagerly as at first: earlier probes were lost for another reason than their size.
     pub(super) fn search_again(&mut self, now: Time) {
         (self.since, self.last_search) = (now, Time::ZERO);
     }
+}
+
+/// The largest datagram that this host's own interface lets onto a path, in bytes.
+pub(super) fn top(path: Path, underlay_mtu: usize) -> usize {
+    let headers = if path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
+    underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM)
 }
 
 impl Peer {
@@ -112,8 +124,7 @@ impl Peer {
         let Some(link) = &mut self.link else { return (Vec::new(), false) };
         let lost = self.pings.lost_size_probes(link.path, link.patience(), heard, now);
         let shrinks = lost.into_iter().filter(|size| link.size.on_lost(*size)).count() > 0;
-        let headers = if link.path.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
-        let top = underlay_mtu.saturating_sub(headers).max(MIN_DATAGRAM);
+        let top = top(link.path, underlay_mtu);
         let load = link.load(now);
         (link.size.due(top, load, now), shrinks)
     }
