@@ -48,7 +48,7 @@ pub async fn report(socket: &Path, file: Option<PathBuf>, log: Option<PathBuf>) 
     let what = || format!("cannot write {}; name another file", file.display());
     let out = File::options().write(true).create_new(true).mode(0o600).open(&file).doing(what)?;
     if let Err(error) = write(out, &parts) {
-        // It is of no use to anyone.
+        // Half an archive is of no use.
         let _ = std::fs::remove_file(&file);
         return Err(error).doing(what);
     }

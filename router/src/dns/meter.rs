@@ -40,6 +40,11 @@ impl QuestionResult {
         }
     }
 
+    /// The result of a question that others were asked.
+    pub fn of_others(answer: Option<&[u8]>) -> Self {
+        if answer.is_some() { QuestionResult::Forwarded } else { QuestionResult::NotForwarded }
+    }
+
     fn name(self) -> &'static str {
         match self {
             QuestionResult::Answered => "answered",
@@ -81,12 +86,6 @@ impl Turn {
             tallies.dns_questions(result.name(), count, time);
         }
     }
-}
-
-/// Counts a question that others were asked.
-pub fn note_forwarded(tallies: &Tallies, since: Instant, is_answered: bool) {
-    let result = if is_answered { QuestionResult::Forwarded } else { QuestionResult::NotForwarded };
-    tallies.dns_questions(result.name(), 1, since.elapsed());
 }
 
 #[cfg(test)]

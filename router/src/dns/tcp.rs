@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::framing::{read, write};
-use super::meter::{QuestionResult, Turn, note_forwarded};
+use super::meter::{QuestionResult, Turn};
 use super::tally::Tally;
 use super::upstream::{Upstream, failure};
 use super::zone::{Transport, Verdict};
@@ -52,7 +52,7 @@ async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience
     let Ok(seed) = crate::daemon::state::entropy() else { return };
     let mut random = ChaCha8Rng::from_seed(seed);
     while let Some(packet) = read(&mut stream).await {
-        let (names, mut turn, since) = (shared.names.load_full(), Turn::begin(), Instant::now());
+        let (names, mut turn) = (shared.names.load_full(), Turn::begin());
         let verdict =
             shared.zone.answer(&names, audience.scope(&names, from).as_scope(), &packet, Transport::Tcp, &mut random);
         let answer = match verdict {
@@ -62,7 +62,7 @@ async fn converse(shared: &Shared, mut stream: TcpStream, from: IpAddr, audience
             }
             Verdict::Forward => {
                 let answer = upstream.ask(from, &packet, Transport::Tcp).await;
-                note_forwarded(&shared.tallies, since, answer.is_some());
+                turn.note(QuestionResult::of_others(answer.as_deref()));
                 answer.unwrap_or_else(|| failure(&packet))
             }
             Verdict::Drop => {

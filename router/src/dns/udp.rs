@@ -11,7 +11,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -20,7 +19,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tokio::runtime::Handle;
 
-use super::meter::{QuestionResult, Turn, note_forwarded};
+use super::meter::{QuestionResult, Turn};
 use super::upstream::{Upstream, failure};
 use super::zone::{Transport, Verdict};
 use super::{Audience, Shared};
@@ -179,9 +178,10 @@ impl Thread {
     fn forward(&self, socket: &Arc<UdpSocket>, from: SocketAddr, packet: Vec<u8>, upstream: &Arc<Upstream>) {
         let (socket, upstream, shared) = (socket.clone(), upstream.clone(), self.shared.clone());
         self.runtime.spawn(async move {
-            let since = Instant::now();
+            let mut turn = Turn::begin();
             let answer = upstream.ask(from.ip(), &packet, Transport::Udp).await;
-            note_forwarded(&shared.tallies, since, answer.is_some());
+            turn.note(QuestionResult::of_others(answer.as_deref()));
+            turn.end(&shared.tallies);
             let answer = answer.unwrap_or_else(|| failure(&packet));
             let _ = socket.send_to(&answer, from);
         });

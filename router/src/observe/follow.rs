@@ -11,7 +11,7 @@ use crate::daemon::api::Api;
 use crate::daemon::status;
 
 /// How often links are looked at, and how soon after an event: its effects take a moment, and events come in swarms.
-pub(super) const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(1);
 const MAX_SWARM: usize = 5;
 

@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 
 use super::metrics;
 use crate::daemon::api::Api;
-use crate::error::{Doing, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::transport::tcp::Listen;
 
 /// Connections at once; one more ends the oldest.
@@ -56,11 +56,6 @@ pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::
             Ok(None)
         }
     }
-}
-
-/// Makes a listener one of the event loop's.
-pub fn in_runtime(listener: std::net::TcpListener) -> Result<TcpListener> {
-    TcpListener::from_std(listener).doing(|| "cannot serve HTTP".into())
 }
 
 /// What requests work with.

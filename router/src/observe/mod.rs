@@ -17,12 +17,13 @@ use tokio::task::JoinSet;
 
 use crate::daemon::api::Api;
 use crate::error::Result;
+use crate::transport::tcp;
 
 /// Follows what happens, and serves HTTP if there is a listener, until the tasks end.
 pub fn start(listener: Option<std::net::TcpListener>, api: &Api, tasks: &mut JoinSet<()>) -> Result<()> {
     tasks.spawn(follow::follow(api.clone()));
     if let Some(listener) = listener {
-        tasks.spawn(http::serve(http::in_runtime(listener)?, api.clone()));
+        tasks.spawn(http::serve(tcp::in_runtime(listener)?, api.clone()));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What happened to this router: a day of it and more, in bounded memory and on disk.
 //!
 //! An entry is a line of JSON: `at`, in milliseconds since 1970 by this host's clock, `event`, and what belongs to it. Entries stay in the order in which they came about,
-//! whatever the clock does. The oldest go when there are more than `MAX_BYTES` of them.
+//! also when the clock is set back. The oldest go when there are more than `MAX_BYTES` of them.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -26,7 +26,7 @@ pub struct Tallies {
 
 impl Default for Tallies {
     fn default() -> Self {
-        Tallies {
+        let tallies = Tallies {
             path_changes: Family::default(),
             sessions: Counter::default(),
             dns_questions: Family::default(),
@@ -35,7 +35,14 @@ impl Default for Tallies {
             plugin_calls: Family::default(),
             // From 1 ms to 8.2 s: a call is answered after 4.7 s at the latest.
             plugin_time: Histogram::new(exponential_buckets(1e-3, 2.0, 14)),
+        };
+        // A series that is there from the start has a rate from its first event on.
+        for cause in ["up", "moved"] {
+            tallies.path_changes.get_or_create_owned(&[("cause", cause.to_owned())]);
         }
+        let unknown = [("call", UNKNOWN_CALL.to_owned()), ("result", "refused".to_owned())];
+        tallies.plugin_calls.get_or_create_owned(&unknown);
+        tallies
     }
 }
 
@@ -70,11 +77,6 @@ impl Tallies {
 
     /// Adds all of them to a registry, whose names get the prefix `weft`.
     pub fn register(&self, registry: &mut Registry) {
-        // A series that is there from the start has a rate from its first event on.
-        ["up", "moved"]
-            .iter()
-            .for_each(|cause| drop(self.path_changes.get_or_create(&[("cause", (*cause).to_owned())])));
-        drop(self.plugin_calls.get_or_create(&[("call", UNKNOWN_CALL.to_owned()), ("result", "refused".to_owned())]));
         let registry = registry.sub_registry_with_prefix("weft");
         let Tallies { path_changes, sessions: _, dns_questions, dns_time, plugin_calls, plugin_time } = self.clone();
         registry.register("path_changes", "Direct links that came up, moved or went down, by cause", path_changes);
