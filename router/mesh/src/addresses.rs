@@ -132,6 +132,12 @@ impl Addresses {
         self.ipam.status()
     }
 
+    /// The range of the ring that an address is in, and the host that may hand it out; none of them if its window is closed.
+    pub(crate) fn window_of(&self, address: Ipv4Addr) -> Option<(Range, Option<HostLabel>)> {
+        let ring = self.ipam.ring_of(address)?;
+        Some((ring.range, ring.holder_of(address).filter(|window| !window.retired).map(|window| window.holder)))
+    }
+
     /// Lets the address state machine go on, and takes what it says.
     pub(crate) fn tend(&mut self, now: Time) {
         if self.next_timeout().is_some_and(|at| at <= now) {

@@ -342,6 +342,9 @@ pub enum CommandError {
     /// Nothing in the mesh is called so, or has such an address.
     #[error("no host, container, name or address {0} is known; see: weft status peers, weft status endpoints")]
     UnknownPlace(String),
+    /// A name that was added leads elsewhere.
+    #[error("{0} leads to {1}, which no container of the mesh has: weft knows of no path there")]
+    NoContainer(String, String),
     /// Several are.
     #[error("{0} is {1}; give an address or a host's key instead")]
     AmbiguousPlace(String, String),

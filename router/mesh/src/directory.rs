@@ -13,6 +13,8 @@ use crate::stored::Stored;
 
 /// So many digits of a key may stand for it.
 const SHORTEST_KEY: usize = 8;
+/// So many bytes of a key tell hosts apart.
+const ID_BYTES: usize = 6;
 
 /// What hosts are called, what operators named, and the container networks of the mesh.
 pub(crate) struct Directory {
@@ -97,6 +99,11 @@ impl Directory {
         }
     }
 
+    /// The beginning of a host's key, by which hosts of one nickname are told apart.
+    pub(crate) fn id_of(&self, label: HostLabel) -> String {
+        self.ids.get(&label).map_or_else(|| hex::encode(label.0), |key| hex::encode(&key.0[..ID_BYTES]))
+    }
+
     /// Finds the one host that a nickname, a key in hex or the start of one names.
     pub(crate) fn find(&self, name: &str) -> Result<HostLabel, CommandError> {
         let of_key = name.parse::<PeerId>().ok().map(|id| id.label());
@@ -134,8 +141,13 @@ impl Directory {
 
     /// The addresses that operators had a name stand for, on any host.
     pub(crate) fn addresses_of(&self, name: &str) -> impl Iterator<Item = IpAddr> {
-        let named = self.entries.values().filter(move |entry| entry.name.eq_ignore_ascii_case(name));
-        named.flat_map(|entry| entry.ips.iter().copied())
+        self.added(name).flat_map(|(_, ips)| ips.iter().copied())
+    }
+
+    /// Hosts on which a name was added, with what it stands for there.
+    pub(crate) fn added(&self, name: &str) -> impl Iterator<Item = (HostLabel, &[IpAddr])> {
+        let named = self.entries.iter().filter(move |(_, entry)| entry.name.eq_ignore_ascii_case(name));
+        named.map(|((host, _), entry)| (*host, &entry.ips[..]))
     }
 
     /// Returns what it writes to have a name stand for addresses, beside those it stands for already.

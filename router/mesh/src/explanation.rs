@@ -1,7 +1,7 @@
 //! Why a path is as it is: what `weft why` tells, as plain values.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,6 +21,8 @@ pub struct Explanation {
     pub hops: Vec<HopStatus>,
     /// Without a path: hosts that are linked with both ends, and relay nothing.
     pub stubs: Vec<String>,
+    /// What has the name or address by which the end was asked for, those first that are answered.
+    pub holders: Vec<HolderAccount>,
     /// This host's account of a direct link with the host at the other end, if one of both ends is here.
     pub link: Option<LinkAccount>,
 }
@@ -30,6 +32,8 @@ pub struct Explanation {
 pub struct Place {
     /// The host's nickname.
     pub host: String,
+    /// The beginning of its key.
+    pub peer_id: String,
     /// The container's first name, or its first address if it has none; `None` for the host itself.
     pub endpoint: Option<String>,
     /// The container's health.
@@ -47,11 +51,56 @@ impl fmt::Display for Place {
     }
 }
 
+/// What has a name or an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HolderAccount {
+    /// The container, or the host on which a name was added by hand.
+    pub place: Place,
+    /// The container's segment; none for a name that was added by hand.
+    pub segment: Option<String>,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Whether those who ask get it, and if not, why.
+    pub standing: Standing,
+    /// By which right it has the address that was asked for; none if a name was asked for.
+    pub right: Option<Right>,
+}
+
+/// Whether a name is answered with one of its holders.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It is.
+    Answered,
+    /// Healthier ones have the name, or it is unhealthy.
+    Ill,
+    /// Its host cannot be reached from here.
+    Unreachable,
+    /// The asker is in none of its networks.
+    OtherNetwork,
+}
+
+/// By which right an address is held.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Right {
+    /// It is in a window of a ring, out of which one host hands out.
+    Window {
+        /// The ring's range, as ADDR/LEN.
+        range: String,
+        /// The host that has the window; none if it is closed.
+        host: Option<String>,
+    },
+    /// It is in no range of which weft hands out: it was given by hand, and belongs to the host that says so.
+    ByHand,
+}
+
 /// One hop of a path. Of a hop between other hosts only the size is known here.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct HopStatus {
     /// The host it leads to.
     pub peer: String,
+    /// The beginning of its key.
+    pub peer_id: String,
     /// `udp` or `tcp`.
     pub transport: Option<&'static str>,
     /// The address it goes to.

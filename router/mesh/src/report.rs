@@ -74,6 +74,10 @@ pub struct LinkStatus {
     pub from: String,
     /// The other end's.
     pub to: String,
+    /// The beginnings of both keys: nicknames need not be unique.
+    pub from_id: String,
+    /// The other end's.
+    pub to_id: String,
     /// Announced cost.
     pub cost: u32,
 }
@@ -102,6 +106,8 @@ pub struct EndpointStatus {
     pub segment: String,
     /// Host nickname.
     pub host: String,
+    /// The beginning of the host's key.
+    pub host_id: String,
     /// MAC.
     pub mac: String,
     /// Addresses with prefix lengths.

@@ -160,17 +160,13 @@ async fn explain(State(api): State<Api>, Json(Question { from, to, at }): Json<Q
 
 /// Tells the path to a host, or to a container's host, at an earlier time. A host that is forgotten by now is known to the recorder alone.
 async fn earlier_path(api: &Api, to: String, at: u64) -> Result<Value> {
-    let host = api.node.explain(None, to.clone()).await.map_or(to, |explanation| explanation.to.host.clone());
+    let place = api.node.explain(None, to.clone()).await.ok().map(|explanation| explanation.to);
     let peers = api.node.measures().await?.peers;
-    // Hosts that share a nickname have the beginning of their key behind it.
-    let peer = peers.into_iter().find(|peer| {
-        let name = host.strip_prefix(&peer.name);
-        name.is_some_and(|rest| {
-            let key = rest.strip_prefix(" (").and_then(|rest| rest.strip_suffix(')'));
-            rest.is_empty() || key.is_some_and(|key| peer.peer_id.starts_with(key))
-        })
-    });
-    let (name, peer_id) = peer.map_or((host, None), |peer| (peer.name, Some(peer.peer_id)));
+    let is_meant = |id: &str| place.as_ref().is_some_and(|place| id.starts_with(&place.peer_id));
+    let (name, peer_id) = match peers.into_iter().find(|peer| is_meant(&peer.peer_id)) {
+        Some(peer) => (peer.name, Some(peer.peer_id)),
+        None => (place.map_or(to, |place| place.host), None),
+    };
     let recorder = api.observers.recorder.clone();
     let told = tokio::task::spawn_blocking(move || recorder.path_at(&name, peer_id.as_deref(), at, AROUND)).await;
     told.doing(|| "cannot read what happened".into())

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_mesh::explanation::{CandidateAccount, Explanation, LinkAccount, Mapping, Outcome, Place};
+use weft_mesh::explanation::{
+    CandidateAccount, Explanation, HolderAccount, LinkAccount, Mapping, Outcome, Place, Right, Standing,
+};
 use weft_mesh::records::Health;
 
 /// A path to be explained.
@@ -22,21 +24,43 @@ pub struct Question {
 
 /// The answer, which is printed as JSON. Times are seconds since 1970.
 pub fn report(explanation: &Explanation) -> Value {
-    let Explanation { from, to, hops, link, .. } = explanation;
+    let Explanation { from, to, hops, holders, link, .. } = explanation;
     let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
     let changes = link.iter().flat_map(|link| &link.changes);
     let mappings = link.as_ref().map(|link| json!({ "here": link.nats[0], "peer": link.nats[1] }));
     json!({
         "from": from.to_string(),
         "to": to.to_string(),
+        "from_id": from.peer_id,
+        "to_id": to.peer_id,
         "path": path(explanation),
         "hops": hops,
+        "holders": holders.iter().map(holder_json).collect::<Vec<_>>(),
         "reasons": reasons(explanation),
         "remedies": remedies(explanation),
         "since": link.as_ref().and_then(|link| link.since).and_then(at),
         "candidates": link.as_ref().map(|link| &link.candidates[..]).unwrap_or_default(),
         "nats": mappings,
         "changes": changes.map(|(ago, what)| json!({ "at": at(*ago), "what": what })).collect::<Vec<_>>(),
+    })
+}
+
+fn holder_json(HolderAccount { place, segment, ips, standing, right }: &HolderAccount) -> Value {
+    let (range, window_of) = match right {
+        Some(Right::Window { range, host }) => (Some(range), host.as_ref()),
+        Some(Right::ByHand) | None => (None, None),
+    };
+    json!({
+        "host": place.host,
+        "host_id": place.peer_id,
+        "endpoint": place.endpoint,
+        "segment": segment,
+        "ips": ips,
+        "health": place.health,
+        "answered": *standing == Standing::Answered,
+        "standing": standing,
+        "range": range,
+        "window_of": window_of,
     })
 }
 
@@ -51,6 +75,7 @@ fn path(Explanation { is_one_host, hops, .. }: &Explanation) -> &'static str {
 
 /// Why the path, and what is at its ends, is as it is, a line each.
 fn reasons(explanation: &Explanation) -> Vec<String> {
+    let held = explanation.holders.iter().map(|holder| self::holder(holder, &explanation.from));
     let ill = [&explanation.from, &explanation.to].into_iter().filter_map(unhealthy);
     let narrow = explanation.link.as_ref().and_then(|link| link.narrows).filter(|_| explanation.hops.len() == 1);
     let narrow = narrow.map(|[path, own]| {
@@ -58,7 +83,37 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
             "the network between takes packets of {path} bytes at most, and this host {own}: larger ones go in pieces"
         )
     });
-    ill.chain(of_the_path(explanation)).chain(narrow).collect()
+    held.chain(ill).chain(of_the_path(explanation)).chain(narrow).collect()
+}
+
+/// Whether a holder of the name or address is what an asker gets, and why.
+fn holder(holder: &HolderAccount, asker: &Place) -> String {
+    let HolderAccount { place, segment, ips, standing, right } = holder;
+    let ips = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let what = match segment {
+        Some(segment) => format!("{place} in {segment} ({ips})"),
+        None => format!("{ips}, added on {place}"),
+    };
+    match (right, standing) {
+        (Some(Right::Window { range, host: Some(host) }), _) if *host == place.host => {
+            format!("{what} has the address out of its host's part of {range}")
+        }
+        (Some(Right::Window { range, host: Some(host) }), _) => {
+            format!("{what} says that it has the address, which is in the part of {range} that {host} hands out")
+        }
+        (Some(Right::Window { range, host: None }), _) => {
+            format!("{what} has the address, which is in a part of {range} that no host hands out now")
+        }
+        (Some(Right::ByHand), _) => {
+            format!("{what} has the address by hand: it is in no range out of which weft hands out")
+        }
+        (None, Standing::Answered) => format!("answered: {what}"),
+        (None, Standing::Ill) => format!("not answered: {what}: {}", place.health.map_or("not healthy", Health::word)),
+        (None, Standing::Unreachable) => format!("not answered: {what}: its host cannot be reached"),
+        (None, Standing::OtherNetwork) => {
+            format!("not answered to {asker}: {what}: they have no network in common")
+        }
+    }
 }
 
 fn unhealthy(place: &Place) -> Option<String> {
@@ -75,7 +130,7 @@ fn unhealthy(place: &Place) -> Option<String> {
 }
 
 fn of_the_path(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, is_one_host, hops, stubs, link } = explanation;
+    let Explanation { from, to, is_one_host, hops, stubs, link, holders: _ } = explanation;
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
@@ -261,12 +316,13 @@ mod tests {
     use super::*;
 
     fn place(host: &str, is_here: bool) -> Place {
-        Place { host: host.into(), endpoint: None, health: None, is_here }
+        Place { host: host.into(), peer_id: format!("id-{host}"), endpoint: None, health: None, is_here }
     }
 
     fn hop(peer: &str, transport: &'static str) -> HopStatus {
         HopStatus {
             peer: peer.into(),
+            peer_id: format!("id-{peer}"),
             transport: Some(transport),
             remote: Some(([192, 0, 2, 1], 6783).into()),
             rtt_us: Some(1500),
@@ -283,6 +339,7 @@ mod tests {
             is_one_host: false,
             hops,
             stubs: Vec::new(),
+            holders: Vec::new(),
             link: Some(link),
         }
     }
@@ -382,6 +439,7 @@ mod tests {
             is_one_host: false,
             hops: vec![hop("h0", "udp"), hop("h2", "udp")],
             stubs: Vec::new(),
+            holders: Vec::new(),
             link: None,
         };
         assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
@@ -394,6 +452,7 @@ mod tests {
             is_one_host: true,
             hops: vec![],
             stubs: vec![],
+            holders: vec![],
             link: None,
         };
         assert!(said(&same).starts_with("web on h1 to h1: a direct path\n  both are on h1"), "{}", said(&same));

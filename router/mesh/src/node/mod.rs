@@ -11,6 +11,7 @@
 mod commands;
 mod control;
 mod events;
+mod holders;
 mod report;
 mod restore;
 mod why;

@@ -17,6 +17,7 @@ impl Components {
     /// Reports what this node knows now.
     pub(super) fn status(&self, now: Time) -> Status {
         let name = |host: HostLabel| self.directory.name_of(host);
+        let id = |host: HostLabel| self.directory.id_of(host);
         let (routing, own) = (&self.topology.routing, &self.topology.addresses);
         let links = routing.links();
         let routes = routing.routes().iter();
@@ -27,7 +28,13 @@ impl Components {
             cloned: self.records.is_cloned(now),
             peers: self.sessions.peers().map(|(label, id)| self.peer_status(label, id)).collect(),
             links: links
-                .map(|(from, to, link)| LinkStatus { from: name(from), to: name(to), cost: link.cost })
+                .map(|(from, to, link)| LinkStatus {
+                    from: name(from),
+                    to: name(to),
+                    from_id: id(from),
+                    to_id: id(to),
+                    cost: link.cost,
+                })
                 .collect(),
             routes: routes
                 .map(|(to, route)| RouteStatus {
@@ -38,7 +45,9 @@ impl Components {
                     max_datagram: route.max_datagram,
                 })
                 .collect(),
-            endpoints: endpoints.map(|(host, id, record)| endpoint_status(name(host), id, record)).collect(),
+            endpoints: endpoints
+                .map(|(host, endpoint, record)| endpoint_status(name(host), id(host), endpoint, record))
+                .collect(),
             targets: self.target_reports(),
             addresses: own.announced().into_iter().chain(own.seen()).collect(),
             advertised: own.advertised(),
@@ -170,11 +179,12 @@ impl Components {
     }
 }
 
-fn endpoint_status(host: String, id: EndpointId, record: &EndpointRecord) -> EndpointStatus {
+fn endpoint_status(host: String, host_id: String, id: EndpointId, record: &EndpointRecord) -> EndpointStatus {
     EndpointStatus {
         id: hex::encode(id),
         segment: record.segment.to_string(),
         host,
+        host_id,
         mac: colons(&record.mac),
         ips: record.ips.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
         names: record.names.to_vec(),
