@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{client, print, print_on};
 use crate::daemon::control::{EventsAnswer, EventsRequest};
 use crate::error::{Failure, Result};
+use crate::observe::words::{way, words};
 
 /// How soon a router that is gone is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -98,52 +99,7 @@ pub fn shown(at: &Value) -> String {
 
 /// An event for people.
 pub fn line(event: &Value) -> String {
-    // Names and texts of others must not steer a terminal.
-    let words: String = words(event).chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
-    format!("{}  {words}", shown(&event["at"]))
-}
-
-fn words(event: &Value) -> String {
-    let text = |key: &str| event[key].as_str().unwrap_or("?").to_owned();
-    let peer = text("peer");
-    match event["event"].as_str().unwrap_or_default() {
-        "started" => format!("the router started (weft {})", text("version")),
-        "stopped" => "the router was told to stop".into(),
-        "clock_moved" => {
-            format!("the clock moved by {} s, or the host slept", event["seconds"])
-        }
-        "link_up" => format!("link to {peer} up at {}", text("remote")),
-        "link_moved" => format!("link to {peer} moved to {}", text("remote")),
-        "link_down" => format!("link to {peer} down: {}", text("cause")),
-        "path" => format!("frames to {peer} {}", way(event)),
-        "link" => {
-            let rtt = Duration::from_micros(event["rtt_us"].as_u64().unwrap_or(0)).as_secs_f64() * 1e3;
-            format!("link to {peer}: {rtt:.1} ms, {} % lost", event["loss_percent"])
-        }
-        "peer_gone" => format!("host {peer} is gone"),
-        "peer_back" => format!("host {peer} is there"),
-        "target_silent" => format!("{} does not answer at {}", text("name"), text("address")),
-        "marks_lost" => format!("the network to {peer} drops packets marked AF21: none are marked any more"),
-        "conflict" => format!("{} is also claimed by {}, which has the older right", text("what"), text("by")),
-        "fenced" => format!("{} is another host's: its endpoint here is cut off", text("address")),
-        "cloned" => format!("two hosts live with one key: {}", text("key")),
-        "reincarnated" => "records of an earlier life of this host were found".into(),
-        "dropped" => format!("lost or refused within a minute: {} {}", event["count"], text("reason")),
-        "call_refused" => format!("refused {} of the Docker engine: {}", text("call"), text("why")),
-        // Of a newer version.
-        _ => event.to_string(),
-    }
-}
-
-/// How frames go.
-pub fn way(entry: &Value) -> String {
-    let by = entry["transport"].as_str().map(|transport| format!(" by {transport}")).unwrap_or_default();
-    match (entry["path"].as_str(), entry["via"].as_str()) {
-        (Some("direct"), _) => format!("go straight{by}"),
-        (Some("relay"), Some(via)) => format!("go by way of {via}{by}"),
-        (Some("relay"), None) => format!("are relayed{by}"),
-        _ => "have no path".into(),
-    }
+    format!("{}  {}", shown(&event["at"]), words(event))
 }
 
 /// The path to a host at an earlier time, for people.
@@ -198,11 +154,8 @@ mod tests {
     fn events_are_one_line_each() {
         let event = json!({ "at": 0, "event": "link_down", "peer": "h1", "cause": "nothing comes back" });
         assert!(line(&event).ends_with("link to h1 down: nothing comes back"), "{}", line(&event));
-        let path = json!({ "event": "path", "peer": "h1", "path": "relay", "via": "h2", "transport": "udp" });
-        assert_eq!(words(&path), "frames to h1 go by way of h2 by udp");
         let refused = json!({ "event": "call_refused", "call": "a", "why": "\u{1b}[2J" });
         assert!(!line(&refused).contains('\u{1b}'), "{}", line(&refused));
-        assert_eq!(words(&json!({ "event": "of a newer version" })), "{\"event\":\"of a newer version\"}");
     }
 
     #[test]

@@ -114,9 +114,7 @@ impl IntoResponse for Failure {
 }
 
 async fn get_status(State(api): State<Api>) -> Result<Json<Value>> {
-    let report = api.node.status().await?;
-    let unproven = api.attachments.unproven().await;
-    Ok(Json(status::report(&report, &unproven, &api)))
+    status::read(&api).await.map(Json)
 }
 
 async fn connect(State(api): State<Api>, Json(Peers { names }): Json<Peers>) -> Result<Json<Value>> {
@@ -150,11 +148,9 @@ async fn reclaim(State(api): State<Api>, Json(name): Json<String>) -> Result<Jso
 }
 
 async fn explain(State(api): State<Api>, Json(Question { from, to, at }): Json<Question>) -> Result<Json<Value>> {
-    let relative = |name: String| dns::relative(&name, &api.options.dns_domain).to_owned();
-    let (from, to) = (from.map(relative), relative(to));
     match at {
-        Some(at) => earlier_path(&api, to, at).await.map(Json),
-        None => Ok(Json(why::report(&*api.node.explain(from, to).await?))),
+        Some(at) => earlier_path(&api, dns::relative(&to, &api.options.dns_domain).to_owned(), at).await.map(Json),
+        None => why::read(&api, from.as_deref(), &to).await.map(Json),
     }
 }
 

@@ -11,14 +11,25 @@ use weft_mesh::records::EndpointId;
 
 use crate::daemon::api::Api;
 use crate::docker;
+use crate::error::{Doing, Result};
 
 /// Addresses that are always left of a host's windows: the network's own, the gateway's, the broadcast one's.
 const MIN_LEFT: u32 = 3;
 /// How long drops are told of after they were found, in milliseconds.
 const LATE: u64 = 90_000;
 
+/// Reads the report of a running router.
+pub async fn read(api: &Api) -> Result<Value> {
+    let status = api.node.status().await?;
+    let unproven = api.attachments.unproven().await;
+    let api = api.clone();
+    // A large mesh takes milliseconds.
+    let report = tokio::task::spawn_blocking(move || report(&status, &unproven, &api)).await;
+    report.doing(|| "cannot report".into())
+}
+
 /// What a status request answers: every key is there, empty where a part is not built or switched off.
-pub fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
+fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
     // A new field has to be placed here.
     let Status {
         name,

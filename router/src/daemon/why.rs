@@ -10,6 +10,10 @@ use weft_mesh::explanation::{
 };
 use weft_mesh::records::Health;
 
+use crate::daemon::api::Api;
+use crate::dns;
+use crate::error::Result;
+
 /// A path to be explained.
 #[derive(Serialize, Deserialize)]
 pub struct Question {
@@ -22,8 +26,14 @@ pub struct Question {
     pub at: Option<u64>,
 }
 
+/// Reads why the path between two places is as it is; without `from`, from this host.
+pub async fn read(api: &Api, from: Option<&str>, to: &str) -> Result<Value> {
+    let relative = |name: &str| dns::relative(name, &api.options.dns_domain).to_owned();
+    Ok(report(&*api.node.explain(from.map(relative), relative(to)).await?))
+}
+
 /// The answer, which is printed as JSON. Times are seconds since 1970.
-pub fn report(explanation: &Explanation) -> Value {
+fn report(explanation: &Explanation) -> Value {
     let Explanation { from, to, hops, holders, link, .. } = explanation;
     let at = |ago: Duration| SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs());
     let changes = link.iter().flat_map(|link| &link.changes);

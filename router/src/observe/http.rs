@@ -1,32 +1,38 @@
 //! The HTTP server: it only reads, and only for those that asked for this host.
 //!
 //! Its clients are strangers to the mesh, who may be slow or many: a connection without a request, or one whose client takes nothing, ends;
-//! when there are too many the oldest goes; and the node is asked once a second at most.
+//! when there are too many the oldest goes; and the node is asked at times only, however many ask for the same.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header, uri::Authority};
+use axum::extract::{Query, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use serde_json::json;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
-use super::metrics;
+use super::live::{self, Views};
+use super::paced::Paced;
+use super::{metrics, page};
 use crate::daemon::api::Api;
+use crate::daemon::why;
 use crate::error::{Failure, Result};
 use crate::transport::tcp::Listen;
 
@@ -35,8 +41,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for the head of a request, and how long it may leave bytes unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// How long metrics that were read are given to others that ask.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long after an explanation the next one is asked for: each takes the node's time.
+const BETWEEN_EXPLANATIONS: Duration = Duration::from_millis(100);
 
 /// Listens. Returns none if the default address is in use; an error if an address that the operator named is in use, or belongs to another host.
 pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::TcpListener>> {
@@ -51,7 +57,7 @@ pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::
         ))),
         Err(error) => {
             warn!(
-                "there are no metrics of this router: cannot serve HTTP on {address}: {error}; choose another address with --http, or --http none"
+                "there are neither metrics nor a page of this router: cannot serve HTTP on {address}: {error}; choose another address with --http, or --http none"
             );
             Ok(None)
         }
@@ -62,23 +68,21 @@ pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::
 #[derive(Clone)]
 struct Server {
     api: Api,
-    latest: Arc<Mutex<Option<Latest>>>,
-}
-
-/// The metrics, or why they cannot be read.
-type Read = std::result::Result<Bytes, String>;
-
-/// What was read last.
-struct Latest {
-    since: Instant,
-    read: Read,
+    /// The metrics, or why they cannot be read.
+    metrics: Paced<std::result::Result<Bytes, String>>,
+    views: Views,
+    /// Held while the node explains a path, and a while after.
+    explaining: Arc<Mutex<()>>,
 }
 
 /// Serves for as long as the router runs.
 pub async fn serve(listener: TcpListener, api: Api) {
-    let server = Server { api, latest: Arc::default() };
+    let server = Server { api, metrics: Paced::new(), views: Paced::new(), explaining: Arc::default() };
     let router = Router::new()
         .route("/metrics", get(get_metrics))
+        .route("/live", get(get_live))
+        .route("/why", get(get_why))
+        .merge(page::routes())
         .layer(middleware::from_fn_with_state(server.clone(), refuse_foreign_names))
         .with_state(server);
     let mut connections = Connections::default();
@@ -129,7 +133,11 @@ async fn converse(stream: TcpStream, router: Router) -> io::Result<()> {
 async fn refuse_foreign_names(State(server): State<Server>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     if host.is_some_and(|host| is_own_name(host, &server.api.options.name)) {
-        return next.run(request).await;
+        let mut response = next.run(request).await;
+        // No page elsewhere may include what is read here.
+        let policy = HeaderName::from_static("cross-origin-resource-policy");
+        response.headers_mut().insert(policy, HeaderValue::from_static("same-origin"));
+        return response;
     }
     let why = "this host is not called that; ask for it by its address or nickname\n";
     (StatusCode::MISDIRECTED_REQUEST, why).into_response()
@@ -144,9 +152,9 @@ fn is_own_name(host: &str, nickname: &str) -> bool {
 }
 
 async fn get_metrics(State(server): State<Server>) -> Response {
-    // A client that goes does not end the reading: the next one has it.
-    let latest = server.latest.clone().lock_owned().await;
-    match tokio::spawn(read_at_times(server.api, latest)).await {
+    let api = server.api;
+    let read = async move { metrics::read(&api).await.map(Bytes::from).map_err(|error| error.to_string()) };
+    match server.metrics.get(read).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
         Err(_) => {
@@ -155,15 +163,32 @@ async fn get_metrics(State(server): State<Server>) -> Response {
     }
 }
 
-/// Reads the metrics, unless that was done a moment ago.
-async fn read_at_times(api: Api, mut latest: OwnedMutexGuard<Option<Latest>>) -> Read {
-    match &*latest {
-        Some(Latest { since, read }) if since.elapsed() < FRESH => read.clone(),
-        _ => {
-            let read = metrics::read(&api).await.map(Bytes::from).map_err(|error| error.to_string());
-            *latest = Some(Latest { since: Instant::now(), read: read.clone() });
-            read
+async fn get_live(State(server): State<Server>) -> Response {
+    live::follow(server.api, server.views)
+}
+
+/// What is to be explained.
+#[derive(Deserialize)]
+struct Between {
+    from: Option<String>,
+    to: String,
+}
+
+/// The answer of `weft why`, with what it prints as `text`.
+async fn get_why(State(server): State<Server>, Query(Between { from, to }): Query<Between>) -> Response {
+    let turn = server.explaining.clone().lock_owned().await;
+    let from = from.filter(|from| !from.is_empty());
+    let read = why::read(&server.api, from.as_deref(), &to).await;
+    tokio::spawn(async move {
+        tokio::time::sleep(BETWEEN_EXPLANATIONS).await;
+        drop(turn);
+    });
+    match read {
+        Ok(mut report) => {
+            report["text"] = why::print(&report).into();
+            Json(report).into_response()
         }
+        Err(error) => (StatusCode::NOT_FOUND, Json(json!({ "error": error.to_string() }))).into_response(),
     }
 }
 

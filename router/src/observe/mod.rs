@@ -8,10 +8,15 @@ mod follow;
 pub mod happening;
 pub mod http;
 mod journal;
+mod live;
 pub mod metrics;
 pub mod observers;
+mod paced;
+mod page;
 pub mod recorder;
 pub mod tallies;
+mod view;
+pub mod words;
 
 use tokio::task::JoinSet;
 
