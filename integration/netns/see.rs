@@ -218,6 +218,8 @@ fn strangers_at_the_http_port_get_little_and_harm_nothing() {
         (with_host("h0:6784"), 200),
         (with_host("localhost"), 200),
         (with_host("evil.example"), 421),
+        (with_host("h0\r\nSec-Fetch-Site: cross-site"), 403),
+        (with_host("h0\r\nSec-Fetch-Site: none"), 200),
         (with_host("127.0.0.1.evil.example:6784"), 421),
         ("GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), 421),
         (with_host("h0").replace("GET", "POST"), 405),

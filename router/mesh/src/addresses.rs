@@ -132,10 +132,13 @@ impl Addresses {
         self.ipam.status()
     }
 
-    /// The range of the ring that an address is in, and the host that may hand it out; none of them if its window is closed.
-    pub(crate) fn window_of(&self, address: Ipv4Addr) -> Option<(Range, Option<HostLabel>)> {
-        let ring = self.ipam.ring_of(address)?;
-        Some((ring.range, ring.holder_of(address).filter(|window| !window.retired).map(|window| window.holder)))
+    /// The range of the ring that an address is in, and the host that may have it: the holder, if it is lent the address; none if its window
+    /// is closed.
+    pub(crate) fn right_to(&self, address: Ipv4Addr, holder: HostLabel) -> Option<(Range, Option<HostLabel>)> {
+        let ranges = self.ipam.status().into_iter().map(|ring| ring.range).filter(|range| range.contains(address));
+        let ring = ranges.filter_map(|range| self.ipam.ring(range)).min_by_key(|ring| ring.range.size())?;
+        let window = || ring.holder_of(address).filter(|window| !window.retired).map(|window| window.holder);
+        Some((ring.range, if ring.is_entitled(holder, address) { Some(holder) } else { window() }))
     }
 
     /// Lets the address state machine go on, and takes what it says.

@@ -23,6 +23,8 @@ pub struct Explanation {
     pub stubs: Vec<String>,
     /// What has the name or address by which the end was asked for, those first that are answered.
     pub holders: Vec<HolderAccount>,
+    /// How many more have it.
+    pub untold_holders: usize,
     /// This host's account of a direct link with the host at the other end, if one of both ends is here.
     pub link: Option<LinkAccount>,
 }

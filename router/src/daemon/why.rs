@@ -93,7 +93,9 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
             "the network between takes packets of {path} bytes at most, and this host {own}: larger ones go in pieces"
         )
     });
-    held.chain(ill).chain(of_the_path(explanation)).chain(narrow).collect()
+    let untold = Some(explanation.untold_holders).filter(|untold| *untold > 0);
+    let untold = untold.map(|untold| format!("and {untold} more have it"));
+    held.chain(untold).chain(ill).chain(of_the_path(explanation)).chain(narrow).collect()
 }
 
 /// Whether a holder of the name or address is what an asker gets, and why.
@@ -104,25 +106,33 @@ fn holder(holder: &HolderAccount, asker: &Place) -> String {
         Some(segment) => format!("{place} in {segment} ({ips})"),
         None => format!("{ips}, added on {place}"),
     };
-    match (right, standing) {
-        (Some(Right::Window { range, host: Some(host) }), _) if *host == place.host => {
-            format!("{what} has the address out of its host's part of {range}")
+    let unanswered = match standing {
+        Standing::Answered => None,
+        Standing::Ill => Some(place.health.map_or("not healthy", Health::word)),
+        Standing::Unreachable => Some("its host cannot be reached"),
+        Standing::OtherNetwork => Some("it is in another network than who asks"),
+    };
+    let and = unanswered.map(|why| format!("; {why}")).unwrap_or_default();
+    match right {
+        Some(Right::Window { range, host: Some(host) }) if *host == place.host => {
+            format!("{what} has the address out of its host's part of {range}{and}")
         }
-        (Some(Right::Window { range, host: Some(host) }), _) => {
-            format!("{what} says that it has the address, which is in the part of {range} that {host} hands out")
+        Some(Right::Window { range, host: Some(host) }) => {
+            format!("{what} says that it has the address, which is in the part of {range} that {host} hands out{and}")
         }
-        (Some(Right::Window { range, host: None }), _) => {
-            format!("{what} has the address, which is in a part of {range} that no host hands out now")
+        Some(Right::Window { range, host: None }) => {
+            format!("{what} has the address, which is in a part of {range} that no host hands out now{and}")
         }
-        (Some(Right::ByHand), _) => {
-            format!("{what} has the address by hand: it is in no range out of which weft hands out")
+        Some(Right::ByHand) => {
+            format!("{what} has the address by hand: it is in no range out of which weft hands out{and}")
         }
-        (None, Standing::Answered) => format!("answered: {what}"),
-        (None, Standing::Ill) => format!("not answered: {what}: {}", place.health.map_or("not healthy", Health::word)),
-        (None, Standing::Unreachable) => format!("not answered: {what}: its host cannot be reached"),
-        (None, Standing::OtherNetwork) => {
-            format!("not answered to {asker}: {what}: they have no network in common")
-        }
+        None => match unanswered {
+            None => format!("answered: {what}"),
+            Some(_) if *standing == Standing::OtherNetwork => {
+                format!("not answered to {asker}: {what}: no network in common")
+            }
+            Some(why) => format!("not answered: {what}: {why}"),
+        },
     }
 }
 
@@ -140,7 +150,7 @@ fn unhealthy(place: &Place) -> Option<String> {
 }
 
 fn of_the_path(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, is_one_host, hops, stubs, link, holders: _ } = explanation;
+    let Explanation { from, to, is_one_host, hops, stubs, link, holders: _, untold_holders: _ } = explanation;
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
@@ -350,6 +360,7 @@ mod tests {
             hops,
             stubs: Vec::new(),
             holders: Vec::new(),
+            untold_holders: 0,
             link: Some(link),
         }
     }
@@ -450,6 +461,7 @@ mod tests {
             hops: vec![hop("h0", "udp"), hop("h2", "udp")],
             stubs: Vec::new(),
             holders: Vec::new(),
+            untold_holders: 0,
             link: None,
         };
         assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
@@ -463,6 +475,7 @@ mod tests {
             hops: vec![],
             stubs: vec![],
             holders: vec![],
+            untold_holders: 0,
             link: None,
         };
         assert!(said(&same).starts_with("web on h1 to h1: a direct path\n  both are on h1"), "{}", said(&same));

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{Query, Request, State};
@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::json;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
@@ -41,8 +41,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for the head of a request, and how long it may leave bytes unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// How long after an explanation the next one is asked for: each takes the node's time.
+/// How long after an explanation the next one is asked for, at least, and how many times as long as it took: each takes the node's time.
 const BETWEEN_EXPLANATIONS: Duration = Duration::from_millis(100);
+const SHARE: u32 = 20;
 
 /// Listens. Returns none if the default address is in use; an error if an address that the operator named is in use, or belongs to another host.
 pub fn bind(Listen { address, is_required }: Listen) -> Result<Option<std::net::TcpListener>> {
@@ -133,6 +134,9 @@ async fn converse(stream: TcpStream, router: Router) -> io::Result<()> {
 async fn refuse_foreign_names(State(server): State<Server>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     if host.is_some_and(|host| is_own_name(host, &server.api.options.name)) {
+        if is_from_elsewhere(&request) {
+            return (StatusCode::FORBIDDEN, "pages of other places may only link to this one\n").into_response();
+        }
         let mut response = next.run(request).await;
         // No page elsewhere may include what is read here.
         let policy = HeaderName::from_static("cross-origin-resource-policy");
@@ -149,6 +153,14 @@ fn is_own_name(host: &str, nickname: &str) -> bool {
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost") || host.eq_ignore_ascii_case(nickname)
+}
+
+/// Whether a page of another place has a browser ask, other than by a link to the page here (Fetch Metadata Request Headers, section 2).
+fn is_from_elsewhere(request: &Request) -> bool {
+    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let is_elsewhere = site.is_some_and(|site| site == b"cross-site" || site == b"same-site");
+    let is_navigation = request.headers().get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
+    is_elsewhere && !(is_navigation && request.uri().path() == "/")
 }
 
 async fn get_metrics(State(server): State<Server>) -> Response {
@@ -178,11 +190,18 @@ struct Between {
 async fn get_why(State(server): State<Server>, Query(Between { from, to }): Query<Between>) -> Response {
     let turn = server.explaining.clone().lock_owned().await;
     let from = from.filter(|from| !from.is_empty());
-    let read = why::read(&server.api, from.as_deref(), &to).await;
+    let (answer, read) = oneshot::channel();
+    // A client that goes does not hasten the next one's turn.
     tokio::spawn(async move {
-        tokio::time::sleep(BETWEEN_EXPLANATIONS).await;
+        let begun = Instant::now();
+        // It may have gone.
+        let _ = answer.send(why::read(&server.api, from.as_deref(), &to).await);
+        tokio::time::sleep((begun.elapsed() * SHARE).max(BETWEEN_EXPLANATIONS)).await;
         drop(turn);
     });
+    let Ok(read) = read.await else {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "explaining failed; see the router's log\n").into_response();
+    };
     match read {
         Ok(mut report) => {
             report["text"] = why::print(&report).into();

@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::Value;
@@ -19,8 +19,10 @@ use crate::daemon::status;
 
 /// How often rows are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// After so long without news a comment is sent, by which either end notices that the other is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// After so long without changes the page is told that the router was read.
+const ALIVE: Duration = Duration::from_secs(5);
+/// How long reading may take.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Entries of the recorder that are sent at once, at most.
 const ENTRIES: u64 = 300;
 
@@ -32,12 +34,12 @@ pub fn follow(api: Api, views: Views) -> Response {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let news = api.observers.recorder.news();
-    let client = Client { api, views, shown: Arc::default(), next: 0, ticks, news };
+    let client = Client { api, views, shown: Arc::default(), next: 0, ticks, news, told: Instant::now() };
     let events = stream::unfold(client, |mut client| async {
         let event = client.next_event().await;
         Some((Ok::<_, Infallible>(event), client))
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(events).into_response()
 }
 
 /// A page that is open.
@@ -50,6 +52,8 @@ struct Client {
     next: u64,
     ticks: Interval,
     news: watch::Receiver<u64>,
+    /// When it was last told how the mesh is.
+    told: Instant,
 }
 
 impl Client {
@@ -71,11 +75,18 @@ impl Client {
     async fn changed(&mut self) -> Option<Event> {
         let api = self.api.clone();
         let read = async move { status::read(&api).await.ok().map(|report| Arc::new(View::of(report))) };
-        let view = self.views.get(read).await.ok()??;
-        let event =
-            view.since(&self.shown).and_then(|changes| Event::default().event("changed").json_data(changes).ok());
-        self.shown = view;
-        event
+        // Without an answer nothing is told, by which the page notices.
+        let view = tokio::time::timeout(READ_WITHIN, self.views.get(read)).await.ok()?.ok()??;
+        let changes = view.since(&self.shown);
+        if changes.is_none() && self.told.elapsed() < ALIVE {
+            return None;
+        }
+        let event = match changes {
+            Some(changes) => Event::default().event("changed").json_data(changes),
+            None => Event::default().event("alive").json_data(true),
+        };
+        (self.shown, self.told) = (view, Instant::now());
+        event.ok()
     }
 
     async fn happened(&mut self) -> Option<Event> {

@@ -375,12 +375,6 @@ impl Ipam {
         self.outputs.pop()
     }
 
-    /// The known ring of the smallest range that an address is in.
-    pub fn ring_of(&self, address: Ipv4Addr) -> Option<&Ring> {
-        let rings = self.locals.values().filter_map(|local| local.ring.as_ref());
-        rings.filter(|ring| ring.range.contains(address)).min_by_key(|ring| ring.range.size())
-    }
-
     /// How the rings stand.
     pub fn status(&self) -> Vec<RingStatus> {
         let of_local = |(range, local): (&Range, &Local)| {

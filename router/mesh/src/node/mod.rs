@@ -11,7 +11,7 @@
 mod commands;
 mod control;
 mod events;
-mod holders;
+mod places;
 mod report;
 mod restore;
 mod why;

@@ -1,37 +1,26 @@
 //! Why a path is as it is.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use weft_crypto::{HostLabel, Time};
 
+use super::places::{Found, Places};
 use super::{CommandError, Components};
-use crate::explanation::{Explanation, HopStatus, LinkAccount, Place};
-use crate::records::{EndpointId, EndpointRecord};
+use crate::explanation::{Explanation, HopStatus, LinkAccount};
 use crate::wire::OVERHEAD;
 
 /// The most hops that are told: a path is shorter, and records that change meanwhile may say otherwise.
 const MAX_HOPS: usize = 32;
-
-/// A host, or an endpoint on one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Found {
-    pub(super) host: HostLabel,
-    pub(super) endpoint: Option<EndpointId>,
-}
+/// The most holders of a name that are told one by one.
+const MAX_HOLDERS: usize = 50;
 
 impl Components {
     /// Explains the path from one host, container, name or address to another; without `from`, from this host. Of several that have a name,
     /// the path leads to one with which it is answered, to the nearest.
     pub(super) fn explain_path(&self, from: Option<&str>, to: &str, now: Time) -> Result<Explanation, CommandError> {
+        let places = Places(self);
         let here = Found { host: self.own, endpoint: None };
-        let holders = self.holders(from, to);
-        let from = from.map_or(Ok(here), |from| self.find(from))?;
-        let nearest = holders.iter().find_map(|(found, _)| Some(*found).filter(|found| found.endpoint.is_some()));
-        let to = match nearest.filter(|_| self.host_called(to).is_none()) {
-            Some(endpoint) => endpoint,
-            None => self.find(to)?,
-        };
+        let holders = places.holders(from, to);
+        let from = from.map_or(Ok(here), |from| places.find(from))?;
+        let to = places.nearest(&holders, to).map_or_else(|| places.find(to), Ok)?;
         let peer =
             [(&from, &to), (&to, &from)].into_iter().find(|(one, _)| one.host == self.own).map(|(_, other)| other);
         let link = peer.and_then(|peer| LinkAccount::of(&self.topology, peer.host, now));
@@ -42,54 +31,12 @@ impl Components {
             is_one_host,
             stubs: if has_path { Vec::new() } else { self.stubs_between(from.host, to.host) },
             hops,
-            from: self.place(from),
-            to: self.place(to),
-            holders: holders.into_iter().map(|(_, account)| account).collect(),
+            from: places.place(from),
+            to: places.place(to),
+            holders: holders.iter().take(MAX_HOLDERS).map(|holder| places.account(holder)).collect(),
+            untold_holders: holders.len().saturating_sub(MAX_HOLDERS),
             link,
         })
-    }
-
-    pub(super) fn place(&self, Found { host, endpoint }: Found) -> Place {
-        let record = endpoint.and_then(|id| self.segments.get(host, &id));
-        let name = |record: &EndpointRecord| {
-            let address = || record.ips.first().map(|(ip, _)| ip.to_string()).unwrap_or_default();
-            record.names.first().cloned().unwrap_or_else(address)
-        };
-        Place {
-            host: self.directory.unmistakable(host),
-            peer_id: self.directory.id_of(host),
-            endpoint: record.map(name),
-            health: record.map(|record| record.health),
-            is_here: host == self.own,
-        }
-    }
-
-    /// Finds the one place of a name: a container's address or name, or a host's nickname or key.
-    fn find(&self, what: &str) -> Result<Found, CommandError> {
-        let ips: Vec<IpAddr> = self.directory.addresses_of(what).collect();
-        let is_behind = |record: &EndpointRecord| record.ips.iter().any(|(ip, _)| ips.contains(ip));
-        let behind = self.segments.iter().filter(|(_, _, record)| is_behind(record));
-        let meant = self.endpoints_called(what).chain(behind);
-        let meant = meant.map(|(host, id, _)| Found { host, endpoint: Some(id) });
-        let meant = meant.chain(self.host_called(what).map(|host| Found { host, endpoint: None }));
-        // What has one name on one host is one place.
-        let places: BTreeMap<String, Found> = meant.map(|found| (self.place(found).to_string(), found)).collect();
-        let mut places = places.into_iter();
-        match (places.next(), places.next()) {
-            (Some((_, found)), None) => Ok(found),
-            (None, _) if !ips.is_empty() => {
-                let ips: Vec<String> = ips.iter().map(ToString::to_string).collect();
-                Err(CommandError::NoContainer(what.to_owned(), ips.join(", ")))
-            }
-            (None, _) => Err(CommandError::UnknownPlace(what.to_owned())),
-            (Some((one, _)), Some((other, _))) => {
-                Err(CommandError::AmbiguousPlace(what.to_owned(), format!("{one} and {other}")))
-            }
-        }
-    }
-
-    fn host_called(&self, what: &str) -> Option<HostLabel> {
-        if what == self.directory.own_name() { Some(self.own) } else { self.directory.find(what).ok() }
     }
 
     /// Nicknames of the hosts that are linked with two others and relay nothing between them.
@@ -156,6 +103,7 @@ mod tests {
 
     use super::*;
     use crate::node::{Command, Reply};
+    use crate::records::EndpointRecord;
     use crate::testing::{NOW, command, endpoint, node};
 
     #[test]

@@ -1,5 +1,5 @@
 // The mesh as a graph: hosts are circles, links lines. Positions come from repelling hosts and pulling links, after Fruchterman and Reingold,
-// "Graph drawing by force-directed placement" (1991), from the same start each time, so that a mesh looks alike whenever it is drawn.
+// "Graph drawing by force-directed placement" (1991). Hosts that are drawn already begin where they are.
 
 import { isFound, isLossy, milliseconds } from "./lists.js";
 
@@ -43,7 +43,7 @@ export class Graph {
 
   settle(hosts, links) {
     const before = this.places;
-    const places = hosts.map((id, at) => before.get(id) ?? spiral(at));
+    const places = hosts.map((id, at) => before.get(id) ?? spiral(before.size + at));
     const index = new Map(hosts.map((id, at) => [id, at]));
     const ends = [...links.keys()].map((key) => key.split("/").map((id) => index.get(id)));
     place(places, ends.filter(([one, other]) => one !== undefined && other !== undefined));
@@ -151,9 +151,11 @@ export class Graph {
   chooseAt(target) {
     const group = target.closest("[data-id]");
     if (group !== null && !this.wasDragged) this.choose(group.dataset.id);
+    this.wasDragged = false;
   }
 
   onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const group = event.target.closest("[data-id]");
     const towards = ARROWS[event.key];
     if (group !== null && towards !== undefined) this.step(group, towards);
@@ -179,6 +181,9 @@ export class Graph {
     group.setAttribute("tabindex", "-1");
     next.setAttribute("tabindex", "0");
     next.focus();
+    const { width, height } = this.svg.getBoundingClientRect();
+    const [aside, above] = [0, 1].map((axis) => Math.abs(this.places.get(best.id)[axis] - this.middle[axis]));
+    if (aside > (width * this.unit) / 2 || above > (height * this.unit) / 2) this.zoomTo(this.zoom, this.places.get(best.id));
   }
 
   onWheel(event) {
@@ -225,8 +230,10 @@ function place(places, ends) {
     const most = 0.75 * APART * (1 - round / rounds);
     const moves = places.map(() => [0, 0]);
     const push = (one, other, force) => {
-      const [dx, dy] = [places[one][0] - places[other][0], places[one][1] - places[other][1]];
-      const distance = Math.max(Math.hypot(dx, dy), 1);
+      let [dx, dy] = [places[one][0] - places[other][0], places[one][1] - places[other][1]];
+      // Those in one place have to leave it in some direction.
+      if (Math.hypot(dx, dy) < 1) [dx, dy] = [Math.cos(other), Math.sin(other)];
+      const distance = Math.hypot(dx, dy);
       const by = force(distance) / distance;
       moves[one][0] += dx * by;
       moves[one][1] += dy * by;

@@ -33,7 +33,7 @@ export function endpoints(table, count, { rows, search, chosen }) {
     const first = element("td", endpoint.names.join(", ") || "(no name)");
     const ports = (endpoint.ports ?? []).map(String);
     if (ports.length > 0) first.append(element("div", `published: ${ports.join(", ")}`));
-    return line(first, element("td", endpoint.ips.map(plain).join(" ")), hostCell(host, rows), element("td", endpoint.segment), health, path);
+    return keyed(`${host}/${endpoint.id}`, first, element("td", endpoint.ips.map(plain).join(" ")), hostCell(host, rows), element("td", endpoint.segment), health, path);
   });
   fill(table.tBodies[0], lines.concat(rest(found.length, 6)));
 }
@@ -50,7 +50,7 @@ export function peers(table, count, { rows, search }) {
     const loss = element("td", percent(host.loss), "number");
     loss.classList.toggle("bad", isLossy(host));
     const path = host.path === "relay" ? `by ${host.via}` : (host.path ?? "");
-    return line(hostCell(id, rows), state, element("td", path), element("td", milliseconds(host.rtt_us), "number"), loss,
+    return keyed(id, hostCell(id, rows), state, element("td", path), element("td", milliseconds(host.rtt_us), "number"), loss,
       element("td", host.mtu ?? "", "number"), element("td", host.tls ? "tcp in TLS" : (host.transport ?? "")));
   });
   fill(table.tBodies[0], lines.concat(rest(found.length, 7)));
@@ -61,8 +61,8 @@ export function chosen(section, { rows, chosen, own }) {
   section.hidden = host === undefined;
   if (host === undefined) return;
   const [title, facts] = [section.querySelector("h2"), section.querySelector("dl")];
-  title.replaceChildren(host.name + " ", element("span", host.state));
-  title.append(" ", button("path", `the path to or from ${host.name}`, "place", chosen));
+  const way = button("path", `the path to or from ${host.name}`, "place", chosen);
+  fill(title, [new Text(`${host.name} `), element("span", host.state), new Text(" "), way]);
   const links = [...rows.link.keys()].map((key) => key.split("/")).filter((ends) => ends.includes(chosen));
   const others = links.map(([one, other]) => rows.host.get(one === chosen ? other : one)?.name ?? "?").sort();
   const told = [
@@ -160,6 +160,7 @@ function button(text, title, kind, value) {
   const made = element("button", text);
   made.type = "button";
   made.title = title;
+  made.setAttribute("aria-label", text === title ? text : `${text}: ${title}`);
   made.dataset[kind] = value;
   return made;
 }
@@ -170,6 +171,13 @@ function line(...cells) {
   return made;
 }
 
+// A row that stays itself wherever it moves.
+function keyed(key, ...cells) {
+  const made = line(...cells);
+  made.dataset.key = key;
+  return made;
+}
+
 function element(kind, text, className) {
   const made = document.createElement(kind);
   if (text !== undefined) made.textContent = text;
@@ -177,19 +185,28 @@ function element(kind, text, className) {
   return made;
 }
 
-// Has an element contain these nodes. What is there is changed rather than replaced: the keyboard's focus stays where it is.
+// Has an element contain these nodes. What is there is changed rather than replaced, and rows are found by their keys: the keyboard's focus stays
+// where it is.
 function fill(parent, nodes) {
+  const known = new Map([...parent.childNodes].map((node) => [node.dataset?.key, node]));
+  const wanted = new Set(nodes.map((node) => node.dataset?.key));
+  for (const [key, node] of known) if (key !== undefined && !wanted.has(key)) node.remove();
   nodes.forEach((node, at) => {
+    const key = node.dataset?.key;
     const there = parent.childNodes[at];
-    if (there === undefined) parent.append(node);
-    else become(there, node);
+    const same = key === undefined ? there : known.get(key);
+    if (same === undefined) parent.insertBefore(node, there ?? null);
+    else {
+      if (same !== there) parent.insertBefore(same, there ?? null);
+      become(same, node);
+    }
   });
   while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
 }
 
 function become(there, wanted) {
   if (there.isEqualNode(wanted)) return;
-  if (there.nodeName !== wanted.nodeName) there.replaceWith(wanted);
+  if (there.nodeName !== wanted.nodeName || there.dataset?.key !== wanted.dataset?.key) there.replaceWith(wanted);
   else if (there.nodeType === Node.TEXT_NODE) there.data = wanted.data;
   else {
     for (const { name } of [...there.attributes]) if (!wanted.hasAttribute(name)) there.removeAttribute(name);

@@ -6,6 +6,8 @@ import { Graph } from "./graph.js";
 import * as lists from "./lists.js";
 
 const MAX_EVENTS = 500;
+// Milliseconds after which a router that says nothing is taken for lost.
+const SILENCE = 30_000;
 
 const byId = (id) => document.getElementById(id);
 const rows = { host: new Map(), link: new Map(), endpoint: new Map(), fact: new Map() };
@@ -14,6 +16,7 @@ const events = [];
 const graph = new Graph(byId("graph"), choose);
 // What is to be shown anew.
 const stale = new Set();
+let asking = new AbortController();
 
 function show(...parts) {
   if (stale.size === 0) setTimeout(render, 0);
@@ -21,24 +24,24 @@ function show(...parts) {
 }
 
 function render() {
+  const parts = new Set(stale);
+  stale.clear();
+  if (rows.host.size > 0 && !rows.host.has(view.chosen)) view.chosen = null;
   const own = rows.fact.get("own");
   const context = { ...view, rows, own };
-  if (stale.has("fact")) {
+  if (parts.has("fact")) {
     byId("self").textContent = `on ${rows.fact.get("name") ?? "?"}, version ${rows.fact.get("version") ?? "?"}`;
     document.title = `weft on ${rows.fact.get("name") ?? "?"}`;
     lists.drops(byId("drops"), rows.fact.get("drops"));
   }
-  if (stale.has("fact") || stale.has("host")) lists.problems(byId("problems"), context);
-  if (stale.has("host") || stale.has("link") || stale.has("view")) {
+  if (parts.has("fact") || parts.has("host")) lists.problems(byId("problems"), context);
+  if (["host", "link", "endpoint", "view"].some((part) => parts.has(part))) {
     graph.show(context);
     lists.peers(byId("peers"), byId("peers-count"), context);
-  }
-  if (stale.has("endpoint") || stale.has("host") || stale.has("view")) {
     lists.endpoints(byId("endpoints"), byId("endpoints-count"), context);
     lists.chosen(byId("chosen"), context);
   }
-  if (stale.has("events")) lists.events(byId("events"), events);
-  stale.clear();
+  if (parts.has("events")) lists.events(byId("events"), events);
 }
 
 function choose(id) {
@@ -46,22 +49,30 @@ function choose(id) {
   show("view");
 }
 
-// Asks why the path between two places is as it is.
+// Asks why the path between two places is as it is. A later question ends an earlier one.
 async function ask(from, to) {
-  byId("from").value = from;
-  byId("to").value = to;
-  const answer = byId("answer");
-  answer.hidden = false;
-  try {
-    const response = await fetch(`why?${new URLSearchParams({ from, to })}`);
-    const report = await response.json();
-    answer.textContent = report.text ?? report.error;
-    view.way = response.ok ? [report.from_id, ...report.hops.map((hop) => hop.peer_id)] : [];
-  } catch {
-    answer.textContent = "this host's router does not answer";
-    view.way = [];
-  }
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  [byId("from").value, byId("to").value] = [from, to];
+  byId("answer").hidden = false;
+  byId("answer").textContent = "asking";
+  const [text, way] = await answer(from, to, signal);
+  if (signal.aborted) return;
+  byId("answer").textContent = text;
+  view.way = way;
   show("view");
+}
+
+// The answer in words, and the hosts that the path leads over.
+async function answer(from, to, signal) {
+  try {
+    const response = await fetch(`why?${new URLSearchParams({ from, to })}`, { signal: AbortSignal.any([signal, AbortSignal.timeout(10_000)]) });
+    const report = await response.json();
+    return response.ok ? [report.text, [report.from_id, ...report.hops.map((hop) => hop.peer_id)]] : [report.error, []];
+  } catch {
+    return ["this host's router does not answer", []];
+  }
 }
 
 // The next place that is chosen for a path: the first one becomes its beginning.
@@ -75,32 +86,48 @@ function place(name) {
   }
 }
 
+// Listens to the router for as long as the page is in sight: a browser has few connections to a host for all of its pages.
 function listen() {
   const source = new EventSource("live");
-  const state = byId("state");
-  let isNew = true;
+  const old = new Set();
+  let heard = Date.now();
+  const say = (className, text) => {
+    byId("state").className = className;
+    byId("state").textContent = text;
+  };
+  const lose = () => say("lost", "the router does not answer; what is shown is old");
+  const close = () => {
+    source.close();
+    clearInterval(watch);
+    document.removeEventListener("visibilitychange", hide);
+  };
+  const hide = () => {
+    if (document.hidden) close();
+  };
+  document.addEventListener("visibilitychange", hide);
+  // The router speaks at least each few seconds; a connection that is dead says nothing.
+  const watch = setInterval(() => {
+    if (Date.now() - heard > SILENCE) lose();
+    // After some errors a browser does not try again by itself.
+    if (source.readyState !== EventSource.CLOSED && Date.now() - heard <= 2 * SILENCE) return;
+    close();
+    listen();
+  }, 3000);
   source.onopen = () => {
     // The router tells everything anew.
-    isNew = true;
-    state.textContent = "live";
-    state.className = "live";
+    old.add("changed").add("happened");
+    heard = Date.now();
   };
-  source.onerror = () => {
-    state.textContent = "the router does not answer; what is shown is old";
-    state.className = "lost";
-    // After some errors a browser does not try again by itself.
-    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
-  };
-  const begin = () => {
-    if (!isNew) return;
-    isNew = false;
-    Object.values(rows).forEach((table) => table.clear());
-    events.length = 0;
-    show("fact", "host", "link", "endpoint", "events");
-  };
-  source.addEventListener("changed", (message) => {
-    begin();
-    const { rows: changed, gone } = JSON.parse(message.data);
+  source.onerror = lose;
+  const on = (kind, act) => source.addEventListener(kind, (message) => {
+    heard = Date.now();
+    say("live", "live");
+    act(JSON.parse(message.data), old.delete(kind));
+  });
+  on("alive", () => {});
+  on("changed", ({ rows: changed, gone }, isFirst) => {
+    if (isFirst) Object.values(rows).forEach((table) => table.clear());
+    if (isFirst) show(...Object.keys(rows));
     const keys = [...Object.entries(changed), ...gone.map((key) => [key, undefined])];
     for (const [key, row] of keys) {
       const slash = key.indexOf("/");
@@ -110,9 +137,9 @@ function listen() {
       show(kind);
     }
   });
-  source.addEventListener("happened", (message) => {
-    begin();
-    events.push(...JSON.parse(message.data));
+  on("happened", (entries, isFirst) => {
+    if (isFirst) events.length = 0;
+    events.push(...entries);
     events.splice(0, events.length - MAX_EVENTS);
     show("events");
   });
@@ -132,6 +159,7 @@ byId("why").addEventListener("submit", (event) => {
   ask(byId("from").value.trim(), byId("to").value.trim());
 });
 byId("why").addEventListener("reset", () => {
+  asking.abort();
   byId("answer").hidden = true;
   view.way = [];
   show("view");
@@ -146,4 +174,7 @@ document.addEventListener("keydown", (event) => {
     event.target.dispatchEvent(new Event("input"));
   }
 });
-listen();
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) listen();
+});
+if (!document.hidden) listen();
