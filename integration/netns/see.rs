@@ -480,6 +480,6 @@ fn a_port_in_use_is_said_and_none_is_none() {
         let read = std::io::BufRead::read_line(&mut log, &mut said).expect("it logs");
         assert!(read > 0, "it ended: {said}");
     }
-    assert!(said.contains("there are no metrics of this router"), "{said}");
+    assert!(said.contains("there are neither metrics nor a page of this router"), "{said}");
     drop(taken);
 }

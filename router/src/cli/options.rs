@@ -149,7 +149,7 @@ pub struct LaunchArgs {
     pub docker_socket: Option<PathBuf>,
     /// Where to serve metrics.
     #[arg(long, env = "WEFT_HTTP", value_name = "ADDR:PORT")]
-    #[arg(help = "Serve metrics by HTTP at this address; 'none' for nowhere [default: 127.0.0.1:6784]")]
+    #[arg(help = "Serve a page and metrics by HTTP at this address; 'none' for nowhere [default: 127.0.0.1:6784]")]
     pub http: Option<String>,
     /// Seal with ChaCha20-Poly1305 even where there is hardware for AES
     #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new(), help_heading = "Tuning")]
