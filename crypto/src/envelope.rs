@@ -44,12 +44,10 @@ impl Envelope {
         if bytes[0] != TRANSIT {
             return None;
         }
-        let mut label = [0; 6];
-        label.copy_from_slice(&bytes[2..8]);
         let (mut index, mut mac) = ([0; 4], [0; 8]);
         index.copy_from_slice(&bytes[8..12]);
         mac.copy_from_slice(&bytes[12..]);
-        Some(Envelope { ttl: bytes[1], destination: HostLabel(label), link_index: u32::from_le_bytes(index), mac })
+        Some(Envelope { ttl: bytes[1], destination: destination(bytes), link_index: u32::from_le_bytes(index), mac })
     }
 
     /// Whether the neighbour holding `key` made this envelope.
@@ -57,6 +55,14 @@ impl Envelope {
         let bytes = encode(self.ttl, self.destination, self.link_index, key);
         bytes[12..].ct_eq(&self.mac).into()
     }
+}
+
+/// The host that the datagram behind an envelope is for.
+#[inline]
+pub fn destination(envelope: &[u8; LEN]) -> HostLabel {
+    let mut label = [0; 6];
+    label.copy_from_slice(&envelope[2..8]);
+    HostLabel(label)
 }
 
 /// An envelope's bytes for the next hop, which knows the link by `link_index` and shares `key`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
+use weft_mesh::datapath::metering::FlowTable;
 use weft_mesh::node::Command;
 use weft_mesh::records::EndpointRecord;
 use weft_mesh::vnet::{self, Gso, VnetHeader};
@@ -28,6 +29,9 @@ pub fn run(input: &[u8]) {
     HOSTS.with_borrow_mut(|(sender, receiver)| {
         let now = Time::ZERO + Duration::from_secs(60);
         (sender.datapath, receiver.datapath) = (Datapath::new(64), Datapath::new(64));
+        for path in [&mut sender.datapath, &mut receiver.datapath] {
+            path.meter_into(Some(Box::new(FlowTable::new(7, 1))));
+        }
         for part in parts(input) {
             let Some((kind, bytes)) = part.split_first() else { continue };
             match kind % 3 {

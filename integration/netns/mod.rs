@@ -268,3 +268,20 @@ pub fn group_datagram_arrives(from: &Container, to: &Container, group: Ipv4Addr)
     let mut buffer = [0; 64];
     Ok(receiver.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"who is there?"))
 }
+
+/// A program of Debian's that is not installed.
+pub fn tool(name: &str) -> PathBuf {
+    let path = PathBuf::from("/var/cache/weft-tools/usr/bin").join(name);
+    assert!(path.exists(), "{} is missing: run scripts/debian-tools, as scripts/test does", path.display());
+    path
+}
+
+/// A process that ends with the test.
+pub struct Running(pub std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

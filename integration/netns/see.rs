@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weft_integration::alone;
 use weft_integration::netns::internet::transfer;
-use weft_integration::netns::{Mesh, weft};
+use weft_integration::netns::{Mesh, Running, tool, weft};
 use weft_router::cli::options::TapMode;
 use weft_router::lab::{Ns, await_true};
 
@@ -18,13 +18,6 @@ const TRIANGLE: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
 const EVERYWHERE: [&str; 2] = ["--http", "0.0.0.0:6784"];
 const HERE: &str = "127.0.0.1:6784";
 const PROMETHEUS: &str = "127.0.0.1:9090";
-
-/// A program of Debian's that is not installed.
-fn tool(name: &str) -> PathBuf {
-    let path = PathBuf::from("/var/cache/weft-tools/usr/bin").join(name);
-    assert!(path.exists(), "{} is missing: run scripts/debian-tools, as scripts/test does", path.display());
-    path
-}
 
 /// The status and body of a response.
 type Response = (u16, String);
@@ -52,16 +45,6 @@ fn request(ns: &Ns, to: &str, text: &str) -> Response {
 
 fn get(ns: &Ns, to: &str, path: &str) -> Response {
     request(ns, to, &format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"))
-}
-
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Starts a Prometheus in a host's namespace that scrapes these routers each second.

@@ -151,6 +151,12 @@ pub struct LaunchArgs {
     #[arg(long, env = "WEFT_HTTP", value_name = "ADDR:PORT")]
     #[arg(help = "Serve a page and metrics by HTTP at this address; 'none' for nowhere [default: 127.0.0.1:6784]")]
     pub http: Option<String>,
+    /// Where to send records of flows.
+    #[arg(long, env = "WEFT_FLOW_EXPORT", value_name = "ADDR:PORT")]
+    #[arg(
+        help = "Send records of flows between hosts by IPFIX to the collector at this address, or name, and UDP port"
+    )]
+    pub flow_export: Option<String>,
     /// Seal with ChaCha20-Poly1305 even where there is hardware for AES
     #[arg(long, env = "WEFT_NO_AES", value_parser = FalseyValueParser::new(), help_heading = "Tuning")]
     pub no_aes: bool,
@@ -227,6 +233,8 @@ pub struct Options {
     pub docker_socket: PathBuf,
     /// Where to serve metrics.
     pub http: Option<Listen>,
+    /// Where to send records of flows, as `HOST:PORT`.
+    pub flow_export: Option<String>,
     /// Whether AES-256-GCM may be used.
     pub aes: bool,
     /// Packet workers.
@@ -270,6 +278,7 @@ impl LaunchArgs {
         self.insecure |= file.insecure;
         self.docker_socket = self.docker_socket.or(file.docker_socket);
         self.http = self.http.or(file.http);
+        self.flow_export = self.flow_export.or(file.flow_export);
         self.no_aes |= file.no_aes;
         self.workers = self.workers.or(file.workers);
         self.busy_poll = self.busy_poll.or(file.busy_poll);
@@ -361,6 +370,7 @@ impl LaunchArgs {
             dns_domain: domain,
             docker_socket: self.docker_socket.unwrap_or_else(|| DEFAULT_DOCKER_SOCKET.into()),
             http: http_listen(self.http.as_deref())?,
+            flow_export: self.flow_export.as_deref().map(collector).transpose()?,
             aes: !self.no_aes,
             workers: self.workers.unwrap_or(cores).clamp(1, 64),
             busy_poll: match self.busy_poll {
@@ -386,6 +396,18 @@ fn http_listen(option: Option<&str>) -> Result<Option<Listen>> {
     }
 }
 
+/// Checks the address of a collector of flows; its port has to be told.
+fn collector(text: &str) -> Result<String> {
+    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let is_whole = text.parse::<std::net::Ipv6Addr>().is_err() && port.is_some_and(|port| port != 0);
+    match parse_peer(text) {
+        Ok(_) if is_whole => Ok(text.to_owned()),
+        _ => Err(Failure::Usage(format!(
+            "--flow-export takes an address or name with a UDP port, such as 192.0.2.7:4739, and not {text}"
+        ))),
+    }
+}
+
 fn cannot_use(path: &Path) -> String {
     format!("cannot use the configuration file {}", path.display())
 }
@@ -405,6 +427,10 @@ mod tests {
             LaunchArgs { mtu: Some(500), ..base() },
             LaunchArgs { busy_poll: Some(1001), ..base() },
             LaunchArgs { http: Some("6784".into()), ..base() },
+            LaunchArgs { flow_export: Some("collector".into()), ..base() },
+            LaunchArgs { flow_export: Some("a b:4739".into()), ..base() },
+            LaunchArgs { flow_export: Some("fd00::1".into()), ..base() },
+            LaunchArgs { flow_export: Some("10.0.0.1:0".into()), ..base() },
             LaunchArgs { name: Some("a b".into()), ..base() },
             LaunchArgs { peers: vec!["a:b:c".into()], ..base() },
             range("10.32.0.1/12"),

@@ -1,8 +1,6 @@
 //! `weft launch`: puts the parts together and runs until told to stop.
 
-use std::fs::File;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +26,7 @@ use crate::cli::options::{LaunchArgs, Options, TapMode};
 use crate::daemon::api::Api;
 use crate::daemon::control;
 use crate::daemon::keys::StoreKey;
+use crate::daemon::log;
 use crate::daemon::node_task::{EndpointChange, NodeHandle, NodeTask, Parts, punt_queues};
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
@@ -42,6 +41,7 @@ use crate::error::{Doing, Failure, Result};
 use crate::host::port_mapping::PortMappings;
 use crate::host::routing::{self, Policy, Routing};
 use crate::host::underlay::{self, Underlay};
+use crate::observe::flows::FlowExport;
 use crate::observe::happening::Happening;
 use crate::observe::observers::Observers;
 use crate::observe::recorder::Recorder;
@@ -67,7 +67,7 @@ pub fn launch(args: LaunchArgs) -> Result<()> {
         std::process::abort();
     }));
     raise_file_limit();
-    start_log(args.log_level.as_deref().unwrap_or("info"), args.log_json, args.log_file.as_deref())?;
+    log::start(args.log_level.as_deref().unwrap_or("info"), args.log_json, args.log_file.as_deref())?;
     let options = args.resolve()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -280,7 +280,7 @@ impl Built {
         tasks.spawn(tcp.clone().sweep());
         tasks.spawn(intake::connections(opened, handles.clone()));
         tasks.spawn(spares.sweep());
-        tasks.spawn(intake::spare_ports(spare_changes, handles));
+        tasks.spawn(intake::spare_ports(spare_changes, handles.clone()));
         let mappings = PortMappings::of(number, &tcp::ports(&listeners));
         for listener in listeners {
             tasks.spawn(tcp.clone().accept(tcp::in_runtime(listener)?));
@@ -300,11 +300,10 @@ impl Built {
             options,
             stop,
         };
-        let peer_id = peer_id.short();
         let (name, tap) = (&api.options.name, api.options.tap);
         info!(
             name,
-            peer_id,
+            peer_id = peer_id.short(),
             port = number,
             mtu,
             ?tap,
@@ -321,10 +320,12 @@ impl Built {
         tasks.spawn(routing::keep(routing));
         tasks.spawn(control::serve(self.control, api.clone()));
         observe::start(self.http, &api, &mut tasks)?;
+        let collector = api.options.flow_export.clone();
+        let flows = collector.map(|collector| FlowExport::start(collector, handles, clock, &peer_id, api.clone()));
         tasks.spawn(chores(api.clone()));
         tasks.spawn(change_endpoints(api.clone(), changes));
         install::notify_ready();
-        Ok(Running { api, tasks, mappings, _sockets: self.sockets })
+        Ok(Running { api, tasks, flows, mappings, _sockets: self.sockets })
     }
 }
 
@@ -345,6 +346,7 @@ async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) {
 struct Running {
     api: Api,
     tasks: JoinSet<()>,
+    flows: Option<FlowExport>,
     mappings: Arc<PortMappings>,
     _sockets: Vec<RemoveOnDrop>,
 }
@@ -361,6 +363,9 @@ impl Running {
         self.api.observers.recorder.note(&Happening::Stopped);
         // The neighbours need not find out; if one misses it, it will.
         let _ = self.api.node.tell(Command::Leave).await;
+        if let Some(flows) = self.flows {
+            flows.finish().await;
+        }
         tokio::time::sleep(GOODBYE).await;
         self.tasks.shutdown().await;
         self.mappings.release().await;
@@ -473,27 +478,4 @@ fn has_aes_hardware() -> bool {
     return std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
-}
-
-fn start_log(level: &str, json: bool, file: Option<&Path>) -> Result<()> {
-    use tracing_subscriber::fmt::writer::BoxMakeWriter;
-    use tracing_subscriber::{EnvFilter, fmt};
-    let level: tracing::level_filters::LevelFilter =
-        level.parse().map_err(|_| Failure::Usage("--log-level takes error, warn, info, debug or trace".into()))?;
-    let what = |path: &Path| format!("cannot write the log file {}", path.display());
-    let file =
-        file.map(|path| File::options().create(true).append(true).open(path).doing(|| what(path))).transpose()?;
-    let terminal = file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let writer = file.map_or_else(|| BoxMakeWriter::new(std::io::stderr), |file| BoxMakeWriter::new(Arc::new(file)));
-    // What a library thinks of packets from strangers is not for the log.
-    let filter = EnvFilter::new(format!("{level},hickory_proto=off"));
-    // A log that cannot be written, on a full disk, is not worth a panic.
-    let log = fmt().log_internal_errors(false).with_env_filter(filter).with_writer(writer);
-    let log = log.with_ansi(terminal).with_target(false);
-    if json {
-        log.json().init()
-    } else {
-        log.init()
-    }
-    Ok(())
 }

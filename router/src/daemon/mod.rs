@@ -4,6 +4,7 @@ pub mod api;
 pub mod control;
 pub mod keys;
 pub mod launch;
+mod log;
 pub mod node_task;
 pub mod seeds;
 pub mod socket;

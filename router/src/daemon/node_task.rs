@@ -22,7 +22,8 @@ use weft_mesh::wire::SegmentId;
 use crate::attach::addresses::Lease;
 use crate::daemon::state::{Change, Store};
 use crate::dataplane::clock::Clock;
-use crate::dataplane::worker::{PuntSender, WorkerHandle};
+use crate::dataplane::punts::PuntSender;
+use crate::dataplane::worker::WorkerHandle;
 use crate::error::{Failure, Result};
 use crate::observe::happening::{Happening, PeerName};
 use crate::observe::observers::Observers;
@@ -399,7 +400,7 @@ fn save(store: &Store, saves: &blocking::Receiver<Save>, saved: &mpsc::Unbounded
 }
 
 /// Counts an event, and notes it.
-fn observe(Observers { tallies, recorder }: &Observers, event: &Event) {
+fn observe(Observers { tallies, recorder, .. }: &Observers, event: &Event) {
     match event {
         Event::LinkUp { .. } => tallies.path_change("up"),
         Event::LinkMoved { .. } => tallies.path_change("moved"),

@@ -128,6 +128,7 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     }));
     problems.extend(api.overlap.clone());
     problems.extend(api.store.problem());
+    problems.extend(api.observers.collector.load().as_deref().cloned());
     problems.extend(api.docker.iter().flat_map(|docker| docker.problems()));
     problems
 }

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod intake;
 pub mod polling;
+pub mod punts;
 mod spares;
 mod streams;
 pub mod taps;

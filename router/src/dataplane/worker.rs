@@ -21,8 +21,10 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
+use tokio::sync::oneshot;
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
+use weft_mesh::datapath::metering::FlowTable;
 use weft_mesh::egress::DropReason;
 use weft_mesh::frame::MAX_FRAME;
 use weft_mesh::ingress::RxBuffer;
@@ -36,6 +38,7 @@ use weft_sys::TapIo;
 
 use crate::dataplane::clock::Clock;
 use crate::dataplane::polling::{Last, Pauses};
+use crate::dataplane::punts::PuntSender;
 use crate::dataplane::spares::Spares;
 use crate::dataplane::streams::{BYTES_PER_READ, Streams};
 use crate::error::{Doing, Result};
@@ -76,30 +79,8 @@ enum Order {
     Receive(Arc<Connection>),
     Listen(Vec<Arc<SparePort>>),
     Tidy,
+    Meter(Option<Box<FlowTable>>, oneshot::Sender<Option<Box<FlowTable>>>),
     Stop,
-}
-
-/// Where workers put what is for the node. Handshakes, which strangers can send, have a queue of their own: a flood of
-/// them cannot push out what links and sessions say.
-#[derive(Clone)]
-pub struct PuntSender {
-    /// What came out of sessions.
-    pub trusted: tokio::sync::mpsc::Sender<Punt>,
-    /// What frames led to: containers can make any number of them, which must not keep the mesh's own talk waiting.
-    pub frames: tokio::sync::mpsc::Sender<Punt>,
-    /// Handshake packets.
-    pub handshakes: tokio::sync::mpsc::Sender<Punt>,
-}
-
-impl PuntSender {
-    fn send(&self, punt: Punt) -> bool {
-        let queue = match punt {
-            Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
-            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken => &self.frames,
-            Punt::Heard { .. } | Punt::Control { .. } => &self.trusted,
-        };
-        queue.try_send(punt).is_ok()
-    }
 }
 
 /// A running worker.
@@ -134,6 +115,14 @@ impl WorkerHandle {
     /// Has closed spare ports let go.
     pub fn tidy(&self) {
         self.order(Order::Tidy);
+    }
+
+    /// Has it count what flows carry into this table from now on, or no more; answers the one that it filled until now. No answer: the
+    /// worker has ended.
+    pub async fn meter_into(&self, table: Option<Box<FlowTable>>) -> Option<Box<FlowTable>> {
+        let (answer, filled) = oneshot::channel();
+        self.order(Order::Meter(table, answer));
+        filled.await.ok().flatten()
     }
 
     fn order(&self, order: Order) {
@@ -356,6 +345,8 @@ impl Run {
                     ports.into_iter().for_each(|port| self.spares.add(&self.epoll, &mut self.next_number, port));
                 }
                 Order::Tidy => self.spares.tidy(),
+                // Who does not wait for the answer any more lets go of the table.
+                Order::Meter(table, answer) => drop(answer.send(self.path.meter_into(table))),
                 Order::Stop => return false,
             }
         }

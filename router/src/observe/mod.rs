@@ -1,9 +1,10 @@
 //! What operators and their tools see of a router: metrics over HTTP, and what happened.
 //!
 //! [`tallies`] counts what happens where it happens, `metrics` reads everything else when it is asked for, [`http`] serves it.
-//! [`recorder`] keeps what happened ([`happening`]), `journal` has it on disk, `follow` looks for changes of which nothing tells. Nothing here changes anything.
+//! [`flows`] tells a collector what flows carried. [`recorder`] keeps what happened ([`happening`]), `journal` has it on disk, `follow` looks for changes of which nothing tells. Nothing here changes anything.
 
 mod changes;
+pub mod flows;
 mod follow;
 pub mod happening;
 pub mod http;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
+
 use super::recorder::Recorder;
 use super::tallies::Tallies;
 
@@ -12,11 +14,13 @@ pub struct Observers {
     pub tallies: Tallies,
     /// What happens.
     pub recorder: Arc<Recorder>,
+    /// What is wrong with the way of flow records to their collector, if anything.
+    pub collector: Arc<ArcSwapOption<String>>,
 }
 
 impl Observers {
     /// Nothing is counted yet.
     pub fn new(recorder: Recorder) -> Observers {
-        Observers { tallies: Tallies::default(), recorder: Arc::new(recorder) }
+        Observers { tallies: Tallies::default(), recorder: Arc::new(recorder), collector: Arc::default() }
     }
 }

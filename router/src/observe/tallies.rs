@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -22,6 +23,9 @@ pub struct Tallies {
     dns_time: Histogram,
     plugin_calls: Family<[Label; 2], Counter>,
     plugin_time: Histogram,
+    flow_records: Family<[Label; 1], Counter>,
+    flow_packets_ignored: Counter,
+    flows: Gauge,
 }
 
 impl Default for Tallies {
@@ -35,10 +39,16 @@ impl Default for Tallies {
             plugin_calls: Family::default(),
             // From 1 ms to 8.2 s: a call is answered after 4.7 s at the latest.
             plugin_time: Histogram::new(exponential_buckets(1e-3, 2.0, 14)),
+            flow_records: Family::default(),
+            flow_packets_ignored: Counter::default(),
+            flows: Gauge::default(),
         };
         // A series that is there from the start has a rate from its first event on.
         for cause in ["up", "moved"] {
             tallies.path_changes.get_or_create_owned(&[("cause", cause.to_owned())]);
+        }
+        for result in ["sent", "lost"] {
+            tallies.flow_records.get_or_create_owned(&[("result", result.to_owned())]);
         }
         let unknown = [("call", UNKNOWN_CALL.to_owned()), ("result", "refused".to_owned())];
         tallies.plugin_calls.get_or_create_owned(&unknown);
@@ -75,10 +85,35 @@ impl Tallies {
         self.plugin_time.observe(time.as_secs_f64());
     }
 
+    /// Records of flows were sent to the collector, or could not be.
+    pub fn flow_records(&self, result: &'static str, count: u64) {
+        self.flow_records.get_or_create_owned(&[("result", result.to_owned())]).inc_by(count);
+    }
+
+    /// Packets were counted for no flow: there were too many flows.
+    pub fn flow_packets_ignored(&self, count: u64) {
+        self.flow_packets_ignored.inc_by(count);
+    }
+
+    /// So many flows wait for their record.
+    pub fn flows_held(&self, count: usize) {
+        self.flows.set(count as i64);
+    }
+
     /// Adds all of them to a registry, whose names get the prefix `weft`.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("weft");
-        let Tallies { path_changes, sessions: _, dns_questions, dns_time, plugin_calls, plugin_time } = self.clone();
+        let Tallies {
+            path_changes,
+            sessions: _,
+            dns_questions,
+            dns_time,
+            plugin_calls,
+            plugin_time,
+            flow_records,
+            flow_packets_ignored,
+            flows,
+        } = self.clone();
         registry.register("path_changes", "Direct links that came up, moved or went down, by cause", path_changes);
         registry.register("dns_questions", "Questions for names, by what came of them", dns_questions);
         registry.register_with_unit("dns", "Time until a question was answered", Unit::Seconds, dns_time);
@@ -89,6 +124,13 @@ impl Tallies {
             Unit::Seconds,
             plugin_time,
         );
+        registry.register("flow_records", "Records of flows, by what came of them", flow_records);
+        registry.register(
+            "flow_packets_ignored",
+            "Packets in no record of a flow, for there were too many flows",
+            flow_packets_ignored,
+        );
+        registry.register("flows", "Flows that are counted and have no record yet", flows);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Which flows send little: their packets may overtake those of flows that send much, as in fq_codel (RFC 8290, section 4.1).
 //!
 //! A flow is sparse or not as a whole: its packets overtake only those of others, never each other. Each worker has a table of its
-//! own: a flow is one worker's.
+//! own: a flow is one worker's. With them is what each flow carried, where that is asked for (see `metering`).
 
 use std::time::Duration;
 
 use weft_crypto::Time;
+
+use super::metering::FlowTable;
 
 /// What a sparse flow sends at most in a while of this length.
 const BYTES_PER_WHILE: u32 = 32 * 1024;
@@ -15,8 +17,13 @@ const QUIET: Duration = Duration::from_millis(200);
 /// Flows that share a place share their fate; a flow that sends little is then treated like the others.
 const PLACES: usize = 1024;
 
-/// The flows of one sender, by hash.
-pub(crate) struct Flows(Vec<Flow>);
+/// The flows of one worker.
+pub(crate) struct Flows {
+    /// By hash.
+    places: Vec<Flow>,
+    /// What each carries, if that is asked for.
+    pub(crate) metered: Option<Box<FlowTable>>,
+}
 
 #[derive(Clone, Copy)]
 struct Flow {
@@ -28,14 +35,14 @@ struct Flow {
 
 impl Default for Flows {
     fn default() -> Self {
-        Flows(vec![Flow { began: Time::ZERO, bytes: 0, busy: Time::ZERO }; PLACES])
+        Flows { places: vec![Flow { began: Time::ZERO, bytes: 0, busy: Time::ZERO }; PLACES], metered: None }
     }
 }
 
 impl Flows {
     /// Notes a packet of a flow; whether the flow is sparse, so that the packet may overtake those of others.
     pub(crate) fn note(&mut self, flow: u64, len: usize, now: Time) -> bool {
-        let flow = &mut self.0[flow as usize % PLACES];
+        let flow = &mut self.places[flow as usize % PLACES];
         if now.since(flow.began) > WHILE {
             (flow.began, flow.bytes) = (now, 0);
         }
@@ -49,7 +56,7 @@ impl Flows {
 
     /// Notes a packet of a flow that is to be overtaken.
     pub(crate) fn note_busy(&mut self, flow: u64, now: Time) {
-        self.0[flow as usize % PLACES].busy = now + QUIET;
+        self.places[flow as usize % PLACES].busy = now + QUIET;
     }
 }
 

@@ -24,6 +24,12 @@ pub(crate) const MAX_HEADERS: usize = MAX_LINK_HEADER + 60 + 60;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_ICMPV6: u8 = 58;
+/// The number of IPv6's fragment header.
+const IPV6_FRAGMENT: u8 = 44;
+/// Bytes of an IPv4 header without options.
+const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header.
 const IPV6_HEADER: usize = 40;
 /// Bytes of a TCP header without options.
@@ -142,7 +148,6 @@ pub enum Fragment {
 
 /// Which part of a cut packet a frame carries (RFC 791, section 3.1; RFC 8200, section 4.5); `None` for what is whole.
 pub fn fragment(frame: &[u8]) -> Option<Fragment> {
-    const IPV6_FRAGMENT: u8 = 44;
     let (offset, more) = match network(frame)? {
         (ETHERTYPE_IPV4, l3) => u16_at(frame, l3 + 6).map(|word| (word & 0x1fff, word & 0x2000))?,
         (ETHERTYPE_IPV6, l3) if frame.get(l3 + 6) == Some(&IPV6_FRAGMENT) => {
@@ -287,6 +292,66 @@ impl Headers {
             frame[at..at + 2].copy_from_slice(&[0xff, 0xff]);
         }
     }
+}
+
+/// Where an IP packet of any protocol is in a frame. Made by [`IpPacket::parse`] only, so that the addresses lie in the frame and
+/// `l3 ≤ end ≤ frame length` holds.
+pub(crate) struct IpPacket {
+    pub(crate) v6: bool,
+    /// The protocol, of IPv6 the one behind all extension headers.
+    pub(crate) protocol: u8,
+    /// Where the IP header begins.
+    pub(crate) l3: usize,
+    /// Where the protocol's header begins, which may be behind the end.
+    pub(crate) l4: usize,
+    /// Where the packet ends.
+    pub(crate) end: usize,
+}
+
+impl IpPacket {
+    /// Finds the packet, by its headers if they have been parsed; `None` for what is no IP packet.
+    #[inline]
+    pub(crate) fn parse(frame: &[u8], headers: Option<&Headers>) -> Option<IpPacket> {
+        if let Some(&Headers { v6, transport, l3, l4, end, .. }) = headers {
+            let protocol = if transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
+            return Some(IpPacket { v6, protocol, l3, l4, end });
+        }
+        let (ethertype, l3) = network(frame)?;
+        let (v6, header, len) = match ethertype {
+            ETHERTYPE_IPV4 => (false, IPV4_HEADER, usize::from(u16_at(frame, l3 + 2)?)),
+            ETHERTYPE_IPV6 => (true, IPV6_HEADER, IPV6_HEADER + usize::from(u16_at(frame, l3 + 4)?)),
+            _ => return None,
+        };
+        let end = frame.len().min(l3 + len.max(header));
+        let packet = frame.get(l3..end).filter(|packet| packet.len() >= header)?;
+        let (protocol, l4) =
+            if v6 { behind_extensions(packet) } else { (packet[9], usize::from(packet[0] & 0x0f) * 4) };
+        Some(IpPacket { v6, protocol, l3, l4: l3 + l4, end })
+    }
+
+    /// Where type and code of an ICMP message are; `None` for what is another protocol's, or does not begin a message.
+    pub(crate) fn icmp_at(&self, frame: &[u8]) -> Option<usize> {
+        let is_icmp = self.protocol == if self.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+        (is_icmp && self.l4 + 2 <= self.end && fragment(frame) != Some(Fragment::Later)).then_some(self.l4)
+    }
+}
+
+/// The protocol behind the extension headers of an IPv6 packet, and where it begins (RFC 8200, section 4); of a packet that is cut off,
+/// or has very many, the last header that was found.
+fn behind_extensions(packet: &[u8]) -> (u8, usize) {
+    const MAX_EXTENSIONS: usize = 8;
+    let (mut protocol, mut at) = (packet[6], IPV6_HEADER);
+    for _ in 0..MAX_EXTENSIONS {
+        let Some(&[next, words]) = packet.get(at..).and_then(|rest| rest.first_chunk()) else { break };
+        at += match protocol {
+            // Hop-by-hop options, routing, destination options.
+            0 | 43 | 60 => 8 * (usize::from(words) + 1),
+            IPV6_FRAGMENT => 8,
+            _ => break,
+        };
+        protocol = next;
+    }
+    (protocol, at)
 }
 
 /// Completes a partial checksum: sums from `start` to the end and stores the inverse at `start + offset`.

@@ -5,6 +5,7 @@ use weft_crypto::{HostLabel, Time};
 use crate::datapath::egress::{DropReason, may_speak};
 use crate::datapath::flows::Flows;
 use crate::datapath::frame::{self, ETHERNET_LEN, Headers, Mac, Transport};
+use crate::datapath::metering::Burst;
 use crate::datapath::sink::{Punt, Sink, TapOffloads};
 use crate::datapath::snapshot::{Segment, Snapshot};
 use crate::datapath::tcp::TcpCut;
@@ -91,6 +92,11 @@ impl<'a> Join<'a> {
         if !self.payloads.is_empty() {
             // What acknowledges bulk is of a busy flow, too: it is not to keep those waiting who send little.
             flows.note(frame::flow(piece, headers.as_ref()), self.end, now);
+        }
+        if let Some(table) = &mut flows.metered {
+            let (packets, more_octets) = (1 + self.payloads.len(), headers.map_or(0, |headers| self.end - headers.end));
+            let burst = Burst { packets, more_octets, more_flags: self.ends };
+            table.count_arriving(header.segment, peer, (piece, headers.as_ref()), burst, now);
         }
         let offloads = sink.offloads(header.segment);
         match headers {

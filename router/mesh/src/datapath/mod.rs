@@ -11,6 +11,7 @@ mod flows;
 pub mod frame;
 pub mod ingress;
 mod join;
+pub mod metering;
 pub(crate) mod neighbour;
 mod reassembly;
 pub mod sender;
@@ -22,13 +23,14 @@ pub mod vnet;
 use std::collections::BTreeMap;
 
 use egress::{DropReason, Verdict, egress};
-use frame::Mac;
+use frame::{Headers, Mac};
 use ingress::{Receiver, RxBuffer};
+use metering::FlowTable;
 use sender::Sender;
 use sink::{Punt, Sink};
 use snapshot::{Outbound, Segment, Snapshot};
 use vnet::VnetHeader;
-use weft_crypto::Time;
+use weft_crypto::{HostLabel, Time};
 
 use crate::bucket::Bucket;
 use crate::wire::SegmentId;
@@ -80,9 +82,7 @@ impl Datapath {
             Verdict::ToPeer(_, outbound) => {
                 self.send(outbound, segment, vnet, bytes, now, sink);
             }
-            Verdict::Punt(host) => {
-                sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
-            }
+            Verdict::Punt(host) => self.keep_waiting(host, segment, vnet, bytes, now, sink),
             Verdict::ToTap(answer) => sink.to_tap(segment, &VnetHeader::default(), &[&answer]),
             Verdict::Drop(reason) => sink.dropped(reason),
             Verdict::Flood(hosts) => {
@@ -93,7 +93,7 @@ impl Datapath {
                     match snapshot.outbound.get(host) {
                         Some(outbound) if outbound.hop.is_none() => {}
                         Some(outbound) if outbound.send.is_none() => {
-                            sink.punt(Punt::NoSession { host: *host, segment, vnet: *vnet, frame: bytes.to_vec() });
+                            self.keep_waiting(*host, segment, vnet, bytes, now, sink);
                         }
                         Some(outbound) => self.send(outbound, segment, vnet, bytes, now, sink),
                         None => {}
@@ -101,6 +101,11 @@ impl Datapath {
                 }
             }
         }
+    }
+
+    /// Counts what each flow carries into a table from now on, or no more; returns the one that was filled until now.
+    pub fn meter_into(&mut self, table: Option<Box<FlowTable>>) -> Option<Box<FlowTable>> {
+        std::mem::replace(&mut self.sender.flows.metered, table)
     }
 
     /// Takes received buffers; how many bytes of them were for this host, or passed on.
@@ -112,6 +117,22 @@ impl Datapath {
         sink: &mut impl Sink,
     ) -> usize {
         self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink)
+    }
+
+    /// Hands a frame to the node, which sends it once there is a session.
+    fn keep_waiting(
+        &mut self,
+        host: HostLabel,
+        segment: SegmentId,
+        vnet: &VnetHeader,
+        bytes: &[u8],
+        now: Time,
+        sink: &mut impl Sink,
+    ) {
+        if let Some(table) = &mut self.sender.flows.metered {
+            table.count_leaving(segment, host, vnet, (bytes, Headers::parse(bytes).as_ref()), now);
+        }
+        sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
     }
 
     fn send(

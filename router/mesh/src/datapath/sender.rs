@@ -97,6 +97,9 @@ impl Sender {
             (Gso::None, _) => self.whole(outbound, segment, place, flags, bytes, room)?,
             _ => return Err(DropReason::Malformed),
         };
+        if let Some(table) = &mut self.flows.metered {
+            table.count_leaving(segment, outbound.peer(), vnet, (bytes, headers.as_ref()), now);
+        }
         outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
         hop.meter.sent.on_link(datagrams, now);
         Ok(())

@@ -102,6 +102,13 @@ pub struct Outbound {
     pub meter: Arc<Meter>,
 }
 
+impl Outbound {
+    /// The host that it leads to, if there is a way.
+    pub fn peer(&self) -> HostLabel {
+        envelope::destination(&self.envelope)
+    }
+}
+
 /// The next hop of a route.
 #[derive(Clone)]
 pub struct Hop {

@@ -1,6 +1,7 @@
 //! Frames through egress, wire and ingress of several hosts.
 
 mod loss;
+mod metering;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

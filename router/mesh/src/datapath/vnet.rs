@@ -41,6 +41,14 @@ pub struct VnetHeader {
 }
 
 impl VnetHeader {
+    /// How many packets a payload of this many bytes is meant to go in.
+    pub fn pieces(&self, payload: usize) -> usize {
+        match self.gso {
+            Gso::None => 1,
+            _ => payload.div_ceil(self.gso_size.max(1).into()).max(1),
+        }
+    }
+
     /// Reads the header; `None` for a kind of super-frame that was never asked for.
     pub fn parse(bytes: &[u8; LEN]) -> Option<VnetHeader> {
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);

@@ -1,0 +1,148 @@
+//! Flows between their records: sums up what the packet workers counted, and says when a record is due.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+use weft_crypto::Time;
+use weft_mesh::datapath::metering::{FlowCount, FlowKey};
+
+/// A flow that carried nothing for so long has its record.
+const IDLE: Duration = Duration::from_secs(15);
+/// As long, of a connection that was closed.
+const CLOSED: Duration = Duration::from_secs(2);
+/// A flow that goes on has a record each so long.
+const ACTIVE: Duration = Duration::from_secs(60);
+/// Flows of which no record is due yet: 10 MB of memory.
+pub const MAX_FLOWS: usize = 65_536;
+
+/// Flags of TCP that end a connection: FIN and RST.
+const CLOSES: u8 = 0x05;
+
+/// Why a flow has a record now: `flowEndReason` (RFC 5102, section 5.11.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndReason {
+    /// It carried nothing for a while.
+    Idle = 1,
+    /// It goes on.
+    Active = 2,
+    /// Its connection was closed.
+    Closed = 3,
+    /// The router ends.
+    Forced = 4,
+    /// There is no room for more flows.
+    NoRoom = 5,
+}
+
+/// What a flow carried since its last record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowRecord {
+    /// The flow.
+    pub key: FlowKey,
+    /// What it carried.
+    pub count: FlowCount,
+    /// Why it is told now.
+    pub reason: EndReason,
+}
+
+/// The flows of which no record is due yet.
+pub struct FlowCache {
+    flows: HashMap<FlowKey, FlowCount>,
+    most: usize,
+}
+
+impl FlowCache {
+    /// None, of `most`.
+    pub fn new(most: usize) -> FlowCache {
+        FlowCache { flows: HashMap::new(), most }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Adds what a worker counted. If there is no room for another flow, its record is due at once: nothing is lost but brevity.
+    pub fn add(&mut self, key: FlowKey, count: FlowCount) -> Option<FlowRecord> {
+        let is_full = self.flows.len() >= self.most;
+        match self.flows.entry(key) {
+            Entry::Occupied(mut flow) => flow.get_mut().add(&count),
+            Entry::Vacant(_) if is_full => return Some(FlowRecord { key, count, reason: EndReason::NoRoom }),
+            Entry::Vacant(place) => drop(place.insert(count)),
+        }
+        None
+    }
+
+    /// Takes the flows whose record is due.
+    pub fn take_due(&mut self, now: Time) -> Vec<FlowRecord> {
+        let due = self.flows.extract_if(|_, count| reason(count, now).is_some());
+        due.filter_map(|(key, count)| Some(FlowRecord { key, count, reason: reason(&count, now)? })).collect()
+    }
+
+    /// Takes all flows.
+    pub fn take_all(&mut self) -> Vec<FlowRecord> {
+        self.flows.drain().map(|(key, count)| FlowRecord { key, count, reason: EndReason::Forced }).collect()
+    }
+}
+
+fn reason(count: &FlowCount, now: Time) -> Option<EndReason> {
+    let (quiet, is_closed) = (now.since(count.last), count.tcp_flags & CLOSES != 0);
+    match () {
+        () if is_closed && quiet >= CLOSED => Some(EndReason::Closed),
+        () if quiet >= IDLE => Some(EndReason::Idle),
+        () if now.since(count.first) >= ACTIVE => Some(EndReason::Active),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_crypto::HostLabel;
+    use weft_mesh::datapath::metering::FlowDirection;
+    use weft_mesh::wire::SegmentId;
+
+    use super::*;
+
+    fn key(port: u16) -> FlowKey {
+        let addresses = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let (direction, segment, peer) = (FlowDirection::Egress, SegmentId::of("s"), HostLabel([1; 6]));
+        FlowKey { direction, segment, peer, addresses, protocol: 6, ports: [port, 80] }
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::from_nanos(seconds * 1_000_000_000)
+    }
+
+    fn count(first: u64, last: u64, tcp_flags: u8) -> FlowCount {
+        FlowCount { packets: 2, octets: 100, first: at(first), last: at(last), tcp_flags }
+    }
+
+    #[test]
+    fn a_record_is_due_when_a_flow_rests_ends_or_goes_on_for_long() {
+        for (counted, due, reason) in [
+            (count(100, 101, 0x10), 116, EndReason::Idle),
+            (count(100, 101, 0x11), 103, EndReason::Closed),
+            (count(100, 159, 0x10), 160, EndReason::Active),
+        ] {
+            let mut cache = FlowCache::new(10);
+            assert_eq!(cache.add(key(1), counted), None);
+            assert_eq!(cache.take_due(at(due - 1)), []);
+            assert_eq!(cache.take_due(at(due)), [FlowRecord { key: key(1), count: counted, reason }]);
+            assert_eq!(cache.len(), 0, "what was told is not told again");
+        }
+    }
+
+    #[test]
+    fn all_that_was_counted_is_in_one_record_each() {
+        let mut cache = FlowCache::new(2);
+        let mut records: Vec<FlowRecord> = [(1, 100), (2, 100), (3, 101), (1, 105)]
+            .iter()
+            .filter_map(|(port, t)| cache.add(key(*port), count(*t, *t, 0)))
+            .collect();
+        assert_eq!(records, [FlowRecord { key: key(3), count: count(101, 101, 0), reason: EndReason::NoRoom }]);
+        records.extend(cache.take_all());
+        let told = |port| records.iter().find(|record| record.key == key(port)).map(|record| record.count);
+        assert_eq!(told(1), Some(FlowCount { packets: 4, octets: 200, ..count(100, 105, 0) }));
+        assert_eq!(records.iter().map(|record| record.count.octets).sum::<u64>(), 400);
+    }
+}
