@@ -466,3 +466,18 @@ fn a_port_in_use_is_said_and_none_is_none() {
     assert!(said.contains("there are neither metrics nor a page of this router"), "{said}");
     drop(taken);
 }
+
+#[test]
+fn the_installed_unit_is_confined() {
+    let root = std::env::temp_dir().join(format!("weft-unit-{}", std::process::id()));
+    let output = Command::new(weft()).arg("install").arg("--root").arg(&root).output().expect("weft runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Tenths of systemd's points, of 100 for a unit that may do all.
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["security", "--no-pager", "--offline=yes", "--threshold=36"]);
+    let output = analyze.arg(root.join("etc/systemd/system/weft.service")).output();
+    let output = output.expect("systemd-analyze is missing: install the package systemd, as scripts/test does");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("Unknown key"), "{said}");
+    std::fs::remove_dir_all(root).expect("it was made");
+}

@@ -183,11 +183,43 @@ fn unit(peers: &[String]) -> String {
          ExecStart={start}\n\
          Restart=always\n\
          RestartSec=250ms\n\
-         LimitNOFILE=1048576\n\n\
+         LimitNOFILE=1048576\n\
+         {CONFINEMENT}\n\
          [Install]\n\
          WantedBy=multi-user.target\n"
     )
 }
+
+/// What a router may do, of all that root may (systemd.exec(5)): enter containers' network namespaces, which other capabilities than its own
+/// may guard (SYS_ADMIN, SYS_PTRACE), change interfaces, routes and rules in them, and write below /run, where engines look for plugins.
+const CONFINEMENT: &str = "\
+StateDirectory=weft
+StateDirectoryMode=0700
+ReadWritePaths=/run -/var/log /proc/sys/net
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=net
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+";
 
 /// Tells systemd that the router is ready, if systemd wants to know (sd_notify(3)).
 pub fn notify_ready() {
