@@ -7,7 +7,7 @@ use std::process::Command;
 use weft_bench::stage::{Nowhere, OTHER, OWN, SIZES, Seal, kinds, receive, segment, tables, wire};
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
-use weft_mesh::datapath::metering::FlowTable;
+use weft_mesh::datapath::metering::{FlowHashing, FlowTable};
 use weft_mesh::snapshot::Snapshot;
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::SegmentId;
@@ -98,7 +98,7 @@ pub fn work(case: &Case) -> Result<()> {
     let (mut sender, mut receiver) = (Datapath::new(64), Datapath::new(64));
     if case.metered {
         for path in [&mut sender, &mut receiver] {
-            path.meter_into(Some(Box::new(FlowTable::new(8192, 1))));
+            path.meter_into(Some(Box::new(FlowTable::new(&FlowHashing::new([1, 2])))));
         }
     }
     let mut runs: Vec<_> = (0..WARM_UP + FRAMES).map(|at| wire(&mut sender, &near, &frame, time(at))).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 use weft_mesh::datapath::Datapath;
-use weft_mesh::datapath::metering::FlowTable;
+use weft_mesh::datapath::metering::{FlowHashing, FlowTable};
 use weft_mesh::node::Command;
 use weft_mesh::records::EndpointRecord;
 use weft_mesh::vnet::{self, Gso, VnetHeader};
@@ -21,6 +21,7 @@ const FRAME: u8 = 0;
 const TEXT: u8 = 1;
 
 thread_local! {
+    static HASHING: FlowHashing = FlowHashing::new([1, 2]);
     static HOSTS: RefCell<(Host, Host)> = RefCell::new(hosts());
 }
 
@@ -30,7 +31,7 @@ pub fn run(input: &[u8]) {
         let now = Time::ZERO + Duration::from_secs(60);
         (sender.datapath, receiver.datapath) = (Datapath::new(64), Datapath::new(64));
         for path in [&mut sender.datapath, &mut receiver.datapath] {
-            path.meter_into(Some(Box::new(FlowTable::new(7, 1))));
+            path.meter_into(Some(Box::new(HASHING.with(FlowTable::new))));
         }
         for part in parts(input) {
             let Some((kind, bytes)) = part.split_first() else { continue };

@@ -102,7 +102,7 @@ fn a_collector_has_the_flows_and_their_bytes_are_those_of_the_transfer() {
 }
 
 #[test]
-fn a_collector_that_is_gone_is_named_and_one_that_comes_back_is_told_all() {
+fn a_collector_that_is_gone_is_named_until_it_comes_back() {
     let _alone = alone();
     let exported: [&[&str]; 2] = [&["--flow-export", "127.0.0.1:4739"], &[]];
     let mut mesh = Mesh::start_with("collected", &TAPS[..2], &TRIANGLE[..1], &exported);
@@ -113,7 +113,6 @@ fn a_collector_that_is_gone_is_named_and_one_that_comes_back_is_told_all() {
         let problems = status["problems"].as_array().expect("a list").clone();
         problems.into_iter().find(|problem| problem.as_str().is_some_and(|text| text.contains("127.0.0.1:4739")))
     };
-    // The first packets make a flow, whose record is due after fifteen seconds without any.
     mesh.await_all_reach_all(100);
     await_true("the problem is not told", || Ok(problem(&mesh).is_some())).expect("nothing listens there");
     let collector = Collector::start(&mesh, 0);
@@ -121,6 +120,7 @@ fn a_collector_that_is_gone_is_named_and_one_that_comes_back_is_told_all() {
     let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
     let _ = transfer(&near.ns, &far.ns, far.ips[1], Duration::from_millis(200), |_| ());
     let filter = format!("dst ip {} and proto tcp", far.ips[1]);
+    // The record is due later, but for the end of the router.
     mesh.hosts[0].stop().expect("it ends");
     let records = collector.await_records(&filter, |records| !records.is_empty());
     assert_eq!(records.len(), 1, "{records:?}");

@@ -396,7 +396,7 @@ fn http_listen(option: Option<&str>) -> Result<Option<Listen>> {
     }
 }
 
-/// Checks the address of a collector of flows; its port has to be told.
+/// Checks the address of a collector of flows, which needs a port.
 fn collector(text: &str) -> Result<String> {
     let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     let is_whole = text.parse::<std::net::Ipv6Addr>().is_err() && port.is_some_and(|port| port != 0);

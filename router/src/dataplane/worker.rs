@@ -117,8 +117,7 @@ impl WorkerHandle {
         self.order(Order::Tidy);
     }
 
-    /// Has it count what flows carry into this table from now on, or no more; answers the one that it filled until now. No answer: the
-    /// worker has ended.
+    /// Has it count packets by flow into this table from now on, or no more. Returns the table that was in use; none if the worker has ended.
     pub async fn meter_into(&self, table: Option<Box<FlowTable>>) -> Option<Box<FlowTable>> {
         let (answer, filled) = oneshot::channel();
         self.order(Order::Meter(table, answer));
@@ -345,7 +344,7 @@ impl Run {
                     ports.into_iter().for_each(|port| self.spares.add(&self.epoll, &mut self.next_number, port));
                 }
                 Order::Tidy => self.spares.tidy(),
-                // Who does not wait for the answer any more lets go of the table.
+                // Without a receiver the table is dropped.
                 Order::Meter(table, answer) => drop(answer.send(self.path.meter_into(table))),
                 Order::Stop => return false,
             }

@@ -95,7 +95,7 @@ impl Tallies {
         self.flow_packets_ignored.inc_by(count);
     }
 
-    /// So many flows wait for their record.
+    /// Sets how many flows wait for their record.
     pub fn flows_held(&self, count: usize) {
         self.flows.set(count as i64);
     }

@@ -190,6 +190,11 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// The protocol's number.
+    pub(crate) fn protocol(&self) -> u8 {
+        if self.transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP }
+    }
+
     /// Parses an unfragmented TCP or UDP packet over IPv4 or IPv6; `None` for anything else. The IP length
     /// field is believed only up to the frame's length.
     pub fn parse(frame: &[u8]) -> Option<Headers> {
@@ -272,8 +277,7 @@ impl Headers {
     /// checksum field holds.
     pub fn pseudo_sum(&self, frame: &[u8], end: usize) -> u16 {
         let addresses = if self.v6 { &frame[self.l3 + 8..self.l4] } else { &frame[self.l3 + 12..self.l3 + 20] };
-        let protocol = if self.transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
-        fold(sum(addresses) + u64::from(protocol) + (end - self.l4) as u64)
+        fold(sum(addresses) + u64::from(self.protocol()) + (end - self.l4) as u64)
     }
 
     /// Makes the checksum partial: the field holds the sum over the pseudo-header, the rest is for
@@ -294,28 +298,24 @@ impl Headers {
     }
 }
 
-/// Where an IP packet of any protocol is in a frame. Made by [`IpPacket::parse`] only, so that the addresses lie in the frame and
+/// An IP packet of any protocol in a frame. Made by [`IpPacket::parse`] only, so that the addresses lie in the frame and
 /// `l3 ≤ end ≤ frame length` holds.
 pub(crate) struct IpPacket {
     pub(crate) v6: bool,
-    /// The protocol, of IPv6 the one behind all extension headers.
+    /// The protocol, of IPv6 the one behind the extension headers.
     pub(crate) protocol: u8,
     /// Where the IP header begins.
     pub(crate) l3: usize,
-    /// Where the protocol's header begins, which may be behind the end.
-    pub(crate) l4: usize,
+    /// Where the protocol's header begins, which may be behind the end; `None` for a fragment.
+    l4: Option<usize>,
     /// Where the packet ends.
     pub(crate) end: usize,
 }
 
 impl IpPacket {
-    /// Finds the packet, by its headers if they have been parsed; `None` for what is no IP packet.
-    #[inline]
-    pub(crate) fn parse(frame: &[u8], headers: Option<&Headers>) -> Option<IpPacket> {
-        if let Some(&Headers { v6, transport, l3, l4, end, .. }) = headers {
-            let protocol = if transport == Transport::Tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
-            return Some(IpPacket { v6, protocol, l3, l4, end });
-        }
+    /// Finds the packet; `None` for what is no IP packet. It is slow beside [`Headers::parse`].
+    #[cold]
+    pub(crate) fn parse(frame: &[u8]) -> Option<IpPacket> {
         let (ethertype, l3) = network(frame)?;
         let (v6, header, len) = match ethertype {
             ETHERTYPE_IPV4 => (false, IPV4_HEADER, usize::from(u16_at(frame, l3 + 2)?)),
@@ -324,34 +324,50 @@ impl IpPacket {
         };
         let end = frame.len().min(l3 + len.max(header));
         let packet = frame.get(l3..end).filter(|packet| packet.len() >= header)?;
-        let (protocol, l4) =
-            if v6 { behind_extensions(packet) } else { (packet[9], usize::from(packet[0] & 0x0f) * 4) };
-        Some(IpPacket { v6, protocol, l3, l4: l3 + l4, end })
+        let (protocol, l4) = if v6 { behind_extensions(packet) } else { (packet[9], behind_options(packet)) };
+        Some(IpPacket { v6, protocol, l3, l4: l4.map(|l4| l3 + l4), end })
     }
 
-    /// Where type and code of an ICMP message are; `None` for what is another protocol's, or does not begin a message.
-    pub(crate) fn icmp_at(&self, frame: &[u8]) -> Option<usize> {
-        let is_icmp = self.protocol == if self.v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
-        (is_icmp && self.l4 + 2 <= self.end && fragment(frame) != Some(Fragment::Later)).then_some(self.l4)
+    /// The ports of TCP and UDP, or 0 and type and code of ICMP, and the flags of TCP; zero where there are none.
+    pub(crate) fn ports_and_flags(&self, frame: &[u8]) -> (u32, u8) {
+        let header = self.l4.and_then(|l4| frame.get(l4..self.end)).unwrap_or_default();
+        let u16_at = |at| u32::from(u16_at(header, at).unwrap_or(0));
+        match (self.protocol, self.v6) {
+            (PROTOCOL_TCP, _) => (u16_at(0) << 16 | u16_at(2), header.get(13).copied().unwrap_or(0)),
+            (PROTOCOL_UDP, _) => (u16_at(0) << 16 | u16_at(2), 0),
+            (PROTOCOL_ICMP, false) | (PROTOCOL_ICMPV6, true) => (u16_at(0), 0),
+            _ => (0, 0),
+        }
     }
 }
 
-/// The protocol behind the extension headers of an IPv6 packet, and where it begins (RFC 8200, section 4); of a packet that is cut off,
-/// or has very many, the last header that was found.
-fn behind_extensions(packet: &[u8]) -> (u8, usize) {
+/// Where the protocol's header begins in an IPv4 packet; `None` for a fragment.
+fn behind_options(packet: &[u8]) -> Option<usize> {
+    let is_whole = u16_at(packet, 6)? & 0x3fff == 0;
+    is_whole.then_some(usize::from(packet[0] & 0x0f) * 4)
+}
+
+/// The protocol behind the extension headers of an IPv6 packet (RFC 8200, section 4; RFC 7045, section 4), and where its header begins;
+/// no place for a fragment. Of a packet that is cut off, or has very many extension headers, the last one found counts as its protocol.
+fn behind_extensions(packet: &[u8]) -> (u8, Option<usize>) {
     const MAX_EXTENSIONS: usize = 8;
     let (mut protocol, mut at) = (packet[6], IPV6_HEADER);
     for _ in 0..MAX_EXTENSIONS {
-        let Some(&[next, words]) = packet.get(at..).and_then(|rest| rest.first_chunk()) else { break };
+        let Some(&[next, len]) = packet.get(at..).and_then(|rest| rest.first_chunk()) else { break };
+        let len = usize::from(len);
         at += match protocol {
-            // Hop-by-hop options, routing, destination options.
-            0 | 43 | 60 => 8 * (usize::from(words) + 1),
-            IPV6_FRAGMENT => 8,
+            // Hop-by-hop options, routing, destination options, mobility, host identity, shim6.
+            0 | 43 | 60 | 135 | 139 | 140 => 8 * (len + 1),
+            // Authentication.
+            51 => 4 * (len + 2),
+            // One fragment of one is whole.
+            IPV6_FRAGMENT if u16_at(packet, at + 2).is_some_and(|word| word & 0xfff9 == 0) => 8,
+            IPV6_FRAGMENT => return (next, None),
             _ => break,
         };
         protocol = next;
     }
-    (protocol, at)
+    (protocol, Some(at))
 }
 
 /// Completes a partial checksum: sums from `start` to the end and stores the inverse at `start + offset`.

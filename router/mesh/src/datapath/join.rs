@@ -5,7 +5,7 @@ use weft_crypto::{HostLabel, Time};
 use crate::datapath::egress::{DropReason, may_speak};
 use crate::datapath::flows::Flows;
 use crate::datapath::frame::{self, ETHERNET_LEN, Headers, Mac, Transport};
-use crate::datapath::metering::Burst;
+use crate::datapath::metering::{Burst, FlowDirection};
 use crate::datapath::sink::{Punt, Sink, TapOffloads};
 use crate::datapath::snapshot::{Segment, Snapshot};
 use crate::datapath::tcp::TcpCut;
@@ -42,7 +42,9 @@ impl<'a> Join<'a> {
         self.end = headers.map_or(piece.len(), |headers| headers.end);
         self.next_index = header.index.wrapping_add(1);
         self.ends = headers.map_or(0, |headers| ends(piece, &headers));
-        self.is_closed = header.flags & TextHeader::BURST == 0 || header.index == u8::MAX || self.ends != 0;
+        // Only packets with partial checksums are cut.
+        const JOINED: u8 = TextHeader::BURST | TextHeader::PARTIAL_CHECKSUM;
+        self.is_closed = header.flags & JOINED != JOINED || header.index == u8::MAX || self.ends != 0;
         self.payloads.clear();
         self.first = Some(First { session, peer, header, piece, headers });
     }
@@ -95,19 +97,17 @@ impl<'a> Join<'a> {
         }
         if let Some(table) = &mut flows.metered {
             let (packets, more_octets) = (1 + self.payloads.len(), headers.map_or(0, |headers| self.end - headers.end));
-            let burst = Burst { packets, more_octets, more_flags: self.ends };
-            table.count_arriving(header.segment, peer, (piece, headers.as_ref()), burst, now);
+            let (headers, more_flags) = (headers.as_ref(), self.ends);
+            let burst = Burst { frame: piece, headers, packets, more_octets, more_flags };
+            table.count(FlowDirection::Ingress, header.segment, peer, &burst, now);
         }
         let offloads = sink.offloads(header.segment);
         match headers {
             Some(headers) if header.flags & TextHeader::PARTIAL_CHECKSUM != 0 => {
                 self.write_partial(&header, piece, &headers, offloads, sink);
             }
-            _ => {
-                sink.to_tap(header.segment, &VnetHeader::default(), &[piece]);
-                // Only packets with partial checksums are cut, so nothing was joined to this one.
-                self.payloads.clear();
-            }
+            // Nothing was joined to it.
+            _ => sink.to_tap(header.segment, &VnetHeader::default(), &[piece]),
         }
     }
 

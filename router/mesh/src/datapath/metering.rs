@@ -1,7 +1,7 @@
-//! What each flow carried: the metering process of RFC 7011, section 2.
+//! Counts packets and bytes by flow: the metering process of RFC 7011, section 2.
 //!
-//! A worker fills the table it is given, if it is given one. Who gave it takes it back for an empty one, time and again, and sums up:
-//! the worker looks no flow over, and shares nothing.
+//! A packet worker counts into a table that the exporter gave it, and gets an empty one in exchange each second. Timeouts and sums
+//! are the exporter's: the worker looks up one key a packet, and shares nothing.
 
 #![expect(clippy::disallowed_types, reason = "the caller seeds its hasher, and the order is nothing to a sum")]
 
@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use foldhash::fast::FixedState;
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
 use weft_crypto::{HostLabel, Time};
 
-use crate::datapath::frame::{self, Headers, IpPacket, Transport};
+use crate::datapath::frame::{Headers, IpPacket, Transport};
 use crate::datapath::tcp::TcpCut;
-use crate::datapath::vnet::VnetHeader;
 use crate::wire::SegmentId;
 
 /// Which way a flow goes, seen from this host.
@@ -26,8 +26,8 @@ pub enum FlowDirection {
     Egress,
 }
 
-/// What tells a flow from others: packets of one direction between two hosts, in one segment, with equal addresses, protocol and
-/// ports.
+/// The key of a flow: its packets have one direction, are between the same two hosts in one segment, and have equal addresses, protocol
+/// and ports.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
     /// Which way it goes.
@@ -40,7 +40,7 @@ pub struct FlowKey {
     pub addresses: [IpAddr; 2],
     /// The protocol's number; of IPv6 the one behind all extension headers.
     pub protocol: u8,
-    /// Source and destination port. Of ICMP the second is type and code, of fragments and other protocols both are 0.
+    /// Source and destination port of TCP and UDP; 0 and type and code of ICMP. Both are 0 for other protocols and for fragments.
     pub ports: [u16; 2],
 }
 
@@ -110,12 +110,12 @@ fn u64_at(frame: &[u8], at: usize) -> u64 {
     frame.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// What a flow carried in a while.
+/// Counters of one flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowCount {
-    /// Packets; each that a super-frame was cut into, or put together from, counts.
+    /// Packets between the hosts: a super-frame counts for each that it is cut into, or was put together from.
     pub packets: u64,
-    /// Bytes of IP packets as the interfaces of containers count them: a super-frame has its headers once.
+    /// Bytes of IP packets at the TAP: a super-frame has its headers once.
     pub octets: u64,
     /// When the first was seen.
     pub first: Time,
@@ -136,7 +136,7 @@ impl FlowCount {
     }
 }
 
-/// Packets, and bytes of them, that belong to no flow in a table because it was full.
+/// Packets that were not counted by flow, because a table was full.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Ignored {
     /// Packets.
@@ -145,105 +145,100 @@ pub struct Ignored {
     pub octets: u64,
 }
 
-/// The flows of one worker since it was given the table. Memory is taken once, when it is made.
+/// Flows of each family that a table takes: seven eighths of 8,192, so that it never grows.
+pub const MAX_FLOWS: usize = 7_168;
+
+/// Hashes flows under seeds that containers cannot know: else they could choose flows that all collide.
+#[derive(Clone)]
+pub struct FlowHashing(SeedableRandomState);
+
+impl FlowHashing {
+    /// Makes one from random numbers. It is meant to be made once a process: it keeps 64 bytes for good.
+    pub fn new([table, shared]: [u64; 2]) -> FlowHashing {
+        // The seed of each table alone is erased by words that equal a shared one.
+        let shared = Box::leak(Box::new(SharedSeed::from_u64(shared)));
+        FlowHashing(SeedableRandomState::with_seed(table, shared))
+    }
+}
+
+/// The flows that one worker saw since it got the table: at most [`MAX_FLOWS`] of each family. Memory is taken when it is made.
 pub struct FlowTable {
-    v4: HashMap<PackedV4, FlowCount, FixedState>,
-    v6: HashMap<PackedV6, FlowCount, FixedState>,
-    /// How many there may be of each.
-    most: usize,
+    v4: HashMap<PackedV4, FlowCount, SeedableRandomState>,
+    v6: HashMap<PackedV6, FlowCount, SeedableRandomState>,
     ignored: Ignored,
 }
 
-/// A packet, or a burst of packets with one header.
-pub(crate) struct Burst {
+/// A frame or super-frame to count.
+pub(crate) struct Burst<'a> {
+    /// The first packet, or at least its headers.
+    pub(crate) frame: &'a [u8],
+    /// Where they are, of TCP and UDP.
+    pub(crate) headers: Option<&'a Headers>,
     pub(crate) packets: usize,
-    /// Bytes that the later packets add to the first's.
+    /// Bytes that later packets add to the first's.
     pub(crate) more_octets: usize,
-    /// Flags of TCP that stand in later packets' headers.
+    /// TCP flags from the headers of later packets.
     pub(crate) more_flags: u8,
 }
 
 impl FlowTable {
-    /// An empty table for at most this many flows of IPv4, and as many of IPv6. Who does not know the seed cannot choose flows that
-    /// collide.
-    pub fn new(most: usize, seed: u64) -> FlowTable {
-        let hashing = FixedState::with_seed(seed);
-        let v4 = HashMap::with_capacity_and_hasher(most, hashing.clone());
-        FlowTable { v4, v6: HashMap::with_capacity_and_hasher(most, hashing), most, ignored: Ignored::default() }
+    /// Makes an empty table.
+    pub fn new(FlowHashing(hashing): &FlowHashing) -> FlowTable {
+        FlowTable {
+            v4: HashMap::with_capacity_and_hasher(MAX_FLOWS, hashing.clone()),
+            v6: HashMap::with_capacity_and_hasher(MAX_FLOWS, hashing.clone()),
+            ignored: Ignored::default(),
+        }
     }
 
-    /// Takes all flows out, and what was in none; the table is empty then.
+    /// Empties the table: its flows, and the packets that were not counted.
     pub fn drain(&mut self) -> (impl Iterator<Item = (FlowKey, FlowCount)>, Ignored) {
         let ignored = std::mem::take(&mut self.ignored);
         let v4 = self.v4.drain().map(|(key, count)| (key.into(), count));
         (v4.chain(self.v6.drain().map(|(key, count)| (key.into(), count))), ignored)
     }
 
-    /// Counts a frame or super-frame on its way to another host.
-    // Not inlined, these two: where nothing is counted, nothing is paid for them.
+    /// Counts a frame or super-frame, if it is an IP packet.
+    // Not inlined: a worker without a table pays for one branch.
     #[inline(never)]
-    pub(crate) fn count_leaving(
+    pub(crate) fn count(
         &mut self,
-        segment: SegmentId,
-        peer: HostLabel,
-        vnet: &VnetHeader,
-        (frame, headers): (&[u8], Option<&Headers>),
+        direction: FlowDirection,
+        SegmentId(segment): SegmentId,
+        HostLabel(peer): HostLabel,
+        burst: &Burst<'_>,
         now: Time,
     ) {
-        let packets = headers.map_or(1, |headers| vnet.pieces(headers.end - headers.payload));
-        let burst = Burst { packets, more_octets: 0, more_flags: 0 };
-        self.count((FlowDirection::Egress, segment, peer), (frame, headers), burst, now);
-    }
-
-    /// Counts what came from another host, with the first packet's headers.
-    #[inline(never)]
-    pub(crate) fn count_arriving(
-        &mut self,
-        segment: SegmentId,
-        peer: HostLabel,
-        first: (&[u8], Option<&Headers>),
-        burst: Burst,
-        now: Time,
-    ) {
-        self.count((FlowDirection::Ingress, segment, peer), first, burst, now);
-    }
-
-    /// What is no IP packet is of no flow.
-    #[inline(always)]
-    fn count(
-        &mut self,
-        (direction, SegmentId(segment), HostLabel(peer)): (FlowDirection, SegmentId, HostLabel),
-        (frame, headers): (&[u8], Option<&Headers>),
-        burst: Burst,
-        now: Time,
-    ) {
-        let Some(ip) = IpPacket::parse(frame, headers) else { return };
-        let ports = match headers {
-            Some(headers) => u32_at(frame, headers.l4),
-            None => ip.icmp_at(frame).and_then(|at| frame::u16_at(frame, at)).unwrap_or(0).into(),
+        let Burst { frame, headers, packets, more_octets, more_flags } = *burst;
+        let (v6, protocol, l3, end, ports, tcp_flags) = match headers {
+            Some(headers) => {
+                let is_tcp = headers.transport == Transport::Tcp;
+                let tcp_flags = if is_tcp { TcpCut::flags(frame, headers) | more_flags } else { 0 };
+                (headers.v6, headers.protocol(), headers.l3, headers.end, u32_at(frame, headers.l4), tcp_flags)
+            }
+            None => {
+                let Some(ip) = IpPacket::parse(frame) else { return };
+                let (ports, tcp_flags) = ip.ports_and_flags(frame);
+                (ip.v6, ip.protocol, ip.l3, ip.end, ports, tcp_flags)
+            }
         };
-        let tcp_flags = match headers {
-            Some(headers) if headers.transport == Transport::Tcp => TcpCut::flags(frame, headers) | burst.more_flags,
-            _ => 0,
-        };
-        let octets = (ip.end - ip.l3 + burst.more_octets) as u64;
-        let count = FlowCount { packets: burst.packets as u64, octets, first: now, last: now, tcp_flags };
-        let rest = u64::from(ports) << 32 | u64::from(ip.protocol) << 8 | direction as u64;
+        let octets = (end - l3 + more_octets) as u64;
+        let count = FlowCount { packets: packets as u64, octets, first: now, last: now, tcp_flags };
+        let rest = u64::from(ports) << 32 | u64::from(protocol) << 8 | direction as u64;
         let [segment, peer] = [segment, peer].map(word);
-        let Self { v4, v6, most, ignored } = self;
-        if ip.v6 {
-            let [a, b, c, d] = [8, 16, 24, 32].map(|at| u64_at(frame, ip.l3 + at));
-            add(v6, *most, Packed([segment, peer, rest, a, b, c, d]), count, ignored);
+        if v6 {
+            let [a, b, c, d] = [8, 16, 24, 32].map(|at| u64_at(frame, l3 + at));
+            add(&mut self.v6, Packed([segment, peer, rest, a, b, c, d]), count, &mut self.ignored);
         } else {
-            add(v4, *most, Packed([segment, peer, rest, u64_at(frame, ip.l3 + 12)]), count, ignored);
+            let key = Packed([segment, peer, rest, u64_at(frame, l3 + 12)]);
+            add(&mut self.v4, key, count, &mut self.ignored);
         }
     }
 }
 
 #[inline(always)]
 fn add<const WORDS: usize>(
-    flows: &mut HashMap<Packed<WORDS>, FlowCount, FixedState>,
-    most: usize,
+    flows: &mut HashMap<Packed<WORDS>, FlowCount, SeedableRandomState>,
     key: Packed<WORDS>,
     count: FlowCount,
     ignored: &mut Ignored,
@@ -253,10 +248,28 @@ fn add<const WORDS: usize>(
         flow.octets += count.octets;
         flow.last = count.last;
         flow.tcp_flags |= count.tcp_flags;
-    } else if flows.len() < most {
+    } else if flows.len() < MAX_FLOWS {
         flows.insert(key, count);
     } else {
         ignored.packets += count.packets;
         ignored.octets += count.octets;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::hash::BuildHasher;
+
+    use super::*;
+
+    #[test]
+    fn words_that_a_container_chooses_erase_no_others() {
+        // The constants of foldhash that stand for a shared seed where none is drawn.
+        const CHOSEN: u64 = 0xc0ac_29b7_c97c_50dd;
+        let FlowHashing(hashing) = FlowHashing::new([1, 2]);
+        let v4 = (0..1000u64).map(|ports| hashing.hash_one(Packed([1, 2, ports << 32, CHOSEN])));
+        let v6 = (0..1000u64).map(|ports| hashing.hash_one(Packed([1, 2, ports << 32, CHOSEN, 0, 0, 0])));
+        assert_eq!(v4.chain(v6).collect::<BTreeSet<u64>>().len(), 2000);
     }
 }

@@ -23,14 +23,14 @@ pub mod vnet;
 use std::collections::BTreeMap;
 
 use egress::{DropReason, Verdict, egress};
-use frame::{Headers, Mac};
+use frame::Mac;
 use ingress::{Receiver, RxBuffer};
 use metering::FlowTable;
 use sender::Sender;
 use sink::{Punt, Sink};
 use snapshot::{Outbound, Segment, Snapshot};
 use vnet::VnetHeader;
-use weft_crypto::{HostLabel, Time};
+use weft_crypto::Time;
 
 use crate::bucket::Bucket;
 use crate::wire::SegmentId;
@@ -82,7 +82,9 @@ impl Datapath {
             Verdict::ToPeer(_, outbound) => {
                 self.send(outbound, segment, vnet, bytes, now, sink);
             }
-            Verdict::Punt(host) => self.keep_waiting(host, segment, vnet, bytes, now, sink),
+            Verdict::Punt(host) => {
+                sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
+            }
             Verdict::ToTap(answer) => sink.to_tap(segment, &VnetHeader::default(), &[&answer]),
             Verdict::Drop(reason) => sink.dropped(reason),
             Verdict::Flood(hosts) => {
@@ -93,7 +95,7 @@ impl Datapath {
                     match snapshot.outbound.get(host) {
                         Some(outbound) if outbound.hop.is_none() => {}
                         Some(outbound) if outbound.send.is_none() => {
-                            self.keep_waiting(*host, segment, vnet, bytes, now, sink);
+                            sink.punt(Punt::NoSession { host: *host, segment, vnet: *vnet, frame: bytes.to_vec() });
                         }
                         Some(outbound) => self.send(outbound, segment, vnet, bytes, now, sink),
                         None => {}
@@ -103,7 +105,7 @@ impl Datapath {
         }
     }
 
-    /// Counts what each flow carries into a table from now on, or no more; returns the one that was filled until now.
+    /// Counts packets by flow into this table from now on, or no more; returns the table that was in use.
     pub fn meter_into(&mut self, table: Option<Box<FlowTable>>) -> Option<Box<FlowTable>> {
         std::mem::replace(&mut self.sender.flows.metered, table)
     }
@@ -117,22 +119,6 @@ impl Datapath {
         sink: &mut impl Sink,
     ) -> usize {
         self.receiver.receive(snapshot, now, buffers, &mut self.sender.flows, sink)
-    }
-
-    /// Hands a frame to the node, which sends it once there is a session.
-    fn keep_waiting(
-        &mut self,
-        host: HostLabel,
-        segment: SegmentId,
-        vnet: &VnetHeader,
-        bytes: &[u8],
-        now: Time,
-        sink: &mut impl Sink,
-    ) {
-        if let Some(table) = &mut self.sender.flows.metered {
-            table.count_leaving(segment, host, vnet, (bytes, Headers::parse(bytes).as_ref()), now);
-        }
-        sink.punt(Punt::NoSession { host, segment, vnet: *vnet, frame: bytes.to_vec() });
     }
 
     fn send(

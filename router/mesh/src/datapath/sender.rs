@@ -9,6 +9,7 @@ use super::batch::{Place, TxBatch};
 use super::egress::DropReason;
 use super::flows::Flows;
 use super::frame::{self, Fragment, Headers, Transport};
+use super::metering::{Burst, FlowDirection};
 use super::snapshot::Outbound;
 use super::tcp::{TcpCut, clamp_mss};
 use super::vnet::{Gso, VnetHeader};
@@ -98,7 +99,14 @@ impl Sender {
             _ => return Err(DropReason::Malformed),
         };
         if let Some(table) = &mut self.flows.metered {
-            table.count_leaving(segment, outbound.peer(), vnet, (bytes, headers.as_ref()), now);
+            let packets = match vnet.gso {
+                Gso::None => 1,
+                // A piece is a packet.
+                Gso::TcpV4 | Gso::TcpV6 => datagrams as usize,
+                Gso::Udp => headers.map_or(1, |headers| vnet.datagrams(headers.end - headers.payload)),
+            };
+            let burst = Burst { frame: bytes, headers: headers.as_ref(), packets, more_octets: 0, more_flags: 0 };
+            table.count(FlowDirection::Egress, segment, outbound.peer(), &burst, now);
         }
         outbound.meter.sent.bytes.fetch_add((self.batch.len() - before) as u64, Ordering::Relaxed);
         hop.meter.sent.on_link(datagrams, now);

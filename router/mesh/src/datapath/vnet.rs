@@ -41,12 +41,9 @@ pub struct VnetHeader {
 }
 
 impl VnetHeader {
-    /// How many packets a payload of this many bytes is meant to go in.
-    pub fn pieces(&self, payload: usize) -> usize {
-        match self.gso {
-            Gso::None => 1,
-            _ => payload.div_ceil(self.gso_size.max(1).into()).max(1),
-        }
+    /// How many datagrams of UDP a super-frame with this many bytes of payload holds.
+    pub fn datagrams(&self, payload: usize) -> usize {
+        payload.div_ceil(self.gso_size.max(1).into()).max(1)
     }
 
     /// Reads the header; `None` for a kind of super-frame that was never asked for.

@@ -7,14 +7,14 @@ use std::time::Duration;
 use weft_crypto::Time;
 use weft_mesh::datapath::metering::{FlowCount, FlowKey};
 
-/// A flow that carried nothing for so long has its record.
+/// How long a flow carries nothing before its record is due.
 const IDLE: Duration = Duration::from_secs(15);
-/// As long, of a connection that was closed.
+/// The same for a connection that was closed.
 const CLOSED: Duration = Duration::from_secs(2);
-/// A flow that goes on has a record each so long.
+/// How often a flow that goes on has a record.
 const ACTIVE: Duration = Duration::from_secs(60);
-/// Flows of which no record is due yet: 10 MB of memory.
-pub const MAX_FLOWS: usize = 65_536;
+/// Flows whose record is not due yet, at most: seven eighths of 65,536, which take 6.4 MB.
+pub const MAX_FLOWS: usize = 57_344;
 
 /// Flags of TCP that end a connection: FIN and RST.
 const CLOSES: u8 = 0x05;
@@ -45,14 +45,14 @@ pub struct FlowRecord {
     pub reason: EndReason,
 }
 
-/// The flows of which no record is due yet.
+/// Flows whose record is not due yet.
 pub struct FlowCache {
     flows: HashMap<FlowKey, FlowCount>,
     most: usize,
 }
 
 impl FlowCache {
-    /// None, of `most`.
+    /// Returns an empty cache for at most `most` flows.
     pub fn new(most: usize) -> FlowCache {
         FlowCache { flows: HashMap::new(), most }
     }
@@ -62,7 +62,7 @@ impl FlowCache {
         self.flows.len()
     }
 
-    /// Adds what a worker counted. If there is no room for another flow, its record is due at once: nothing is lost but brevity.
+    /// Adds what a worker counted. Returns the flow's record if there is no room for another flow.
     pub fn add(&mut self, key: FlowKey, count: FlowCount) -> Option<FlowRecord> {
         let is_full = self.flows.len() >= self.most;
         match self.flows.entry(key) {
@@ -75,8 +75,17 @@ impl FlowCache {
 
     /// Takes the flows whose record is due.
     pub fn take_due(&mut self, now: Time) -> Vec<FlowRecord> {
-        let due = self.flows.extract_if(|_, count| reason(count, now).is_some());
-        due.filter_map(|(key, count)| Some(FlowRecord { key, count, reason: reason(&count, now)? })).collect()
+        let mut records = Vec::new();
+        self.flows.retain(|key, count| {
+            let reason = reason(count, now);
+            records.extend(reason.map(|reason| FlowRecord { key: *key, count: *count, reason }));
+            reason.is_none()
+        });
+        // A burst of flows is not paid for ever after.
+        if self.flows.capacity() > 8 * self.flows.len().max(128) {
+            self.flows.shrink_to(2 * self.flows.len());
+        }
+        records
     }
 
     /// Takes all flows.
@@ -87,11 +96,14 @@ impl FlowCache {
 
 fn reason(count: &FlowCount, now: Time) -> Option<EndReason> {
     let (quiet, is_closed) = (now.since(count.last), count.tcp_flags & CLOSES != 0);
-    match () {
-        () if is_closed && quiet >= CLOSED => Some(EndReason::Closed),
-        () if quiet >= IDLE => Some(EndReason::Idle),
-        () if now.since(count.first) >= ACTIVE => Some(EndReason::Active),
-        () => None,
+    if is_closed && quiet >= CLOSED {
+        Some(EndReason::Closed)
+    } else if quiet >= IDLE {
+        Some(EndReason::Idle)
+    } else if now.since(count.first) >= ACTIVE {
+        Some(EndReason::Active)
+    } else {
+        None
     }
 }
 
