@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weft_bench::{cpu_time, in_temporary_dir, weft_binary, write_secret};
@@ -38,6 +39,9 @@ pub struct Options {
     /// Read each host's metrics every so many seconds, as Prometheus does
     #[arg(long, value_name = "SECONDS")]
     scrape: Option<u64>,
+    /// Have each host's page open, too
+    #[arg(long)]
+    page: bool,
 }
 
 /// Measures each size.
@@ -77,11 +81,13 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
     for (number, (host, container)) in hosts.iter().zip(&containers).enumerate() {
         host.attach(container, "red", &[&format!("10.32.0.{}/24", number + 11)], &format!("c{number}"))?;
     }
+    let pages: Vec<Page> = hosts.iter().filter(|_| options.page).map(Page::open).collect::<Result<_>>()?;
     eprintln!("{count} hosts are connected; they rest");
     std::thread::sleep(Duration::from_secs(options.settle));
     let before = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
     rest(&hosts, Duration::from_secs(options.seconds), options.scrape.map(Duration::from_secs))?;
     let after = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
+    drop(pages);
     let rate = |pick: fn(&Used) -> f64| {
         let total: f64 = before.iter().zip(&after).map(|(before, after)| pick(after) - pick(before)).sum();
         total / options.seconds as f64 / count as f64
@@ -126,6 +132,36 @@ fn read_metrics(host: &LabHost) -> Result<()> {
     match read.doing(what)?.contains("weft_peers") {
         true => Ok(()),
         false => Err(Failure::new(what())),
+    }
+}
+
+/// What a browser that shows the page of a host does: it reads what changed, until it is closed.
+struct Page {
+    stream: TcpStream,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Page {
+    fn open(host: &LabHost) -> Result<Page> {
+        const REQUEST: &[u8] = b"GET /live HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+        let what = || format!("cannot open the page of {}", host.name);
+        let mut stream = host.ns.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 6784)))?.doing(what)?;
+        stream.write_all(REQUEST).doing(what)?;
+        let mut reading = stream.try_clone().doing(what)?;
+        let mut status = [0; 12];
+        reading.read_exact(&mut status).doing(what)?;
+        if !status.ends_with(b"200") {
+            return Err(Failure::new(what()));
+        }
+        let reader = std::thread::spawn(move || drop(std::io::copy(&mut reading, &mut std::io::sink())));
+        Ok(Page { stream, reader: Some(reader) })
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.reader.take().map(JoinHandle::join);
     }
 }
 

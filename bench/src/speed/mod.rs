@@ -4,6 +4,7 @@
 mod candidates;
 pub mod floor;
 pub mod growth;
+mod guest;
 mod load;
 pub mod pairs;
 mod peers;
