@@ -1,5 +1,5 @@
 //! Measurements: `speed` beside kernel VXLAN and other overlays, `quick` the same in short, `rough` on bad wires; `floor`,
-//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `idle`, what routers do while nothing happens; `sim`,
+//! `growth` and `instructions`, what a frame, a session, an endpoint costs; `seen`, what looking at many of them takes; `idle`, what routers do while nothing happens; `sim`,
 //! the full counts of simulated meshes, and `scale`, larger and larger ones.
 
 mod idle;
@@ -29,6 +29,8 @@ enum Command {
     Rough(speed::rough::Options),
     /// What peers, sessions and endpoints cost a host that carries traffic; needs root
     Growth(speed::growth::Options),
+    /// What it takes to look at a mesh of many hosts and endpoints: metrics and page; needs root
+    Seen(speed::seen::Options),
     /// What routers on one LAN say and compute while nothing happens; needs root
     Idle(idle::Options),
     /// What sealing, TAPs and UDP take without anything around them; needs root
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Scale { hosts, alone: false } => scale::run(&hosts),
         Command::Rough(options) => speed::rough::run(&options),
         Command::Growth(options) => speed::growth::run(&options),
+        Command::Seen(options) => speed::seen::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Floor => speed::floor::run(),
         Command::Instructions => instructions::run(),

@@ -10,6 +10,7 @@ pub mod pairs;
 mod peers;
 mod report;
 pub mod rough;
+pub mod seen;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -35,7 +35,9 @@ export class Graph {
     const hosts = [...rows.host.keys()].sort();
     const isNew = hosts.length !== this.places.size || hosts.some((id) => !this.places.has(id));
     if (isNew) this.settle(hosts, rows.link);
+    const absent = [...rows.host].filter(([id, host]) => id !== own && host.state !== "connected");
     this.svg.classList.toggle("many", hosts.length > MANY);
+    this.svg.classList.toggle("few-absent", absent.length <= MANY);
     this.showLinks(rows, own, way);
     this.showHosts(rows, own, chosen, search);
     if (isNew) this.look();
