@@ -135,7 +135,7 @@ fn read_metrics(host: &LabHost) -> Result<()> {
     }
 }
 
-/// What a browser that shows the page of a host does: it reads what changed, until it is closed.
+/// Stands for a browser with a host's page open: reads server-sent events until it is dropped.
 struct Page {
     stream: TcpStream,
     reader: Option<JoinHandle<()>>,

@@ -16,7 +16,7 @@ const TAPS: [TapMode; 3] = [TapMode::Fast; 3];
 const TRIANGLE: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
 /// The third host's addresses, as each host knows it.
 const EXPORTED: [&[&str]; 3] =
-    [&["--flow-export", "10.99.1.2:4739"], &["--flow-export", "10.99.2.2:4739"], &["--flow-export", "localhost:4739"]];
+    [&["--flow-export", "10.99.1.2:4739"], &["--flow-export", "10.99.2.2:4739"], &["--flow-export", "127.0.0.1:4739"]];
 
 /// A collector.
 struct Collector {

@@ -1,4 +1,4 @@
-//! What it takes to look at a large mesh: metrics, status and page of a router that knows many hosts and endpoints.
+//! Cost of observing a large mesh: metrics and page of a router that knows many hosts and endpoints.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -15,7 +15,7 @@ use weft_router::lab::{LabHost, resident};
 use super::guest::{Guest, await_links, beside, id, record, run_for};
 use super::pairs;
 
-/// How much there is to see.
+/// Size of the mesh.
 #[derive(clap::Args)]
 pub struct Options {
     /// Hosts
@@ -32,7 +32,7 @@ pub struct Options {
     stay: u64,
 }
 
-/// Hosts that come at a time.
+/// Hosts that join at once.
 const BATCH: usize = 50;
 const TIMES: usize = 9;
 const WINDOW: Duration = Duration::from_secs(20);
@@ -86,7 +86,7 @@ fn measure(options: &Options, dir: &Path) -> Result<()> {
 }
 
 fn look(options: &Options, router: &LabHost) -> Result<()> {
-    // Those that are gone are found out, and what was new is old.
+    // The router notices which hosts are gone, and has synchronised.
     std::thread::sleep(Duration::from_secs(60));
     println!(
         "| {} hosts, {} of them linked, {} endpoints | |\n|---|---|",
@@ -96,7 +96,7 @@ fn look(options: &Options, router: &LabHost) -> Result<()> {
         let mut times = Vec::new();
         let mut bytes = 0;
         for _ in 0..TIMES {
-            // Readings are a second old at most: each of these is a new one.
+            // The router caches a reading for a second.
             std::thread::sleep(Duration::from_millis(1100));
             let started = Instant::now();
             bytes = get(router, path)?.len();

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::cli::addresses::parse_peer;
 use crate::cli::client;
 use crate::cli::manual::ManualFile;
-use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET};
+use crate::cli::options::{DEFAULT_DOCKER_SOCKET, DEFAULT_SOCKET, LaunchArgs};
 use crate::daemon::state;
 use crate::docker;
 use crate::error::{Doing, Failure, Result};
@@ -96,7 +96,9 @@ pub fn install(args: &InstallArgs, manual: &[ManualFile]) -> Result<String> {
     if !at(CONFIG).exists() {
         write(&at(CONFIG), CONFIG_TEXT.as_bytes(), 0o644)?;
     }
-    write(&at(UNIT), unit(&args.peers).as_bytes(), 0o644)?;
+    let text = fs::read_to_string(at(CONFIG)).doing(|| format!("cannot read {}", at(CONFIG).display()))?;
+    let config = LaunchArgs::from_toml(&text, &at(CONFIG))?;
+    write(&at(UNIT), unit(&args.peers, &config).as_bytes(), 0o644)?;
     if has_systemd {
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "weft.service"])?;
@@ -170,8 +172,8 @@ fn start(peers: &[String]) -> String {
 }
 
 /// The engine looks for its plugin when it starts containers: weft is ready before it starts.
-fn unit(peers: &[String]) -> String {
-    let start = start(peers);
+fn unit(peers: &[String], config: &LaunchArgs) -> String {
+    let (start, opened) = (start(peers), opened(config));
     format!(
         "[Unit]\n\
          Description=weft, an encrypted mesh network for containers\n\
@@ -184,19 +186,36 @@ fn unit(peers: &[String]) -> String {
          Restart=always\n\
          RestartSec=250ms\n\
          LimitNOFILE=1048576\n\
-         {CONFINEMENT}\n\
+         {CONFINEMENT}{opened}\n\
          [Install]\n\
          WantedBy=multi-user.target\n"
     )
 }
 
-/// What a router may do, of all that root may (systemd.exec(5)): enter containers' network namespaces, which other capabilities than its own
-/// may guard (SYS_ADMIN, SYS_PTRACE), change interfaces, routes and rules in them, and write below /run, where engines look for plugins.
+/// Opens the places outside of the usual ones that a configuration names.
+fn opened(config: &LaunchArgs) -> String {
+    let parent = |file: &Option<PathBuf>| file.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let written =
+        [config.state_dir.clone(), parent(&config.log_file), parent(&config.socket), config.plugin_dir.clone()];
+    let is_usual =
+        |dir: &PathBuf| ["/run", "/var/run", "/var/log", "/var/lib/weft"].iter().any(|usual| dir.starts_with(usual));
+    let lines = written.iter().flatten().filter(|dir| !is_usual(dir));
+    let mut lines: String = lines.map(|dir| format!("ReadWritePaths=\"-{}\"\n", dir.display())).collect();
+    let all = [&config.secret_file, &config.docker_socket].into_iter().cloned().chain(written).flatten();
+    if all.into_iter().any(|path| ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home))) {
+        lines.push_str("ProtectHome=no\n");
+    }
+    lines
+}
+
+/// Confines the router (systemd.exec(5)). It enters containers' network namespaces, whose processes may have more capabilities than it has
+/// (SYS_ADMIN, SYS_PTRACE), changes interfaces, routes and rules in them, uses files and sockets of other users (DAC_OVERRIDE), and writes
+/// below /run, where engines look for plugins.
 const CONFINEMENT: &str = "\
 StateDirectory=weft
 StateDirectoryMode=0700
 ReadWritePaths=/run -/var/log /proc/sys/net
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=yes
@@ -273,6 +292,16 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn places_that_the_configuration_names_are_open_to_the_unit() {
+        let opened = |text: &str| opened(&LaunchArgs::from_toml(text, Path::new("config.toml")).unwrap());
+        assert_eq!(opened(CONFIG_TEXT), "");
+        assert_eq!(opened("state-dir = \"/var/lib/weft/a\"\nlog-file = \"/var/log/weft.log\""), "");
+        let elsewhere = "state-dir = \"/srv/weft\"\nlog-file = \"/srv/log/weft.log\"";
+        assert_eq!(opened(elsewhere), "ReadWritePaths=\"-/srv/weft\"\nReadWritePaths=\"-/srv/log\"\n");
+        assert_eq!(opened("secret-file = \"/root/secret\""), "ProtectHome=no\n");
+    }
 
     #[test]
     fn what_is_installed_is_kept_by_the_next_install_and_goes_with_uninstall() {

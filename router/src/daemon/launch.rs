@@ -74,7 +74,10 @@ pub fn launch(args: LaunchArgs) -> Result<()> {
         .enable_all()
         .build()
         .doing(|| "cannot start an event loop".into())?;
-    runtime.block_on(run(options))
+    let result = runtime.block_on(run(options));
+    // A look-up under way, which nothing can end, is not waited for.
+    runtime.shutdown_timeout(GOODBYE);
+    result
 }
 
 /// A control socket of a router that is not there is worse than none.

@@ -14,7 +14,7 @@ pub struct Observers {
     pub tallies: Tallies,
     /// What happens.
     pub recorder: Arc<Recorder>,
-    /// What is wrong with the way of flow records to their collector, if anything.
+    /// The problem with sending flow records, if there is one.
     pub collector: Arc<ArcSwapOption<String>>,
 }
 

@@ -85,12 +85,12 @@ impl Tallies {
         self.plugin_time.observe(time.as_secs_f64());
     }
 
-    /// Records of flows were sent to the collector, or could not be.
+    /// Counts flow records, by result: `sent` or `lost`.
     pub fn flow_records(&self, result: &'static str, count: u64) {
         self.flow_records.get_or_create_owned(&[("result", result.to_owned())]).inc_by(count);
     }
 
-    /// Packets were counted for no flow: there were too many flows.
+    /// Counts packets that are in no flow record, since there were too many flows.
     pub fn flow_packets_ignored(&self, count: u64) {
         self.flow_packets_ignored.inc_by(count);
     }

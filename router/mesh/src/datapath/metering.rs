@@ -17,7 +17,7 @@ use crate::datapath::frame::{Headers, IpPacket, Transport};
 use crate::datapath::tcp::TcpCut;
 use crate::wire::SegmentId;
 
-/// Which way a flow goes, seen from this host.
+/// Direction of a flow, seen from this host.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FlowDirection {
     /// From another host to containers here.
@@ -30,7 +30,7 @@ pub enum FlowDirection {
 /// and ports.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
-    /// Which way it goes.
+    /// Its direction.
     pub direction: FlowDirection,
     /// The segment.
     pub segment: SegmentId,
@@ -88,7 +88,7 @@ impl<const WORDS: usize> Hash for Packed<WORDS> {
     }
 }
 
-/// Six bytes as a word, and back.
+/// Packs six bytes into a word; [`six`] unpacks them.
 #[inline]
 fn word(bytes: [u8; 6]) -> u64 {
     let [a, b, c, d, e, f] = bytes;
@@ -148,14 +148,14 @@ pub struct Ignored {
 /// Flows of each family that a table takes: seven eighths of 8,192, so that it never grows.
 pub const MAX_FLOWS: usize = 7_168;
 
-/// Hashes flows under seeds that containers cannot know: else they could choose flows that all collide.
+/// Hashes flows under random seeds: with known ones, containers could choose flows that all collide.
 #[derive(Clone)]
 pub struct FlowHashing(SeedableRandomState);
 
 impl FlowHashing {
-    /// Makes one from random numbers. It is meant to be made once a process: it keeps 64 bytes for good.
+    /// Makes one from random numbers. Call it once a process: it leaks 64 bytes.
     pub fn new([table, shared]: [u64; 2]) -> FlowHashing {
-        // The seed of each table alone is erased by words that equal a shared one.
+        // The table's seed alone does not do: a key's word that equals the shared seed multiplies it by zero.
         let shared = Box::leak(Box::new(SharedSeed::from_u64(shared)));
         FlowHashing(SeedableRandomState::with_seed(table, shared))
     }
@@ -170,9 +170,9 @@ pub struct FlowTable {
 
 /// A frame or super-frame to count.
 pub(crate) struct Burst<'a> {
-    /// The first packet, or at least its headers.
+    /// The first packet, at least up to the end of its headers.
     pub(crate) frame: &'a [u8],
-    /// Where they are, of TCP and UDP.
+    /// Its headers, if it is an unfragmented TCP or UDP packet.
     pub(crate) headers: Option<&'a Headers>,
     pub(crate) packets: usize,
     /// Bytes that later packets add to the first's.
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn words_that_a_container_chooses_erase_no_others() {
-        // The constants of foldhash that stand for a shared seed where none is drawn.
+        // The shared seed that foldhash has if none is given.
         const CHOSEN: u64 = 0xc0ac_29b7_c97c_50dd;
         let FlowHashing(hashing) = FlowHashing::new([1, 2]);
         let v4 = (0..1000u64).map(|ports| hashing.hash_one(Packed([1, 2, ports << 32, CHOSEN])));

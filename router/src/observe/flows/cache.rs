@@ -1,4 +1,4 @@
-//! Flows between their records: sums up what the packet workers counted, and says when a record is due.
+//! Sums up the workers' counts by flow, and decides when a flow's record is due.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use weft_crypto::Time;
 use weft_mesh::datapath::metering::{FlowCount, FlowKey};
 
-/// How long a flow carries nothing before its record is due.
+/// Silence after which a flow's record is due.
 const IDLE: Duration = Duration::from_secs(15);
 /// The same for a connection that was closed.
 const CLOSED: Duration = Duration::from_secs(2);
-/// How often a flow that goes on has a record.
+/// Interval between records of a flow that goes on.
 const ACTIVE: Duration = Duration::from_secs(60);
 /// Flows whose record is not due yet, at most: seven eighths of 65,536, which take 6.4 MB.
 pub const MAX_FLOWS: usize = 57_344;
@@ -19,29 +19,29 @@ pub const MAX_FLOWS: usize = 57_344;
 /// Flags of TCP that end a connection: FIN and RST.
 const CLOSES: u8 = 0x05;
 
-/// Why a flow has a record now: `flowEndReason` (RFC 5102, section 5.11.3).
+/// Reason for a record: `flowEndReason` (RFC 5102, section 5.11.3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EndReason {
-    /// It carried nothing for a while.
+    /// The flow is silent.
     Idle = 1,
-    /// It goes on.
+    /// The flow goes on.
     Active = 2,
-    /// Its connection was closed.
+    /// The TCP connection was closed.
     Closed = 3,
-    /// The router ends.
+    /// The router stops.
     Forced = 4,
-    /// There is no room for more flows.
+    /// The cache is full.
     NoRoom = 5,
 }
 
-/// What a flow carried since its last record.
+/// A flow's counters since its last record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowRecord {
     /// The flow.
     pub key: FlowKey,
-    /// What it carried.
+    /// Its counters.
     pub count: FlowCount,
-    /// Why it is told now.
+    /// Why the record is due.
     pub reason: EndReason,
 }
 
@@ -57,12 +57,12 @@ impl FlowCache {
         FlowCache { flows: HashMap::new(), most }
     }
 
-    /// How many there are.
+    /// Returns the number of flows.
     pub fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// Adds what a worker counted. Returns the flow's record if there is no room for another flow.
+    /// Adds a worker's counters. Returns the flow's record if there is no room for another flow.
     pub fn add(&mut self, key: FlowKey, count: FlowCount) -> Option<FlowRecord> {
         let is_full = self.flows.len() >= self.most;
         match self.flows.entry(key) {
@@ -73,7 +73,7 @@ impl FlowCache {
         None
     }
 
-    /// Takes the flows whose record is due.
+    /// Removes the flows whose record is due, and returns their records.
     pub fn take_due(&mut self, now: Time) -> Vec<FlowRecord> {
         let mut records = Vec::new();
         self.flows.retain(|key, count| {
@@ -81,14 +81,14 @@ impl FlowCache {
             records.extend(reason.map(|reason| FlowRecord { key: *key, count: *count, reason }));
             reason.is_none()
         });
-        // A burst of flows is not paid for ever after.
+        // Memory from a burst of flows goes back.
         if self.flows.capacity() > 8 * self.flows.len().max(128) {
             self.flows.shrink_to(2 * self.flows.len());
         }
         records
     }
 
-    /// Takes all flows.
+    /// Removes all flows, and returns their records.
     pub fn take_all(&mut self) -> Vec<FlowRecord> {
         self.flows.drain().map(|(key, count)| FlowRecord { key, count, reason: EndReason::Forced }).collect()
     }

@@ -1,7 +1,7 @@
-//! Messages of IPFIX (RFC 7011): templates, records of flows, and records that say what numbers in them mean.
+//! Encodes IPFIX messages (RFC 7011): templates, flow records, and options records that explain the numbers in them.
 //!
-//! Elements are those of the registry at <https://www.iana.org/assignments/ipfix>. The mesh is told of as one switch whose interfaces are
-//! the hosts: a flow enters by one and leaves by another. A segment is a VRF.
+//! Element ids are from <https://www.iana.org/assignments/ipfix>. Records present the mesh as one switch whose interfaces are the hosts: a
+//! flow enters through one and leaves through another. A segment is a VRF.
 
 use std::net::IpAddr;
 
@@ -10,8 +10,8 @@ use weft_mesh::datapath::metering::{FlowDirection, Ignored};
 
 use super::cache::FlowRecord;
 
-/// Bytes of a message at most: with its headers it fits a tunnel over Ethernet. RFC 7011, section 10.3.3, wants 512 where the path's MTU is
-/// not known, which would be a message for every six records.
+/// Largest message in bytes: with its headers it fits a tunnel over Ethernet. RFC 7011, section 10.3.3, recommends 512 where the path MTU
+/// is unknown, which is room for six records.
 const MAX_MESSAGE: usize = 1_400;
 const VERSION: u16 = 10;
 const HEADER: usize = 16;
@@ -23,11 +23,11 @@ const OPTIONS_TEMPLATES: u16 = 3;
 /// Bytes of a name, with zeros behind it.
 const NAME: u16 = 64;
 
-/// Every packet is counted: systematic selection of one packet after which none is left out (RFC 5477, section 8.2).
+/// Every packet is counted: systematic sampling that selects one packet and then skips none (RFC 5477, section 8.2).
 const SELECTOR: u8 = 1;
 const SYSTEMATIC_BY_COUNT: u16 = 1;
 
-/// An element and the bytes it has here.
+/// An element's id and its length in bytes.
 type Element = (u16, u16);
 
 const OCTETS: Element = (1, 8);
@@ -62,7 +62,7 @@ const SELECTOR_ALGORITHM: Element = (304, 2);
 const SAMPLING_INTERVAL: Element = (305, 4);
 const SAMPLING_SPACE: Element = (306, 4);
 
-/// Templates of flows: addresses and ports, then what all have.
+/// Templates of flow records: id, addresses and ports; [`OF_EACH_FLOW`] follows.
 const FLOWS: [(u16, [Element; 4]); 4] = [
     (256, [SOURCE_V4, DESTINATION_V4, SOURCE_PORT, DESTINATION_PORT]),
     (257, [SOURCE_V6, DESTINATION_V6, SOURCE_PORT, DESTINATION_PORT]),
@@ -86,8 +86,8 @@ const OF_EACH_FLOW: [Element; 12] = [
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_ICMPV6: u8 = 58;
 
-/// Templates of what numbers mean and what was not told: the scope, then these. The first is of a selector (RFC 5476, section 6.5.2), the
-/// others of an observation domain. Names stand alone beside their number: more is not read by nfdump.
+/// Templates of options records: id, scope, elements. The first describes a selector (RFC 5476, section 6.5.2), the others an observation
+/// domain. A name's record has the number and the name only, since nfdump reads no others.
 const SAMPLING: (u16, Element, &[Element]) =
     (260, SELECTOR_ID, &[SELECTOR_ALGORITHM, SAMPLING_INTERVAL, SAMPLING_SPACE]);
 const HOSTS: (u16, Element, &[Element]) = (261, DOMAIN, &[INGRESS_INTERFACE, INTERFACE_DESCRIPTION]);
@@ -95,12 +95,12 @@ const SEGMENTS: (u16, Element, &[Element]) = (262, DOMAIN, &[VRF, VRF_NAME]);
 const LOSSES: (u16, Element, &[Element]) =
     (263, DOMAIN, &[IGNORED_PACKETS, IGNORED_OCTETS, NOT_SENT_FLOWS, NOT_SENT_PACKETS, NOT_SENT_OCTETS]);
 
-/// What was not told since the router's start.
+/// Packets and records missing from what was sent, since the router's start.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Losses {
-    /// What was counted for no flow.
+    /// Packets that were not counted by flow.
     pub ignored: Ignored,
-    /// Records that could not be sent.
+    /// Flow records that were not sent.
     pub flows: u64,
     /// Packets in them.
     pub packets: u64,
@@ -108,23 +108,23 @@ pub struct Losses {
     pub octets: u64,
 }
 
-/// A message to send.
+/// An encoded message.
 #[derive(Clone, Default, Debug)]
 pub struct Message {
-    /// The message, without its sequence number.
+    /// The message; its sequence number is zero until set.
     pub bytes: Vec<u8>,
     /// Data records in it.
     pub records: u32,
-    /// Records of flows in it.
+    /// Flow records in it.
     pub flows: u64,
-    /// Packets that they tell of.
+    /// Packets in these records.
     pub packets: u64,
-    /// Bytes that they tell of.
+    /// Bytes in these records.
     pub octets: u64,
 }
 
 impl Message {
-    /// Writes how many data records were sent before it.
+    /// Sets the sequence number: the data records sent before this message.
     pub fn set_sequence(&mut self, sequence: u32) {
         if let Some(field) = self.bytes.get_mut(SEQUENCE_AT..SEQUENCE_AT + 4) {
             field.copy_from_slice(&sequence.to_be_bytes());
@@ -132,31 +132,31 @@ impl Message {
     }
 }
 
-/// Writes the messages of one observation domain: of one host.
+/// Encodes the messages of one observation domain, which is a host.
 pub struct Encoder {
     domain: u32,
     /// Seconds since 1970.
     time: u32,
     done: Vec<Message>,
     open: Message,
-    /// Where the open set begins, and its id.
+    /// Offset and id of the open set.
     set: Option<(usize, u16)>,
 }
 
 impl Encoder {
-    /// Writes messages of the host with this interface number.
+    /// Returns an encoder for the host with this interface number.
     pub fn new(domain: u32) -> Encoder {
         let (done, open) = (Vec::new(), Message::default());
         Encoder { domain, time: 0, done, open, set: None }
     }
 
-    /// From now on messages have this time, in seconds since 1970.
+    /// Sets the export time of further messages, in seconds since 1970.
     pub fn set_time(&mut self, unix_seconds: u64) {
-        // As the format has it: the number begins anew in 2106.
+        // The field has 32 bits and wraps in 2106.
         self.time = unix_seconds as u32;
     }
 
-    /// Says how records are to be read.
+    /// Adds all templates.
     pub fn templates(&mut self) {
         for (id, ends) in FLOWS {
             let fields: Vec<Element> = ends.into_iter().chain(OF_EACH_FLOW).collect();
@@ -173,14 +173,14 @@ impl Encoder {
             template.put_u16(1);
             put_elements(&mut template, &[scope]);
             put_elements(&mut template, fields);
-            // Some collectors read the first template of a set only.
+            // nfdump reads only the first options template of a set.
             self.close_set();
             self.put(OPTIONS_TEMPLATES, &template);
         }
         self.close_set();
     }
 
-    /// Says that every packet is counted.
+    /// Adds the record that every packet is counted.
     pub fn sampling(&mut self) {
         let mut record = vec![SELECTOR];
         record.put_u16(SYSTEMATIC_BY_COUNT);
@@ -189,7 +189,7 @@ impl Encoder {
         self.put(SAMPLING.0, &record);
     }
 
-    /// Says which host has an interface number.
+    /// Adds the name of the host with an interface number.
     pub fn host(&mut self, number: u32, name: &str) {
         let mut record = self.option();
         record.put_u32(number);
@@ -197,7 +197,7 @@ impl Encoder {
         self.put(HOSTS.0, &record);
     }
 
-    /// Says which segment has a number.
+    /// Adds the name of the segment with a number.
     pub fn segment(&mut self, number: u32, name: &str) {
         let mut record = self.option();
         record.put_u32(number);
@@ -205,7 +205,7 @@ impl Encoder {
         self.put(SEGMENTS.0, &record);
     }
 
-    /// Says what was not told.
+    /// Adds the counters of what is missing.
     pub fn losses(&mut self, losses: &Losses) {
         let Losses { ignored: Ignored { packets: ignored_packets, octets: ignored_octets }, flows, packets, octets } =
             *losses;
@@ -214,8 +214,7 @@ impl Encoder {
         self.put(LOSSES.0, &record);
     }
 
-    /// Tells of a flow between hosts with these interface numbers, in the segment with this number. `start` and `end` are milliseconds
-    /// since 1970.
+    /// Adds a flow record: the hosts' interface numbers, the segment's number, and begin and end in milliseconds since 1970.
     pub fn flow(&mut self, flow: &FlowRecord, [from, to]: [u32; 2], segment: u32, [start, end]: [u64; 2]) {
         let FlowRecord { key, count, reason } = flow;
         let [source, destination] = key.addresses;
@@ -242,13 +241,13 @@ impl Encoder {
         self.open.octets += count.octets;
     }
 
-    /// Takes the messages written until now.
+    /// Returns the messages encoded so far.
     pub fn take(&mut self) -> Vec<Message> {
         self.close_message();
         std::mem::take(&mut self.done)
     }
 
-    /// The beginning of what is said of this exporter.
+    /// Returns the beginning of an options record: its scope.
     fn option(&self) -> Vec<u8> {
         self.domain.to_be_bytes().to_vec()
     }

@@ -1,11 +1,11 @@
-//! Flow export: tells a collector by IPFIX (RFC 7011) over UDP what the flows between this host's containers and those of other hosts carried.
+//! Flow export: sends records of flows between this host's containers and those of other hosts to a collector, by IPFIX (RFC 7011) over UDP.
 //!
 //! Once a second:
 //!
-//! 1. Each packet worker gets an empty table for the one that it counted into.
-//! 2. `cache` sums up, and says which flows have a record now.
-//! 3. `ipfix` writes the records into messages, and before them how they are read.
-//! 4. `collector` sends the messages, some at a time: collectors keep up with that.
+//! 1. Each packet worker hands over its table of flows and gets an empty one.
+//! 2. `cache` sums the tables up and returns the records that are due.
+//! 3. `ipfix` encodes them, behind the templates that a collector needs to decode them.
+//! 4. `collector` sends the messages in small bursts, so that the collector's receive buffer holds them.
 
 mod cache;
 mod collector;
@@ -32,25 +32,26 @@ use crate::daemon::api::Api;
 use crate::dataplane::clock::Clock;
 use crate::dataplane::worker::WorkerHandle;
 
-/// How often workers are asked.
+/// Interval between exchanges of tables.
 const ROUND: Duration = Duration::from_secs(1);
-/// Rounds after which all names are told again, since over UDP they may be lost; and after which names are asked for again that were
-/// not known.
+/// Rounds between two announcements of all names, which UDP may lose, and between two searches for a missing one.
 const ROUNDS_PER_NAMES: u32 = 60;
 const ROUNDS_PER_QUESTION: u32 = 10;
-/// Names that are kept of hosts and segments that may be gone.
+/// Hosts, and segments, whose names are remembered at most; some may be gone.
 const MAX_NAMES: usize = 8_192;
-/// Records that are due at once in a round, because there is no room for their flows. What more there is counts as ignored.
+/// Flows in a round that get a record at once because the cache is full. Packets of further ones count as ignored.
 const MAX_UNKEPT: usize = 16_384;
-/// Records that are written before they are sent.
+/// Records that are encoded before the next ones are: bounds memory.
 const RECORDS_PER_BATCH: usize = 4_096;
-/// Messages sent at once, a fifth of the usual receive buffer; the time between, and when the router ends.
+/// Messages in a burst, a fifth of the usual receive buffer, and the pause behind it; the second is used while the router stops.
 const BURST: usize = 32;
 const PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(1);
-/// How long the last records may take when the router ends.
+/// Time that the node, and the endpoints, may take to tell names.
+const NAMES_WITHIN: Duration = Duration::from_millis(500);
+/// Time that the last records may take when the router stops.
 const LAST: Duration = Duration::from_secs(1);
-/// Rounds without a failure after which records are taken to arrive again.
+/// Rounds without a failure after which the collector counts as well again.
 const ROUNDS_TO_RECOVER: u32 = 3;
 
 /// A running export.
@@ -61,7 +62,7 @@ pub struct FlowExport {
 }
 
 impl FlowExport {
-    /// Has the workers count flows, and tells a collector, named as `HOST:PORT`, of them.
+    /// Starts counting flows in all workers, and sending records to `collector`, which is `HOST:PORT`.
     pub fn start(collector: String, workers: Vec<WorkerHandle>, clock: Clock, own: &PeerId, api: Api) -> FlowExport {
         let (stop, stopped) = oneshot::channel();
         let is_ending = Arc::<AtomicBool>::default();
@@ -78,6 +79,7 @@ impl FlowExport {
             hosts: HashMap::new(),
             segments: HashSet::new(),
             asked: 0,
+            owes_names: true,
             losses: Losses::default(),
             round: 0,
             failed: None,
@@ -87,11 +89,12 @@ impl FlowExport {
         FlowExport { is_ending, stop, task: tokio::spawn(exporter.run(stopped)) }
     }
 
-    /// Tells the collector of all flows, and ends.
-    pub async fn finish(self) {
+    /// Sends records of all flows, and stops.
+    pub async fn finish(mut self) {
         self.is_ending.store(true, Ordering::Relaxed);
         let _ = self.stop.send(());
-        if timeout(LAST, self.task).await.is_err() {
+        if timeout(LAST, &mut self.task).await.is_err() {
+            self.task.abort();
             warn!("the last flow records could not be sent in time; they are lost");
         }
     }
@@ -103,19 +106,21 @@ struct Exporter {
     /// This host's interface number.
     own: u32,
     hashing: FlowHashing,
-    /// An empty table.
+    /// An empty table for the next worker.
     spare: Option<Box<FlowTable>>,
     cache: FlowCache,
     encoder: Encoder,
     collector: Collector,
-    /// Interface numbers of hosts whose names were told, and segments whose names were told.
+    /// Interface numbers of hosts, and segments, whose names were sent.
     hosts: HashMap<HostLabel, u32>,
     segments: HashSet<SegmentId>,
-    /// The round in which names were asked for last.
+    /// Round of the last search for names.
     asked: u32,
+    /// Whether all names are to be sent, since the collector may have heard none.
+    owes_names: bool,
     losses: Losses,
     round: u32,
-    /// The round of the last failure, while records are not taken to arrive.
+    /// Round of the last failure, until the collector counts as well again.
     failed: Option<u32>,
     is_ending: Arc<AtomicBool>,
     api: Api,
@@ -137,18 +142,19 @@ impl Exporter {
             self.see_to_collector();
             self.export(&records).await;
             if is_last {
+                self.see_to_collector();
                 return;
             }
             self.round = self.round.wrapping_add(1);
         }
     }
 
-    /// Changes each worker's table for an empty one and sums up. Returns records of flows that there is no room for.
+    /// Exchanges the workers' tables and sums them up. Returns records of flows that the cache has no room for.
     async fn collect(&mut self) -> Vec<FlowRecord> {
         let (mut unkept, mut ignored) = (Vec::new(), 0);
         for worker in &self.workers {
             let empty = self.spare.take().unwrap_or_else(|| Box::new(FlowTable::new(&self.hashing)));
-            // There is none the first time.
+            // In its first round a worker has no table to hand over.
             let Some(mut table) = worker.meter_into(Some(empty)).await else { continue };
             let (flows, uncounted) = table.drain();
             ignored += uncounted.packets;
@@ -171,22 +177,30 @@ impl Exporter {
         unkept
     }
 
-    /// Keeps the way to the collector open, and notes what became of the message before.
+    /// Keeps the socket to the collector up to date, and clears the problem once sending works.
     fn see_to_collector(&mut self) {
-        let outcome = self.collector.check(self.round, self.failed.is_some());
+        let outcome = self.collector.check(self.round);
+        let is_new = outcome.is_new;
         self.note(outcome);
+        if is_new && self.failed.is_some() {
+            // It has to prove itself.
+            self.failed = Some(self.round);
+        }
         let is_silent = self.failed.is_some_and(|round| self.round.wrapping_sub(round) > ROUNDS_TO_RECOVER);
         if is_silent && self.collector.is_connected() {
             info!("flow records get to the collector {} again, as far as this host can see", self.collector.name());
-            self.failed = None;
+            (self.failed, self.owes_names) = (None, true);
             self.api.observers.collector.store(None);
         }
     }
 
-    /// Writes and sends records, and before them what is needed to read them: a collector that has just come reads them, too.
+    /// Sends records behind the templates for them: a collector that started a moment ago can decode them, too.
     async fn export(&mut self, records: &[FlowRecord]) {
-        let is_due = self.round.is_multiple_of(ROUNDS_PER_NAMES) || self.failed.is_some();
-        if records.is_empty() && !is_due {
+        self.owes_names |= self.round.is_multiple_of(ROUNDS_PER_NAMES);
+        // A collector that failed is sent something in each round, to see whether it goes on refusing.
+        let is_probe = self.failed.is_some() && self.collector.is_connected();
+        let is_due = self.owes_names && self.failed.is_none();
+        if records.is_empty() && !is_due && !is_probe {
             return;
         }
         let (now, unix) = (self.clock.now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
@@ -198,7 +212,8 @@ impl Exporter {
             !self.hosts.contains_key(&record.key.peer) || !self.segments.contains(&record.key.segment)
         };
         let may_ask = self.round.wrapping_sub(self.asked) >= ROUNDS_PER_QUESTION;
-        if is_due || (may_ask && records.iter().any(is_unknown)) {
+        let is_ending = self.is_ending.load(Ordering::Relaxed);
+        if !is_ending && (is_due || (may_ask && records.iter().any(is_unknown))) {
             self.tell_names(is_due).await;
         }
         let unix_millis = |time: Time| (unix.saturating_sub(now.since(time))).as_millis() as u64;
@@ -218,11 +233,13 @@ impl Exporter {
         }
     }
 
-    /// Tells the names of hosts and segments: all, or those that were not told yet.
+    /// Encodes the names of hosts and segments: all, or only those that were not sent yet.
     async fn tell_names(&mut self, all: bool) {
         self.asked = self.round;
-        // Names that are not to be had now are told the next time.
-        let Ok(measures) = self.api.node.measures().await else { return };
+        // Without the node there are no names; the next search may find them.
+        let Ok(Ok(measures)) = timeout(NAMES_WITHIN, self.api.node.measures()).await else { return };
+        let Ok(endpoints) = timeout(NAMES_WITHIN, self.api.attachments.all()).await else { return };
+        self.owes_names &= !all;
         if self.hosts.len() > MAX_NAMES || self.segments.len() > MAX_NAMES {
             self.hosts.clear();
             self.segments.clear();
@@ -237,7 +254,6 @@ impl Exporter {
                 self.encoder.host(interface_number(&key), &peer.name);
             }
         }
-        let endpoints = self.api.attachments.all().await;
         let names: HashSet<&str> = endpoints.iter().map(|endpoint| endpoint.segment.as_str()).collect();
         for name in names {
             let segment = SegmentId::of(name);
@@ -247,7 +263,7 @@ impl Exporter {
         }
     }
 
-    /// Sends what is written.
+    /// Sends the encoded messages.
     async fn send(&mut self) {
         for (sent, message) in self.encoder.take().into_iter().enumerate() {
             if sent > 0 && sent.is_multiple_of(BURST) {
@@ -258,7 +274,7 @@ impl Exporter {
         }
     }
 
-    fn note(&mut self, Outcome { arrived, lost, error }: Outcome) {
+    fn note(&mut self, Outcome { arrived, lost, error, is_new: _ }: Outcome) {
         let tallies = &self.api.observers.tallies;
         tallies.flow_records("sent", arrived);
         for Message { flows, packets, octets, .. } in lost {
@@ -268,23 +284,23 @@ impl Exporter {
             tallies.flow_records("lost", flows);
         }
         let Some(error) = error else { return };
+        let problem = format!(
+            "flow records do not get to the collector {}: {error}; is it running there, and is --flow-export right?",
+            self.collector.name()
+        );
         if self.failed.replace(self.round).is_none() {
-            let problem = format!(
-                "flow records do not get to the collector {}: {error}; is it running there, and is --flow-export right?",
-                self.collector.name()
-            );
             warn!("{problem}");
-            self.api.observers.collector.store(Some(problem.into()));
         }
+        self.api.observers.collector.store(Some(problem.into()));
     }
 }
 
-/// The number of a host's interface in records: the first four bytes of its key, which people see as eight digits.
+/// Returns the number of a host's interface in records: the first four bytes of its key, shown to people as eight digits.
 fn interface_number(PeerId([a, b, c, d, ..]): &PeerId) -> u32 {
     u32::from_be_bytes([*a, *b, *c, *d])
 }
 
-/// A segment's number in records: the first four bytes of its id.
+/// Returns a segment's number in records: the first four bytes of its id.
 fn segment_number(SegmentId([a, b, c, d, ..]): SegmentId) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
