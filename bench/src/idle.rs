@@ -1,6 +1,6 @@
 //! What routers say and compute while nothing happens: real hosts on one LAN, with a container each.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +12,8 @@ use weft_router::attach::prefix::Prefix;
 use weft_router::cli::options::TapMode;
 use weft_router::error::{Doing, Failure, Result};
 use weft_router::lab::{LabHost, Ns, await_true, resident, wire};
+
+use crate::http;
 
 /// Counts what a host sends and receives, IP headers included.
 const COUNTER: &str = "table ip idle {
@@ -120,18 +122,9 @@ fn rest(hosts: &[LabHost], time: Duration, scrape: Option<Duration>) -> Result<(
 }
 
 fn read_metrics(host: &LabHost) -> Result<()> {
-    const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let read = host.ns.run(|| -> std::io::Result<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 6784))?;
-        stream.write_all(REQUEST)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })?;
-    let what = || format!("cannot read the metrics of {}", host.name);
-    match read.doing(what)?.contains("weft_peers") {
+    match http::get(host, "/metrics")?.contains("weft_peers") {
         true => Ok(()),
-        false => Err(Failure::new(what())),
+        false => Err(Failure::new(format!("cannot read the metrics of {}", host.name))),
     }
 }
 
@@ -143,10 +136,8 @@ struct Page {
 
 impl Page {
     fn open(host: &LabHost) -> Result<Page> {
-        const REQUEST: &[u8] = b"GET /live HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
         let what = || format!("cannot open the page of {}", host.name);
-        let mut stream = host.ns.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 6784)))?.doing(what)?;
-        stream.write_all(REQUEST).doing(what)?;
+        let stream = http::ask(host, "/live")?;
         let mut reading = stream.try_clone().doing(what)?;
         let mut status = [0; 12];
         reading.read_exact(&mut status).doing(what)?;

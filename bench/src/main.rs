@@ -2,6 +2,7 @@
 //! `growth` and `instructions`, what a frame, a session, an endpoint costs; `seen`, what looking at many of them takes; `idle`, what routers do while nothing happens; `sim`,
 //! the full counts of simulated meshes, and `scale`, larger and larger ones.
 
+mod http;
 mod idle;
 mod instructions;
 mod scale;

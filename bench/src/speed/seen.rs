@@ -1,7 +1,7 @@
 //! Cost of observing a large mesh: metrics and page of a router that knows many hosts and endpoints.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use weft_router::lab::{LabHost, resident};
 
 use super::guest::{Guest, await_links, beside, id, record, run_for};
 use super::pairs;
+use crate::http;
 
 /// Size of the mesh.
 #[derive(clap::Args)]
@@ -99,7 +100,7 @@ fn look(options: &Options, router: &LabHost) -> Result<()> {
             // The router caches a reading for a second.
             std::thread::sleep(Duration::from_millis(1100));
             let started = Instant::now();
-            bytes = get(router, path)?.len();
+            bytes = http::get(router, path)?.len();
             times.push(started.elapsed());
         }
         times.sort_unstable();
@@ -130,26 +131,9 @@ fn look(options: &Options, router: &LabHost) -> Result<()> {
     Ok(())
 }
 
-fn connect(router: &LabHost, path: &str) -> Result<TcpStream> {
-    let what = || format!("cannot read {path} of the router");
-    let mut stream = router.ns.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 6784)))?.doing(what)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).doing(what)?;
-    Ok(stream)
-}
-
-fn get(router: &LabHost, path: &str) -> Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    connect(router, path)?.read_to_end(&mut answer).doing(|| format!("cannot read {path} of the router"))?;
-    match answer.starts_with(b"HTTP/1.1 200") {
-        true => Ok(answer),
-        false => Err(Failure::new(format!("{path} is refused"))),
-    }
-}
-
 /// Reads until the event that has all rows.
 fn open_page(router: &LabHost) -> Result<(BufReader<TcpStream>, usize)> {
-    let mut stream = BufReader::new(connect(router, "/live")?);
+    let mut stream = BufReader::new(http::ask(router, "/live")?);
     let (mut bytes, mut is_wanted) = (0, false);
     loop {
         let mut line = String::new();
