@@ -60,7 +60,8 @@ pub(super) fn socket_for(address: SocketAddr, kind: Type, protocol: Protocol) ->
     Ok(socket)
 }
 
-pub(super) fn unspecified(is_v6: bool) -> IpAddr {
+/// The address of either family that stands for all of a host's own.
+pub(crate) fn unspecified(is_v6: bool) -> IpAddr {
     if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 

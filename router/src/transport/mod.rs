@@ -1,6 +1,6 @@
 //! Datagrams to other hosts, by each transport.
 
-mod addresses;
+pub(crate) mod addresses;
 pub mod spare;
 pub mod tcp;
 pub mod udp;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use weft_mesh::node::Usage;
 use weft_mesh::path::Path;
 use weft_mesh::wire::Lane;
 
+use super::addresses::unspecified;
 use super::udp::UdpPort;
 
 /// How long a port is kept that no link goes over: as long as a NAT keeps what was opened for it.
@@ -157,7 +158,7 @@ impl SparePorts {
 /// It then maps what the peer sends to where that came from to another port; Linux does so with all that the peer sends to anywhere new
 /// from then on.
 async fn gets_to_nat(to: Path, hops: u8) -> io::Result<bool> {
-    let any: IpAddr = if to.remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any = unspecified(to.remote.is_ipv6());
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(to.remote).await?;
     match any {
@@ -171,6 +172,8 @@ async fn gets_to_nat(to: Path, hops: u8) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use weft_mesh::path::Transport;
 
     use super::*;

@@ -145,6 +145,14 @@ pub struct Ignored {
     pub octets: u64,
 }
 
+impl Ignored {
+    /// Adds further ones.
+    pub fn add(&mut self, packets: u64, octets: u64) {
+        self.packets += packets;
+        self.octets += octets;
+    }
+}
+
 /// Flows of each family that a table takes: seven eighths of 8,192, so that it never grows.
 pub const MAX_FLOWS: usize = 7_168;
 
@@ -251,8 +259,7 @@ fn add<const WORDS: usize>(
     } else if flows.len() < MAX_FLOWS {
         flows.insert(key, count);
     } else {
-        ignored.packets += count.packets;
-        ignored.octets += count.octets;
+        ignored.add(count.packets, count.octets);
     }
 }
 

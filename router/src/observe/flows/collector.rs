@@ -1,11 +1,12 @@
 //! The connection to a collector: address, socket, sequence numbers, and the fate of sent messages.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
 use tokio::task::JoinHandle;
 
 use super::ipfix::Message;
+use crate::transport::addresses::unspecified;
 
 /// Rounds in a row in which messages are refused before another address is tried.
 const ROUNDS_REFUSED: u32 = 10;
@@ -172,11 +173,7 @@ impl Collector {
 }
 
 fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let local = match address {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(local)?;
+    let socket = UdpSocket::bind((unspecified(address.is_ipv6()), 0))?;
     socket.set_nonblocking(true)?;
     socket.connect(address)?;
     Ok(socket)

@@ -151,29 +151,23 @@ impl Exporter {
 
     /// Exchanges the workers' tables and sums them up. Returns records of flows that the cache has no room for.
     async fn collect(&mut self) -> Vec<FlowRecord> {
-        let (mut unkept, mut ignored) = (Vec::new(), 0);
+        let (mut unkept, before) = (Vec::new(), self.losses.ignored.packets);
         for worker in &self.workers {
             let empty = self.spare.take().unwrap_or_else(|| Box::new(FlowTable::new(&self.hashing)));
             // In its first round a worker has no table to hand over.
             let Some(mut table) = worker.meter_into(Some(empty)).await else { continue };
             let (flows, uncounted) = table.drain();
-            ignored += uncounted.packets;
-            self.losses.ignored.packets += uncounted.packets;
-            self.losses.ignored.octets += uncounted.octets;
+            self.losses.ignored.add(uncounted.packets, uncounted.octets);
             for (key, count) in flows {
                 match self.cache.add(key, count) {
                     None => {}
                     Some(record) if unkept.len() < MAX_UNKEPT => unkept.push(record),
-                    Some(FlowRecord { count, .. }) => {
-                        ignored += count.packets;
-                        self.losses.ignored.packets += count.packets;
-                        self.losses.ignored.octets += count.octets;
-                    }
+                    Some(FlowRecord { count, .. }) => self.losses.ignored.add(count.packets, count.octets),
                 }
             }
             self.spare = Some(table);
         }
-        self.api.observers.tallies.flow_packets_ignored(ignored);
+        self.api.observers.tallies.flow_packets_ignored(self.losses.ignored.packets - before);
         unkept
     }
 
@@ -217,8 +211,7 @@ impl Exporter {
             self.tell_names(is_due).await;
         }
         let unix_millis = |time: Time| (unix.saturating_sub(now.since(time))).as_millis() as u64;
-        let batches = records.chunks(RECORDS_PER_BATCH).chain(records.is_empty().then_some(records));
-        for batch in batches {
+        for batch in records.chunks(RECORDS_PER_BATCH) {
             for record in batch {
                 let key = &record.key;
                 let other = self.hosts.get(&key.peer).copied().unwrap_or(0);
@@ -229,6 +222,9 @@ impl Exporter {
                 let times = [record.count.first, record.count.last].map(unix_millis);
                 self.encoder.flow(record, hosts, segment_number(key.segment), times);
             }
+            self.send().await;
+        }
+        if records.is_empty() {
             self.send().await;
         }
     }
