@@ -16,7 +16,7 @@ const FAULTS: usize = 10;
 /// How long frames may be lost after the last fault, and how long direct links may take that need no search.
 const WAYS_WITHIN: Duration = Duration::from_secs(10);
 const DIRECT_WITHIN: Duration = Duration::from_secs(200);
-/// How long it is waited for those where ports have to be found: hosts search for one peer after the other.
+/// How long it is waited for those where ports have to be found: hosts search for a few peers at a time.
 pub const FOUND_WITHIN: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_millis(100);
 

@@ -59,6 +59,27 @@ fn two_hosts_have_a_direct_link_exactly_when_their_nats_allow_one_and_are_relaye
 }
 
 #[test]
+fn several_hosts_that_have_to_be_searched_for_are_found_as_soon_as_one() {
+    let carrier = Behaviour {
+        mapping: Dependence::AddressAndPort,
+        filtering: Dependence::AddressAndPort,
+        preserves_ports: false,
+        claims_unasked: false,
+    };
+    let office = Behaviour { mapping: Dependence::None, preserves_ports: true, ..carrier };
+    // One host searches for three, or three search for one, which opens ports towards each.
+    for (first, others) in [(office, carrier), (carrier, office)] {
+        for seed in 0..10 {
+            let mut world = behind(seed, &[first, others, others, others]);
+            world.run_for(PREDICTED_WITHIN);
+            let lacks: Vec<HostNumber> =
+                (2..5).filter(|other| !(world.is_direct(1, *other) && world.is_direct(*other, 1))).collect();
+            assert!(lacks.is_empty(), "seed {seed}: {first:?} has no direct link with {lacks:?}");
+        }
+    }
+}
+
+#[test]
 fn hosts_behind_one_nat_find_each_other_inside() {
     for behaviour in Behaviour::all() {
         let mut world = behind(1, &[behaviour]);

@@ -7,7 +7,7 @@
 //! problem; Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across Network Address Translators", 2005, section 5.1, has prediction
 //! alone). The question that gets in is answered from the spare port, and the link goes by it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -28,10 +28,14 @@ pub(crate) const SPARE_PORTS: usize = 256;
 pub(crate) const SPARE_HOPS: [u8; 2] = [2, 4];
 /// How long rounds of punching have first: they cost less.
 const ROUNDS_FIRST: Duration = Duration::from_secs(2);
-/// The wait before spare ports are opened towards one peer again, which doubles each time, the longest, and the one between two peers.
+/// The wait before spare ports are opened towards one peer again, which doubles each time, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-const BETWEEN_PEERS: Duration = Duration::from_secs(8);
+/// Peers in a row towards which spare ports are opened, and the seconds that earn one more: carriers give a customer some thousand ports, and
+/// keep each for 30 s.
+const SPREADS: u64 = 3;
+const SECONDS_PER_SPREAD: u64 = 8;
+const SPREAD_BUDGET: u64 = SPREADS * SECONDS_PER_SPREAD;
 /// How often new addresses of one peer cut those waits short, at most.
 const HURRIED_EVERY: Duration = Duration::from_secs(300);
 /// The middle of what [`Backoff`] spreads tries by: the peer's turn follows from this host's.
@@ -47,7 +51,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const NEAR: u16 = 32;
 /// The lowest port that NATs map to.
 const LOWEST_PORT: u16 = 1024;
-/// Searches in a row, and the seconds that earn one more; one runs at a time. A member may say that it is behind a stranger's address:
+/// Searches at once; how many more wait for their turn, and for how long: the peer's spare ports are open for 30 s, and a search takes six.
+const SEARCHES_AT_ONCE: usize = 4;
+const MAX_WAITING: usize = 16;
+const WAITS_WITHIN: Duration = Duration::from_secs(20);
+/// Searches in a row, and the seconds that earn one more. A member may say that it is behind a stranger's address:
 /// each search sends 200 kB there.
 const SEARCHES: u64 = 8;
 const SECONDS_PER_SEARCH: u64 = 30;
@@ -68,8 +76,8 @@ impl Spreads {
         self.hurry(now);
     }
 
-    /// Allows the next ones at once: one of the hosts has new addresses. Seldom: a peer could have that said again and again, and others are
-    /// not searched for meanwhile.
+    /// Allows the next ones at once: one of the hosts has new addresses. Seldom: a peer could have that said again and again, and others
+    /// have their share of all searches.
     pub(super) fn hurry(&mut self, now: Time) {
         if self.hurried == Time::ZERO || now.since(self.hurried) >= HURRIED_EVERY {
             self.hurried = now;
@@ -79,12 +87,20 @@ impl Spreads {
     }
 }
 
-/// Port prediction of this host, with one peer after the other.
+/// Port prediction of this host, with a few peers at a time.
 pub(super) struct Prediction {
-    /// When spare ports may be opened towards another peer.
-    next: Time,
-    search: Option<Search>,
-    searches: Bucket,
+    spreads: Bucket,
+    searches: Vec<Search>,
+    waiting: VecDeque<Wanted>,
+    budget: Bucket,
+}
+
+/// A peer that is to be searched for.
+struct Wanted {
+    peer: HostLabel,
+    since: Time,
+    /// Where others see it.
+    seen: Vec<SocketAddr>,
 }
 
 /// A search for the port at which a peer's NAT lets this host in.
@@ -97,7 +113,12 @@ struct Search {
 
 impl Prediction {
     pub(super) fn new(now: Time) -> Self {
-        Prediction { next: now, search: None, searches: Bucket::new(SEARCH_BUDGET, now) }
+        Prediction {
+            spreads: Bucket::new(SPREAD_BUDGET, now),
+            searches: Vec::new(),
+            waiting: VecDeque::new(),
+            budget: Bucket::new(SEARCH_BUDGET, now),
+        }
     }
 
     /// Has spare ports opened towards a peer, and the peer told, if rounds have not led to a link and this host's ports are not known from
@@ -109,8 +130,8 @@ impl Prediction {
         own: &OwnAddresses,
         now: Time,
     ) -> Option<[Event; 2]> {
-        let is_time = now >= self.next && peer.spreads.opened.is_due(now) && peer.punching.waited(now) >= ROUNDS_FIRST;
-        if !is_time || !own.is_mapped_elsewhere() {
+        let is_time = peer.spreads.opened.is_due(now) && peer.punching.waited(now) >= ROUNDS_FIRST;
+        if !is_time || !own.is_mapped_elsewhere() || !self.spreads.take(SECONDS_PER_SPREAD, 1, SPREAD_BUDGET, now) {
             return None;
         }
         let towards = peer.outsides(own.local());
@@ -118,29 +139,23 @@ impl Prediction {
         if towards.is_empty() {
             return None;
         }
-        self.next = now + BETWEEN_PEERS;
         Some([Event::Spread { towards }, Event::Message(label, Control::Punch(Punch::Spread))])
     }
 
-    /// Begins to search for the open ports of a peer at the address at which it says that others see it, none of this host's `own`; false if
-    /// another search is under way, or there were enough.
-    pub(super) fn begin(
-        &mut self,
-        label: HostLabel,
-        peer: &mut Peer,
-        own: &[SocketAddr],
-        rng: &mut impl Rng,
-        now: Time,
-    ) -> bool {
+    /// Wants the open ports of a peer to be searched for at the address at which it says that others see it, none of this host's `own`; false if
+    /// that was done a moment ago, or too many others are waiting.
+    pub(super) fn begin(&mut self, label: HostLabel, peer: &mut Peer, own: &[SocketAddr], now: Time) -> bool {
         let seen = peer.seen.as_deref().unwrap_or_default();
         let may_be = |seen: &SocketAddr| may_be_outside(seen.ip()) && !own.iter().any(|own| own.ip() == seen.ip());
-        if self.search.is_some() || !peer.spreads.searched.is_due(now) || !seen.first().is_some_and(may_be) {
+        let is_known = self.searches.iter().any(|search| search.peer == label)
+            || self.waiting.iter().any(|wanted| wanted.peer == label);
+        if is_known || self.waiting.len() >= MAX_WAITING || !peer.spreads.searched.is_due(now) {
             return false;
         }
-        if !self.searches.take(SECONDS_PER_SEARCH, 1, SEARCH_BUDGET, now) {
+        if !seen.first().is_some_and(may_be) {
             return false;
         }
-        self.search = Some(Search { peer: label, began: now, ports: ports_to_ask(seen, rng), asked: 0 });
+        self.waiting.push_back(Wanted { peer: label, since: now, seen: seen.to_vec() });
         // The peer waits twice as long, if it does as this host would.
         peer.spreads.searched.on_try_from(now, FIRST_WAIT / 2, LONGEST_WAIT / 2, NO_JITTER);
         true
@@ -148,36 +163,62 @@ impl Prediction {
 
     /// There is a link with a peer.
     pub(super) fn end(&mut self, peer: HostLabel) {
-        self.search.take_if(|search| search.peer == peer);
+        self.searches.retain(|search| search.peer != peer);
+        self.waiting.retain(|wanted| wanted.peer != peer);
     }
 
-    /// Asks at the next ports, and wants to be called again, while a search is under way.
+    /// Asks at the next ports, and wants to be called again, while peers are searched for.
     pub(super) fn search(&mut self, sessions: &impl SessionTable, rng: &mut impl Rng, now: Time) -> Vec<Event> {
-        let Some((peer, to)) = self.questions(now) else { return Vec::new() };
-        let Some(index) = sessions.current(peer) else {
-            self.end(peer);
-            return Vec::new();
-        };
-        let question = |seen| {
-            // The peer asks back from where this gets to; nothing else comes of it.
-            let control = Control::Ping { id: rng.next_u32(), lane: Lane::Main, seen };
-            Event::Straight { peer, index, to: Path::udp(seen), lane: Lane::Main, control, size: 0 }
-        };
-        to.into_iter().map(question).chain([Event::Wake(now + PAUSE)]).collect()
+        let mut events = Vec::new();
+        for (peer, to) in self.questions(rng, now) {
+            let Some(index) = sessions.current(peer) else {
+                self.end(peer);
+                continue;
+            };
+            events.extend(to.into_iter().map(|seen| {
+                // The peer asks back from where this gets to; nothing else comes of it.
+                let control = Control::Ping { id: rng.next_u32(), lane: Lane::Main, seen };
+                Event::Straight { peer, index, to: Path::udp(seen), lane: Lane::Main, control, size: 0 }
+            }));
+        }
+        if !(self.searches.is_empty() && self.waiting.is_empty()) {
+            events.push(Event::Wake(now + PAUSE));
+        }
+        events
     }
 
-    /// Returns the peer that is searched for, and where to ask for it now.
-    fn questions(&mut self, now: Time) -> Option<(HostLabel, Vec<SocketAddr>)> {
-        let search = self.search.as_mut()?;
-        let earned = now.since(search.began).as_millis() as usize * QUESTIONS_PER_SECOND / 1000;
-        let until = earned.min(search.asked + QUESTIONS_AT_ONCE).min(search.ports.len());
-        let to = search.ports[search.asked.min(until)..until].to_vec();
-        let peer = search.peer;
-        search.asked = until;
-        if until == search.ports.len() {
-            self.search = None;
+    /// Returns the peers that are searched for, and where to ask for each now.
+    fn questions(&mut self, rng: &mut impl Rng, now: Time) -> Vec<(HostLabel, Vec<SocketAddr>)> {
+        self.start_waiting(rng, now);
+        let mut questions = Vec::with_capacity(self.searches.len());
+        self.searches.retain_mut(|search| {
+            questions.push((search.peer, search.next_ports(now).to_vec()));
+            search.asked < search.ports.len()
+        });
+        questions
+    }
+
+    /// Starts the searches for which there is room.
+    fn start_waiting(&mut self, rng: &mut impl Rng, now: Time) {
+        self.waiting.retain(|wanted| now.since(wanted.since) < WAITS_WITHIN);
+        while self.searches.len() < SEARCHES_AT_ONCE && !self.waiting.is_empty() {
+            if !self.budget.take(SECONDS_PER_SEARCH, 1, SEARCH_BUDGET, now) {
+                return;
+            }
+            let Some(Wanted { peer, seen, .. }) = self.waiting.pop_front() else { return };
+            self.searches.push(Search { peer, began: now, ports: ports_to_ask(&seen, rng), asked: 0 });
         }
-        Some((peer, to))
+    }
+}
+
+impl Search {
+    /// The ports to ask at now.
+    fn next_ports(&mut self, now: Time) -> &[SocketAddr] {
+        let earned = now.since(self.began).as_millis() as usize * QUESTIONS_PER_SECOND / 1000;
+        let until = earned.min(self.asked + QUESTIONS_AT_ONCE).min(self.ports.len());
+        let from = self.asked;
+        self.asked = until.max(from);
+        &self.ports[from..self.asked]
     }
 }
 
@@ -229,6 +270,12 @@ mod tests {
     use crate::path::Transport;
     use crate::topology::lab::*;
 
+    impl Prediction {
+        fn is_idle(&self) -> bool {
+            self.searches.is_empty() && self.waiting.is_empty()
+        }
+    }
+
     fn rng() -> ChaCha20Rng {
         ChaCha20Rng::from_seed([1; 32])
     }
@@ -248,7 +295,7 @@ mod tests {
         let mut when = Vec::new();
         for second in 0..1000 {
             let mut prediction = Prediction::new(at(0));
-            if prediction.begin(PEER, &mut peer, &[], &mut rng(), at(second * 1000)) {
+            if prediction.begin(PEER, &mut peer, &[], at(second * 1000)) {
                 when.push(second);
             }
         }
@@ -258,7 +305,7 @@ mod tests {
             let at_ip = SocketAddr::new(ip.parse().unwrap(), 4000);
             peer.seen = Some(vec![at_ip]);
             let own = [SocketAddr::from(([203, 0, 113, 77], 6783))];
-            assert!(!Prediction::new(at(0)).begin(PEER, &mut peer, &own, &mut rng(), at(0)), "{ip}");
+            assert!(!Prediction::new(at(0)).begin(PEER, &mut peer, &own, at(0)), "{ip}");
         }
     }
 
@@ -276,10 +323,10 @@ mod tests {
     #[test]
     fn a_search_is_slow_and_ends() {
         let mut prediction = Prediction::new(at(0));
-        assert!(prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(0)));
+        assert!(prediction.begin(PEER, &mut seen_peer(), &[], at(0)));
         let (mut asked, mut now) = (0, 0);
-        while let Some((peer, to)) = prediction.questions(at(now)) {
-            assert!(peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
+        while let [(peer, to)] = &prediction.questions(&mut rng(), at(now))[..] {
+            assert!(*peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
             asked += to.len();
             now += 50;
         }
@@ -288,19 +335,41 @@ mod tests {
     }
 
     #[test]
+    fn a_few_peers_are_searched_for_at_once_and_others_after_them_while_their_ports_are_open() {
+        let mut prediction = Prediction::new(at(0));
+        let peer = |n: usize| HostLabel([0, 0, 0, 0, 1, n as u8]);
+        let taken = (0..2 * MAX_WAITING).filter(|n| prediction.begin(peer(*n), &mut seen_peer(), &[], at(0)));
+        assert_eq!(taken.count(), MAX_WAITING);
+        assert!(!prediction.begin(peer(0), &mut seen_peer(), &[], at(0)), "it waits already");
+        let (mut searched, mut most, mut last) = (BTreeSet::new(), 0, 0);
+        for now in (0..60_000).step_by(50) {
+            let questions = prediction.questions(&mut rng(), at(now));
+            most = most.max(questions.len());
+            for (peer, _) in questions {
+                searched.insert(peer);
+                last = now;
+            }
+        }
+        assert_eq!(most, SEARCHES_AT_ONCE);
+        assert_eq!(searched.into_iter().collect::<Vec<_>>(), (0..SEARCHES as usize).map(peer).collect::<Vec<_>>());
+        assert!((12_000..14_000).contains(&last), "{last}");
+    }
+
+    #[test]
     fn a_peer_that_has_opened_spare_ports_is_searched_for_at_its_nat() {
         let (mut topology, table, _) = topology();
         topology.on_punch(PEER, Punch::Spread, &table, at(0));
         topology.tend_links(true, &table, at(100));
-        assert!(topology.prediction.search.is_none(), "it has not said where others see it");
+        assert!(topology.prediction.is_idle(), "it has not said where others see it");
         events(&mut topology);
         topology.peers.get_mut(&PEER).unwrap().seen = Some(vec![OWN_ADDRESS]);
         topology.on_punch(PEER, Punch::Spread, &table, at(100));
+        topology.tend_links(true, &table, at(100));
         topology.tend_links(true, &table, at(200));
         let is_question = |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if to.remote.ip() == OWN_ADDRESS.ip());
         assert_eq!(events(&mut topology).iter().filter(|event| is_question(event)).count(), QUESTIONS_AT_ONCE);
         topology.tend_links(true, &Table::default(), at(300));
-        assert!(topology.prediction.search.is_none(), "without a session there are no questions");
+        assert!(topology.prediction.is_idle(), "without a session there are no questions");
     }
 
     #[test]
@@ -330,11 +399,15 @@ mod tests {
     #[test]
     fn a_search_ends_with_a_link() {
         let mut prediction = Prediction::new(at(0));
-        assert!(prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(0)));
+        let (mut searched, mut waits) = (seen_peer(), seen_peer());
+        assert!(prediction.begin(PEER, &mut searched, &[], at(0)));
         prediction.end(OWN);
-        assert!(prediction.questions(at(100)).is_some());
+        assert_eq!(prediction.questions(&mut rng(), at(100)).len(), 1);
         prediction.end(PEER);
-        assert!(prediction.questions(at(200)).is_none());
+        assert!(prediction.is_idle());
+        assert!(prediction.begin(PEER, &mut waits, &[], at(200)));
+        prediction.end(PEER);
+        assert!(prediction.is_idle());
     }
 
     #[test]
@@ -343,8 +416,8 @@ mod tests {
         let mut asked = 0;
         for now in (0..600_000).step_by(50) {
             // Each time another one.
-            prediction.begin(PEER, &mut seen_peer(), &[], &mut rng(), at(now));
-            asked += prediction.questions(at(now)).map_or(0, |(_, to)| to.len());
+            prediction.begin(PEER, &mut seen_peer(), &[], at(now));
+            asked += prediction.questions(&mut rng(), at(now)).iter().map(|(_, to)| to.len()).sum::<usize>();
         }
         let searches = asked.div_ceil(QUESTIONS);
         assert!((10..=(SEARCHES + 600 / SECONDS_PER_SEARCH) as usize).contains(&searches), "{searches}");
