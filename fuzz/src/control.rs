@@ -1,5 +1,10 @@
 //! Messages of a member, inside its session.
+//!
+//! Two hosts take far longer to set up than to exchange a message, so they live through several inputs. Where one of these ends in a panic, all that
+//! the hosts took is written to a file that is an input itself.
 
+use std::cell::RefCell;
+use std::sync::Once;
 use std::time::Duration;
 
 use weft_crypto::{HostLabel, Identity, Time};
@@ -17,26 +22,84 @@ use crate::parts::{joined, parts};
 /// What a member can have a host send for one message: its digests and batches.
 const MAX_ANSWERS: usize = 200;
 
+/// How long two hosts live at most, by their clock.
+const LIVES: Duration = Duration::from_secs(20);
+
+thread_local! {
+    static PAIR: RefCell<Option<Pair>> = const { RefCell::new(None) };
+    /// All parts that the present pair took.
+    static TAKEN: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Two hosts with a link between them.
+struct Pair {
+    host: Host,
+    peer: Host,
+    now: Time,
+    ends: Time,
+}
+
 /// Each part is a text that the peer seals; the first byte says how long after the one before it comes.
 pub fn run(input: &[u8]) {
-    let mut now = Time::ZERO + Duration::from_secs(1);
-    let (mut host, mut peer) = linked(&mut now);
+    static HOOK: Once = Once::new();
+    HOOK.call_once(keep_what_leads_to_a_panic);
+    let mut pair = PAIR.take().unwrap_or_else(|| {
+        TAKEN.take();
+        Pair::new()
+    });
     for part in parts(input) {
+        TAKEN.with_borrow_mut(|taken| taken.push(part.to_vec()));
         let Some((pause, text)) = part.split_first() else { continue };
-        now += Duration::from_millis(u64::from(*pause) * 4);
-        host.input(Input::Timeout, now);
+        pair.take(Duration::from_millis(u64::from(*pause) * 4), text);
+    }
+    exchange(&mut pair.host, &mut pair.peer, pair.now);
+    pair.host.node.status(pair.now);
+    if pair.lives() {
+        PAIR.set(Some(pair));
+    }
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let mut now = Time::ZERO + Duration::from_secs(1);
+        let (host, peer) = linked(&mut now);
+        Pair { host, peer, now, ends: now + LIVES }
+    }
+
+    /// Lets time pass and has the host take a text.
+    fn take(&mut self, pause: Duration, text: &[u8]) {
+        let Pair { host, peer, now, .. } = self;
+        *now += pause;
+        host.input(Input::Timeout, *now);
         host.sent.clear();
-        say(&mut peer, &host, text, now);
+        say(peer, host, text, *now);
         for (to, mut datagram) in std::mem::take(&mut peer.sent) {
             if to == host.path {
                 let stride = datagram.len();
-                host.datagrams(peer.path, &mut datagram, stride, now);
+                host.datagrams(peer.path, &mut datagram, stride, *now);
             }
         }
         assert!(host.sent.len() <= MAX_ANSWERS, "one message leads to {} datagrams", host.sent.len());
     }
-    exchange(&mut host, &mut peer, now);
-    host.node.status(now);
+
+    /// Whether the hosts can take more: they are young, and each still has a link with the other.
+    fn lives(&self) -> bool {
+        self.now < self.ends && self.host.has_link(&self.peer) && self.peer.has_link(&self.host)
+    }
+}
+
+/// Has a panic write what the present pair took, and name the file.
+fn keep_what_leads_to_a_panic() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let file = std::env::temp_dir().join(format!("weft-fuzz-control-{}", std::process::id()));
+        let kept = TAKEN.with_borrow(|taken| std::fs::write(&file, joined(taken.iter().map(Vec::as_slice))));
+        match kept {
+            Ok(()) => eprintln!("all that led to this, as one input: {}", file.display()),
+            Err(error) => eprintln!("{}: {error}", file.display()),
+        }
+        before(panic);
+    }));
 }
 
 /// Has the peer seal a text as it is.

@@ -80,6 +80,11 @@ impl Host {
         self.identity.peer_id().label()
     }
 
+    /// Whether frames to another host go straight to it.
+    pub fn has_link(&self, with: &Host) -> bool {
+        self.snapshot.outbound.get(&with.label()).is_some_and(|outbound| outbound.link.is_some())
+    }
+
     /// Has the node carry out a command.
     pub fn command(&mut self, command: Command, now: Time) {
         self.input(Input::Command(1, command), now);
@@ -161,9 +166,7 @@ pub fn linked(now: &mut Time) -> (Host, Host) {
     a.connect(&b, *now);
     for _ in 0..200 {
         exchange(&mut a, &mut b, *now);
-        let is_up =
-            |host: &Host, peer: &Host| host.snapshot.outbound.get(&peer.label()).is_some_and(|out| out.link.is_some());
-        if is_up(&a, &b) && is_up(&b, &a) {
+        if a.has_link(&b) && b.has_link(&a) {
             return (a, b);
         }
         *now += Duration::from_millis(50);
