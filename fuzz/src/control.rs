@@ -1,9 +1,10 @@
 //! Messages of a member, inside its session.
 //!
 //! Two hosts take far longer to set up than to exchange a message, so they live through several inputs. Where one of these ends in a panic, all that
-//! the hosts took is written to a file that is an input itself.
+//! the hosts took is written to a file that is an input itself, and leads there alone.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -22,12 +23,13 @@ use crate::parts::{joined, parts};
 /// What a member can have a host send for one message: its digests and batches.
 const MAX_ANSWERS: usize = 200;
 
-/// How long two hosts live at most, by their clock.
+/// How long two hosts live at most, by their clock, and how many parts they take.
 const LIVES: Duration = Duration::from_secs(20);
+const MOST_PARTS: usize = 500;
 
 thread_local! {
     static PAIR: RefCell<Option<Pair>> = const { RefCell::new(None) };
-    /// All parts that the present pair took.
+    /// All parts that the present pair took, and an empty one after those of each input.
     static TAKEN: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -39,23 +41,23 @@ struct Pair {
     ends: Time,
 }
 
-/// Each part is a text that the peer seals; the first byte says how long after the one before it comes.
+/// Each part is a text that the peer seals; the first byte says how long after the one before it comes. At an empty part the hosts hear each
+/// other out, and at the end.
 pub fn run(input: &[u8]) {
     static HOOK: Once = Once::new();
     HOOK.call_once(keep_what_leads_to_a_panic);
-    let mut pair = PAIR.take().unwrap_or_else(|| {
-        TAKEN.take();
-        Pair::new()
-    });
-    for part in parts(input) {
+    let mut pair = PAIR.take().unwrap_or_else(Pair::new);
+    for part in parts(input).chain([&[][..]]) {
         TAKEN.with_borrow_mut(|taken| taken.push(part.to_vec()));
-        let Some((pause, text)) = part.split_first() else { continue };
-        pair.take(Duration::from_millis(u64::from(*pause) * 4), text);
+        match part.split_first() {
+            Some((pause, text)) => pair.take(Duration::from_millis(u64::from(*pause) * 4), text),
+            None => pair.hear_out(),
+        }
     }
-    exchange(&mut pair.host, &mut pair.peer, pair.now);
-    pair.host.node.status(pair.now);
     if pair.lives() {
         PAIR.set(Some(pair));
+    } else {
+        TAKEN.take();
     }
 }
 
@@ -82,21 +84,30 @@ impl Pair {
         assert!(host.sent.len() <= MAX_ANSWERS, "one message leads to {} datagrams", host.sent.len());
     }
 
+    fn hear_out(&mut self) {
+        exchange(&mut self.host, &mut self.peer, self.now);
+        self.host.node.status(self.now);
+    }
+
     /// Whether the hosts can take more: they are young, and each still has a link with the other.
     fn lives(&self) -> bool {
-        self.now < self.ends && self.host.has_link(&self.peer) && self.peer.has_link(&self.host)
+        let has_room = TAKEN.with_borrow(|taken| taken.len() < MOST_PARTS);
+        has_room && self.now < self.ends && self.host.has_link(&self.peer) && self.peer.has_link(&self.host)
     }
 }
 
-/// Has a panic write what the present pair took, and name the file.
+/// Has a panic while a pair takes an input write what it took, and name the file: in the folder WEFT_FUZZ_KEPT, or that for temporary files.
 fn keep_what_leads_to_a_panic() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let file = std::env::temp_dir().join(format!("weft-fuzz-control-{}", std::process::id()));
-        let kept = TAKEN.with_borrow(|taken| std::fs::write(&file, joined(taken.iter().map(Vec::as_slice))));
-        match kept {
-            Ok(()) => eprintln!("all that led to this, as one input: {}", file.display()),
-            Err(error) => eprintln!("{}: {error}", file.display()),
+        let taken = if PAIR.with_borrow(Option::is_none) { TAKEN.take() } else { Vec::new() };
+        if !taken.is_empty() {
+            let folder = std::env::var_os("WEFT_FUZZ_KEPT").map_or_else(std::env::temp_dir, PathBuf::from);
+            let file = folder.join(format!("control-whole-{}", std::process::id()));
+            match std::fs::write(&file, joined(taken.iter().map(Vec::as_slice))) {
+                Ok(()) => eprintln!("all that led to this, as one input: {}", file.display()),
+                Err(error) => eprintln!("{}: {error}", file.display()),
+            }
         }
         before(panic);
     }));

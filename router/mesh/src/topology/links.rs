@@ -88,6 +88,7 @@ impl Topology {
                 peer.punching.rest();
             }
         }
+        self.spread(now);
         self.events.extend(self.prediction.search(sessions, &mut self.rng, now));
         are_at_rest
     }
@@ -267,7 +268,7 @@ impl Topology {
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
         if has_route && !self.metered.own {
-            self.events.extend(self.prediction.spread(label, peer, &self.addresses, now).into_iter().flatten());
+            self.prediction.note_due(label, peer, &self.addresses, now);
         }
         let waited = peer.punching.waited(now);
         let is_left_to_rounds = has_route && peer.punching.is_under_way(waited, now);

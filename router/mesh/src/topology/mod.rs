@@ -265,6 +265,7 @@ impl Topology {
             self.events.push_back(Event::Announce(peer, None));
         }
         self.linked.remove(&peer);
+        self.prediction.end(peer);
         self.addresses.unsee(peer);
     }
 
@@ -331,6 +332,7 @@ impl Topology {
         let peer = self.targets.remove(name);
         if let Some(peer) = peer {
             self.let_go(peer, "it was forgotten", false, now);
+            self.prediction.end(peer);
         }
         let id = peer.and_then(id_of);
         self.targets.forget(name.to_owned(), id);

@@ -7,7 +7,7 @@
 //! problem; Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across Network Address Translators", 2005, section 5.1, has prediction
 //! alone). The question that gets in is answered from the spare port, and the link goes by it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::candidates::{Learnt, Tried};
 use super::own_addresses::OwnAddresses;
-use super::{Event, Peer, SessionTable};
+use super::{Event, Peer, SessionTable, Topology};
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::Path;
@@ -31,10 +31,10 @@ const ROUNDS_FIRST: Duration = Duration::from_secs(2);
 /// The wait before spare ports are opened towards one peer again, which doubles each time, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// Peers in a row towards which spare ports are opened, and the seconds that earn one more: carriers give a customer some thousand ports, and
-/// keep each for 30 s.
-const SPREADS: u64 = 3;
-const SECONDS_PER_SPREAD: u64 = 8;
+/// Addresses in a row that spare ports are opened towards, and the seconds that earn one more. Each takes [`SPARE_PORTS`] mappings of this host's
+/// NAT for 30 s: 1,024 at once, 2,816 in 30 s.
+const SPREADS: u64 = 4;
+const SECONDS_PER_SPREAD: u64 = 4;
 const SPREAD_BUDGET: u64 = SPREADS * SECONDS_PER_SPREAD;
 /// How often new addresses of one peer cut those waits short, at most.
 const HURRIED_EVERY: Duration = Duration::from_secs(300);
@@ -51,12 +51,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 const NEAR: u16 = 32;
 /// The lowest port that NATs map to.
 const LOWEST_PORT: u16 = 1024;
-/// Searches at once; how many more wait for their turn, and for how long: the peer's spare ports are open for 30 s, and a search takes six.
+/// Searches at once; more wait for their turn, six seconds each: the peer's spare ports are open for 30.
 const SEARCHES_AT_ONCE: usize = 4;
-const MAX_WAITING: usize = 16;
-const WAITS_WITHIN: Duration = Duration::from_secs(20);
-/// Searches in a row, and the seconds that earn one more. A member may say that it is behind a stranger's address:
-/// each search sends 200 kB there.
+/// Searches in a row, and the seconds that earn one more. A member may say that it is behind a stranger's address: each search sends 200 kB there,
+/// all at once 120 kB/s.
 const SEARCHES: u64 = 8;
 const SECONDS_PER_SEARCH: u64 = 30;
 const SEARCH_BUDGET: u64 = SEARCHES * SECONDS_PER_SEARCH;
@@ -65,6 +63,7 @@ const SEARCH_BUDGET: u64 = SEARCHES * SECONDS_PER_SEARCH;
 #[derive(Default)]
 pub(super) struct Spreads {
     opened: Backoff,
+    last_opened: Time,
     searched: Backoff,
     hurried: Time,
 }
@@ -76,8 +75,8 @@ impl Spreads {
         self.hurry(now);
     }
 
-    /// Allows the next ones at once: one of the hosts has new addresses. Seldom: a peer could have that said again and again, and others
-    /// have their share of all searches.
+    /// Allows the next ones at once: one of the hosts has new addresses. At most once in [`HURRIED_EVERY`]: all peers share one budget, and a peer
+    /// could change its addresses again and again.
     pub(super) fn hurry(&mut self, now: Time) {
         if self.hurried == Time::ZERO || now.since(self.hurried) >= HURRIED_EVERY {
             self.hurried = now;
@@ -89,23 +88,24 @@ impl Spreads {
 
 /// Port prediction of this host, with a few peers at a time.
 pub(super) struct Prediction {
+    /// Peers towards which spare ports are to be opened, and when that was last done.
+    due: Vec<(Time, HostLabel)>,
     spreads: Bucket,
+    /// The first [`SEARCHES_AT_ONCE`] are under way.
     searches: Vec<Search>,
-    waiting: VecDeque<Wanted>,
     budget: Bucket,
-}
-
-/// A peer that is to be searched for.
-struct Wanted {
-    peer: HostLabel,
-    since: Time,
-    /// Where others see it.
-    seen: Vec<SocketAddr>,
 }
 
 /// A search for the port at which a peer's NAT lets this host in.
 struct Search {
     peer: HostLabel,
+    /// Where others see the peer.
+    seen: Vec<SocketAddr>,
+    questions: Option<Questions>,
+}
+
+/// Where a search that is under way asks.
+struct Questions {
     began: Time,
     ports: Vec<SocketAddr>,
     asked: usize,
@@ -114,111 +114,110 @@ struct Search {
 impl Prediction {
     pub(super) fn new(now: Time) -> Self {
         Prediction {
+            due: Vec::new(),
             spreads: Bucket::new(SPREAD_BUDGET, now),
             searches: Vec::new(),
-            waiting: VecDeque::new(),
             budget: Bucket::new(SEARCH_BUDGET, now),
         }
     }
 
-    /// Has spare ports opened towards a peer, and the peer told, if rounds have not led to a link and this host's ports are not known from
-    /// what others see.
-    pub(super) fn spread(
-        &mut self,
-        label: HostLabel,
-        peer: &mut Peer,
-        own: &OwnAddresses,
-        now: Time,
-    ) -> Option<[Event; 2]> {
+    /// Notes a peer for [`Topology::spread`] if it is time: rounds have not led to a link, and this host's ports are not known from what others
+    /// see.
+    pub(super) fn note_due(&mut self, label: HostLabel, peer: &mut Peer, own: &OwnAddresses, now: Time) {
         let is_time = peer.spreads.opened.is_due(now) && peer.punching.waited(now) >= ROUNDS_FIRST;
-        if !is_time || !own.is_mapped_elsewhere() || !self.spreads.take(SECONDS_PER_SPREAD, 1, SPREAD_BUDGET, now) {
-            return None;
+        if is_time && own.is_mapped_elsewhere() {
+            self.due.push((peer.spreads.last_opened, label));
         }
-        let towards = peer.outsides(own.local());
-        peer.spreads.opened.on_try_from(now, FIRST_WAIT, LONGEST_WAIT, NO_JITTER);
-        if towards.is_empty() {
-            return None;
-        }
-        Some([Event::Spread { towards }, Event::Message(label, Control::Punch(Punch::Spread))])
     }
 
-    /// Wants the open ports of a peer to be searched for at the address at which it says that others see it, none of this host's `own`; false if
-    /// that was done a moment ago, or too many others are waiting.
+    /// Has the open ports of a peer searched for at the address at which it says that others see it, none of this host's `own`. False if it is
+    /// seen nowhere that a NAT can be, if that was done a moment ago, or if there were too many searches.
     pub(super) fn begin(&mut self, label: HostLabel, peer: &mut Peer, own: &[SocketAddr], now: Time) -> bool {
         let seen = peer.seen.as_deref().unwrap_or_default();
-        let may_be = |seen: &SocketAddr| may_be_outside(seen.ip()) && !own.iter().any(|own| own.ip() == seen.ip());
-        let is_known = self.searches.iter().any(|search| search.peer == label)
-            || self.waiting.iter().any(|wanted| wanted.peer == label);
-        if is_known || self.waiting.len() >= MAX_WAITING || !peer.spreads.searched.is_due(now) {
+        let Some(ip) = seen.first().map(SocketAddr::ip) else { return false };
+        let may_be = may_be_outside(ip) && !own.iter().any(|own| own.ip() == ip);
+        let is_same = |search: &Search| search.peer == label && search.seen.first().is_some_and(|seen| seen.ip() == ip);
+        if !may_be || !peer.spreads.searched.is_due(now) || self.searches.iter().any(is_same) {
             return false;
         }
-        if !seen.first().is_some_and(may_be) {
+        if !self.budget.take(SECONDS_PER_SEARCH, 1, SEARCH_BUDGET, now) {
             return false;
         }
-        self.waiting.push_back(Wanted { peer: label, since: now, seen: seen.to_vec() });
+        self.end(label);
+        self.searches.push(Search { peer: label, seen: seen.to_vec(), questions: None });
         // The peer waits twice as long, if it does as this host would.
         peer.spreads.searched.on_try_from(now, FIRST_WAIT / 2, LONGEST_WAIT / 2, NO_JITTER);
         true
     }
 
-    /// There is a link with a peer.
+    /// Ends the search for a peer, under way or not.
     pub(super) fn end(&mut self, peer: HostLabel) {
         self.searches.retain(|search| search.peer != peer);
-        self.waiting.retain(|wanted| wanted.peer != peer);
     }
 
     /// Asks at the next ports, and wants to be called again, while peers are searched for.
     pub(super) fn search(&mut self, sessions: &impl SessionTable, rng: &mut impl Rng, now: Time) -> Vec<Event> {
+        self.searches.retain(|search| sessions.current(search.peer).is_some());
         let mut events = Vec::new();
-        for (peer, to) in self.questions(rng, now) {
-            let Some(index) = sessions.current(peer) else {
-                self.end(peer);
-                continue;
-            };
+        for (peer, to) in self.next_questions(rng, now) {
+            let Some(index) = sessions.current(peer) else { continue };
             events.extend(to.into_iter().map(|seen| {
                 // The peer asks back from where this gets to; nothing else comes of it.
                 let control = Control::Ping { id: rng.next_u32(), lane: Lane::Main, seen };
                 Event::Straight { peer, index, to: Path::udp(seen), lane: Lane::Main, control, size: 0 }
             }));
         }
-        if !(self.searches.is_empty() && self.waiting.is_empty()) {
-            events.push(Event::Wake(now + PAUSE));
-        }
+        events.extend((!self.searches.is_empty()).then_some(Event::Wake(now + PAUSE)));
         events
     }
 
     /// Returns the peers that are searched for, and where to ask for each now.
-    fn questions(&mut self, rng: &mut impl Rng, now: Time) -> Vec<(HostLabel, Vec<SocketAddr>)> {
-        self.start_waiting(rng, now);
-        let mut questions = Vec::with_capacity(self.searches.len());
-        self.searches.retain_mut(|search| {
-            questions.push((search.peer, search.next_ports(now).to_vec()));
-            search.asked < search.ports.len()
+    fn next_questions(&mut self, rng: &mut impl Rng, now: Time) -> Vec<(HostLabel, Vec<SocketAddr>)> {
+        let under_way = self.searches.iter_mut().take(SEARCHES_AT_ONCE);
+        let next = under_way.map(|Search { peer, seen, questions }| {
+            let begin = || Questions { began: now, ports: ports_to_ask(seen, rng), asked: 0 };
+            (*peer, questions.get_or_insert_with(begin).next(now).to_vec())
         });
-        questions
-    }
-
-    /// Starts the searches for which there is room.
-    fn start_waiting(&mut self, rng: &mut impl Rng, now: Time) {
-        self.waiting.retain(|wanted| now.since(wanted.since) < WAITS_WITHIN);
-        while self.searches.len() < SEARCHES_AT_ONCE && !self.waiting.is_empty() {
-            if !self.budget.take(SECONDS_PER_SEARCH, 1, SEARCH_BUDGET, now) {
-                return;
-            }
-            let Some(Wanted { peer, seen, .. }) = self.waiting.pop_front() else { return };
-            self.searches.push(Search { peer, began: now, ports: ports_to_ask(&seen, rng), asked: 0 });
-        }
+        let next = next.collect();
+        self.searches.retain(|search| !search.questions.as_ref().is_some_and(Questions::are_over));
+        next
     }
 }
 
-impl Search {
+impl Questions {
     /// The ports to ask at now.
-    fn next_ports(&mut self, now: Time) -> &[SocketAddr] {
+    fn next(&mut self, now: Time) -> &[SocketAddr] {
         let earned = now.since(self.began).as_millis() as usize * QUESTIONS_PER_SECOND / 1000;
         let until = earned.min(self.asked + QUESTIONS_AT_ONCE).min(self.ports.len());
         let from = self.asked;
         self.asked = until.max(from);
         &self.ports[from..self.asked]
+    }
+
+    fn are_over(&self) -> bool {
+        self.asked == self.ports.len()
+    }
+}
+
+impl Topology {
+    /// Has spare ports opened towards the peers that are due, and these told; first towards those that have waited longest.
+    pub(super) fn spread(&mut self, now: Time) {
+        let mut due = std::mem::take(&mut self.prediction.due);
+        due.sort_unstable();
+        for (_, label) in due {
+            let Some(peer) = self.peers.get_mut(&label) else { continue };
+            let towards = peer.outsides(self.addresses.local());
+            let seconds = towards.len() as u64 * SECONDS_PER_SPREAD;
+            if !self.prediction.spreads.take(seconds, 1, SPREAD_BUDGET, now) {
+                return;
+            }
+            peer.spreads.last_opened = now;
+            peer.spreads.opened.on_try_from(now, FIRST_WAIT, LONGEST_WAIT, NO_JITTER);
+            if !towards.is_empty() {
+                let told = Event::Message(label, Control::Punch(Punch::Spread));
+                self.events.extend([Event::Spread { towards }, told]);
+            }
+        }
     }
 }
 
@@ -270,12 +269,6 @@ mod tests {
     use crate::path::Transport;
     use crate::topology::lab::*;
 
-    impl Prediction {
-        fn is_idle(&self) -> bool {
-            self.searches.is_empty() && self.waiting.is_empty()
-        }
-    }
-
     fn rng() -> ChaCha20Rng {
         ChaCha20Rng::from_seed([1; 32])
     }
@@ -325,7 +318,7 @@ mod tests {
         let mut prediction = Prediction::new(at(0));
         assert!(prediction.begin(PEER, &mut seen_peer(), &[], at(0)));
         let (mut asked, mut now) = (0, 0);
-        while let [(peer, to)] = &prediction.questions(&mut rng(), at(now))[..] {
+        while let [(peer, to)] = &prediction.next_questions(&mut rng(), at(now))[..] {
             assert!(*peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
             asked += to.len();
             now += 50;
@@ -334,25 +327,41 @@ mod tests {
         assert!((6000..7000).contains(&now), "{now}");
     }
 
+    /// Some peer.
+    fn label(n: u64) -> HostLabel {
+        HostLabel([0, 0, 0, 1, (n >> 8) as u8, n as u8])
+    }
+
     #[test]
-    fn a_few_peers_are_searched_for_at_once_and_others_after_them_while_their_ports_are_open() {
+    fn a_few_peers_are_searched_for_at_once_and_others_after_them() {
         let mut prediction = Prediction::new(at(0));
-        let peer = |n: usize| HostLabel([0, 0, 0, 0, 1, n as u8]);
-        let taken = (0..2 * MAX_WAITING).filter(|n| prediction.begin(peer(*n), &mut seen_peer(), &[], at(0)));
-        assert_eq!(taken.count(), MAX_WAITING);
-        assert!(!prediction.begin(peer(0), &mut seen_peer(), &[], at(0)), "it waits already");
-        let (mut searched, mut most, mut last) = (BTreeSet::new(), 0, 0);
-        for now in (0..60_000).step_by(50) {
-            let questions = prediction.questions(&mut rng(), at(now));
-            most = most.max(questions.len());
-            for (peer, _) in questions {
-                searched.insert(peer);
-                last = now;
-            }
+        let begun: Vec<u64> = (0..20).filter(|n| prediction.begin(label(*n), &mut seen_peer(), &[], at(0))).collect();
+        assert_eq!(begun, (0..SEARCHES).collect::<Vec<_>>());
+        let (mut when, mut now) = (Vec::new(), 0);
+        while !prediction.searches.is_empty() {
+            let questions = prediction.next_questions(&mut rng(), at(now));
+            assert!(questions.len() <= SEARCHES_AT_ONCE);
+            when.extend(questions.iter().map(|(peer, _)| (*peer, now)));
+            now += 50;
         }
-        assert_eq!(most, SEARCHES_AT_ONCE);
-        assert_eq!(searched.into_iter().collect::<Vec<_>>(), (0..SEARCHES as usize).map(peer).collect::<Vec<_>>());
-        assert!((12_000..14_000).contains(&last), "{last}");
+        let first = |n| when.iter().find(|(peer, _)| *peer == label(n)).unwrap().1;
+        assert_eq!([first(0), first(3)], [0, 0]);
+        assert!((6000..7000).contains(&first(4)) && first(4) == first(7) && now < 14_000, "{when:?}");
+    }
+
+    #[test]
+    fn a_peer_that_moves_is_searched_for_where_it_is_now() {
+        let mut prediction = Prediction::new(at(0));
+        let mut peer = seen_peer();
+        assert!(prediction.begin(PEER, &mut peer, &[], at(0)));
+        peer.spreads.hurry(at(10));
+        assert!(!prediction.begin(PEER, &mut peer, &[], at(10)), "it is searched for there already");
+        let elsewhere = SocketAddr::from(([198, 51, 100, 7], 5000));
+        peer.seen = Some(vec![elsewhere]);
+        assert!(prediction.begin(PEER, &mut peer, &[], at(20)));
+        prediction.next_questions(&mut rng(), at(20));
+        let [(PEER, to)] = &prediction.next_questions(&mut rng(), at(120))[..] else { panic!("one search") };
+        assert!(!to.is_empty() && to.iter().all(|to| to.ip() == elsewhere.ip()));
     }
 
     #[test]
@@ -360,7 +369,7 @@ mod tests {
         let (mut topology, table, _) = topology();
         topology.on_punch(PEER, Punch::Spread, &table, at(0));
         topology.tend_links(true, &table, at(100));
-        assert!(topology.prediction.is_idle(), "it has not said where others see it");
+        assert!(topology.prediction.searches.is_empty(), "it has not said where others see it");
         events(&mut topology);
         topology.peers.get_mut(&PEER).unwrap().seen = Some(vec![OWN_ADDRESS]);
         topology.on_punch(PEER, Punch::Spread, &table, at(100));
@@ -369,7 +378,7 @@ mod tests {
         let is_question = |event: &Event| matches!(event, Event::Straight { to, control: Control::Ping { .. }, .. } if to.remote.ip() == OWN_ADDRESS.ip());
         assert_eq!(events(&mut topology).iter().filter(|event| is_question(event)).count(), QUESTIONS_AT_ONCE);
         topology.tend_links(true, &Table::default(), at(300));
-        assert!(topology.prediction.is_idle(), "without a session there are no questions");
+        assert!(topology.prediction.searches.is_empty(), "without a session there are no questions");
     }
 
     #[test]
@@ -397,17 +406,18 @@ mod tests {
     }
 
     #[test]
-    fn a_search_ends_with_a_link() {
-        let mut prediction = Prediction::new(at(0));
-        let (mut searched, mut waits) = (seen_peer(), seen_peer());
-        assert!(prediction.begin(PEER, &mut searched, &[], at(0)));
-        prediction.end(OWN);
-        assert_eq!(prediction.questions(&mut rng(), at(100)).len(), 1);
-        prediction.end(PEER);
-        assert!(prediction.is_idle());
-        assert!(prediction.begin(PEER, &mut waits, &[], at(200)));
-        prediction.end(PEER);
-        assert!(prediction.is_idle());
+    fn a_search_ends_with_a_link_a_session_or_the_peer() {
+        let (mut topology, table, _) = topology();
+        for other in [OWN, PEER] {
+            assert!(topology.prediction.begin(other, &mut seen_peer(), &[], at(0)));
+        }
+        topology.tend_links(true, &table, at(0));
+        assert_eq!(topology.prediction.searches.len(), 1, "with one of them there is no session");
+        topology.prediction.end(PEER);
+        assert!(topology.prediction.searches.is_empty());
+        assert!(topology.prediction.begin(PEER, &mut seen_peer(), &[], at(0)));
+        topology.remove(PEER);
+        assert!(topology.prediction.searches.is_empty());
     }
 
     #[test]
@@ -415,9 +425,11 @@ mod tests {
         let mut prediction = Prediction::new(at(0));
         let mut asked = 0;
         for now in (0..600_000).step_by(50) {
-            // Each time another one.
-            prediction.begin(PEER, &mut seen_peer(), &[], at(now));
-            asked += prediction.questions(&mut rng(), at(now)).iter().map(|(_, to)| to.len()).sum::<usize>();
+            // Each time another one says so.
+            prediction.begin(label(now), &mut seen_peer(), &[], at(now));
+            let questions: usize = prediction.next_questions(&mut rng(), at(now)).iter().map(|(_, to)| to.len()).sum();
+            assert!(questions <= SEARCHES_AT_ONCE * QUESTIONS_AT_ONCE);
+            asked += questions;
         }
         let searches = asked.div_ceil(QUESTIONS);
         assert!((10..=(SEARCHES + 600 / SECONDS_PER_SEARCH) as usize).contains(&searches), "{searches}");
@@ -427,25 +439,41 @@ mod tests {
     fn spare_ports_are_opened_after_rounds_and_ever_more_seldom() {
         let mut topology = lone();
         topology.meet(PEER, Default::default());
-        let peer = topology.peers.get_mut(&PEER).unwrap();
-        peer.seen = Some(vec![remote().remote]);
-        let mut spread = |own: &OwnAddresses| {
-            let mut when = Vec::new();
-            for second in 0..20_000 {
-                let now = at(second * 1000);
-                if let Some([Event::Spread { towards }, Event::Message(PEER, Control::Punch(Punch::Spread))]) =
-                    topology.prediction.spread(PEER, topology.peers.get_mut(&PEER).unwrap(), own, now)
-                {
-                    assert_eq!(towards, [remote()]);
-                    when.push(second);
-                }
+        topology.peers.get_mut(&PEER).unwrap().seen = Some(vec![remote().remote]);
+        topology.addresses.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 6783)), at(0));
+        assert_eq!(spreads(&mut topology, 100), [], "its NAT leaves ports as they are");
+        topology.addresses.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 50_000)), at(10_000));
+        let when: Vec<u64> = spreads(&mut topology, 20_000).into_iter().map(|(second, _)| second).collect();
+        assert_eq!(when, [2, 12, 32, 72, 152, 312, 632, 1272, 2552, 5112, 8712, 12_312, 15_912, 19_512]);
+    }
+
+    /// Seconds at which spare ports are opened, and towards whom, if that is looked after once a second.
+    fn spreads(topology: &mut Topology, seconds: u64) -> Vec<(u64, HostLabel)> {
+        let mut when = Vec::new();
+        for second in 0..seconds {
+            for (label, peer) in &mut topology.peers {
+                topology.prediction.note_due(*label, peer, &topology.addresses, at(second * 1000));
             }
-            when
-        };
-        let mut own = OwnAddresses::new(crate::topology::own_addresses::OwnReach::at_port(6783), at(0));
-        own.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 6783)), at(0));
-        assert_eq!(spread(&own), [0; 0], "its NAT leaves ports as they are");
-        own.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 50_000)), at(10_000));
-        assert_eq!(spread(&own), [2, 12, 32, 72, 152, 312, 632, 1272, 2552, 5112, 8712, 12_312, 15_912, 19_512]);
+            topology.spread(at(second * 1000));
+            when.extend(events(topology).into_iter().filter_map(|event| match event {
+                Event::Message(label, Control::Punch(Punch::Spread)) => Some((second, label)),
+                _ => None,
+            }));
+        }
+        when
+    }
+
+    #[test]
+    fn each_peer_has_its_turn_before_any_has_a_second_one() {
+        let mut topology = lone();
+        topology.addresses.note_seen(PEER, SocketAddr::from(([203, 0, 113, 1], 50_000)), at(0));
+        for n in 0..8 {
+            topology.meet(label(n), Default::default());
+            topology.peers.get_mut(&label(n)).unwrap().seen = Some(vec![remote().remote]);
+        }
+        let when = spreads(&mut topology, 60);
+        let first: Vec<HostLabel> = when.iter().take(8).map(|(_, label)| *label).collect();
+        assert_eq!(first, (0..8).map(label).collect::<Vec<_>>());
+        assert!(when[3].0 == 2 && (14..20).contains(&when[7].0), "{when:?}");
     }
 }
