@@ -88,7 +88,7 @@ impl Topology {
                 peer.punching.rest();
             }
         }
-        self.spread(now);
+        self.events.extend(self.prediction.spread(&mut self.peers, &self.addresses, now));
         self.events.extend(self.prediction.search(sessions, &mut self.rng, now));
         are_at_rest
     }

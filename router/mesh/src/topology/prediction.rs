@@ -7,7 +7,7 @@
 //! problem; Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across Network Address Translators", 2005, section 5.1, has prediction
 //! alone). The question that gets in is answered from the spare port, and the link goes by it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::candidates::{Learnt, Tried};
 use super::own_addresses::OwnAddresses;
-use super::{Event, Peer, SessionTable, Topology};
+use super::{Event, Peer, SessionTable};
 use crate::backoff::Backoff;
 use crate::bucket::Bucket;
 use crate::path::Path;
@@ -121,13 +121,39 @@ impl Prediction {
         }
     }
 
-    /// Notes a peer for [`Topology::spread`] if it is time: rounds have not led to a link, and this host's ports are not known from what others
+    /// Notes a peer for [`Prediction::spread`] if it is time: rounds have not led to a link, and this host's ports are not known from what others
     /// see.
     pub(super) fn note_due(&mut self, label: HostLabel, peer: &mut Peer, own: &OwnAddresses, now: Time) {
         let is_time = peer.spreads.opened.is_due(now) && peer.punching.waited(now) >= ROUNDS_FIRST;
         if is_time && own.is_mapped_elsewhere() {
             self.due.push((peer.spreads.last_opened, label));
         }
+    }
+
+    /// Has spare ports opened towards the peers that are due, and these told; first towards those that have waited longest.
+    pub(super) fn spread(
+        &mut self,
+        peers: &mut BTreeMap<HostLabel, Peer>,
+        own: &OwnAddresses,
+        now: Time,
+    ) -> Vec<Event> {
+        let (mut due, mut events) = (std::mem::take(&mut self.due), Vec::new());
+        due.sort_unstable();
+        for (_, label) in due {
+            let Some(peer) = peers.get_mut(&label) else { continue };
+            let towards = peer.outsides(own.local());
+            let seconds = towards.len() as u64 * SECONDS_PER_SPREAD;
+            if !self.spreads.take(seconds, 1, SPREAD_BUDGET, now) {
+                break;
+            }
+            peer.spreads.last_opened = now;
+            peer.spreads.opened.on_try_from(now, FIRST_WAIT, LONGEST_WAIT, NO_JITTER);
+            if !towards.is_empty() {
+                let told = Event::Message(label, Control::Punch(Punch::Spread));
+                events.extend([Event::Spread { towards }, told]);
+            }
+        }
+        events
     }
 
     /// Has the open ports of a peer searched for at the address at which it says that others see it, none of this host's `own`. False if it is
@@ -199,28 +225,6 @@ impl Questions {
     }
 }
 
-impl Topology {
-    /// Has spare ports opened towards the peers that are due, and these told; first towards those that have waited longest.
-    pub(super) fn spread(&mut self, now: Time) {
-        let mut due = std::mem::take(&mut self.prediction.due);
-        due.sort_unstable();
-        for (_, label) in due {
-            let Some(peer) = self.peers.get_mut(&label) else { continue };
-            let towards = peer.outsides(self.addresses.local());
-            let seconds = towards.len() as u64 * SECONDS_PER_SPREAD;
-            if !self.prediction.spreads.take(seconds, 1, SPREAD_BUDGET, now) {
-                return;
-            }
-            peer.spreads.last_opened = now;
-            peer.spreads.opened.on_try_from(now, FIRST_WAIT, LONGEST_WAIT, NO_JITTER);
-            if !towards.is_empty() {
-                let told = Event::Message(label, Control::Punch(Punch::Spread));
-                self.events.extend([Event::Spread { towards }, told]);
-            }
-        }
-    }
-}
-
 impl Peer {
     /// Where its NATs or firewalls have to be asked from outside: where others see it, or else its own addresses. First where its own port would
     /// be kept: towards hosts that are new to it a NAT may do so although all others see the peer elsewhere.
@@ -267,6 +271,7 @@ mod tests {
     use super::*;
     use crate::api::Usage;
     use crate::path::Transport;
+    use crate::topology::Topology;
     use crate::topology::lab::*;
 
     fn rng() -> ChaCha20Rng {
@@ -454,8 +459,8 @@ mod tests {
             for (label, peer) in &mut topology.peers {
                 topology.prediction.note_due(*label, peer, &topology.addresses, at(second * 1000));
             }
-            topology.spread(at(second * 1000));
-            when.extend(events(topology).into_iter().filter_map(|event| match event {
+            let said = topology.prediction.spread(&mut topology.peers, &topology.addresses, at(second * 1000));
+            when.extend(said.into_iter().filter_map(|event| match event {
                 Event::Message(label, Control::Punch(Punch::Spread)) => Some((second, label)),
                 _ => None,
             }));
