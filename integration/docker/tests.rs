@@ -3,6 +3,7 @@
 mod compose;
 mod networks;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -345,6 +346,8 @@ fn a_name_is_known_everywhere_within_a_second_and_gone_as_soon() {
 fn short_lived_containers_leave_nothing_behind() {
     let _alone = alone();
     const LANES: usize = 4;
+    /// Connections with the engine stay open for a while after calls, more or fewer of them; a leak would be one for each of forty containers.
+    const IDLE_CONNECTIONS: usize = 8;
     let count: usize = std::env::var("WEFT_CHURN").map_or(80, |text| text.parse().expect("WEFT_CHURN is a number"));
     let lan = Lan::start("churn", 2);
     lan.hosts[0].docker(&create(&["--subnet", "10.66.0.0/24", "app"]));
@@ -407,7 +410,11 @@ fn short_lived_containers_leave_nothing_behind() {
     let mut after = Vec::new();
     await_true("something is left", || {
         after = footprints();
-        Ok(after.iter().zip(&before).all(|(after, before)| after.iter().all(|(what, count)| count <= &before[what])))
+        let is_as_before = |after: &BTreeMap<&str, usize>, before: &BTreeMap<&str, usize>| {
+            let allowed = |what: &str| before[what] + if what == "descriptors" { IDLE_CONNECTIONS } else { 0 };
+            after.iter().all(|(what, count)| *count <= allowed(what))
+        };
+        Ok(after.iter().zip(&before).all(|(after, before)| is_as_before(after, before)))
     })
     .unwrap_or_else(|error| panic!("{error}: {after:?}, at the start {before:?}"));
     eprintln!("{started} of {count} containers started; {after:?}, at the start {before:?}");
