@@ -1,6 +1,6 @@
 //! What can be seen of an engine host from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Child;
 
 use serde_json::Value;
@@ -21,13 +21,13 @@ impl EngineHost {
     }
 
     /// How much of the kernel, of the mesh and of the process the router uses: links, routes, rules, leases, endpoints that are
-    /// known, names, descriptors.
+    /// known, names, connections by UNIX sockets, with the engine for one, and other descriptors.
     pub fn footprint(&self) -> BTreeMap<&'static str, usize> {
         let lines = |command: &[&str]| String::from_utf8_lossy(&self.run(command).stdout).lines().count();
         let status = self.status();
         let counted = |of: &Value| of.as_array().map_or(0, Vec::len);
         let router = self.router().as_ref().map_or(0, Child::id);
-        let descriptors = std::fs::read_dir(format!("/proc/{router}/fd")).map_or(0, Iterator::count);
+        let (unix, others) = descriptors(router);
         BTreeMap::from([
             ("links", lines(&["ip", "-o", "link"])),
             ("routes", lines(&["ip", "route", "show", "table", "all"])),
@@ -36,7 +36,8 @@ impl EngineHost {
             ("leases", self.used() as usize),
             ("endpoints", counted(&status["endpoints"])),
             ("names", counted(&status["dns"]["names"])),
-            ("descriptors", descriptors),
+            ("connections", unix),
+            ("descriptors", others),
         ])
     }
 
@@ -44,4 +45,18 @@ impl EngineHost {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("router.log")).unwrap_or_default()
     }
+}
+
+/// How many descriptors a process has of UNIX sockets, and of anything else.
+fn descriptors(process: u32) -> (usize, usize) {
+    let sockets = std::fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap_or_default();
+    let inodes: BTreeSet<&str> = sockets.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();
+    let entries = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let open = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok());
+    let is_unix = |open: &String| {
+        let inode = open.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+        inode.is_some_and(|inode| inodes.contains(inode))
+    };
+    let (unix, others): (Vec<String>, Vec<String>) = open.partition(is_unix);
+    (unix.len(), others.len())
 }

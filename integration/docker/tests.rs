@@ -346,7 +346,8 @@ fn a_name_is_known_everywhere_within_a_second_and_gone_as_soon() {
 fn short_lived_containers_leave_nothing_behind() {
     let _alone = alone();
     const LANES: usize = 4;
-    /// Connections with the engine stay open for a while after calls, more or fewer of them; a leak would be one for each of forty containers.
+    /// Connections with the engine, either way, stay open for a while after calls, more or fewer of them; a leak would be one for each of forty
+    /// containers.
     const IDLE_CONNECTIONS: usize = 8;
     let count: usize = std::env::var("WEFT_CHURN").map_or(80, |text| text.parse().expect("WEFT_CHURN is a number"));
     let lan = Lan::start("churn", 2);
@@ -411,7 +412,7 @@ fn short_lived_containers_leave_nothing_behind() {
     await_true("something is left", || {
         after = footprints();
         let is_as_before = |after: &BTreeMap<&str, usize>, before: &BTreeMap<&str, usize>| {
-            let allowed = |what: &str| before[what] + if what == "descriptors" { IDLE_CONNECTIONS } else { 0 };
+            let allowed = |what: &str| before[what] + if what == "connections" { IDLE_CONNECTIONS } else { 0 };
             after.iter().all(|(what, count)| *count <= allowed(what))
         };
         Ok(after.iter().zip(&before).all(|(after, before)| is_as_before(after, before)))

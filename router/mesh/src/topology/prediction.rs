@@ -183,10 +183,8 @@ impl Prediction {
 
     /// Asks at the next ports, and wants to be called again, while peers are searched for.
     pub(super) fn search(&mut self, sessions: &impl SessionTable, rng: &mut impl Rng, now: Time) -> Vec<Event> {
-        self.searches.retain(|search| sessions.current(search.peer).is_some());
         let mut events = Vec::new();
-        for (peer, to) in self.next_questions(rng, now) {
-            let Some(index) = sessions.current(peer) else { continue };
+        for (peer, index, to) in self.next_questions(|peer| sessions.current(peer), rng, now) {
             events.extend(to.into_iter().map(|seen| {
                 // The peer asks back from where this gets to; nothing else comes of it.
                 let control = Control::Ping { id: rng.next_u32(), lane: Lane::Main, seen };
@@ -197,15 +195,25 @@ impl Prediction {
         events
     }
 
-    /// Returns the peers that are searched for, and where to ask for each now.
-    fn next_questions(&mut self, rng: &mut impl Rng, now: Time) -> Vec<(HostLabel, Vec<SocketAddr>)> {
-        let under_way = self.searches.iter_mut().take(SEARCHES_AT_ONCE);
-        let next = under_way.map(|Search { peer, seen, questions }| {
+    /// Returns the peers that are searched for, their sessions' indices, which `current` tells, and where to ask for each now. Searches for peers
+    /// without a session end.
+    fn next_questions(
+        &mut self,
+        current: impl Fn(HostLabel) -> Option<u32>,
+        rng: &mut impl Rng,
+        now: Time,
+    ) -> Vec<(HostLabel, u32, Vec<SocketAddr>)> {
+        let mut next = Vec::new();
+        self.searches.retain_mut(|Search { peer, seen, questions }| {
+            let Some(index) = current(*peer) else { return false };
+            if next.len() == SEARCHES_AT_ONCE {
+                return true;
+            }
             let begin = || Questions { began: now, ports: ports_to_ask(seen, rng), asked: 0 };
-            (*peer, questions.get_or_insert_with(begin).next(now).to_vec())
+            let questions = questions.get_or_insert_with(begin);
+            next.push((*peer, index, questions.next(now).to_vec()));
+            !questions.are_over()
         });
-        let next = next.collect();
-        self.searches.retain(|search| !search.questions.as_ref().is_some_and(Questions::are_over));
         next
     }
 }
@@ -318,12 +326,17 @@ mod tests {
         assert!(ports_to_ask(&[], &mut rng()).is_empty());
     }
 
+    /// The session's index with any peer.
+    fn in_session(_: HostLabel) -> Option<u32> {
+        Some(7)
+    }
+
     #[test]
     fn a_search_is_slow_and_ends() {
         let mut prediction = Prediction::new(at(0));
         assert!(prediction.begin(PEER, &mut seen_peer(), &[], at(0)));
         let (mut asked, mut now) = (0, 0);
-        while let [(peer, to)] = &prediction.next_questions(&mut rng(), at(now))[..] {
+        while let [(peer, _, to)] = &prediction.next_questions(in_session, &mut rng(), at(now))[..] {
             assert!(*peer == PEER && to.len() <= QUESTIONS_AT_ONCE);
             asked += to.len();
             now += 50;
@@ -344,9 +357,9 @@ mod tests {
         assert_eq!(begun, (0..SEARCHES).collect::<Vec<_>>());
         let (mut when, mut now) = (Vec::new(), 0);
         while !prediction.searches.is_empty() {
-            let questions = prediction.next_questions(&mut rng(), at(now));
+            let questions = prediction.next_questions(in_session, &mut rng(), at(now));
             assert!(questions.len() <= SEARCHES_AT_ONCE);
-            when.extend(questions.iter().map(|(peer, _)| (*peer, now)));
+            when.extend(questions.iter().map(|(peer, ..)| (*peer, now)));
             now += 50;
         }
         let first = |n| when.iter().find(|(peer, _)| *peer == label(n)).unwrap().1;
@@ -364,8 +377,8 @@ mod tests {
         let elsewhere = SocketAddr::from(([198, 51, 100, 7], 5000));
         peer.seen = Some(vec![elsewhere]);
         assert!(prediction.begin(PEER, &mut peer, &[], at(20)));
-        prediction.next_questions(&mut rng(), at(20));
-        let [(PEER, to)] = &prediction.next_questions(&mut rng(), at(120))[..] else { panic!("one search") };
+        prediction.next_questions(in_session, &mut rng(), at(20));
+        let [(PEER, _, to)] = &prediction.next_questions(in_session, &mut rng(), at(120))[..] else { panic!("one search") };
         assert!(!to.is_empty() && to.iter().all(|to| to.ip() == elsewhere.ip()));
     }
 
@@ -432,7 +445,7 @@ mod tests {
         for now in (0..600_000).step_by(50) {
             // Each time another one says so.
             prediction.begin(label(now), &mut seen_peer(), &[], at(now));
-            let questions: usize = prediction.next_questions(&mut rng(), at(now)).iter().map(|(_, to)| to.len()).sum();
+            let questions: usize = prediction.next_questions(in_session, &mut rng(), at(now)).iter().map(|(.., to)| to.len()).sum();
             assert!(questions <= SEARCHES_AT_ONCE * QUESTIONS_AT_ONCE);
             asked += questions;
         }
