@@ -68,7 +68,7 @@ impl World {
     /// Adds a NAT; returns its place.
     pub fn add_nat(&mut self, behaviour: Behaviour) -> usize {
         let number = self.nats.len();
-        let outside = IpAddr::from([203, 0, (number / 250) as u8, (number % 250 + 1) as u8]);
+        let outside = IpAddr::from([203, (number / 250) as u8, (number % 250 + 1) as u8, 1]);
         self.nats.push(Nat::new(behaviour, outside));
         number
     }

@@ -89,7 +89,7 @@ impl Topology {
             }
         }
         self.events.extend(self.prediction.spread(&mut self.peers, &self.addresses, now));
-        self.events.extend(self.prediction.search(sessions, &mut self.rng, now));
+        self.events.extend(self.port_search.search(sessions, &mut self.rng, now));
         are_at_rest
     }
 
@@ -298,7 +298,7 @@ impl Topology {
         peer.candidates.on_answer(path);
         peer.punching.reset(now);
         peer.spreads.reset(now);
-        self.prediction.end(label);
+        self.port_search.end(label);
         peer.note(format!("up by {path}"), now);
         self.events.extend(Event::connection(path, Usage::InUse));
         let likely = peer.candidates.likely();

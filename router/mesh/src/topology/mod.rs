@@ -16,6 +16,7 @@ mod liveness;
 mod metered;
 pub(crate) mod own_addresses;
 mod ping;
+mod port_search;
 pub(crate) mod prediction;
 mod pulse;
 mod punching;
@@ -42,6 +43,7 @@ use link::{Marks, Pings};
 use links::ASKED_BACK_AT_ONCE;
 use metered::Metered;
 use own_addresses::{OwnAddresses, OwnReach};
+use port_search::PortSearch;
 use prediction::{Prediction, Spreads};
 use punching::Punching;
 use rand::SeedableRng;
@@ -161,6 +163,7 @@ pub(crate) struct Topology {
     pub(crate) routing: Routing,
     fingers: Fingers,
     prediction: Prediction,
+    port_search: PortSearch,
     /// When changed costs may be announced again, and whether this tick may.
     costs_after: Time,
     announces_costs: bool,
@@ -225,6 +228,7 @@ impl Topology {
             routing: Routing::new(setup.own, setup.is_stub, now),
             fingers: Fingers::default(),
             prediction: Prediction::new(now),
+            port_search: PortSearch::default(),
             costs_after: now,
             announces_costs: false,
             events: VecDeque::new(),
@@ -265,7 +269,7 @@ impl Topology {
             self.events.push_back(Event::Announce(peer, None));
         }
         self.linked.remove(&peer);
-        self.prediction.end(peer);
+        self.port_search.end(peer);
         self.addresses.unsee(peer);
     }
 
@@ -276,7 +280,7 @@ impl Topology {
         // Only hosts that relay hold the mesh together; one that does not links with some of these.
         let is_stub = record.is_some_and(|record| record.is_stub);
         self.fingers.set(host, record.is_some() && (!is_stub || (host == self.own && !is_metered)));
-        self.routing.set_stub(host, record.is_some_and(|record| record.is_stub));
+        self.routing.set_stub(host, is_stub);
         let Some((peer, record)) = self.peers.get_mut(&host).zip(record) else { return };
         peer.seen = Some(record.seen.clone());
         if !self.discovery {
@@ -332,7 +336,7 @@ impl Topology {
         let peer = self.targets.remove(name);
         if let Some(peer) = peer {
             self.let_go(peer, "it was forgotten", false, now);
-            self.prediction.end(peer);
+            self.port_search.end(peer);
         }
         let id = peer.and_then(id_of);
         self.targets.forget(name.to_owned(), id);

@@ -155,7 +155,7 @@ impl Topology {
         peer.punching.heard = now;
         if step == Punch::Spread {
             let own = self.addresses.local();
-            if is_searched && self.prediction.begin(label, peer, own, now) {
+            if is_searched && self.port_search.begin(label, peer, own, now) {
                 self.events.push_back(Event::Wake(now));
             }
             return;
