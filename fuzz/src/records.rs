@@ -69,6 +69,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         advertised: Advertised { udp: vec![([203, 0, 113, 1], 6783).into()], tcp: Vec::new() },
         is_stub: true,
         is_metered: true,
+        load: 1,
     };
     let endpoint = EndpointRecord {
         segment: "app".into(),

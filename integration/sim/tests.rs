@@ -11,8 +11,9 @@ use weft_integration::sim::scenario::said_cloned;
 use weft_integration::sim::world::{Host, HostNumber, World};
 use weft_integration::sim::{Scenario, addresses, arrives, endpoint, run, star};
 use weft_mesh::egress::DropReason;
-use weft_mesh::node::{Command, Event};
+use weft_mesh::node::{Command, Event, Input};
 use weft_mesh::records::EndpointRecord;
+use weft_mesh::sink::Punt;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
 const SEEDS: u64 = 40;
@@ -129,6 +130,45 @@ fn nothing_goes_through_a_host_that_relays_nothing() {
     assert!(!arrives(&mut world, 0, 2) && arrives(&mut world, 0, 1));
     let why = world.hosts[0].node.as_ref().unwrap().why(None, "h2", world.now).unwrap();
     assert_eq!((why.hops.len(), &why.stubs[..]), (0, &["h1".to_owned()][..]));
+}
+
+/// Twelve hosts that reach each other by three relays alone.
+#[test]
+fn pairs_leave_a_relay_that_is_busy_and_come_back() {
+    const RELAYS: usize = 3;
+    let mut world = World::new(12, Ciphers::native(true), true);
+    let hosts = RELAYS..RELAYS + 12;
+    for host in 0..hosts.end {
+        world.add_host();
+        (RELAYS..host).for_each(|other| world.cut(host, other));
+    }
+    for host in 0..hosts.end {
+        world.start(host);
+        world.connect(host, &[0, 1, 2]);
+    }
+    let by_first = |world: &World| {
+        let routes = hosts.clone().flat_map(|host| world.hosts[host].node.as_ref().unwrap().status(world.now).routes);
+        routes.filter(|route| route.via == "h0" && route.to != "h0").count()
+    };
+    world.run_for(Duration::from_secs(10));
+    let before = by_first(&world);
+    assert!(before >= 24, "of 132 routes {before} go by the first relay");
+    let mut counts = Vec::new();
+    for _ in 0..24 {
+        let node = world.hosts[0].node.as_mut().unwrap();
+        node.handle_input(world.now, Input::Punt(Punt::Busy { percent: 99 }));
+        world.run_for(Duration::from_secs(1));
+        counts.push(by_first(&world));
+    }
+    assert!(counts[1] == before && counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
+    assert!(counts[23] < before / 2, "{counts:?}");
+    let load = |world: &World, host: usize| {
+        let peers = world.hosts[host].node.as_ref().unwrap().status(world.now).peers;
+        peers.into_iter().find(|peer| peer.name == "h0").map(|peer| peer.load)
+    };
+    assert_eq!((load(&world, 5), load(&world, 0)), (Some(3), None));
+    world.run_for(Duration::from_secs(250));
+    assert_eq!((by_first(&world), load(&world, 5)), (before, Some(0)));
 }
 
 #[test]

@@ -115,6 +115,8 @@ pub struct HopStatus {
     pub mtu: usize,
     /// Cipher of the session with that host.
     pub cipher: Option<&'static str>,
+    /// How busy that host is as a relay, in steps up to four.
+    pub load: u8,
 }
 
 /// A host's account of its direct link with a peer, or of the lack of one.

@@ -59,6 +59,8 @@ pub struct PeerStatus {
     pub mtu: Option<usize>,
     /// Whether it relays between other hosts.
     pub relays: bool,
+    /// How busy it is as a relay, in steps up to four: with each, others send half as many pairs through it.
+    pub load: u8,
     /// Whether what it says and hears is paid for by the byte.
     pub metered: bool,
     /// Bytes received in sessions with it.
@@ -195,6 +197,8 @@ pub struct Status {
     pub advertised: Advertised,
     /// Whether datagrams of the urgent lane leave marked as such.
     pub marks: bool,
+    /// How busy this host is as a relay, in steps up to four.
+    pub load: u8,
     /// Rings of addresses.
     pub rings: Vec<RingReport>,
     /// Addresses that this host handed out and lost to others.
@@ -216,6 +220,8 @@ pub struct Measures {
     pub refused: Refusals,
     /// Bytes relayed for other hosts, those that are gone included.
     pub relayed_bytes: u64,
+    /// How busy this host is as a relay, in steps up to four.
+    pub load: u8,
     /// Endpoints of this host.
     pub own_endpoints: usize,
     /// Valid records held, by kind.

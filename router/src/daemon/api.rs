@@ -10,7 +10,7 @@ use crate::attach::attachments::Attachments;
 use crate::cli::options::Options;
 use crate::daemon::node_task::NodeHandle;
 use crate::daemon::state::Store;
-use crate::dataplane::worker::Counters;
+use crate::dataplane::counters::Counters;
 use crate::dns::Dns;
 use crate::docker::Docker;
 use crate::observe::observers::Observers;

@@ -31,10 +31,11 @@ use crate::daemon::node_task::{EndpointChange, NodeHandle, NodeTask, Parts, punt
 use crate::daemon::seeds::{find_peers, look_up_targets};
 use crate::daemon::state::{self, Change, Store};
 use crate::dataplane::clock::Clock;
+use crate::dataplane::counters::Counters;
 use crate::dataplane::intake;
 use crate::dataplane::polling::Pauses;
 use crate::dataplane::taps::{self, Segments};
-use crate::dataplane::worker::{Counters, Shared, Worker, WorkerHandle};
+use crate::dataplane::worker::{Shared, Worker, WorkerHandle};
 use crate::dns::{Dns, DnsParts};
 use crate::docker::{self, Docker, DockerParts};
 use crate::error::{Doing, Failure, Result};

@@ -43,6 +43,7 @@ fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
         addresses,
         advertised,
         marks: _,
+        load: _,
         rings: _,
         fenced: _,
         refused: _,
@@ -109,6 +110,13 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
             "a network here drops packets marked AF21: this router marks none, and small packets may wait behind large transfers"
                 .to_owned(),
         );
+    }
+    if status.load > 0 {
+        problems.push(format!(
+            "this host is busy all the time and relays for others, who send 1/{} of their pairs through it instead of all: see weft \
+             status links, and let more hosts relay",
+            1 << status.load
+        ));
     }
     for ring in &status.rings {
         problems.extend(ring.contested.iter().map(|subnet| {
@@ -193,6 +201,7 @@ fn dropped(refused: &Refusals, api: &Api) -> impl Iterator<Item = (&'static str,
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let by_reason = DropReason::ALL.map(|reason| (reason.name(), count(&api.counters.dropped[reason as usize])));
     let others = [
+        ("receive_full", count(&api.counters.receive_full)),
         ("tap_full", count(&api.counters.tap_full)),
         ("send_failed", count(&api.counters.send_failed)),
         ("punts_lost", count(&api.counters.punts_lost)),

@@ -315,6 +315,9 @@ fn hop(hop: &Value) -> String {
     parts.extend(hop["loss"].as_f64().map(|loss| format!("{:.0} % lost", loss * 100.0)));
     parts.extend(hop["mtu"].as_u64().map(|mtu| format!("MTU {mtu}")));
     parts.extend(hop["cipher"].as_str().map(str::to_owned));
+    parts.extend(
+        hop["load"].as_u64().filter(|load| *load > 0).map(|load| format!("busy, has 1/{} of its pairs", 1 << load)),
+    );
     parts.join(", ")
 }
 
@@ -349,6 +352,7 @@ mod tests {
             loss: Some(0.0),
             mtu: 1450,
             cipher: Some("AES-256-GCM"),
+            load: 0,
         }
     }
 
@@ -442,7 +446,7 @@ mod tests {
         for key in ["from", "to", "path", "hops", "reasons", "since"] {
             assert!(!report[key].is_null(), "{key}");
         }
-        for key in ["peer", "transport", "remote", "rtt_us", "loss", "mtu", "cipher"] {
+        for key in ["peer", "transport", "remote", "rtt_us", "loss", "mtu", "cipher", "load"] {
             assert!(!report["hops"][0][key].is_null(), "{key}");
         }
         let said = print(&report);

@@ -19,7 +19,7 @@ impl PuntSender {
     pub fn send(&self, punt: Punt) -> bool {
         let queue = match punt {
             Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
-            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken => &self.frames,
+            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken | Punt::Busy { .. } => &self.frames,
             Punt::Heard { .. } | Punt::Control { .. } => &self.trusted,
         };
         queue.try_send(punt).is_ok()

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -34,9 +34,10 @@ use weft_mesh::snapshot::Snapshot;
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::Lane;
 use weft_mesh::wire::SegmentId;
-use weft_sys::TapIo;
+use weft_sys::{TapIo, is_gone};
 
 use crate::dataplane::clock::Clock;
+use crate::dataplane::counters::Counters;
 use crate::dataplane::polling::{Last, Pauses};
 use crate::dataplane::punts::PuntSender;
 use crate::dataplane::spares::Spares;
@@ -59,18 +60,8 @@ const BYTES_PER_FLUSH: usize = 256 * 1024;
 /// How long a worker that carries little needs the core at a time: the least there is to ask for.
 const SHORT_TURN: Duration = Duration::from_micros(100);
 
-/// What the workers counted and the node does not know.
-#[derive(Default)]
-pub struct Counters {
-    /// Frames and datagrams dropped, by reason.
-    pub dropped: [AtomicU64; DropReason::ALL.len()],
-    /// Frames that a TAP did not take.
-    pub tap_full: AtomicU64,
-    /// Runs that the kernel did not send.
-    pub send_failed: AtomicU64,
-    /// Things for the node that it had no room for.
-    pub punts_lost: AtomicU64,
-}
+/// How often a worker asks its sockets what they lost.
+const LOOK_FOR_LOST: Duration = Duration::from_secs(1);
 
 enum Order {
     Add(SegmentId, Box<dyn TapIo>),
@@ -161,7 +152,7 @@ impl Worker {
         }
         let (orders, inbox) = channel();
         let path = Datapath::new(port.udp.max_segments());
-        let out = Outlets { taps: BTreeMap::new(), port, lane: Lane::Main, punts, counters };
+        let out = Outlets { taps: BTreeMap::new(), port, lane: Lane::Main, lost: (0, Time::ZERO), punts, counters };
         let run = Run {
             epoll,
             pauses,
@@ -281,10 +272,9 @@ impl Run {
         let began = self.clock.now();
         let awake = self.pauses.begin(began);
         self.ask_for_turns(began);
-        let Some(awake) = awake else { return self.epoll.wait(events, EpollTimeout::NONE) };
         let (mut now, mut timeout) = (began, EpollTimeout::ZERO);
-        loop {
-            if now.since(began) >= awake {
+        let count = loop {
+            if awake.is_none_or(|awake| now.since(began) >= awake) {
                 timeout = EpollTimeout::NONE;
             }
             match self.epoll.wait(events, timeout)? {
@@ -295,12 +285,17 @@ impl Run {
                         timeout = EpollTimeout::NONE;
                     }
                 }
-                count => {
-                    self.pauses.end(self.clock.now().since(began), awake);
-                    return Ok(count);
-                }
+                count => break count,
             }
+        };
+        let now = self.clock.now();
+        let rest = now.since(began);
+        if let Some(awake) = awake {
+            self.pauses.end(rest, awake);
         }
+        self.path.rested(rest, now, &mut self.out);
+        self.out.count_lost(now);
+        Ok(count)
     }
 
     /// A worker that carries little needs the core for moments, but soon; a busy worker, for as long as others.
@@ -435,24 +430,28 @@ impl Run {
     }
 }
 
-/// Whether reading failed because there is no interface any more. Other errors are of one frame, which the kernel dropped (a
-/// packet socket has EINVAL for a super-frame that virtio has no word for).
-fn is_gone(error: &io::Error) -> bool {
-    let code = error.raw_os_error().map(Errno::from_raw);
-    matches!(code, Some(Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO | Errno::ENETDOWN | Errno::EIO))
-}
-
 /// Where results go.
 struct Outlets {
     taps: BTreeMap<SegmentId, Tap>,
     port: Port,
     /// The lane of the datagrams being received.
     lane: Lane,
+    /// Datagrams that the sockets had lost when last asked, modulo 2^32, and when that was.
+    lost: (u32, Time),
     punts: PuntSender,
     counters: Arc<Counters>,
 }
 
 impl Outlets {
+    /// Counts what the sockets lost, once a second.
+    fn count_lost(&mut self, now: Time) {
+        let (before, at) = self.lost;
+        if now.since(at) >= LOOK_FOR_LOST {
+            self.lost = (self.port.udp.lost(), now);
+            self.counters.receive_full.fetch_add(self.lost.0.wrapping_sub(before).into(), Ordering::Relaxed);
+        }
+    }
+
     fn send(&self, lane: Lane, to: Path, datagrams: &[u8], stride: usize) {
         if self.port.send(lane, to, datagrams, stride).is_err() {
             self.counters.send_failed.fetch_add(1, Ordering::Relaxed);

@@ -88,6 +88,7 @@ mod tests {
             loss: None,
             mtu: None,
             relays: true,
+            load: 0,
             metered: false,
             rx_bytes: 0,
             tx_bytes: 0,

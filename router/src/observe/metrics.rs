@@ -52,7 +52,7 @@ pub async fn read(api: &Api) -> Result<String> {
 
 /// What the node and the kernel say.
 fn readings(measures: &Measures, traffic: &[Traffic]) -> Vec<Reading> {
-    let Measures { peers, rings, refused, relayed_bytes, own_endpoints, records } = measures;
+    let Measures { peers, rings, refused, relayed_bytes, load, own_endpoints, records } = measures;
     let none = Vec::new;
     let states = [PeerState::Connected, PeerState::Connecting, PeerState::Unreachable, PeerState::Dead];
     let by_state = states.map(|state| {
@@ -102,6 +102,11 @@ fn readings(measures: &Measures, traffic: &[Traffic]) -> Vec<Reading> {
         Reading::counts("peer_received_bytes", "Bytes received in sessions with a peer", of_peer(|peer| peer.rx_bytes)),
         Reading::counts("peer_sent_bytes", "Bytes sent in sessions with a peer", of_peer(|peer| peer.tx_bytes)),
         Reading::counts("relayed_bytes", "Bytes relayed for other hosts", [(none(), *relayed_bytes)]),
+        Reading::gauges(
+            "relay_load",
+            "How busy this host is as a relay: with each step others send half as many pairs through it",
+            [(none(), f64::from(*load))],
+        ),
         Reading::gauges(
             "records",
             "Valid records held, of this host and others, by kind",

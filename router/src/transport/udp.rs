@@ -150,6 +150,12 @@ impl UdpPort {
         &self.sockets[lane as usize]
     }
 
+    /// How many datagrams that came were lost before they were read, modulo 2^32.
+    pub fn lost(&self) -> u32 {
+        let lost = |lane: &Lane| weft_sys::lost_datagrams(self.fd(*lane)).unwrap_or(0);
+        Lane::ALL.iter().map(lost).fold(0, u32::wrapping_add)
+    }
+
     /// The port they are bound to.
     pub fn port(&self) -> u16 {
         self.socket_of(Lane::Main).local_addr().map(|address| address.port()).unwrap_or(0)

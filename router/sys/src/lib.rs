@@ -42,10 +42,23 @@ pub trait TapIo: Send {
     fn write(&mut self, vnet: &VnetHeader, parts: &[&[u8]]) -> io::Result<()>;
 }
 
+/// Whether reading from an interface failed because it is there no more. Other errors are of one frame, which the kernel dropped (a packet socket has
+/// EINVAL for a super-frame that virtio has no word for).
+pub fn is_gone(error: &io::Error) -> bool {
+    let gone = [libc::EBADFD, libc::EBADF, libc::ENODEV, libc::ENXIO, libc::ENETDOWN, libc::EIO];
+    error.raw_os_error().is_some_and(|code| gone.contains(&code))
+}
+
 /// Has the kernel send a UDP socket's datagrams whole or not at all, regardless of the path MTU it assumes: finding out is
 /// the caller's task (`IP_PMTUDISC_PROBE`, ip(7)). A socket for IPv6 may send IPv4, too.
 pub fn never_fragment(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
     sys::never_fragment(socket, is_v6)
+}
+
+/// How many datagrams a socket has lost since it was opened, modulo 2^32: most of them because they came faster than they were read
+/// (`SO_MEMINFO`, `SK_MEMINFO_DROPS`, Linux 4.12).
+pub fn lost_datagrams(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    sys::lost_datagrams(socket)
 }
 
 /// Asks the scheduler for turns of this length for the calling thread; zero stands for the usual one. A thread content with

@@ -130,6 +130,20 @@ fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, val
     .map(drop)
 }
 
+/// What SO_MEMINFO tells, in this order (sock_diag(7)): SK_MEMINFO_RMEM_ALLOC and seven others before SK_MEMINFO_DROPS.
+const MEMINFO: usize = 9;
+const MEMINFO_DROPS: usize = 8;
+
+pub(crate) fn lost_datagrams(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = [0_u32; MEMINFO];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the option points to a live array whose size in bytes is given.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
+    })?;
+    Ok(info[MEMINFO_DROPS])
+}
+
 /// What sched_setattr(2) takes, in the form of Linux 3.14.
 #[repr(C)]
 #[derive(Default)]

@@ -15,6 +15,7 @@ use weft_crypto::session::{self, OpenError, Opener};
 use weft_crypto::{HostLabel, Time, envelope};
 
 use crate::bucket::Bucket;
+use crate::datapath::busy::Busy;
 use crate::datapath::egress::DropReason;
 use crate::datapath::flows::Flows;
 use crate::datapath::join::Join;
@@ -193,6 +194,7 @@ pub struct Receiver {
     fragments: Reassembly,
     relay_budgets: BTreeMap<HostLabel, Bucket>,
     relay_bytes_per_second: u64,
+    pub(super) busy: Busy,
 }
 
 /// An opened text in one of the batch's buffers.
@@ -221,6 +223,7 @@ impl Default for Receiver {
             fragments: Reassembly::default(),
             relay_budgets: BTreeMap::new(),
             relay_bytes_per_second: RELAY_BYTES_PER_SECOND,
+            busy: Busy::default(),
         }
     }
 }
@@ -241,6 +244,9 @@ impl Receiver {
         let mut carried = 0;
         for (number, buffer) in buffers.iter_mut().enumerate() {
             carried += self.open_buffer(snapshot, now, number, buffer, sink);
+        }
+        if !self.relays.is_empty() {
+            self.busy.note_relayed();
         }
         for run in &self.relays {
             sink.relay(run.to, &buffers[run.buffer].data[run.range.clone()], run.stride);

@@ -6,6 +6,7 @@
 //! and seal → `reassembly` and `join` → the [`sink`]: a TAP, a relay, or the node.
 
 pub mod batch;
+mod busy;
 pub mod egress;
 mod flows;
 pub mod frame;
@@ -21,6 +22,7 @@ mod tcp;
 pub mod vnet;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use egress::{DropReason, Verdict, egress};
 use frame::Mac;
@@ -102,6 +104,13 @@ impl Datapath {
                     }
                 }
             }
+        }
+    }
+
+    /// The worker had nothing to do for `rest`, until `now`: the node hears of a relay that is busy.
+    pub fn rested(&mut self, rest: Duration, now: Time, sink: &mut impl Sink) {
+        if let Some(percent) = self.receiver.busy.rested(rest, now) {
+            sink.punt(Punt::Busy { percent });
         }
     }
 

@@ -84,6 +84,11 @@ pub enum Punt {
     },
     /// The first frames go over a link that was at rest.
     Woken,
+    /// A worker that relays was busy in the last second.
+    Busy {
+        /// For this share of it, in percent.
+        percent: u8,
+    },
 }
 
 /// Where a batch's results go.

@@ -2,6 +2,7 @@
 
 mod loss;
 mod metering;
+mod relaying;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,8 +19,7 @@ use crate::datapath::sink::TapOffloads;
 use crate::datapath::snapshot::{Hashing, Hop, Inbound, Meter, Outbound};
 use crate::datapath::vnet::Gso;
 use crate::path::Path;
-use crate::wire::Lane;
-use crate::wire::OVERHEAD;
+use crate::wire::{Lane, OVERHEAD};
 
 const ALL: TapOffloads = TapOffloads { checksum: true, tcp: true, udp: true };
 
@@ -341,26 +341,6 @@ fn udp_super_frames_keep_their_datagrams() {
     let whole = carry(&frame, vnet, false, 1452, TapOffloads::NONE);
     assert!(whole.frames.iter().all(|(_, frame)| checksums_are_right(frame)));
     assert_eq!(whole.frames.len(), 3);
-}
-
-#[test]
-fn the_first_frames_over_a_link_at_rest_wake_the_node() {
-    let sender = snapshot(1, &[2], Some((3, 2)), 1452);
-    let relay = snapshot(2, &[1, 3], None, 1452);
-    let (mut a, mut b) = (Datapath::new(64), Datapath::new(64));
-    sender.outbound.get(&label(3)).unwrap().hop.as_ref().unwrap().meter.sent.rest();
-    relay.outbound.get(&label(3)).unwrap().meter.sent.rest();
-    let (mut sent, mut passed) = (Taps::new(ALL), Taps::new(ALL));
-    for _ in 0..3 {
-        let mut frame = tcp_frame(false, b"x", 0x10);
-        a.frame(&sender, segment(), &VnetHeader::default(), &mut frame, Time::ZERO, &mut sent);
-    }
-    for (run, bytes) in a.sender.batch.runs() {
-        let mut bytes = bytes.to_vec();
-        let mut buffers = [RxBuffer { from: address(1), data: &mut bytes, stride: run.stride }];
-        b.datagrams(&relay, Time::ZERO, &mut buffers, &mut passed);
-    }
-    assert_eq!((sent.punts, passed.punts), (vec![Punt::Woken], vec![Punt::Woken]));
 }
 
 #[test]

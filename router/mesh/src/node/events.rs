@@ -91,7 +91,7 @@ impl Components {
                 // A link record is a few bytes; the number of links is bounded by the number of peers.
                 let _ = self.commit(writes);
             }
-            Said::AddressesChanged => self.write_host_record(),
+            Said::HostChanged => self.write_host_record(),
             Said::Up(peer, likely) => {
                 if let Some(id) = self.sessions.id_of(peer) {
                     self.persist(&Stored::Peer(id), Some(encode(&likely)));

@@ -229,6 +229,7 @@ impl Node {
             }
             // The tick that this leads to sees what was sent.
             Punt::Woken => {}
+            Punt::Busy { percent } => self.parts.topology.load.note(percent, now),
         }
         false
     }
@@ -392,7 +393,8 @@ impl Components {
         let name = self.directory.own_name().to_owned();
         let (tcp, advertised) = (self.topology.addresses.reach.tcp_ports.clone(), self.topology.addresses.advertised());
         let (is_stub, is_metered) = (self.topology.routing.is_stub(self.own), self.topology.metered.own);
-        let record = HostRecord { name, addresses, seen, tcp, boot: self.boot, advertised, is_stub, is_metered };
+        let (boot, load) = (self.boot, self.topology.load.level());
+        let record = HostRecord { name, addresses, seen, tcp, boot, advertised, is_stub, is_metered, load };
         writes.put(Key::Host, &record);
         // A name and a few short lists are far below the limit.
         let _ = self.commit(writes);

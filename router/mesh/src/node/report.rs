@@ -52,6 +52,7 @@ impl Components {
             addresses: own.announced().into_iter().chain(own.seen()).collect(),
             advertised: own.advertised(),
             marks: self.topology.marks,
+            load: self.topology.load.level(),
             rings: self.ring_reports(),
             fenced: self.addresses.fenced(),
             refused: self.refusals(),
@@ -68,6 +69,7 @@ impl Components {
             peers: self.sessions.peers().map(|(label, id)| self.peer_status(label, id)).collect(),
             rings: self.ring_reports(),
             refused: self.refusals(),
+            load: self.topology.load.level(),
             relayed_bytes: self.sessions.relayed_for_gone + relayed.sum::<u64>(),
             own_endpoints: self.segments.iter().filter(|(host, ..)| *host == self.own).count(),
             records: [
@@ -107,6 +109,7 @@ impl Components {
             loss: link.map(|link| link.loss),
             mtu: hop.map(|hop| hop.max_datagram.saturating_sub(OVERHEAD)),
             relays: !self.topology.routing.is_stub(label),
+            load: self.topology.routing.load_of(label),
             metered: self.topology.metered.contains(label),
             rx_bytes: meter.received.bytes.load(Ordering::Relaxed),
             tx_bytes: meter.sent.bytes.load(Ordering::Relaxed),

@@ -78,6 +78,7 @@ impl Components {
             loss: link.map(|link| link.loss),
             mtu: link.map_or(0, |link| link.size.max_datagram.saturating_sub(OVERHEAD)),
             cipher: session.map(|session| session.suite.name()),
+            load: self.topology.routing.load_of(to),
         }
     }
 
@@ -93,6 +94,7 @@ impl Components {
             loss: None,
             mtu: mtu.saturating_sub(OVERHEAD),
             cipher: None,
+            load: self.topology.routing.load_of(to),
         }
     }
 }

@@ -9,6 +9,8 @@ use super::{MAX_LIST, decode, is_name};
 pub(super) const TAG: u8 = 1;
 /// Addresses by one transport that one host may advertise.
 pub const MAX_ADVERTISED: usize = 4;
+/// The most steps of [`HostRecord::load`].
+pub const MAX_LOAD: u8 = 4;
 /// TCP ports of one host that others take note of.
 const MAX_TCP_PORTS: usize = 4;
 
@@ -31,6 +33,8 @@ pub struct HostRecord {
     pub is_stub: bool,
     /// Whether what it says and hears is paid for by the byte: it takes no part in SWIM, has a link with one host at rest, and chooses it itself.
     pub is_metered: bool,
+    /// How little of its time it has to spare for others' frames, in steps up to [`MAX_LOAD`]: with each, others choose it as a relay for half as many pairs.
+    pub load: u8,
 }
 
 /// Addresses that are on none of a host's interfaces and lead to it.
@@ -50,6 +54,7 @@ pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
     record.tcp.truncate(MAX_TCP_PORTS);
     record.advertised.udp.truncate(MAX_ADVERTISED);
     record.advertised.tcp.truncate(MAX_ADVERTISED);
+    record.load = record.load.min(MAX_LOAD);
     Some(record)
 }
 
@@ -59,7 +64,7 @@ mod tests {
     use crate::records::encode;
 
     #[test]
-    fn a_host_without_a_usable_name_is_refused_and_surplus_addresses_are_dropped() {
+    fn a_host_without_a_usable_name_is_refused_and_surplus_is_dropped() {
         let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 6783)); 20];
         let record = |name: &str| {
             let (addresses, seen) = (addresses.clone(), addresses.clone());
@@ -73,13 +78,14 @@ mod tests {
                 advertised,
                 is_stub: true,
                 is_metered: true,
+                load: 200,
             }
         };
         let read_back = read(&encode(&record("host1"))).unwrap();
         let lengths = (read_back.addresses.len(), read_back.seen.len(), read_back.tcp.len());
         assert_eq!(lengths, (MAX_LIST, MAX_LIST, MAX_TCP_PORTS));
         let Advertised { udp, tcp } = &read_back.advertised;
-        assert_eq!((udp.len(), tcp.len(), read_back.is_stub), (MAX_ADVERTISED, MAX_ADVERTISED, true));
+        assert_eq!((udp.len(), tcp.len(), read_back.load), (MAX_ADVERTISED, MAX_ADVERTISED, MAX_LOAD));
         assert_eq!(read(&encode(&record("two words"))), None);
         assert_eq!(read(&[1, 2]), None);
     }

@@ -55,6 +55,9 @@ impl Topology {
     /// Looks after every link, and with `all` after every peer that should have one. Returns whether that can wait for longer the next time:
     /// nothing is used, tried or asked.
     pub(crate) fn tend_links(&mut self, all: bool, sessions: &impl SessionTable, now: Time) -> bool {
+        if self.load.tend(now) {
+            self.events.push_back(Event::HostChanged);
+        }
         self.announces_costs = now >= self.costs_after;
         if self.announces_costs {
             self.costs_after = now + COST_INTERVAL + COST_INTERVAL_PER_HOST * (self.peers.len() + 1) as u32;
@@ -405,7 +408,7 @@ mod tests {
         let is_up = |event: &Event| matches!(event, Event::Up(PEER, likely) if *likely == [remote().remote]);
         assert!(more.iter().any(is_up), "{more:?}");
         assert!(more.iter().any(|event| matches!(event, Event::Announce(PEER, Some(_)))), "{more:?}");
-        assert!(more.iter().any(|event| matches!(event, Event::AddressesChanged)));
+        assert!(more.iter().any(|event| matches!(event, Event::HostChanged)));
         let mut now = 10;
         let down = loop {
             now += 50;

@@ -21,6 +21,7 @@ pub(crate) mod prediction;
 mod pulse;
 mod punching;
 mod racing;
+mod relay_load;
 pub mod routes;
 mod routing;
 mod size;
@@ -48,6 +49,7 @@ use prediction::{Prediction, Spreads};
 use punching::Punching;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use relay_load::RelayLoad;
 use routes::Route;
 use routing::Routing;
 use targets::Targets;
@@ -115,7 +117,7 @@ pub(crate) enum Event {
     /// This host's record of a link.
     Announce(HostLabel, Option<LinkRecord>),
     /// The addresses that this host announces changed.
-    AddressesChanged,
+    HostChanged,
     /// A direct link is up; these addresses of the peer are worth keeping across restarts.
     Up(HostLabel, Vec<SocketAddr>),
     /// A direct link is down.
@@ -161,6 +163,8 @@ pub(crate) struct Topology {
     pub(crate) addresses: OwnAddresses,
     /// Announced links, and the routes over them.
     pub(crate) routing: Routing,
+    /// How busy this host is as a relay.
+    pub(crate) load: RelayLoad,
     fingers: Fingers,
     prediction: Prediction,
     port_search: PortSearch,
@@ -226,6 +230,7 @@ impl Topology {
             targets: Targets::default(),
             addresses: OwnAddresses::new(setup.reach, now),
             routing: Routing::new(setup.own, setup.is_stub, now),
+            load: RelayLoad::new(),
             fingers: Fingers::default(),
             prediction: Prediction::new(now),
             port_search: PortSearch::default(),
@@ -281,6 +286,7 @@ impl Topology {
         let is_stub = record.is_some_and(|record| record.is_stub);
         self.fingers.set(host, record.is_some() && (!is_stub || (host == self.own && !is_metered)));
         self.routing.set_stub(host, is_stub);
+        self.routing.set_load(host, record.map_or(0, |record| record.load));
         let Some((peer, record)) = self.peers.get_mut(&host).zip(record) else { return };
         peer.seen = Some(record.seen.clone());
         if !self.discovery {
@@ -323,7 +329,7 @@ impl Topology {
     pub(crate) fn set_local_addresses(&mut self, addresses: Vec<IpAddr>, now: Time) {
         self.addresses.set_local(addresses, now);
         self.peers.values_mut().for_each(|peer| peer.begin_again(now));
-        self.events.push_back(Event::AddressesChanged);
+        self.events.push_back(Event::HostChanged);
     }
 
     /// No longer links with a peer by a name; `id_of` gives the key of a peer. Returns that peer's key.

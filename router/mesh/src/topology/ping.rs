@@ -100,7 +100,7 @@ impl Topology {
     fn note_seen(&mut self, by: HostLabel, from: Path, seen: SocketAddr, now: Time) {
         // Where a connection comes from, or what a spare port sends, is no address that others may ask at.
         if !from.is_opened() && self.addresses.note_seen(by, seen, now) {
-            self.events.push_back(Event::AddressesChanged);
+            self.events.push_back(Event::HostChanged);
             self.peers.values_mut().for_each(|peer| peer.begin_again(now));
         }
     }

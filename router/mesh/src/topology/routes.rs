@@ -24,6 +24,8 @@ pub struct Graph {
     edges: BTreeMap<HostLabel, BTreeMap<HostLabel, LinkRecord>>,
     /// Hosts that no path leads through (RFC 6987).
     stubs: BTreeSet<HostLabel>,
+    /// Steps of load ([`HostRecord::load`]) of those that have any.
+    loads: BTreeMap<HostLabel, u8>,
 }
 
 /// The way to one host.
@@ -44,6 +46,7 @@ pub(super) struct Indexed {
     pub(super) labels: Vec<HostLabel>,
     pub(super) edges: Vec<Vec<(usize, LinkRecord)>>,
     pub(super) is_stub: Vec<bool>,
+    loads: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +97,7 @@ impl Graph {
             edges.remove(&host);
         }
         self.stubs.remove(&host);
+        self.loads.remove(&host);
     }
 
     /// A host is a stub, or is not; true if that is news.
@@ -104,6 +108,17 @@ impl Graph {
     /// Whether a host is a stub.
     pub fn is_stub(&self, host: HostLabel) -> bool {
         self.stubs.contains(&host)
+    }
+
+    /// A relay says so of its load; true if that is news.
+    pub fn set_load(&mut self, host: HostLabel, load: u8) -> bool {
+        let before = if load > 0 { self.loads.insert(host, load) } else { self.loads.remove(&host) };
+        before.unwrap_or(0) != load
+    }
+
+    /// The steps of load that a relay says to have.
+    pub fn load_of(&self, host: HostLabel) -> u8 {
+        self.loads.get(&host).copied().unwrap_or(0)
     }
 
     /// Links that `from` says to have.
@@ -150,7 +165,8 @@ impl Graph {
         };
         let edges = labels.iter().map(links).collect();
         let is_stub = labels.iter().map(|label| self.is_stub(*label)).collect();
-        Indexed { labels, edges, is_stub }
+        let loads = labels.iter().map(|label| self.load_of(*label)).collect();
+        Indexed { labels, edges, is_stub, loads }
     }
 }
 
@@ -159,6 +175,13 @@ impl Indexed {
         let start = self.labels.binary_search(&from).ok()?;
         let neighbours = self.edges[start].iter().map(|(to, link)| (*to, *link, self.distances(*to))).collect();
         Some(Neighbourhood { graph: self, start, neighbours })
+    }
+
+    /// What a relay bids for a pair of hosts; the highest bid wins. With each step of load it wins half as often (weighted rendezvous hashing: Schindelhauer,
+    /// Schomaker, "Weighted distributed hash tables", 2005; a number below one wins by its square half as often).
+    pub(super) fn bid(&self, near: usize, far: usize, relay: usize) -> u64 {
+        let share = share(self.labels[near], self.labels[far], self.labels[relay]);
+        (0..self.loads[relay]).fold(share, |bid, _| ((u128::from(bid) * u128::from(bid)) >> 64) as u64)
     }
 
     pub(super) fn distances(&self, start: usize) -> Vec<Option<Distance>> {
@@ -202,9 +225,8 @@ impl Neighbourhood<'_> {
     /// By the host itself if nothing costs less, or by one of the neighbours by which it costs the same.
     fn first_hop(&self, to: usize) -> Option<Via> {
         let cost = self.by_neighbours(to).map(|via| via.cost).min()?;
-        let [near, far] = [self.start, to].map(|host| self.graph.labels[host]);
-        let share = |by: usize| share(near, far, self.graph.labels[by]);
-        self.by_neighbours(to).filter(|via| via.cost == cost).max_by_key(|via| (via.by == to, share(via.by)))
+        let bid = |by: usize| self.graph.bid(self.start, to, by);
+        self.by_neighbours(to).filter(|via| via.cost == cost).max_by_key(|via| (via.by == to, bid(via.by)))
     }
 
     fn by_neighbours(&self, to: usize) -> impl Iterator<Item = Via> {
@@ -219,8 +241,8 @@ impl Neighbourhood<'_> {
     }
 }
 
-/// What a relay bids for a pair of hosts; the highest bid wins.
-pub(super) fn share(near: HostLabel, far: HostLabel, relay: HostLabel) -> u64 {
+/// What a relay without load bids for a pair of hosts, as a fraction of 2^64.
+fn share(near: HostLabel, far: HostLabel, relay: HostLabel) -> u64 {
     SipHasher13::new().hash(&[near.min(far).0, near.max(far).0, relay.0].concat())
 }
 
@@ -287,6 +309,19 @@ mod tests {
             *shares.entry(there.via).or_insert(0) += 1;
         }
         assert!(shares.len() == 4 && shares.values().all(|share| (250..360).contains(share)), "{shares:?}");
+        // A busy relay keeps the pairs that it had with the highest bids.
+        for (load, least, most) in [(1, 130, 220), (4, 5, 40)] {
+            assert!(graph.set_load(label(3), load) && !graph.set_load(label(3), load));
+            let busy = routes(&graph);
+            let kept = |(from, to): &&(HostLabel, HostLabel)| {
+                assert_eq!(busy[from][to].via, busy[to][from].via);
+                assert!(busy[from][to].via == before[from][to].via || before[from][to].via == label(3));
+                busy[from][to].via == label(3)
+            };
+            let kept = pairs.iter().filter(kept).count();
+            assert!((least..most).contains(&kept), "{kept} at load {load}");
+        }
+        assert!(graph.set_load(label(3), 0));
         for host in 10..60 {
             graph.unset(label(4), label(host));
         }

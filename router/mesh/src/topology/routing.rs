@@ -54,6 +54,16 @@ impl Routing {
         self.is_stale |= host != self.own && self.graph.set_stub(host, is_stub);
     }
 
+    /// A relay says so of its load.
+    pub(super) fn set_load(&mut self, host: HostLabel, load: u8) {
+        self.is_stale |= self.graph.set_load(host, load);
+    }
+
+    /// What a relay says of its load, in steps.
+    pub(crate) fn load_of(&self, host: HostLabel) -> u8 {
+        self.graph.load_of(host)
+    }
+
     /// Whether a host relays nothing between others.
     pub(crate) fn is_stub(&self, host: HostLabel) -> bool {
         self.graph.is_stub(host)

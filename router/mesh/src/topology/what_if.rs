@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use weft_crypto::HostLabel;
 
-use super::routes::{Distance, Graph, Indexed, share};
+use super::routes::{Distance, Graph, Indexed};
 use crate::records::LinkRecord;
 
 /// The mesh as it is, and a host that is thought away. [`WhatIf::outcome`] takes a Dijkstra for each host, twice: seconds for a thousand
@@ -130,9 +130,7 @@ impl AllPaths {
         };
         let all = || self.graph.edges[at].iter().filter_map(by);
         let least = all().map(|(cost, _)| cost).min()?;
-        let [near, far] = [at, to].map(|host| self.graph.labels[host]);
-        let bid = |next: usize| (next == to, share(near, far, self.graph.labels[next]));
-        all().filter(|(cost, _)| *cost == least).max_by_key(|(_, next)| bid(*next))
+        all().filter(|(cost, _)| *cost == least).max_by_key(|(_, next)| (*next == to, self.graph.bid(at, to, *next)))
     }
 }
 

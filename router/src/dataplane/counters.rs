@@ -1,0 +1,20 @@
+//! What the packet workers count.
+
+use std::sync::atomic::AtomicU64;
+
+use weft_mesh::egress::DropReason;
+
+/// What the workers counted and the node does not know.
+#[derive(Default)]
+pub struct Counters {
+    /// Frames and datagrams dropped, by reason.
+    pub dropped: [AtomicU64; DropReason::ALL.len()],
+    /// Datagrams that came faster than they were read.
+    pub receive_full: AtomicU64,
+    /// Frames that a TAP did not take.
+    pub tap_full: AtomicU64,
+    /// Runs that the kernel did not send.
+    pub send_failed: AtomicU64,
+    /// Things for the node that it had no room for.
+    pub punts_lost: AtomicU64,
+}
