@@ -115,7 +115,7 @@ pub struct HopStatus {
     pub mtu: usize,
     /// Cipher of the session with that host.
     pub cipher: Option<&'static str>,
-    /// How busy that host is as a relay, in steps up to four.
+    /// The load of that host as a relay, in steps up to four.
     pub load: u8,
 }
 

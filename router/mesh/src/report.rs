@@ -59,7 +59,7 @@ pub struct PeerStatus {
     pub mtu: Option<usize>,
     /// Whether it relays between other hosts.
     pub relays: bool,
-    /// How busy it is as a relay, in steps up to four: with each, others send half as many pairs through it.
+    /// Its load as a relay, in steps up to four: with each it wins half as often against others of the same cost.
     pub load: u8,
     /// Whether what it says and hears is paid for by the byte.
     pub metered: bool,
@@ -197,7 +197,7 @@ pub struct Status {
     pub advertised: Advertised,
     /// Whether datagrams of the urgent lane leave marked as such.
     pub marks: bool,
-    /// How busy this host is as a relay, in steps up to four.
+    /// The load of this host as a relay, in steps up to four.
     pub load: u8,
     /// Rings of addresses.
     pub rings: Vec<RingReport>,
@@ -220,7 +220,7 @@ pub struct Measures {
     pub refused: Refusals,
     /// Bytes relayed for other hosts, those that are gone included.
     pub relayed_bytes: u64,
-    /// How busy this host is as a relay, in steps up to four.
+    /// The load of this host as a relay, in steps up to four.
     pub load: u8,
     /// Endpoints of this host.
     pub own_endpoints: usize,

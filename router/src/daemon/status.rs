@@ -113,9 +113,9 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     }
     if status.load > 0 {
         problems.push(format!(
-            "this host is busy all the time and relays for others, who send 1/{} of their pairs through it instead of all: see weft \
-             status links, and let more hosts relay",
-            1 << status.load
+            "this host is busy all the time and relays for others, who prefer other relays of the same cost (load {} of 4): let more \
+             hosts relay, or see weft why for direct links that are missing",
+            status.load
         ));
     }
     for ring in &status.rings {

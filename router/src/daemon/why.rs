@@ -315,9 +315,7 @@ fn hop(hop: &Value) -> String {
     parts.extend(hop["loss"].as_f64().map(|loss| format!("{:.0} % lost", loss * 100.0)));
     parts.extend(hop["mtu"].as_u64().map(|mtu| format!("MTU {mtu}")));
     parts.extend(hop["cipher"].as_str().map(str::to_owned));
-    parts.extend(
-        hop["load"].as_u64().filter(|load| *load > 0).map(|load| format!("busy, has 1/{} of its pairs", 1 << load)),
-    );
+    parts.extend(hop["load"].as_u64().filter(|load| *load > 0).map(|load| format!("busy (load {load} of 4)")));
     parts.join(", ")
 }
 

@@ -9,7 +9,7 @@ use weft_mesh::egress::DropReason;
 pub struct Counters {
     /// Frames and datagrams dropped, by reason.
     pub dropped: [AtomicU64; DropReason::ALL.len()],
-    /// Datagrams that came faster than they were read.
+    /// Datagrams, or bursts that the kernel had joined, that came faster than they were read.
     pub receive_full: AtomicU64,
     /// Frames that a TAP did not take.
     pub tap_full: AtomicU64,

@@ -6,7 +6,7 @@ use weft_mesh::sink::Punt;
 /// them cannot push out what links and sessions say.
 #[derive(Clone)]
 pub struct PuntSender {
-    /// What came out of sessions.
+    /// What came out of sessions, and what workers tell of themselves.
     pub trusted: tokio::sync::mpsc::Sender<Punt>,
     /// What frames led to: containers can make any number of them, which must not keep the mesh's own talk waiting.
     pub frames: tokio::sync::mpsc::Sender<Punt>,
@@ -19,8 +19,8 @@ impl PuntSender {
     pub fn send(&self, punt: Punt) -> bool {
         let queue = match punt {
             Punt::Handshake { .. } | Punt::RelayedHandshake { .. } => &self.handshakes,
-            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken | Punt::Busy { .. } => &self.frames,
-            Punt::Heard { .. } | Punt::Control { .. } => &self.trusted,
+            Punt::Learn { .. } | Punt::NoSession { .. } | Punt::Woken => &self.frames,
+            Punt::Heard { .. } | Punt::Control { .. } | Punt::Busy { .. } => &self.trusted,
         };
         queue.try_send(punt).is_ok()
     }

@@ -233,7 +233,6 @@ impl Run {
             // Level-triggered: nothing has to be read until it is empty, so a lone packet costs one call to take it.
             let count = match self.wait(&mut events) {
                 Ok(count) => count,
-                Err(Errno::EINTR) => continue,
                 Err(error) => {
                     tracing::error!(%error, "a packet worker cannot wait for packets; restart the router");
                     return;
@@ -277,15 +276,17 @@ impl Run {
             if awake.is_none_or(|awake| now.since(began) >= awake) {
                 timeout = EpollTimeout::NONE;
             }
-            match self.epoll.wait(events, timeout)? {
-                0 => {
+            match self.epoll.wait(events, timeout) {
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error),
+                Ok(0) => {
                     std::thread::yield_now();
                     let offered = std::mem::replace(&mut now, self.clock.now());
                     if self.pauses.is_contended(now.since(offered), now) {
                         timeout = EpollTimeout::NONE;
                     }
                 }
-                count => break count,
+                Ok(count) => break count,
             }
         };
         let now = self.clock.now();
@@ -447,7 +448,7 @@ impl Outlets {
     fn count_lost(&mut self, now: Time) {
         let (before, at) = self.lost;
         if now.since(at) >= LOOK_FOR_LOST {
-            self.lost = (self.port.udp.lost(), now);
+            self.lost = (self.port.udp.lost().unwrap_or(before), now);
             self.counters.receive_full.fetch_add(self.lost.0.wrapping_sub(before).into(), Ordering::Relaxed);
         }
     }

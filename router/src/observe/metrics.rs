@@ -104,7 +104,7 @@ fn readings(measures: &Measures, traffic: &[Traffic]) -> Vec<Reading> {
         Reading::counts("relayed_bytes", "Bytes relayed for other hosts", [(none(), *relayed_bytes)]),
         Reading::gauges(
             "relay_load",
-            "How busy this host is as a relay: with each step others send half as many pairs through it",
+            "Load of this host as a relay, 0 to 4: with each step it wins half as often against others of the same cost",
             [(none(), f64::from(*load))],
         ),
         Reading::gauges(

@@ -150,10 +150,11 @@ impl UdpPort {
         &self.sockets[lane as usize]
     }
 
-    /// How many datagrams that came were lost before they were read, modulo 2^32.
-    pub fn lost(&self) -> u32 {
-        let lost = |lane: &Lane| weft_sys::lost_datagrams(self.fd(*lane)).unwrap_or(0);
-        Lane::ALL.iter().map(lost).fold(0, u32::wrapping_add)
+    /// Counts the datagrams, or joined bursts of them, that were lost before they were read, modulo 2^32. None if the kernel does not tell.
+    pub fn lost(&self) -> Option<u32> {
+        Lane::ALL
+            .iter()
+            .try_fold(0_u32, |lost, lane| Some(lost.wrapping_add(weft_sys::lost_datagrams(self.fd(*lane)).ok()?)))
     }
 
     /// The port they are bound to.

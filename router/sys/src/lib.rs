@@ -55,8 +55,8 @@ pub fn never_fragment(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
     sys::never_fragment(socket, is_v6)
 }
 
-/// How many datagrams a socket has lost since it was opened, modulo 2^32: most of them because they came faster than they were read
-/// (`SO_MEMINFO`, `SK_MEMINFO_DROPS`, Linux 4.12).
+/// Counts the losses of a UDP socket since it was opened, modulo 2^32: datagrams, or bursts of them that the kernel had joined, that came faster than they were
+/// read, and the few with a wrong checksum (`SO_MEMINFO`, `SK_MEMINFO_DROPS`, Linux 4.12).
 pub fn lost_datagrams(socket: BorrowedFd<'_>) -> io::Result<u32> {
     sys::lost_datagrams(socket)
 }

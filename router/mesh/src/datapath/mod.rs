@@ -107,10 +107,10 @@ impl Datapath {
         }
     }
 
-    /// The worker had nothing to do for `rest`, until `now`: the node hears of a relay that is busy.
+    /// Notes that the worker had nothing to do for `rest`, until `now`; the node hears of a worker that is busy.
     pub fn rested(&mut self, rest: Duration, now: Time, sink: &mut impl Sink) {
-        if let Some(percent) = self.receiver.busy.rested(rest, now) {
-            sink.punt(Punt::Busy { percent });
+        if let Some((percent, relays)) = self.receiver.busy.rested(rest, now) {
+            sink.punt(Punt::Busy { percent, relays });
         }
     }
 

@@ -84,10 +84,12 @@ pub enum Punt {
     },
     /// The first frames go over a link that was at rest.
     Woken,
-    /// A worker that relays was busy in the last second.
+    /// A worker was busy in the last second.
     Busy {
-        /// For this share of it, in percent.
+        /// The share of it in which it worked, in percent.
         percent: u8,
+        /// Whether it relayed something.
+        relays: bool,
     },
 }
 

@@ -229,7 +229,7 @@ impl Node {
             }
             // The tick that this leads to sees what was sent.
             Punt::Woken => {}
-            Punt::Busy { percent } => self.parts.topology.load.note(percent, now),
+            Punt::Busy { percent, relays } => self.parts.topology.load.note(percent, relays, now),
         }
         false
     }

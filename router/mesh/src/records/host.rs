@@ -33,7 +33,7 @@ pub struct HostRecord {
     pub is_stub: bool,
     /// Whether what it says and hears is paid for by the byte: it takes no part in SWIM, has a link with one host at rest, and chooses it itself.
     pub is_metered: bool,
-    /// How little of its time it has to spare for others' frames, in steps up to [`MAX_LOAD`]: with each, others choose it as a relay for half as many pairs.
+    /// Its load as a relay, in steps up to [`MAX_LOAD`]: with each it wins half as often against others of the same cost.
     pub load: u8,
 }
 
@@ -49,6 +49,10 @@ pub struct Advertised {
 /// Reads a record; `None` if its name is not a name. Surplus addresses are dropped.
 pub(super) fn read(value: &[u8]) -> Option<HostRecord> {
     let mut record: HostRecord = decode(value).filter(|record: &HostRecord| is_name(&record.name))?;
+    let Advertised { udp, tcp } = &mut record.advertised;
+    let lists = [&mut record.addresses, &mut record.seen, udp, tcp];
+    // An IPv4 address in the clothes of IPv6 would be another one to all that looks at it, and the same to the kernel.
+    lists.into_iter().flatten().for_each(|address| address.set_ip(address.ip().to_canonical()));
     record.addresses.truncate(MAX_LIST);
     record.seen.truncate(MAX_LIST);
     record.tcp.truncate(MAX_TCP_PORTS);
@@ -87,6 +91,8 @@ mod tests {
         let Advertised { udp, tcp } = &read_back.advertised;
         assert_eq!((udp.len(), tcp.len(), read_back.load), (MAX_ADVERTISED, MAX_ADVERTISED, MAX_LOAD));
         assert_eq!(read(&encode(&record("two words"))), None);
+        let mapped = HostRecord { seen: vec!["[::ffff:127.0.0.1]:7".parse().unwrap()], ..record("host1") };
+        assert_eq!(read(&encode(&mapped)).unwrap().seen, ["127.0.0.1:7".parse().unwrap()]);
         assert_eq!(read(&[1, 2]), None);
     }
 }

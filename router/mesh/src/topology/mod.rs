@@ -116,7 +116,7 @@ pub(crate) enum Event {
     },
     /// This host's record of a link.
     Announce(HostLabel, Option<LinkRecord>),
-    /// The addresses that this host announces changed.
+    /// What this host announces of itself changed.
     HostChanged,
     /// A direct link is up; these addresses of the peer are worth keeping across restarts.
     Up(HostLabel, Vec<SocketAddr>),
@@ -233,7 +233,7 @@ impl Topology {
             load: RelayLoad::new(),
             fingers: Fingers::default(),
             prediction: Prediction::new(now),
-            port_search: PortSearch::default(),
+            port_search: PortSearch::new(now),
             costs_after: now,
             announces_costs: false,
             events: VecDeque::new(),

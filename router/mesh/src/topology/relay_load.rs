@@ -1,8 +1,9 @@
-//! How little of its time a relay has to spare for others' frames, as it announces it.
+//! The load of a relay, as it announces it.
 //!
-//! With each step up, other hosts choose it for half as many of the pairs that have other relays at the same cost. It steps up while it works nearly
-//! all the time, and down after a minute in which it was less busy than [`Punt::Busy`](crate::datapath::sink::Punt::Busy) tells of: with twice the
-//! pairs it then stays below what made it step up, so it does not go back and forth.
+//! With each step up it wins half as often against other relays of the same cost. It steps up while it works nearly all the time, and down after a
+//! minute in which it was less busy than [`Punt::Busy`](crate::datapath::sink::Punt::Busy) tells of: with twice as many small pairs it then stays below what
+//! made it step up. One large pair may be all of its load, and come back with the step down: so the minute doubles, up to an hour, each time the
+//! step is taken back.
 
 use std::time::Duration;
 
@@ -10,55 +11,72 @@ use weft_crypto::Time;
 
 use crate::records::MAX_LOAD;
 
-/// Percent of the time from which on a relay works nearly all of it.
+/// The share of the time, in percent, from which on a relay works nearly all of it.
 const HIGH: u8 = 90;
-/// How long it does so before it steps up, and between two reports of that time.
+/// The time that it does so before it steps up, and the longest between two reports of that time: workers report once a second.
 const LASTS: Duration = Duration::from_secs(3);
-const GAP: Duration = Duration::from_millis(1500);
-/// How long others take to follow a step.
+const GAP: Duration = Duration::from_millis(2500);
+/// The time that others take to follow a step.
 const SETTLES: Duration = Duration::from_secs(10);
-/// How long it is not busy before it steps down.
+/// The time without a busy worker before it steps down, at first and at most.
 const CALM: Duration = Duration::from_secs(60);
+const LONGEST_CALM: Duration = Duration::from_secs(3600);
 
-/// What this host announces of its load.
+/// The load that this host announces.
 pub(crate) struct RelayLoad {
     level: u8,
     changed: Time,
-    /// When it was last told that a worker is busy.
+    /// The last report of a busy worker.
     busy: Time,
-    /// Since when one works nearly all the time, and the last report of that.
+    /// The first and the last report, in a row, of workers that work nearly all the time and relay.
     high: Option<(Time, Time)>,
-    /// The level is not announced yet.
+    /// The time without a busy worker before the next step down, and whether the last step was one.
+    calm: Duration,
+    is_down: bool,
+    /// Whether the level is yet to be announced.
     has_news: bool,
 }
 
 impl RelayLoad {
     pub(super) fn new() -> Self {
-        RelayLoad { level: 0, changed: Time::ZERO, busy: Time::ZERO, high: None, has_news: false }
+        RelayLoad {
+            level: 0,
+            changed: Time::ZERO,
+            busy: Time::ZERO,
+            high: None,
+            calm: CALM,
+            is_down: false,
+            has_news: false,
+        }
     }
 
-    /// The steps it announces.
+    /// Returns the steps that it announces.
     pub(crate) fn level(&self) -> u8 {
         self.level
     }
 
-    /// A worker that relays worked for so many percent of the last second.
-    pub(crate) fn note(&mut self, percent: u8, now: Time) {
+    /// Notes that a worker worked for so many percent of the last second, and whether it relayed.
+    pub(crate) fn note(&mut self, percent: u8, relays: bool, now: Time) {
         self.busy = now;
-        if percent < HIGH {
+        if percent < HIGH || !relays {
             return;
         }
         let began = self.high.filter(|(_, last)| now.since(*last) <= GAP).map_or(now, |(began, _)| began);
         self.high = Some((began, now));
         let is_settled = self.level == 0 || now.since(self.changed) >= SETTLES;
         if self.level < MAX_LOAD && is_settled && now.since(began) >= LASTS {
+            if std::mem::take(&mut self.is_down) {
+                let is_taken_back = now.since(self.changed) < self.calm;
+                self.calm = if is_taken_back { (self.calm * 2).min(LONGEST_CALM) } else { CALM };
+            }
             self.step(self.level + 1, now);
         }
     }
 
     /// Returns whether there is another level to announce.
     pub(super) fn tend(&mut self, now: Time) -> bool {
-        if self.level > 0 && now.since(self.busy.max(self.changed)) >= CALM {
+        if self.level > 0 && now.since(self.busy.max(self.changed)) >= self.calm {
+            self.is_down = true;
             self.step(self.level - 1, now);
         }
         std::mem::take(&mut self.has_news)
@@ -78,7 +96,7 @@ mod tests {
     fn steps(load: &mut RelayLoad, seconds: std::ops::Range<u64>, percent: Option<u8>) -> Vec<(u64, u8)> {
         let changed = seconds.filter_map(|second| {
             let now = at(second * 1000);
-            percent.into_iter().for_each(|percent| load.note(percent, now));
+            percent.into_iter().for_each(|percent| load.note(percent, true, now));
             load.tend(now).then_some((second, load.level()))
         });
         changed.collect()
@@ -98,10 +116,40 @@ mod tests {
     fn reports_of_other_workers_change_nothing_about_a_busy_one() {
         let mut load = RelayLoad::new();
         for second in 100..104 {
-            load.note(50, at(second * 1000));
-            load.note(99, at(second * 1000 + 300));
-            load.note(45, at(second * 1000 + 700));
+            load.note(50, true, at(second * 1000));
+            load.note(99, true, at(second * 1000 + 300));
+            load.note(100, false, at(second * 1000 + 700));
         }
         assert_eq!(load.level(), 1);
+    }
+
+    #[test]
+    fn a_host_that_is_busy_for_itself_does_not_step_up_and_stays_where_it_is() {
+        let mut load = RelayLoad::new();
+        let busy_for_itself = |load: &mut RelayLoad, seconds: std::ops::Range<u64>| {
+            seconds.into_iter().for_each(|second| load.note(100, false, at(second * 1000)));
+        };
+        busy_for_itself(&mut load, 100..200);
+        assert_eq!(load.level(), 0);
+        assert_eq!(steps(&mut load, 200..204, Some(100)), [(203, 1)]);
+        busy_for_itself(&mut load, 204..1000);
+        assert_eq!(steps(&mut load, 1000..1060, None), [(1059, 0)]);
+    }
+
+    #[test]
+    fn a_pair_that_comes_back_with_each_step_down_makes_these_rarer() {
+        let mut load = RelayLoad::new();
+        let (mut ups, mut has_pair) = (Vec::new(), true);
+        for second in 100..20_000 {
+            if has_pair {
+                load.note(100, true, at(second * 1000));
+            }
+            if load.tend(at(second * 1000)) {
+                has_pair = load.level() == 0;
+                ups.extend((!has_pair).then_some(second));
+            }
+        }
+        let waits: Vec<u64> = ups.windows(2).map(|ups| (ups[1] - ups[0]) / 60).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60], "minutes");
     }
 }

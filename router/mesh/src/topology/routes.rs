@@ -2,7 +2,7 @@
 //!
 //! Hysteresis is in the costs that hosts announce, not in the choice of a path: for hosts that agree on the costs each hop leads nearer, so there
 //! are no loops once the records are everywhere. Pairs are spread over relays that cost the same by rendezvous hashing (Thaler, Ravishankar, "Using
-//! name-based mappings to increase hit rates", 1998): a pair goes by one of them both ways, and by another only when that is lost. Over several relays each chooses the next one for itself.
+//! name-based mappings to increase hit rates", 1998): a pair goes by one of them both ways, and by another when that is lost or busy. Over several relays each chooses the next one for itself.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -24,7 +24,7 @@ pub struct Graph {
     edges: BTreeMap<HostLabel, BTreeMap<HostLabel, LinkRecord>>,
     /// Hosts that no path leads through (RFC 6987).
     stubs: BTreeSet<HostLabel>,
-    /// Steps of load ([`HostRecord::load`]) of those that have any.
+    /// Steps of load of the relays that announce any.
     loads: BTreeMap<HostLabel, u8>,
 }
 
@@ -110,13 +110,13 @@ impl Graph {
         self.stubs.contains(&host)
     }
 
-    /// A relay says so of its load; true if that is news.
+    /// Sets the steps of load that a relay announces; returns whether that is news.
     pub fn set_load(&mut self, host: HostLabel, load: u8) -> bool {
         let before = if load > 0 { self.loads.insert(host, load) } else { self.loads.remove(&host) };
         before.unwrap_or(0) != load
     }
 
-    /// The steps of load that a relay says to have.
+    /// Returns the steps of load that a relay announces.
     pub fn load_of(&self, host: HostLabel) -> u8 {
         self.loads.get(&host).copied().unwrap_or(0)
     }
@@ -177,7 +177,7 @@ impl Indexed {
         Some(Neighbourhood { graph: self, start, neighbours })
     }
 
-    /// What a relay bids for a pair of hosts; the highest bid wins. With each step of load it wins half as often (weighted rendezvous hashing: Schindelhauer,
+    /// Returns the bid of a relay for a pair of hosts; the highest bid wins. With each step of load it wins half as often (weighted rendezvous hashing: Schindelhauer,
     /// Schomaker, "Weighted distributed hash tables", 2005; a number below one wins by its square half as often).
     pub(super) fn bid(&self, near: usize, far: usize, relay: usize) -> u64 {
         let share = share(self.labels[near], self.labels[far], self.labels[relay]);

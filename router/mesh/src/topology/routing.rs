@@ -54,12 +54,12 @@ impl Routing {
         self.is_stale |= host != self.own && self.graph.set_stub(host, is_stub);
     }
 
-    /// A relay says so of its load.
+    /// Sets the steps of load that a relay announces.
     pub(super) fn set_load(&mut self, host: HostLabel, load: u8) {
         self.is_stale |= self.graph.set_load(host, load);
     }
 
-    /// What a relay says of its load, in steps.
+    /// Returns the steps of load that a relay announces.
     pub(crate) fn load_of(&self, host: HostLabel) -> u8 {
         self.graph.load_of(host)
     }

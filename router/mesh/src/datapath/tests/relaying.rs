@@ -25,7 +25,7 @@ fn a_worker_that_relays_all_the_time_tells_the_node() {
         pass_on(&mut path, &relay, &mut taps);
         path.rested(Duration::from_millis(rest), now, &mut taps);
     }
-    assert_eq!((taps.relayed.len(), taps.punts), (3, vec![Punt::Busy { percent: 95 }]));
+    assert_eq!((taps.relayed.len(), taps.punts), (3, vec![Punt::Busy { percent: 95, relays: true }]));
 }
 
 #[test]
