@@ -35,8 +35,8 @@ impl Ipam {
             return;
         }
         let whole: Vec<u8> = local.download.take().into_iter().flat_map(|d| d.parts).flatten().flatten().collect();
-        let ring = decode::<Ring>(&whole).filter(|ring| (ring.id, ring.n, ring.range) == (theirs.0, theirs.1, range));
-        if let Some(ring) = ring {
+        let is_asked_for = |ring: &Ring| (ring.id, ring.n, ring.range) == (theirs.0, theirs.1, range);
+        if let Some(ring) = decode::<Ring>(&whole).filter(|ring| is_asked_for(ring) && ring.is_sound()) {
             self.adopt(range, ring, now);
         }
     }
@@ -122,6 +122,71 @@ impl Ipam {
                 }
                 None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ipam::message::{Body, Message};
+    use crate::ipam::ring::{Start, Window};
+    use crate::ipam::{Output, Request, Setup, encode};
+
+    const OWN: HostLabel = HostLabel([1; 6]);
+    const MEMBER: HostLabel = HostLabel([2; 6]);
+    const NOW: Time = Time::from_nanos(10_000_000_000);
+
+    fn range() -> Range {
+        Range::new([10, 40, 0, 0].into(), 24).unwrap()
+    }
+
+    /// Has a host hear of a ring, changed somehow, and ask for an address; returns what it is given.
+    fn handed_out_of(change: impl FnOnce(&mut Ring)) -> Vec<std::net::Ipv4Addr> {
+        let (range, start) = (range(), Start { number: 1, nonce: 7 });
+        let found = Change::Found { id: RingId(9), founder: MEMBER, start, voters: vec![MEMBER] };
+        let mut ring = Ring::found(range, &found).unwrap();
+        change(&mut ring);
+        let setup = Setup {
+            own: OWN,
+            entropy: [1; 32],
+            grace: Duration::from_secs(3600),
+            founds_alone: false,
+            continues: false,
+            now: Time::ZERO,
+        };
+        let mut ipam = Ipam::new(setup, &BTreeMap::new());
+        ipam.set_hosts(Vec::new(), (2..5).map(|n| HostLabel([n; 6])), NOW);
+        let body = Body::State { part: 0, parts: 1, bytes: encode(&ring) };
+        ipam.receive(MEMBER, &Message { range, ring: ring.id, n: ring.n, body }.encode(), NOW);
+        ipam.allocate(1, Request { range, id: [1; 16], want: None, within: None }, NOW);
+        for second in 1..5 {
+            ipam.handle_timeout(NOW + Duration::from_secs(second));
+        }
+        let outputs = std::iter::from_fn(|| ipam.poll_output());
+        let replies = outputs.filter_map(|output| match output {
+            Output::Reply(1, Ok(address)) => Some(address),
+            _ => None,
+        });
+        replies.collect()
+    }
+
+    #[test]
+    fn a_state_that_no_changes_lead_to_is_refused() {
+        let own_window = |number: u32| {
+            move |ring: &mut Ring| {
+                ring.windows.insert(number, Window { holder: OWN, retired: false });
+            }
+        };
+        let of_its_window: Vec<bool> =
+            handed_out_of(own_window(9)).iter().map(|address| range().window_of(*address) == 9).collect();
+        assert_eq!(of_its_window, [true]);
+        for number in [64, 1 << 20, 1 << 30, u32::MAX] {
+            let addresses = handed_out_of(own_window(number));
+            assert!(addresses.iter().all(|address| range().contains(*address)), "{addresses:?} for window {number}");
         }
     }
 }

@@ -122,7 +122,8 @@ impl Ipam {
                 Stored::Ring(range) => {
                     if let Some(Kept { ring, acceptor, leaving, is_confirmed }) = decode(value) {
                         let local = self.locals.entry(range).or_default();
-                        (local.ring, local.votes.acceptor, local.leaving) = (ring, acceptor, leaving);
+                        local.ring = ring.filter(|ring| ring.range == range && ring.is_sound());
+                        (local.votes.acceptor, local.leaving) = (acceptor, leaving);
                         // A start that was not known to the ring yet is not known by going on, either.
                         local.is_confirmed = continues && is_confirmed;
                     }

@@ -77,6 +77,19 @@ impl Ring {
         })
     }
 
+    /// Whether changes may have led to this state, as far as it tells: another host's word, or a file's, need not be so.
+    pub(super) fn is_sound(&self) -> bool {
+        let are_windows = self.windows.keys().all(|window| *window < self.range.windows());
+        let may_lend = |address: &Ipv4Addr| self.range.contains(*address) && !self.range.is_reserved(*address);
+        let is_inside = |part: &Range| part.length > self.range.length && self.range.contains(part.base);
+        is_electorate(&self.voters)
+            && are_windows
+            && self.loans.keys().all(may_lend)
+            && self.parts.len() <= MAX_PARTS
+            && self.parts.keys().all(is_inside)
+            && self.succeeds.len() <= MAX_SUCCEEDS
+    }
+
     /// The ring after a change; `None` if the change makes no sense in this state.
     pub fn after(&self, change: &Change) -> Option<Ring> {
         let mut ring = self.clone();
@@ -122,7 +135,7 @@ impl Ring {
                         held.retired = true;
                     }
                     // The host takes this number for its own: what it does from here on is remembered again.
-                    start.number = known.map_or(0, |known| known.number) + 1;
+                    start.number = known.map_or(0, |known| known.number).saturating_add(1);
                 }
                 ring.members.insert(*host, start);
             }
@@ -182,7 +195,7 @@ impl Ring {
                 }
             }
         }
-        ring.n += 1;
+        ring.n = ring.n.saturating_add(1);
         Some(ring)
     }
 
