@@ -47,7 +47,7 @@ impl EngineHost {
     }
 }
 
-/// How many descriptors a process has of UNIX sockets, and of anything else.
+/// Counts the descriptors of a process: those of UNIX sockets, and all others.
 fn descriptors(process: u32) -> (usize, usize) {
     let sockets = std::fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap_or_default();
     let inodes: BTreeSet<&str> = sockets.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();

@@ -1,10 +1,10 @@
-//! What the packet workers count.
+//! Counters of the packet workers.
 
 use std::sync::atomic::AtomicU64;
 
 use weft_mesh::egress::DropReason;
 
-/// What the workers counted and the node does not know.
+/// Counters that all workers share, of what the node does not see.
 #[derive(Default)]
 pub struct Counters {
     /// Frames and datagrams dropped, by reason.

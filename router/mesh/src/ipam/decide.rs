@@ -74,7 +74,7 @@ impl Ipam {
         }
         let Some(local) = self.locals.get_mut(&range) else { return };
         let change = local.together(change);
-        local.votes.round = local.votes.round.max(local.votes.acceptor.promised.round) + 1;
+        local.votes.round = local.votes.round.max(local.votes.acceptor.promised.round).saturating_add(1);
         let ballot = Ballot { round: local.votes.round, proposer: own };
         let proposal = Proposal::new(ballot, change.clone(), voters.clone(), needed);
         local.votes.running = Some(Running { proposal, started: now });
@@ -149,7 +149,8 @@ impl Ipam {
         (local.votes.wishing, local.deserted_for) = (None, None);
         // A wish may have been granted and taken back in states that this host has not seen: it holds for the next state only, and
         // is repeated.
-        let is_next = local.ring.as_ref().is_none_or(|before| before.id == ring.id && before.n + 1 == ring.n);
+        let is_next =
+            local.ring.as_ref().is_none_or(|before| before.id == ring.id && before.n.saturating_add(1) == ring.n);
         local.votes.wishes.retain(|_, (wish, until)| is_next && *until > now && ring.after(wish).is_some());
         let known = ring.members.get(&own).copied();
         let is_known = known.is_some_and(|known| known.nonce == nonce);

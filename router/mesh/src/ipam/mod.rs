@@ -91,7 +91,7 @@ impl Ipam {
     pub fn new(setup: Setup, kept: &BTreeMap<Vec<u8>, Vec<u8>>) -> Self {
         let mut rng = ChaCha20Rng::from_seed(setup.entropy);
         let last: u64 = kept.get(&Stored::Starts.encode()).and_then(|value| decode(value)).unwrap_or(0);
-        let start = Start { number: last + 1, nonce: rng.next_u64() };
+        let start = Start { number: last.saturating_add(1), nonce: rng.next_u64() };
         let hosts = Hosts {
             own: setup.own,
             started: setup.now,

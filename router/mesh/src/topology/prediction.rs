@@ -69,7 +69,7 @@ impl Spreads {
     }
 }
 
-/// What this host opens spare ports for, with a few peers at a time.
+/// Spare ports of this host, opened towards a few peers at a time.
 pub(super) struct Prediction {
     /// Peers towards which spare ports are to be opened, and when that was last done.
     due: Vec<(Time, HostLabel)>,
