@@ -160,7 +160,7 @@ impl Ipam {
     /// Asks for an address; an [`Output::Reply`] follows within [`PATIENCE`].
     pub fn allocate(&mut self, ticket: Ticket, request: Request, now: Time) {
         let Request { range, id, want, within } = request;
-        if let Some(address) = want.filter(|address| !range.contains(*address) || range.is_reserved(*address)) {
+        if let Some(address) = want.filter(|address| !range.hands_out(*address)) {
             return self.outputs.reply(ticket, Err(Error::Reserved(address)));
         }
         let Some(local) = room(&mut self.locals, range).filter(|local| local.pending.len() < MAX_PENDING) else {

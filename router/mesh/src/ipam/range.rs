@@ -46,6 +46,11 @@ impl Range {
         offset <= 1 || offset == self.size() - 1
     }
 
+    /// Returns whether an address is in it and may be handed out.
+    pub(super) fn hands_out(&self, address: Ipv4Addr) -> bool {
+        self.contains(address) && !self.is_reserved(address)
+    }
+
     /// Addresses of one window.
     pub fn window_size(&self) -> u32 {
         (self.size() / WINDOWS_WANTED).clamp(MIN_WINDOW, MAX_WINDOW)

@@ -80,11 +80,10 @@ impl Ring {
     /// Whether changes may have led to this state, as far as it tells: another host's word, or a file's, need not be so.
     pub(super) fn is_sound(&self) -> bool {
         let are_windows = self.windows.keys().all(|window| *window < self.range.windows());
-        let may_lend = |address: &Ipv4Addr| self.range.contains(*address) && !self.range.is_reserved(*address);
         let is_inside = |part: &Range| part.length > self.range.length && self.range.contains(part.base);
         is_electorate(&self.voters)
             && are_windows
-            && self.loans.keys().all(may_lend)
+            && self.loans.keys().all(|address| self.range.hands_out(*address))
             && self.parts.len() <= MAX_PARTS
             && self.parts.keys().all(is_inside)
             && self.succeeds.len() <= MAX_SUCCEEDS
@@ -140,8 +139,7 @@ impl Ring {
                 ring.members.insert(*host, start);
             }
             Change::Lend { address, from, to } => {
-                let is_theirs = self.range.contains(*address)
-                    && !self.range.is_reserved(*address)
+                let is_theirs = self.range.hands_out(*address)
                     && self.holder_of(*address) == Some(Window { holder: *from, retired: false });
                 if !is_theirs || from == to || ring.loans.insert(*address, *to).is_some() {
                     return None;
