@@ -28,11 +28,11 @@ impl Busy {
     /// Adds a time without anything to do, which ends `now`. Once a second is over, returns the share of it in which the worker worked, in percent, and
     /// whether it relayed, if the share is worth telling.
     pub(super) fn rested(&mut self, rest: Duration, now: Time) -> Option<(u8, bool)> {
-        let began = *self.began.get_or_insert(now);
-        let whole = now.since(began);
-        if whole.is_zero() {
+        let Some(began) = self.began else {
+            self.began = Some(now);
             return None;
-        }
+        };
+        let whole = now.since(began);
         self.rested += rest;
         if whole < WINDOW {
             return None;
