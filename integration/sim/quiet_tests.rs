@@ -1,11 +1,14 @@
 //! What hosts say while nothing happens, and hosts that say or relay less than others.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use weft_crypto::Ciphers;
 use weft_integration::sim::weather::IP_AND_UDP;
 use weft_integration::sim::world::{Host, HostNumber, World};
 use weft_integration::sim::{arrives, endpoint, got, send, star};
+use weft_mesh::node::Command;
+use weft_mesh::path::{MeteredPaths, Path};
 
 /// What a mesh says at rest has a budget, in IP bytes a second and host.
 #[test]
@@ -16,7 +19,7 @@ fn hosts_at_rest_keep_to_their_budget() {
         world.run_for(Duration::from_secs(90));
         world.record_datagrams(true);
         world.run_for(Duration::from_secs(60));
-        let said: usize = world.record_datagrams(false).iter().map(|datagram| datagram.len() + IP_AND_UDP).sum();
+        let said: usize = world.record_datagrams(false).iter().map(|(.., datagram)| datagram.len() + IP_AND_UDP).sum();
         let each = said / 60 / hosts;
         assert!(each <= budget, "{each} B/s each of {hosts}");
     }
@@ -126,4 +129,85 @@ fn a_large_mesh_of_hosts_that_relay_nothing_hangs_together_by_the_others() {
     let mut world = special(40, |host, it| it.is_stub = host > 1);
     world.run_for(Duration::from_secs(60));
     assert!(all_have_paths(&world));
+}
+
+/// Two sites of five hosts each with a line between them, that is paid for by the byte by the word of the hosts of the sites in `knowing`.
+fn sites(knowing: &[u8]) -> World {
+    let mut world = World::new(11, Ciphers::native(true), true);
+    for host in 0..10 {
+        world.add_host();
+        let site = site_of(host);
+        world.move_host(host, SocketAddr::from(([10, site, 0, host as u8 + 1], 6783)));
+        world.start(host);
+        if knowing.contains(&site) {
+            let other = IpAddr::from([10, 3 - site, 0, 0]);
+            let paths = MeteredPaths { networks: vec![(other, 16, true)], ..MeteredPaths::default() };
+            world.command(host, Command::SetMeteredPaths(paths));
+        }
+        world.connect(host, &[0]);
+        world.attach(host, [host as u8 + 1; 16], endpoint(host));
+    }
+    world
+}
+
+fn site_of(host: HostNumber) -> u8 {
+    if host < 5 { 1 } else { 2 }
+}
+
+/// Direct links between the sites.
+fn across(world: &World) -> Vec<(HostNumber, HostNumber)> {
+    let pairs = (0..5).flat_map(|a| (5..10).map(move |b| (a, b)));
+    pairs.filter(|(a, b)| world.is_direct(*a, *b) || world.is_direct(*b, *a)).collect()
+}
+
+/// Bytes a day that go over the line between the sites at rest.
+fn bytes_a_day(world: &mut World) -> usize {
+    world.record_datagrams(true);
+    world.run_for(Duration::from_secs(2 * 3600));
+    let crosses = |(from, to, _): &&(Path, HostNumber, Vec<u8>)| world_site(from) != site_of(*to);
+    let recorded = world.record_datagrams(false);
+    recorded.iter().filter(crosses).map(|(.., datagram)| datagram.len() + IP_AND_UDP).sum::<usize>() * 12
+}
+
+fn world_site(from: &Path) -> u8 {
+    match from.remote.ip() {
+        IpAddr::V4(ip) => ip.octets()[1],
+        IpAddr::V6(_) => 0,
+    }
+}
+
+#[test]
+fn two_sites_keep_one_metered_link_at_rest_and_make_others_for_traffic() {
+    let mut free = sites(&[]);
+    free.run_for(Duration::from_secs(120));
+    println!("not metered: {} bytes a day", bytes_a_day(&mut free));
+    for knowing in [&[1, 2][..], &[1], &[2]] {
+        let mut world = sites(knowing);
+        world.run_for(Duration::from_secs(120));
+        assert!(all_have_paths(&world));
+        let a_day = bytes_a_day(&mut world);
+        println!("known to {knowing:?}: {a_day} bytes a day");
+        // Hosts that do not know try each other once an hour, and are refused.
+        assert!(a_day <= if knowing.len() == 2 { 1_000_000 } else { 1_500_000 }, "{a_day}");
+        let kept = across(&world);
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        let apart = |(a, b): &(HostNumber, HostNumber)| *a != kept[0].0 && *b != kept[0].1;
+        let (a, b) = [(3, 8), (4, 9)].into_iter().find(apart).unwrap();
+        arrives(&mut world, a, b);
+        world.run_for(Duration::from_secs(2));
+        assert!(arrives(&mut world, a, b) && arrives(&mut world, b, a) && !world.is_direct(a, b), "a few are relayed");
+        assert!((0..200).all(|_| arrives(&mut world, a, b)) && world.is_direct(a, b) && across(&world).len() == 2);
+        world.run_for(Duration::from_secs(120));
+        assert_eq!(across(&world), kept, "links without frames are let go");
+        // The hosts that keep the line are lost: others take over.
+        let (near, far) = kept[0];
+        world.crash(near);
+        world.crash(far);
+        world.run_for(Duration::from_secs(60));
+        assert!(arrives(&mut world, a, b) || arrives(&mut world, a, b));
+        world.run_for(Duration::from_secs(60));
+        let running = |(a, b): &(HostNumber, HostNumber)| ![near, far].iter().any(|gone| gone == a || gone == b);
+        let others: Vec<_> = across(&world).into_iter().filter(running).collect();
+        assert_eq!(others.len(), 1, "{others:?}");
+    }
 }

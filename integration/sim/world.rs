@@ -121,7 +121,7 @@ pub struct World {
     pub(super) connections: Connections,
     trace: SipHasher13,
     pub(super) by_address: BTreeMap<SocketAddr, HostNumber>,
-    recorded: Option<Vec<Vec<u8>>>,
+    recorded: Option<Vec<(Path, HostNumber, Vec<u8>)>>,
 }
 
 pub(super) enum What {
@@ -305,8 +305,8 @@ impl World {
         self.carry_out(number, sink);
     }
 
-    /// Keeps (or no longer keeps) a copy of every datagram that arrives; returns what was kept.
-    pub fn record_datagrams(&mut self, keep: bool) -> Vec<Vec<u8>> {
+    /// Keeps (or no longer keeps) a copy of every datagram that arrives; returns what was kept: from where, at which host, and the datagram.
+    pub fn record_datagrams(&mut self, keep: bool) -> Vec<(Path, HostNumber, Vec<u8>)> {
         std::mem::replace(&mut self.recorded, keep.then(Vec::new)).unwrap_or_default()
     }
 
@@ -362,7 +362,7 @@ impl World {
             What::Deliver { host, from, data, stride } => {
                 self.trace.write(&data);
                 if let Some(recorded) = &mut self.recorded {
-                    recorded.push(data.clone());
+                    recorded.push((from, host, data.clone()));
                 }
                 self.deliver(host, from, data, stride);
             }

@@ -13,7 +13,7 @@ use crate::explanation::Explanation;
 use crate::ipam::ring::Range;
 use crate::ipam::{self, AllocationId};
 use crate::names::Names;
-use crate::path::Path;
+use crate::path::{MeteredPaths, Path};
 use crate::records::{Advertised, EndpointId, EndpointRecord, NetworkRecord, NetworkUid};
 use crate::report::{Measures, Status};
 pub use crate::topology::what_if::{Detour, WhatIf, WithoutHost};
@@ -106,6 +106,8 @@ pub enum Command {
     SetMtu(usize, u16),
     /// This host's own addresses, to be told to others.
     SetAddresses(Vec<IpAddr>),
+    /// Which paths lead over a line that is paid for by the byte.
+    SetMeteredPaths(MeteredPaths),
     /// Addresses at which a NAT forwards to this host because it was asked to: announced after those that the operator named.
     SetMapped(Advertised),
     /// Have a name stand for addresses, beside those it stands for already.

@@ -117,6 +117,8 @@ pub struct HopStatus {
     pub cipher: Option<&'static str>,
     /// The load of that host as a relay, in steps up to four.
     pub load: u8,
+    /// Whether the link is paid for by the byte.
+    pub metered: bool,
 }
 
 /// A host's account of its direct link with a peer, or of the lack of one.
@@ -163,6 +165,8 @@ pub enum Outcome {
     Silent,
     /// Both hosts have to open it in turn, which has not led to an answer.
     InTurn,
+    /// It is paid for by the byte, and there is another way.
+    Spared,
     /// It was not tried.
     Untried,
 }

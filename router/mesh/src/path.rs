@@ -1,5 +1,6 @@
 //! The way of a datagram between two hosts.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -26,6 +27,39 @@ pub enum Transport {
     Tcp,
     /// A TCP connection that the other end opened. Once it is closed its remote address leads nowhere.
     AcceptedTcp,
+}
+
+/// Which paths of a host lead over a line that is paid for by the byte.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MeteredPaths {
+    /// Networks of remote addresses, each with its prefix length in bits, and whether paths there are paid for. The longest prefix that holds an
+    /// address counts (RFC 1812, section 5.2.4.3); paths to all other addresses are free.
+    pub networks: Vec<(IpAddr, u8, bool)>,
+    /// Addresses of this host whose datagrams leave by such a line.
+    pub locals: BTreeSet<IpAddr>,
+}
+
+impl MeteredPaths {
+    /// Returns whether a path leads over such a line.
+    pub fn contains(&self, path: &Path) -> bool {
+        let remote = path.remote.ip().to_canonical();
+        let holding = self.networks.iter().filter(|(base, length, _)| is_within(remote, *base, *length));
+        let longest = holding.max_by_key(|(_, length, _)| *length).is_some_and(|(.., is_metered)| *is_metered);
+        longest || path.local.is_some_and(|local| self.locals.contains(&local.to_canonical()))
+    }
+}
+
+/// Whether the first `length` bits of an address are those of another of its family.
+fn is_within(ip: IpAddr, base: IpAddr, length: u8) -> bool {
+    match (ip, base) {
+        (IpAddr::V4(ip), IpAddr::V4(base)) => {
+            (ip.to_bits() ^ base.to_bits()).leading_zeros() >= u32::from(length.min(32))
+        }
+        (IpAddr::V6(ip), IpAddr::V6(base)) => {
+            (ip.to_bits() ^ base.to_bits()).leading_zeros() >= u32::from(length.min(128))
+        }
+        _ => false,
+    }
 }
 
 impl Path {
@@ -107,6 +141,31 @@ mod tests {
         let [first, second] = ["10.0.0.1", "10.0.0.2"].map(|local| Path { local: local.parse().ok(), ..any });
         assert!(any.may_be(any) && any.may_be(first) && first.may_be(any) && first.may_be(first));
         assert!(!first.may_be(second) && !any.may_be(Path::udp("192.0.2.2:6783".parse().unwrap())));
+    }
+
+    #[test]
+    fn the_longest_prefix_says_whether_a_path_is_paid_for_and_so_does_the_address_it_leaves_by() {
+        let network = |text: &str, length, is_metered| (text.parse().unwrap(), length, is_metered);
+        let metered = MeteredPaths {
+            networks: vec![
+                network("0.0.0.0", 0, true),
+                network("10.0.0.0", 8, false),
+                network("10.7.0.0", 16, true),
+                network("2001:db8::", 32, true),
+            ],
+            locals: ["100.64.0.5".parse().unwrap()].into(),
+        };
+        let is_metered = |remote: &str| metered.contains(&Path::udp(remote.parse().unwrap()));
+        for remote in ["192.0.2.1:1", "10.7.9.9:1", "[2001:db8:1::1]:1", "[::ffff:192.0.2.1]:1"] {
+            assert!(is_metered(remote), "{remote}");
+        }
+        for remote in ["10.8.0.1:1", "10.0.0.1:1", "[2001:db9::1]:1"] {
+            assert!(!is_metered(remote), "{remote}");
+        }
+        let lan = Path::udp("10.0.0.1:6783".parse().unwrap());
+        assert!(metered.contains(&Path { local: "100.64.0.5".parse().ok(), ..lan }));
+        assert!(!metered.contains(&Path { local: "10.0.0.5".parse().ok(), ..lan }));
+        assert!(!MeteredPaths::default().contains(&lan));
     }
 
     #[test]

@@ -80,8 +80,10 @@ pub struct LinkStatus {
     pub from_id: String,
     /// The other end's.
     pub to_id: String,
-    /// Announced cost.
+    /// Announced cost, without what a metered one costs in addition.
     pub cost: u32,
+    /// Whether it is paid for by the byte: frames go over it where there is no other way.
+    pub metered: bool,
 }
 
 /// One route in a report.
@@ -93,8 +95,10 @@ pub struct RouteStatus {
     pub via: String,
     /// Through which when that is lost.
     pub backup: Option<String>,
-    /// Cost of the path.
+    /// Cost of the path, without what metered links cost in addition.
     pub cost: u32,
+    /// Whether it leads over a metered link.
+    pub metered: bool,
     /// Largest datagram in bytes.
     pub max_datagram: u16,
 }

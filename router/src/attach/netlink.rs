@@ -83,6 +83,8 @@ pub struct Route {
     pub has_gateway: bool,
     /// Its IPv4 address, if it has one and there is one way.
     pub gateway: Option<Ipv4Addr>,
+    /// Of routes to one network the one with the least is used.
+    pub metric: u32,
 }
 
 impl Route {
@@ -90,11 +92,13 @@ impl Route {
         let length = message.header.destination_prefix_length;
         let is_v6 = message.header.address_family == AddressFamily::Inet6;
         let everywhere = if is_v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
-        let mut route = Route { to: Prefix(everywhere, length), interface: None, has_gateway: false, gateway: None };
+        let to = Prefix(everywhere, length);
+        let mut route = Route { to, interface: None, has_gateway: false, gateway: None, metric: 0 };
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.0 = IpAddr::V4(*ip),
                 RouteAttribute::Destination(RouteAddress::Inet6(ip)) => route.to.0 = IpAddr::V6(*ip),
+                RouteAttribute::Priority(metric) => route.metric = *metric,
                 RouteAttribute::Oif(index) => route.interface = Some(*index),
                 RouteAttribute::Gateway(RouteAddress::Inet(ip)) => {
                     (route.has_gateway, route.gateway) = (true, Some(*ip))

@@ -14,6 +14,7 @@ use crate::cli::addresses::{ListenOn, TransportAddress, advertised, one_or_more,
 use crate::daemon::state::SecretSource;
 use crate::dataplane::polling::BusyPoll;
 use crate::error::{Doing, Failure, Result};
+use crate::host::metered::MeteredLink;
 use crate::transport::tcp::{Listen, Proxy};
 
 /// The engine's socket, unless told otherwise.
@@ -96,6 +97,14 @@ pub struct LaunchArgs {
     /// Send and receive as little as possible while no frames go, for connections paid by the byte; implies --no-relay
     #[arg(long, env = "WEFT_METERED", value_parser = FalseyValueParser::new())]
     pub metered: bool,
+    /// Lines that are paid for by the byte.
+    #[arg(long, env = "WEFT_METERED_LINK", value_name = "INTERFACE|ADDR/LEN", value_delimiter = ',')]
+    #[arg(
+        help = "Interface, or network of other hosts, whose line is paid for by the byte: as little as possible goes that way, and frames only \
+                where there is no other; may be repeated"
+    )]
+    #[serde(deserialize_with = "one_or_more")]
+    pub metered_link: Vec<MeteredLink>,
     /// Open TCP connections to other hosts by way of this HTTP proxy
     #[arg(long, env = "WEFT_PROXY", value_name = "URL")]
     #[arg(help = "HTTP proxy for TCP connections to other hosts: http://[USER:PASSWORD@]HOST[:PORT]")]
@@ -199,6 +208,8 @@ pub struct Options {
     pub relays: bool,
     /// Whether its bytes are paid for.
     pub is_metered: bool,
+    /// Lines that are paid for by the byte.
+    pub metered_links: Vec<MeteredLink>,
     /// The way of TCP connections, if not straight.
     pub proxy: Option<Proxy>,
     /// Identity key and store.
@@ -261,6 +272,9 @@ impl LaunchArgs {
         self.no_port_mapping |= file.no_port_mapping;
         self.no_relay |= file.no_relay;
         self.metered |= file.metered;
+        if self.metered_link.is_empty() {
+            self.metered_link = file.metered_link;
+        }
         self.proxy = self.proxy.or(file.proxy);
         self.state_dir = self.state_dir.or(file.state_dir);
         self.range = self.range.or(file.range);
@@ -353,6 +367,7 @@ impl LaunchArgs {
             maps_ports: !self.no_port_mapping,
             relays: !self.no_relay,
             is_metered: self.metered,
+            metered_links: self.metered_link,
             proxy: self.proxy,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),

@@ -64,8 +64,8 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
     match topic {
         None => summary(report),
         Some(Topic::Peers) => rows("peers", PEERS),
-        Some(Topic::Links) => rows("links", &["from", "to", "cost"]),
-        Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "max_datagram"]),
+        Some(Topic::Links) => rows("links", &["from", "to", "cost", "metered"]),
+        Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "metered", "max_datagram"]),
         Some(Topic::Endpoints) => {
             rows("endpoints", &["segment", "host", "ips", "names", "health", "ports", "mac", "id"])
         }

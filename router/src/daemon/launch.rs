@@ -153,7 +153,7 @@ impl Built {
         let remembered = Remembered::read(&options, store)?;
         let identity = state::identity(&options.state_dir)?;
         let changes_below = netlink::watch_interfaces()?;
-        let underlay = underlay::look(&named_addresses(&options))?;
+        let underlay = underlay::look(&named_addresses(&options), &options.metered_links)?;
         // An engine that starts looks for its plugins: calls wait until they are served.
         let plugin = if options.docker { Some(docker::bind(&options)?) } else { None };
         sockets.extend(plugin.iter().map(|plugin| RemoveOnDrop(plugin.path.clone())));
@@ -338,7 +338,9 @@ async fn introduce(node: &NodeHandle, options: &Options, underlay: &Underlay) {
     // Named peers count from the start; looking them up may take its time.
     let named = options.peers.iter().map(|name| Target { name: name.clone(), addresses: Vec::new() });
     let connect = (!options.peers.is_empty()).then(|| Command::ConnectUnlessForgotten(named.collect()));
-    for command in [Command::SetAddresses(underlay.addresses.clone())].into_iter().chain(connect) {
+    let metered = Command::SetMeteredPaths(underlay.metered.clone());
+    let addresses = Command::SetAddresses(underlay.addresses.clone());
+    for command in [metered, addresses].into_iter().chain(connect) {
         // It takes effect all the same: a full disk is written again once it has room.
         if let Err(error) = node.tell(command).await {
             warn!("{error}; going on");

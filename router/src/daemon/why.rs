@@ -228,6 +228,7 @@ fn candidate(CandidateAccount { path, learnt, outcome, tries }: &CandidateAccoun
         Outcome::Answered => "answered".to_owned(),
         Outcome::Silent => format!("no answer to {tries} tries"),
         Outcome::InTurn => format!("opened in turn from both ends, {tries} times, without an answer"),
+        Outcome::Spared => "not tried, for it is paid for by the byte and there is another way".to_owned(),
         Outcome::Untried => "not tried".to_owned(),
     };
     format!("{path} ({learnt}): {outcome}")
@@ -301,7 +302,9 @@ pub fn print_what_if(report: &Value) -> String {
     out.extend(moved.iter().map(|detour| {
         let via: Vec<String> = detour["via"].as_array().into_iter().flatten().map(text).collect();
         let way = if via.is_empty() { "straight".to_owned() } else { format!("by way of {}", via.join(", ")) };
-        format!("  {}: {way}, at a cost of {} ({} now)\n", pair(&detour["between"]), detour["cost"], detour["cost_now"])
+        let line = if detour["metered"] == true { ", by a line that is paid for by the byte" } else { "" };
+        let costs = format!("at a cost of {} ({} now)", detour["cost"], detour["cost_now"]);
+        format!("  {}: {way}, {costs}{line}\n", pair(&detour["between"]))
     }));
     out
 }
@@ -315,6 +318,7 @@ fn hop(hop: &Value) -> String {
     parts.extend(hop["loss"].as_f64().map(|loss| format!("{:.0} % lost", loss * 100.0)));
     parts.extend(hop["mtu"].as_u64().map(|mtu| format!("MTU {mtu}")));
     parts.extend(hop["cipher"].as_str().map(str::to_owned));
+    parts.extend((hop["metered"] == true).then(|| "metered".to_owned()));
     parts.extend(hop["load"].as_u64().filter(|load| *load > 0).map(|load| format!("busy (load {load} of 4)")));
     parts.join(", ")
 }

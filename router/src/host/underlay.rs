@@ -4,6 +4,7 @@
 //! by it: a bridge or veth pair with a route by a gateway, a veth pair with a network of its own, anything on the way to a peer. Bridges of
 //! containers and VPNs that no peer is behind are none. What changes about interfaces, addresses and routes is heard from the kernel.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 use weft_mesh::node::Command;
+use weft_mesh::path::MeteredPaths;
 use weft_mesh::records::MAX_LIST;
 use weft_mesh::wire::container_mtu;
 
@@ -21,6 +23,7 @@ use crate::attach::prefix::{Prefix, is_link_local};
 use crate::cli::options::Options;
 use crate::daemon::api::Api;
 use crate::error::Result;
+use crate::host::metered::{self, MeteredLink};
 
 /// How long changes that come together are awaited.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -37,6 +40,8 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// The way out by IPv4.
     pub gateway: Option<Gateway>,
+    /// Which paths are paid for by the byte.
+    pub metered: MeteredPaths,
 }
 
 /// The default gateway for IPv4.
@@ -76,12 +81,13 @@ impl Seen {
     }
 }
 
-/// Looks at the interfaces, with the addresses of hosts that this one has to do with.
-pub fn look(peers: &[IpAddr]) -> Result<Underlay> {
+/// Looks at the interfaces, with the addresses of hosts that this one has to do with, and the lines that are paid for by the byte.
+pub fn look(peers: &[IpAddr], lines: &[MeteredLink]) -> Result<Underlay> {
     let seen = in_namespace(None, async |net| {
         Ok(Seen { links: net.links().await?, addresses: net.all_addresses().await?, routes: net.routes().await? })
     })?;
-    Ok(choose(&seen, peers))
+    let metered = metered::paths(lines, &seen.links, &seen.addresses, &seen.routes);
+    Ok(Underlay { metered, ..choose(&seen, peers) })
 }
 
 /// Follows changes of interfaces and links for as long as the router runs, and notes them in `known`.
@@ -100,7 +106,7 @@ pub async fn follow(
         }
         tokio::time::sleep(SETTLE).await;
         while changes.try_recv().is_ok() {}
-        let found = match peers(&api).await.and_then(|peers| look(&peers)) {
+        let found = match peers(&api).await.and_then(|peers| look(&peers, &api.options.metered_links)) {
             Ok(found) => found,
             Err(error) => {
                 warn!("cannot look at the interfaces of this host: {error}");
@@ -112,9 +118,15 @@ pub async fn follow(
         }
         info!(addresses = ?found.addresses, mtu = found.mtu, "the network of this host changed");
         let mtu = found.container_mtu(&api.options);
-        let told = api.node.tell(Command::SetAddresses(found.addresses.clone())).await;
-        if let Err(error) = told.and(api.node.tell(Command::SetMtu(found.mtu, mtu)).await) {
-            warn!("other hosts are not told of changes here: {error}");
+        let changes = [
+            Command::SetMeteredPaths(found.metered.clone()),
+            Command::SetAddresses(found.addresses.clone()),
+            Command::SetMtu(found.mtu, mtu),
+        ];
+        for change in changes {
+            if let Err(error) = api.node.tell(change).await {
+                warn!("other hosts are not told of changes here: {error}");
+            }
         }
         known.send_replace(found);
     }
@@ -180,6 +192,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
         mtu: used.unwrap_or(USUAL_MTU).clamp(weft_mesh::wire::MIN_MTU, MAX_MTU),
         addresses,
         gateway: seen.gateway(),
+        metered: MeteredPaths::default(),
     }
 }
 
@@ -191,7 +204,7 @@ fn is_nspawn(name: &str) -> bool {
 /// The interface that packets to an address leave by.
 fn route_to(routes: &[Route], ip: IpAddr) -> Option<u32> {
     let matching = routes.iter().filter(|route| route.to.overlaps(Prefix::alone(ip)));
-    matching.max_by_key(|route| route.to.1)?.interface
+    matching.max_by_key(|route| (route.to.1, Reverse(route.metric)))?.interface
 }
 
 /// What an interface is, as far as it tells whether it leads to other machines.
@@ -235,7 +248,7 @@ mod tests {
     }
 
     fn route(to: &str, interface: u32, has_gateway: bool) -> Route {
-        Route { to: prefix(to), interface: Some(interface), has_gateway, gateway: None }
+        Route { to: prefix(to), interface: Some(interface), has_gateway, gateway: None, metric: 0 }
     }
 
     /// A machine with an engine, many bridges, a VPN and a jumbo card.

@@ -34,6 +34,7 @@ impl Node {
             Command::Attach { id, record, gateways } => self.attach(id, &record, gateways, now),
             Command::Detach(id) => self.detach(id, now),
             Command::SetKeyring(keyring) => self.set_keyring(keyring, now),
+            Command::SetMeteredPaths(paths) => infallible(|| self.parts.topology.metered.set_paths(paths, now)),
             Command::SetAddresses(addresses) => infallible(|| self.parts.topology.set_local_addresses(addresses, now)),
             Command::SetMapped(mapped) => infallible(|| {
                 self.parts.topology.addresses.set_mapped(mapped);

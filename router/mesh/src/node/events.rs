@@ -10,6 +10,7 @@ use crate::records::writes::Writes;
 use crate::records::{Key, Record};
 use crate::sessions::SendKeys;
 use crate::stored::Stored;
+use crate::topology::Topology;
 use crate::topology::prediction::{SPARE_HOPS, SPARE_PORTS};
 use crate::wire::{Control, Lane};
 use crate::{addresses, presence, sessions, topology};
@@ -98,7 +99,8 @@ impl Components {
                 }
                 self.sessions.on_path_change(peer, now);
                 self.refresh(peer, now);
-                if !self.topology.metered.contains(peer) {
+                let Topology { metered, routing, .. } = &self.topology;
+                if !metered.has_link(routing, peer, self.topology.link(peer)) {
                     self.presence.announce(peer, now);
                 }
                 self.records.on_link_up(peer, now);
@@ -120,9 +122,15 @@ impl Components {
 
     fn on_presence_event(&mut self, event: presence::Event, now: Time) {
         match event {
+            // Beyond a line that is paid for are hosts of which routes alone tell whether they are there.
+            presence::Event::Packet(to, _) if self.topology.metered.is_paid(&self.topology.routing, to) => {}
             presence::Event::Packet(to, packet) => self.send_repeated(to, &Control::Swim(packet.to_vec()), now),
             presence::Event::Alive(peer, is_alive) => {
                 let is_peer = self.presence.set_alive(peer, is_alive, now);
+                let is_unasked = self.topology.metered.is_paid(&self.topology.routing, peer);
+                if is_unasked && self.topology.routing.has_route(peer) {
+                    return;
+                }
                 if !is_alive {
                     self.topology.on_dead(peer, now);
                     self.believe_forgotten(Some(peer));
@@ -151,7 +159,8 @@ impl Components {
             }
             Said::Cloned => self.report(Event::Cloned),
             Said::Compared(peer) => {
-                if !self.presence.is_alive(peer) && !self.topology.metered.contains(peer) {
+                let is_unasked = self.topology.metered.is_paid(&self.topology.routing, peer);
+                if !self.presence.is_alive(peer) && !is_unasked {
                     // An introduction may be lost; SWIM does not repeat it.
                     self.presence.announce(peer, now);
                 }

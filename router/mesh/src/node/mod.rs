@@ -111,7 +111,7 @@ impl Node {
         let mut publisher = Publisher::new(Snapshot { is_stub, ..Snapshot::empty(own, hashing) });
         publisher.set_secrets(config.keyring.secrets());
         let identity = config.identity.clone();
-        let records = RecordSync::new(identity, incarnation, boot as u32, rng.random(), is_metered, now);
+        let records = RecordSync::new(identity, incarnation, boot as u32, rng.random(), now);
         let sessions = sessions::Setup {
             identity: config.identity,
             boot,
@@ -253,8 +253,10 @@ impl Node {
         self.parts.topology.tend_targets(&self.parts.sessions, now);
         self.parts.route_events(now);
         self.open_sessions(all, now);
-        let metered = &self.parts.topology.metered;
-        self.parts.records.compare(|peer| metered.own || !metered.contains(peer), now);
+        let Topology { metered, routing, .. } = &self.parts.topology;
+        // Metered hosts ask by themselves.
+        let is_asked = |peer| metered.own || !metered.contains(peer);
+        self.parts.records.compare(is_asked, |peer| metered.is_paid(routing, peer), now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
             self.parts.segments.age(now);
@@ -296,7 +298,7 @@ impl Node {
         if all {
             let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
             let is_wanted = |host: &HostLabel| {
-                !self.parts.topology.metered.is_between(*host)
+                !self.parts.topology.metered.is_paid(&self.parts.topology.routing, *host)
                     && self.parts.topology.routing.has_route(*host)
                     && self.parts.sessions.is_wanting(*host, now)
             };
@@ -470,7 +472,7 @@ fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.routing.has_route(peer);
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
-    let is_metered = topology.metered.is_between(peer);
+    let is_metered = topology.metered.is_paid(&topology.routing, peer);
     PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer), is_metered }
 }
 

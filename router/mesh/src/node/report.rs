@@ -10,7 +10,7 @@ use super::{
 };
 use crate::datapath::frame::colons;
 use crate::ipam::{Awaited, Error};
-use crate::records::{EndpointId, EndpointRecord};
+use crate::records::{EndpointId, EndpointRecord, METERED_COST};
 use crate::wire::OVERHEAD;
 
 impl Components {
@@ -33,7 +33,8 @@ impl Components {
                     to: name(to),
                     from_id: id(from),
                     to_id: id(to),
-                    cost: link.cost,
+                    cost: link.cost % METERED_COST,
+                    metered: link.is_metered(),
                 })
                 .collect(),
             routes: routes
@@ -41,7 +42,8 @@ impl Components {
                     to: name(*to),
                     via: name(route.via),
                     backup: route.backup.map(name),
-                    cost: route.cost,
+                    cost: route.cost % METERED_COST,
+                    metered: routing.is_metered(*to),
                     max_datagram: route.max_datagram,
                 })
                 .collect(),

@@ -5,6 +5,7 @@ use weft_crypto::{HostLabel, Time};
 use super::places::{Found, Places};
 use super::{CommandError, Components};
 use crate::explanation::{Explanation, HopStatus, LinkAccount};
+use crate::records::LinkRecord;
 use crate::wire::OVERHEAD;
 
 /// The most hops that are told: a path is shorter, and records that change meanwhile may say otherwise.
@@ -79,12 +80,14 @@ impl Components {
             mtu: link.map_or(0, |link| link.size.max_datagram.saturating_sub(OVERHEAD)),
             cipher: session.map(|session| session.suite.name()),
             load: self.topology.routing.load_of(to),
+            metered: self.topology.metered.has_link(&self.topology.routing, peer, link),
         }
     }
 
     /// A hop between other hosts, as they announce it.
     fn foreign_hop(&self, from: HostLabel, to: HostLabel) -> HopStatus {
-        let mtu = self.topology.routing.link(from, to).map_or(0, |link| usize::from(link.max_datagram));
+        let ends = [self.topology.routing.link(from, to), self.topology.routing.link(to, from)];
+        let mtu = ends[0].map_or(0, |link| usize::from(link.max_datagram));
         HopStatus {
             peer: self.directory.name_of(to),
             peer_id: self.directory.id_of(to),
@@ -95,6 +98,7 @@ impl Components {
             mtu: mtu.saturating_sub(OVERHEAD),
             cipher: None,
             load: self.topology.routing.load_of(to),
+            metered: ends.into_iter().flatten().any(LinkRecord::is_metered),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) mod writes;
 pub use endpoint::{EndpointRecord, Health, MAX_NAMES, MAX_NAMES_BYTES, MAX_OWN_NAMES, MAX_SERVICES, Service};
 pub use entry::{EntryRecord, MAX_ENTRY_IPS, MAX_ENTRY_NAME};
 pub use host::{Advertised, HostRecord, MAX_ADVERTISED, MAX_LOAD};
-pub use link::{LinkRecord, MAX_LINKS};
+pub use link::{LinkRecord, MAX_LINKS, METERED_COST};
 pub use more_names::MoreNames;
 pub use network::{MAX_PARTS, NetworkHead, NetworkRecord, Subnet};
 pub use segment::SegmentRecord;

@@ -24,7 +24,7 @@ const GREET_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
 const COMPARE_SOONEST: Duration = Duration::from_secs(1);
 const COMPARE_LATEST: Duration = Duration::from_secs(16);
-/// The latter of a metered host.
+/// The latter where what is said is paid for.
 const METERED_COMPARE_LATEST: Duration = Duration::from_secs(300);
 
 /// When what waits may be told, and neighbours be asked whether they hold the same.
@@ -35,14 +35,36 @@ pub(super) struct Pace {
     /// Milliseconds between flushes, and between passings on, that were not used.
     flush_budget: Bucket,
     pass_budget: Bucket,
-    /// When a neighbour was last asked whether it holds the same, and when the next one is.
-    compared: Time,
-    compare_after: Duration,
-    compare_latest: Duration,
+    /// When neighbours are asked whether they hold the same, and those of them where that is paid for.
+    free: Questions,
+    paid: Questions,
+}
+
+/// When some neighbour is asked whether it holds the same records.
+struct Questions {
+    last: Time,
+    interval: Duration,
+    longest: Duration,
+}
+
+impl Questions {
+    /// Asks at once, and then each time after up to twice as long, up to the `longest`.
+    fn new(longest: Duration, now: Time) -> Self {
+        Questions { last: now, interval: Duration::ZERO, longest }
+    }
+
+    fn is_due(&mut self, now: Time) -> bool {
+        let is_due = now.since(self.last) >= self.interval;
+        if is_due {
+            self.last = now;
+            self.interval = (self.interval * 2).clamp(COMPARE_SOONEST, self.longest);
+        }
+        is_due
+    }
 }
 
 impl Pace {
-    pub(super) fn new(is_metered: bool, now: Time) -> Self {
+    pub(super) fn new(now: Time) -> Self {
         let full = || Bucket::new(BURST * 1000, now);
         Pace {
             flush_after: now,
@@ -50,9 +72,8 @@ impl Pace {
             greet_after: now,
             flush_budget: full(),
             pass_budget: full(),
-            compared: now,
-            compare_after: Duration::ZERO,
-            compare_latest: if is_metered { METERED_COMPARE_LATEST } else { COMPARE_LATEST },
+            free: Questions::new(COMPARE_LATEST, now),
+            paid: Questions::new(METERED_COMPARE_LATEST, now),
         }
     }
 
@@ -88,17 +109,12 @@ impl Pace {
 
     /// Something is new here: some neighbour is soon asked whether there is more.
     pub(super) fn on_news(&mut self) {
-        self.compare_after = COMPARE_SOONEST;
+        (self.free.interval, self.paid.interval) = (COMPARE_SOONEST, COMPARE_SOONEST);
     }
 
-    /// Whether some neighbour is to be asked whether it holds the same.
-    pub(super) fn may_compare(&mut self, now: Time) -> bool {
-        let may = now.since(self.compared) >= self.compare_after;
-        if may {
-            self.compared = now;
-            self.compare_after = (self.compare_after * 2).clamp(COMPARE_SOONEST, self.compare_latest);
-        }
-        may
+    /// Whether some neighbour is to be asked whether it holds the same, and one of those where that is paid for.
+    pub(super) fn may_compare(&mut self, now: Time) -> [bool; 2] {
+        [self.free.is_due(now), self.paid.is_due(now)]
     }
 
     /// Whether a new neighbour is to be told at once what this host holds. Of many links at once the first tell: what those neighbours hold, the
@@ -130,7 +146,7 @@ mod tests {
 
     /// Flushes in ten seconds of a host that always has something to tell.
     fn flushes(neighbours: usize) -> usize {
-        let mut pace = Pace::new(false, at(0));
+        let mut pace = Pace::new(at(0));
         let tick = |now: &u64| {
             let is_due = at(*now) >= pace.flush_after();
             if is_due {
@@ -150,15 +166,16 @@ mod tests {
 
     #[test]
     fn one_is_asked_ever_more_seldom() {
-        let mut pace = Pace::new(false, at(0));
+        let mut pace = Pace::new(at(0));
         pace.on_news();
-        let asked = (1000..61_000).step_by(50).filter(|now| pace.may_compare(at(*now))).count();
-        assert!((6..=8).contains(&asked), "{asked}");
+        let due: Vec<[bool; 2]> = (1000..601_000).step_by(50).map(|now| pace.may_compare(at(now))).collect();
+        let asked = [0, 1].map(|class| due.iter().filter(|due| due[class]).count());
+        assert!((39..=43).contains(&asked[0]) && (9..=11).contains(&asked[1]), "{asked:?}");
     }
 
     #[test]
     fn what_comes_after_a_rest_is_told_at_once() {
-        let mut pace = Pace::new(false, at(0));
+        let mut pace = Pace::new(at(0));
         for now in [0, 50, 100, 150] {
             assert!(at(now) >= pace.flush_after(), "{now}");
             pace.on_flush(25, at(now));

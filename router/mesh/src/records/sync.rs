@@ -80,20 +80,13 @@ pub(crate) struct RecordSync {
 
 impl RecordSync {
     /// Synchronisation of an empty store, writing under `incarnation` (which is to be persisted first) and `boot`.
-    pub(crate) fn new(
-        identity: Identity,
-        incarnation: u64,
-        boot: u32,
-        entropy: [u8; 32],
-        is_metered: bool,
-        now: Time,
-    ) -> Self {
+    pub(crate) fn new(identity: Identity, incarnation: u64, boot: u32, entropy: [u8; 32], now: Time) -> Self {
         RecordSync {
             own: identity.peer_id(),
             store: Store::new(identity, incarnation, boot),
             rng: ChaCha20Rng::from_seed(entropy),
             neighbours: BTreeSet::new(),
-            pace: Pace::new(is_metered, now),
+            pace: Pace::new(now),
             told: Told::default(),
             unread: VecDeque::new(),
             to_pass_on: Vec::new(),
@@ -211,10 +204,21 @@ impl RecordSync {
     }
 
     /// Asks neighbours whether they hold the same: those that were told something, so that a batch lost on the way is soon found, and at
-    /// intervals a random one for which `is_asked` holds: metered hosts ask by themselves.
-    pub(crate) fn compare(&mut self, is_asked: impl Fn(HostLabel) -> bool, now: Time) {
+    /// intervals a random one for which `is_asked` holds. Those that it `is_paid` for to ask are seldom asked.
+    pub(crate) fn compare(
+        &mut self,
+        is_asked: impl Fn(HostLabel) -> bool,
+        is_paid: impl Fn(HostLabel) -> bool,
+        now: Time,
+    ) {
         let (to_ask, may_compare) = (self.told.ask(now), self.pace.may_compare(now));
-        if to_ask.is_empty() && (!may_compare || self.neighbours.is_empty()) {
+        let classes = may_compare.into_iter().zip([false, true]).filter(|(is_due, _)| *is_due);
+        let mut to_compare = Vec::new();
+        for (_, of_paid) in classes {
+            let asked = self.neighbours.iter().copied().filter(|peer| is_asked(*peer) && is_paid(*peer) == of_paid);
+            to_compare.extend(asked.choose(&mut self.rng));
+        }
+        if to_ask.is_empty() && to_compare.is_empty() {
             return;
         }
         let summary = Message::Summary { hash: self.store.summary() }.encode();
@@ -226,11 +230,8 @@ impl RecordSync {
             let questions = if about == About::Own { &own[..] } else { std::slice::from_ref(&summary) };
             self.events.extend(questions.iter().map(|question| Event::Question(peer, question.clone())));
         }
-        if may_compare {
-            let asked = self.neighbours.iter().copied().filter(|peer| is_asked(*peer));
-            let Some(peer) = asked.choose(&mut self.rng) else { return };
-            self.events.extend([Event::Question(peer, summary), Event::Compared(peer)]);
-        }
+        let compared = |peer| [Event::Question(peer, summary.clone()), Event::Compared(peer)];
+        self.events.extend(to_compare.into_iter().flat_map(compared));
     }
 
     /// Passes new batches on to those that do not have them: the origin told its neighbours, and the host that this batch came from
@@ -336,7 +337,7 @@ mod tests {
     }
 
     pub(super) fn sync(n: u8) -> RecordSync {
-        let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], false, Time::ZERO);
+        let mut sync = RecordSync::new(identity(n), 1, 7, [n; 32], Time::ZERO);
         assert!(matches!(sync.poll_event(), Some(Event::Incarnation(1))));
         sync
     }
@@ -396,7 +397,7 @@ mod tests {
         a.flush(at(100));
         // The push is lost.
         while a.poll_event().is_some() {}
-        a.compare(|_| true, at(1100));
+        a.compare(|_| true, |_| false, at(1100));
         assert!(is_named(&exchange((1, &mut a), (2, &mut b), at(1100)), "renamed"));
     }
 
@@ -412,7 +413,7 @@ mod tests {
                 for sync in [&mut a, &mut b] {
                     sync.read_records(at(now));
                     sync.pass_on(all_hosts, at(now));
-                    sync.compare(|_| true, at(now));
+                    sync.compare(|_| true, |_| false, at(now));
                 }
                 if now == 100_000 {
                     a.write(&named("host1")).unwrap();

@@ -8,6 +8,7 @@ use weft_crypto::{HostLabel, Time};
 use super::candidates::Tried;
 use super::{Peer, Topology, size};
 use crate::explanation::{CandidateAccount, LinkAccount, Mapping, Outcome};
+use crate::path::Path;
 use crate::wire::OVERHEAD;
 
 /// Changes of a link that are remembered.
@@ -18,7 +19,9 @@ impl LinkAccount {
     pub(crate) fn of(topology: &Topology, label: HostLabel, now: Time) -> Option<LinkAccount> {
         let peer = topology.peers.get(&label)?;
         let changes = peer.changes.iter().map(|(at, what)| (now.since(*at), what.clone()));
-        let rounds = peer.punching.rounds();
+        let (metered, routing) = (&topology.metered, &topology.routing);
+        let may_pay = metered.may_try(routing, label, peer.has_demand(now));
+        let is_spared = |path: &Path| !may_pay && metered.has_path(path);
         Some(LinkAccount {
             since: match &peer.link {
                 Some(link) => Some(now.since(link.moved)),
@@ -26,7 +29,7 @@ impl LinkAccount {
             },
             is_wanted: topology.wants_link(label, now),
             is_forgotten: topology.targets.is_forgotten(label),
-            candidates: peer.candidates.tried().map(|tried| peer.candidate(&tried, rounds)).collect(),
+            candidates: peer.candidates.tried().map(|tried| peer.candidate(&tried, is_spared(&tried.path))).collect(),
             narrows: peer.narrows(topology.underlay_mtu, now),
             nats: [topology.addresses.mapping(), peer.mapping()],
             changes: changes.collect(),
@@ -43,9 +46,12 @@ impl Peer {
         self.changes.push_back((now, what));
     }
 
-    fn candidate(&self, tried: &Tried, rounds: u32) -> CandidateAccount {
+    /// Account of a path that is not tried now, for what it costs, if it `is_spared`.
+    fn candidate(&self, tried: &Tried, is_spared: bool) -> CandidateAccount {
+        let rounds = self.punching.rounds();
         let outcome = match tried {
             _ if self.link.as_ref().is_some_and(|link| link.path.may_be(tried.path)) => Outcome::InUse,
+            _ if is_spared => Outcome::Spared,
             Tried { answered: true, .. } => Outcome::Answered,
             Tried { tries: 1.., .. } => Outcome::Silent,
             Tried { is_mapped: true, .. } if rounds > 0 && tried.path.is_udp() => Outcome::InTurn,

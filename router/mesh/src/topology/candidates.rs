@@ -242,13 +242,19 @@ impl Candidates {
     }
 
     /// The paths by UDP beside the link's, `in_use`, that are due to be asked, the most overdue first, but those to addresses of this host's
-    /// `own`, and the outsides of NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
-    pub(super) fn trials(&mut self, own: &[SocketAddr], in_use: Path, now: Time) -> Vec<(Path, &mut Trial)> {
+    /// `own`, those that are worse by what they cost, and the outsides of NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
+    pub(super) fn trials(
+        &mut self,
+        own: &[SocketAddr],
+        in_use: Path,
+        is_worse: impl Fn(&Path) -> bool,
+        now: Time,
+    ) -> Vec<(Path, &mut Trial)> {
         let Candidates { all, raced, .. } = self;
         let may_run = |path: &Path, candidate: &Candidate| {
             let is_open = candidate.is_likely || candidate.has_asked || !candidate.is_mapped;
             let is_other = path.is_udp() && !path.may_be(in_use) && !own.contains(&path.remote);
-            is_other && is_open && now >= candidate.trial.next()
+            is_other && is_open && !is_worse(path) && now >= candidate.trial.next()
         };
         let mut due: Vec<(&Path, &mut Candidate)> =
             all.iter_mut().filter(|(path, candidate)| may_run(path, candidate)).collect();
@@ -260,11 +266,12 @@ impl Candidates {
     }
 
     /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those
-    /// that it is too early for, and mapped ones that `is_punched` names: trying them unasked would spoil what is agreed with the peer.
+    /// that are unwanted now, which may depend on whether they are likely, and mapped ones that `is_punched` names: trying them unasked would
+    /// spoil what is agreed with the peer.
     pub(super) fn due(
         &mut self,
         own: &[SocketAddr],
-        is_too_early: impl Fn(&Path) -> bool,
+        is_unwanted: impl Fn(&Path, bool) -> bool,
         is_punched: impl Fn(&Path) -> bool,
         tries: &mut usize,
         jitter: f64,
@@ -277,8 +284,9 @@ impl Candidates {
             }
             let is_own =
                 own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() });
-            let is_early = !candidate.is_likely && is_too_early(path);
-            let is_left = is_own || is_early || (candidate.is_mapped && path.is_udp() && is_punched(path));
+            let is_left = is_own
+                || is_unwanted(path, candidate.is_likely)
+                || (candidate.is_mapped && path.is_udp() && is_punched(path));
             let is_due = candidate.retry.is_due(now) && !is_left;
             if is_due && (candidate.is_likely || self.unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
                 *tries -= 1;
@@ -335,7 +343,7 @@ mod tests {
         }
         for now in (0..60).map(|second| Time::ZERO + Duration::from_secs(second)) {
             (1..MAX_LIKELY as u8).for_each(|host| candidates.reset(path(host), now));
-            candidates.due(&[], |_| false, |_| false, &mut 99, 0.5, now);
+            candidates.due(&[], |_, _| false, |_| false, &mut 99, 0.5, now);
         }
         candidates.add(path(50), Learnt::Worked);
         let left: Vec<SocketAddr> = (1..MAX_LIKELY as u8).chain([50]).map(address).collect();
@@ -369,13 +377,13 @@ mod tests {
             candidates.add(path(host), learnt(host == 0));
         }
         let (mut tries, now) = (2, Time::ZERO);
-        let due = candidates.due(&[address(1)], |_| false, |_| false, &mut tries, 0.5, now);
+        let due = candidates.due(&[address(1)], |_, _| false, |_| false, &mut tries, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(0), path(2)]);
         assert_eq!(tries, 0);
-        let due = candidates.due(&[], |_| false, |_| false, &mut 9, 0.5, now);
+        let due = candidates.due(&[], |_, _| false, |_| false, &mut 9, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(1), path(3)]);
         candidates.reset(path(0), now);
-        assert_eq!(candidates.due(&[], |_| false, |_| false, &mut 9, 0.5, now).len(), 1);
+        assert_eq!(candidates.due(&[], |_, _| false, |_| false, &mut 9, 0.5, now).len(), 1);
     }
 
     #[test]
@@ -387,7 +395,7 @@ mod tests {
                 let port = 1024 + (millis % 50_000) as u16 + host;
                 candidates.add(Path::udp(SocketAddr::from(([192, 0, 2, 1], port))), Learnt::Announced);
             }
-            tried += candidates.due(&[], |_| false, |_| false, &mut 16, 0.5, now).len();
+            tried += candidates.due(&[], |_, _| false, |_| false, &mut 16, 0.5, now).len();
         }
         assert!((80..=93).contains(&tried), "{tried}");
     }
@@ -399,7 +407,7 @@ mod tests {
         candidates.add(path(2), Learnt::Worked);
         candidates.add(path(3), Learnt::Worked);
         candidates.add(path(3), Learnt::Announced);
-        let due = candidates.due(&[], |_| false, |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
+        let due = candidates.due(&[], |_, _| false, |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(2), path(3)]);
     }
 }

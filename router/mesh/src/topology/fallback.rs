@@ -11,6 +11,7 @@ use weft_crypto::Time;
 use super::Peer;
 use super::candidates::Learnt;
 use super::link::Link;
+use super::metered::Metered;
 use super::targets::Targets;
 use crate::path::{Path, Transport};
 use crate::records::HostRecord;
@@ -30,6 +31,11 @@ const MAX_ADDRESSES: usize = 4;
 /// Whether it is too early for TCP, `waited` after a link was wanted first.
 pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bool {
     !path.is_udp() && waited < if has_route { ALONE_WITH_ROUTE } else { ALONE }
+}
+
+/// Whether it is too early for paths that are paid for, `waited` after a link was wanted first: another may answer.
+pub(super) fn is_too_soon_to_pay(waited: Duration) -> bool {
+    waited < ALONE
 }
 
 /// Returns the paths by TCP to a host that says at which ports it accepts connections.
@@ -52,31 +58,29 @@ pub(super) fn paths_of(record: &HostRecord) -> impl Iterator<Item = (Path, Learn
     advertised.chain(ips.into_iter().flat_map(paths))
 }
 
-/// When a link that goes over TCP is to return to UDP.
+/// When a link that goes over TCP is to return to UDP, or one over a metered path to another.
 pub(super) struct Return {
     interval: Duration,
-    /// When TCP was last left for UDP.
-    left: Time,
+    /// The better path that a worse one was last left for, and when.
+    to: Option<(Path, Time)>,
 }
 
 impl Default for Return {
     fn default() -> Self {
-        Return { interval: RETURN, left: Time::ZERO }
+        Return { interval: RETURN, to: None }
     }
 }
 
 impl Return {
-    /// A link moves from one path to another.
-    pub(super) fn on_move(&mut self, from: Path, to: Path, now: Time) {
-        if to.is_better(from) {
-            self.left = now;
-        }
+    /// A link moves to a better path.
+    pub(super) fn on_return(&mut self, to: Path, now: Time) {
+        self.to = Some((to, now));
     }
 
     /// A link over a path was lost.
     pub(super) fn on_loss(&mut self, path: Path, now: Time) {
-        if path.is_udp() && self.left != Time::ZERO {
-            let is_short = now.since(self.left) < SHORT_LIVED;
+        if let Some((_, since)) = self.to.filter(|(to, _)| to.transport.name() == path.transport.name()) {
+            let is_short = now.since(since) < SHORT_LIVED;
             self.interval = if is_short { (self.interval * 2).min(LONGEST_RETURN) } else { RETURN };
         }
     }
@@ -107,12 +111,19 @@ impl Targets {
 
 impl Peer {
     /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host.
-    pub(super) fn better_paths(&mut self, own: &[SocketAddr], now: Time) -> Vec<Path> {
-        let interval = self.to_udp.interval;
-        let is_due = |link: &&mut Link| !link.path.is_udp() && now.since(link.sought) >= interval;
+    pub(super) fn better_paths(&mut self, own: &[SocketAddr], metered: &Metered, now: Time) -> Vec<Path> {
+        let interval = self.back.interval;
+        let is_due = |link: &&mut Link| {
+            let has_better = !link.path.is_udp() || metered.has_path(&link.path);
+            has_better && (now.since(link.sought) >= interval || metered.changed_since(link.sought))
+        };
         let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
         link.sought = now;
-        self.others(own)
+        let in_use = link.path;
+        let is_own =
+            |path: &Path| own.iter().any(|own| own.ip() == path.remote.ip() && (*own == path.remote || !path.is_udp()));
+        let others = self.candidates.paths().filter(|path| metered.compare(path, &in_use).is_gt() && !is_own(path));
+        others.copied().collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A direct path to a peer, judged by what comes back over it.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -176,14 +177,16 @@ impl Link {
         }
     }
 
-    /// Whether the link may go over to another path that the peer answers on: one of both hosts `chooses`, and leaves a path only once it
-    /// is silent; the other follows, but to a worse path only once this one is silent, too. What was under way when either moved is no
-    /// reason to move again.
-    pub(super) fn may_leave(&self, for_path: Path, chooses: bool, now: Time) -> bool {
-        if for_path.is_better(self.path) {
+    /// Whether the link may go over to another path that the peer answers on, which is a better one or a worse one (see [`Metered::compare`]):
+    /// one of both hosts `chooses`, and leaves a path only once it is silent; the other follows, but to a worse path only once this one is
+    /// silent, too. What was under way when either moved is no reason to move again.
+    ///
+    /// [`Metered::compare`]: super::metered::Metered::compare
+    pub(super) fn may_leave(&self, worth: Ordering, chooses: bool, now: Time) -> bool {
+        if worth.is_gt() {
             return true;
         }
-        let waits = chooses || self.path.is_better(for_path);
+        let waits = chooses || worth.is_lt();
         let (settled, silent) = if waits { (MOVE_AFTER, MOVE_AFTER) } else { (FOLLOW_AFTER, Duration::ZERO) };
         now.since(self.moved) >= settled && now.since(self.last_from_remote) >= silent
     }

@@ -20,7 +20,7 @@ use super::trial::delay;
 use super::{Event, ON_DEMAND, Peer, SMALL_MESH, STRAGGLING, SessionTable, Topology, fallback};
 use crate::api::{self, Usage};
 use crate::path::Path;
-use crate::records::LinkRecord;
+use crate::records::{LinkRecord, METERED_COST};
 use crate::wire::{Control, Lane};
 
 /// Changed costs are announced together, so that they share a batch of records, and the more seldom the more
@@ -64,8 +64,9 @@ impl Topology {
         }
         if all {
             self.fingers.refresh(self.own);
-            let unmetered = self.linked.iter().filter(|label| !self.metered.is_between(**label));
-            let heard = unmetered.filter_map(|label| Some((self.peers.get(label)?.heard_over_link()?, *label)));
+            let is_free = |label: &&HostLabel| !self.metered.has_link(&self.routing, **label, self.link(**label));
+            let free = self.linked.iter().filter(is_free);
+            let heard = free.filter_map(|label| Some((self.peers.get(label)?.heard_over_link()?, *label)));
             let silent = to_doubt(&heard.collect::<Vec<_>>(), now);
             if let Some(peer) = silent.and_then(|silent| self.peers.get_mut(&silent)) {
                 peer.doubt(now);
@@ -82,9 +83,10 @@ impl Topology {
                 self.events.push_back(Event::Announce(label, None));
             }
             let current = sessions.current(label);
+            let is_left_out = self.metered.leaves_out(&self.routing, label, peer, now);
             if peer.link.is_some() {
                 are_at_rest &= self.tend_link(label, current, now);
-            } else if self.wants_link(label, now) {
+            } else if self.wants_link(label, now) && !is_left_out {
                 are_at_rest = false;
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
@@ -134,13 +136,13 @@ impl Topology {
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }
-        let better = peer.better_paths(self.addresses.local(), now);
+        let better = peer.better_paths(self.addresses.local(), &self.metered, now);
         let mut tries = !better.is_empty();
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
             let Some(peer) = self.peers.get_mut(&label) else { return true };
-            let (trials, beside) = peer.due_trials(self.addresses.local(), &mut self.rng, now);
+            let (trials, beside) = peer.due_trials(self.addresses.local(), &self.metered, &mut self.rng, now);
             tries |= !trials.is_empty() || beside.is_some();
             beside.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
             self.events.extend(trials.into_iter().map(|(to, control)| straight(label, index, to, control)));
@@ -159,8 +161,10 @@ impl Topology {
         if let Some(path) = ping {
             self.ping(label, index, path, 0, now);
         }
-        let promised =
-            if self.metered.is_between(label) { METERED_HEARTBEAT } else { longest_silence(self.linked.len()) };
+        let promised = match self.metered.has_link(&self.routing, label, self.link(label)) {
+            true => METERED_HEARTBEAT,
+            false => longest_silence(self.linked.len()),
+        };
         let Some(peer) = self.peers.get_mut(&label) else { return };
         let Some(path) = peer.link.as_ref().map(|link| link.path) else { return };
         let beat = peer.beat(promised, || self.rng.random_range(0.75..1.0), now).map(|to| Event::Straight {
@@ -187,16 +191,20 @@ impl Topology {
             return;
         }
         link.needed_at = now;
-        // Which links it keeps is the choice of a host that relays nothing.
+        let has_line = self.metered.has_line(&self.routing, label, link);
+        // Which links it keeps is the choice of a host that relays nothing; which metered ones, both ends know.
         let is_stubs_choice = self.routing.is_stub(label) && !self.routing.is_stub(self.own);
-        let is_peers_choice = self.fingers.is_finger_of(label) || is_stubs_choice;
+        let is_peers_choice = !has_line && (self.fingers.is_finger_of(label) || is_stubs_choice);
         if self.can_do_without(label, now) && !is_peers_choice {
             self.events.push_back(Event::Message(label, Control::Needless));
         }
     }
 
-    /// The peer does without the link.
+    /// The peer does without the link, or refuses to have one by the path it was just asked by.
     pub(crate) fn on_needless(&mut self, label: HostLabel, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_none()) {
+            peer.refused = now;
+        }
         // Others' frames may go over it, too.
         let is_idle = self.link(label).is_some_and(|link| now.since(link.last_used) > ON_DEMAND - IN_USE);
         if is_idle && self.can_do_without(label, now) {
@@ -221,7 +229,10 @@ impl Topology {
     pub(super) fn announce_link(&mut self, label: HostLabel, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         let Some(rtt) = link.least_rtt() else { return };
-        let cost = announced_cost(rtt, link.loss, link.load(now) == Load::Idle, link.announced.map(|(cost, _)| cost));
+        let is_idle = link.load(now) == Load::Idle;
+        let before = link.announced.map(|(cost, _)| cost % METERED_COST);
+        let surcharge = if self.metered.has_path(&link.path) { METERED_COST } else { 0 };
+        let cost = surcharge + announced_cost(rtt, link.loss, is_idle, before);
         let max_datagram = link.size.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
         let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
@@ -237,29 +248,32 @@ impl Topology {
     /// Whether this host should try to have a direct link with a peer.
     pub(super) fn wants_link(&self, label: HostLabel, now: Time) -> bool {
         let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
-        let is_metered = self.metered.is_between(label);
-        let last_traffic = if is_metered { peer.last_demand } else { peer.last_traffic };
-        let has_traffic = last_traffic != Time::ZERO && now.since(last_traffic) < ON_DEMAND;
         let is_named = |peer: &Peer| {
             let mut addresses = peer.candidates.paths().filter(|path| path.is_udp()).map(|path| path.remote);
             addresses.any(|address| self.targets.has_address(&address))
         };
-        if is_metered {
+        if self.metered.is_between(label) {
             let rank = |label: &HostLabel| (!self.peers.get(label).is_some_and(is_named), *label);
             let relays = || self.linked.iter().filter(|label| !self.routing.is_stub(**label));
             let is_first = || relays().min_by_key(|label| rank(label)).is_none_or(|first| *first == label);
             // One link with a host that relays is kept at rest, which the metered host chooses; all, if it has none.
-            return (self.discovery && has_traffic) || if self.metered.own { is_first() } else { is_named(peer) };
+            let is_kept = if self.metered.own { is_first() } else { is_named(peer) };
+            return is_kept || (self.discovery && peer.has_demand(now));
         }
-        if self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)) {
-            return true;
+        let has_traffic = peer.last_traffic != Time::ZERO && now.since(peer.last_traffic) < ON_DEMAND;
+        let is_wanted = is_named(peer)
+            || (self.discovery && (self.peers.len() <= SMALL_MESH || has_traffic || self.fingers.contains(label)));
+        match self.metered.has_link(&self.routing, label, peer.link.as_ref()) {
+            true => self.metered.keeps(&self.routing, label, is_wanted && peer.has_demand(now)),
+            false => is_wanted,
         }
-        is_named(peer)
     }
 
     /// Whether this host, for its part, needs no direct link with a peer.
     pub(super) fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
-        (self.metered.is_between(label) || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
+        let is_metered =
+            self.metered.is_paid(&self.routing, label) || self.metered.has_link(&self.routing, label, self.link(label));
+        (is_metered || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
     }
 
     fn try_candidates(&mut self, label: HostLabel, current: Option<u32>, tries: &mut usize, now: Time) {
@@ -270,7 +284,9 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        if has_route && !self.metered.own {
+        let may_pay = self.metered.may_try(&self.routing, label, peer.has_demand(now));
+        let is_free = |path: &Path| !self.metered.has_path(path);
+        if has_route && !self.metered.own && (may_pay || peer.candidates.paths().all(is_free)) {
             self.prediction.note_due(label, peer, &self.addresses, now);
         }
         let waited = peer.punching.waited(now);
@@ -278,8 +294,12 @@ impl Topology {
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
         let is_too_early = |path: &Path| fallback::is_too_early(path, waited, has_route);
+        let is_unwanted = |path: &Path, is_likely: bool| {
+            let is_left = !is_free(path) && (!may_pay || fallback::is_too_soon_to_pay(waited));
+            is_left || (!is_likely && is_too_early(path))
+        };
         let own = self.addresses.local();
-        for due in peer.candidates.due(own, is_too_early, is_punched, tries, jitter, now) {
+        for due in peer.candidates.due(own, is_unwanted, is_punched, tries, jitter, now) {
             // With a session a ping is enough; but the peer may have lost its side of it.
             if let Some(index) = current {
                 self.ping(label, index, due.path, 0, now);
@@ -296,7 +316,7 @@ impl Topology {
         self.linked.insert(label);
         self.on_found(label, path);
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        peer.told_let_go = None;
+        (peer.told_let_go, peer.refused) = (None, Time::ZERO);
         peer.candidates.reset(path, now);
         peer.candidates.on_answer(path);
         peer.punching.reset(now);
@@ -317,7 +337,7 @@ impl Topology {
         peer.note(format!("ended over {}: {reason}", link.path), now);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
-        peer.to_udp.on_loss(link.path, now);
+        peer.back.on_loss(link.path, now);
         self.events.extend(Event::connection(link.path, Usage::Idle));
         self.addresses.unsee(label);
         self.routing.set_own(label, None);
@@ -350,7 +370,8 @@ impl Topology {
             return;
         }
         // A packet may come from anywhere: the link moves once the peer has answered there.
-        if is_current && link.may_leave(from, own < label, now) && peer.may_ask_back(from, QUIET, now) {
+        let worth = self.metered.compare(&from, &link.path);
+        if is_current && link.may_leave(worth, own < label, now) && peer.may_ask_back(from, QUIET, now) {
             self.ping(label, index, from, 0, now);
         }
     }
@@ -361,7 +382,9 @@ impl Topology {
         let Some(link) = &mut peer.link else { return };
         // One port may have both.
         let connections = [Event::connection(link.path, Usage::Idle), Event::connection(to, Usage::InUse)];
-        peer.to_udp.on_move(link.path, to, now);
+        if self.metered.compare(&to, &link.path).is_gt() {
+            peer.back.on_return(to, now);
+        }
         let what = format!("moved from {} to {to}: {cause}", link.path);
         let took = link.recent_rtt(now).map(|rtt| delay(rtt, link.loss));
         let trials = [(link.path, took), (to, None)];

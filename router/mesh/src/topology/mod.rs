@@ -25,6 +25,7 @@ mod relay_load;
 pub mod routes;
 mod routing;
 mod size;
+mod spanning;
 mod targets;
 mod trial;
 pub mod what_if;
@@ -64,7 +65,7 @@ use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
 const SMALL_MESH: usize = 32;
-/// Bytes sent to a metered host, or by one, within [`DEMAND_WINDOW`] that justify a direct link; less is relayed.
+/// Bytes sent and received where they are paid for, within [`DEMAND_WINDOW`], that justify a direct link; less is relayed.
 const DEMAND: u64 = 16 * 1024;
 const DEMAND_WINDOW: Duration = Duration::from_secs(5);
 /// How long a link opened for traffic stays without any.
@@ -190,14 +191,16 @@ struct Peer {
     candidates: Candidates,
     punching: Punching,
     spreads: Spreads,
-    to_udp: Return,
+    back: Return,
     /// Bytes sent when last looked at, and since when there has been traffic.
     sent_seen: u64,
     last_traffic: Time,
-    /// Start of the window in which demand is counted, and the bytes sent before it.
+    /// Start of the window in which demand is counted, and the bytes sent and received before it.
     window: (Time, u64),
     /// When [`DEMAND`] was last reached.
     last_demand: Time,
+    /// When the peer last refused to be linked by a metered path.
+    refused: Time,
     /// Where others see it, by its own word.
     seen: Option<Vec<SocketAddr>>,
     /// What happened to the link lately.
@@ -223,7 +226,7 @@ impl Topology {
             discovery: setup.discovery,
             underlay_mtu: setup.underlay_mtu,
             marks: true,
-            metered: Metered::new(setup.is_metered),
+            metered: Metered::new(setup.is_metered, now),
             rng: ChaCha20Rng::from_seed(setup.entropy),
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
@@ -258,11 +261,12 @@ impl Topology {
             candidates: Candidates::new(is_metered),
             punching: Punching::default(),
             spreads: Spreads::default(),
-            to_udp: Return::default(),
+            back: Return::default(),
             sent_seen: 0,
             last_traffic: Time::ZERO,
             window: (Time::ZERO, 0),
             last_demand: Time::ZERO,
+            refused: Time::ZERO,
             seen: None,
             changes: VecDeque::new(),
         });
@@ -406,13 +410,19 @@ impl Peer {
             self.sent_seen = sent;
             self.last_traffic = now;
         }
-        let is_reached = sent.saturating_sub(self.window.1) >= DEMAND;
+        let both = sent + self.meter.received.bytes.load(Ordering::Relaxed);
+        let is_reached = both.saturating_sub(self.window.1) >= DEMAND;
         if is_reached {
             self.last_demand = now;
         }
         if is_reached || now.since(self.window.0) >= DEMAND_WINDOW {
-            self.window = (now, sent);
+            self.window = (now, both);
         }
+    }
+
+    /// Whether enough went to the peer lately, and came from it, for a link that is paid for.
+    fn has_demand(&self, now: Time) -> bool {
+        self.last_demand != Time::ZERO && now.since(self.last_demand) < ON_DEMAND
     }
 }
 

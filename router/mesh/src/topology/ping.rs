@@ -7,6 +7,7 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::candidates::Learnt;
 use super::link::{Link, PingSent};
+use super::metered::Reply;
 use super::pulse::QUIET;
 use super::{Event, Topology};
 use crate::path::Path;
@@ -17,6 +18,10 @@ impl Topology {
     pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: Path, size: usize, now: Time) {
         let id = self.rng.next_u32();
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        let may_pay = || self.metered.may_try(&self.routing, peer, known.has_demand(now));
+        if known.link.is_none() && self.metered.has_path(&to) && !may_pay() {
+            return;
+        }
         let probed = (size > 0).then_some(size);
         let lane = match &known.link {
             // Whether a network drops what is marked shows only where datagrams are datagrams, and is asked there only.
@@ -44,6 +49,15 @@ impl Topology {
         // A peer with which the operator wants no link finds none.
         if self.targets.is_forgotten(peer) {
             return;
+        }
+        let known = self.peers.get_mut(&peer);
+        match known.map(|known| (self.metered.reply(&self.routing, peer, known, from, now), known)) {
+            Some((Reply::Refuse, _)) => return self.events.push_back(Event::Message(peer, Control::Needless)),
+            Some((Reply::AskLink, known)) => {
+                known.doubt(now);
+                return self.events.push_back(Event::Wake(now));
+            }
+            Some((Reply::Answer, _)) | None => {}
         }
         if self.link(peer).is_some() {
             self.note_seen(peer, from, seen, now);
@@ -79,8 +93,15 @@ impl Topology {
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };
         // Only where it was asked does an answer prove anything.
-        if link.path != from && ping.to.may_be(from) && link.may_leave(from, self.own < peer, now) {
-            let cause = if from.is_better(link.path) { "UDP passes there" } else { "the peer is there now" };
+        if link.path != from
+            && ping.to.may_be(from)
+            && link.may_leave(self.metered.compare(&from, &link.path), self.own < peer, now)
+        {
+            let cause = match self.metered.has_path(&link.path) && !self.metered.has_path(&from) {
+                true => "it is not paid for by the byte",
+                false if from.is_better(link.path) => "UDP passes there",
+                false => "the peer is there now",
+            };
             self.move_link(peer, from, cause, now);
         }
         let Some(link) = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()) else { return };

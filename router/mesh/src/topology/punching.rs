@@ -136,6 +136,7 @@ impl Topology {
         let step = if round % 2 == 0 {
             punching.opened = Some(now);
             let to = peer.others(self.addresses.local());
+            let to = self.metered.affordable(&self.routing, label, peer, to, now);
             self.events.extend(to.into_iter().map(|to| Event::Open { to, hops }));
             Punch::Opened
         } else {
@@ -150,6 +151,10 @@ impl Topology {
         let is_wanted = !self.targets.is_forgotten(label) && self.link(label).is_none();
         let is_searched = step == Punch::Spread && is_wanted && !self.metered.own && self.wants_link(label, now);
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
+        if is_wanted && self.metered.leaves_out(&self.routing, label, peer, now) {
+            self.events.push_back(Event::Message(label, Control::Needless));
+            return;
+        }
         // The peer has no link with this host any more, or not yet.
         peer.doubt(now);
         peer.punching.heard = now;
@@ -174,6 +179,7 @@ impl Topology {
             return;
         }
         let to = peer.others(self.addresses.local());
+        let to = self.metered.affordable(&self.routing, label, peer, to, now);
         let next = match step {
             Punch::Open { hops } => {
                 let hops = hops.clamp(FEWEST_HOPS, MOST_HOPS);
@@ -194,6 +200,7 @@ impl Topology {
 impl Peer {
     /// What did not lead to a link is tried again: one of the hosts has new addresses.
     pub(super) fn begin_again(&mut self, now: Time) {
+        self.refused = Time::ZERO;
         self.punching.begin_again(now);
         self.spreads.hurry(now);
     }

@@ -11,6 +11,7 @@ use rand::Rng;
 use weft_crypto::{HostLabel, Time};
 
 use super::link::Link;
+use super::metered::Metered;
 use super::trial::Trial;
 use super::{Event, Peer, Topology};
 use crate::path::Path;
@@ -22,6 +23,7 @@ impl Peer {
     pub(super) fn due_trials(
         &mut self,
         own: &[SocketAddr],
+        metered: &Metered,
         rng: &mut impl Rng,
         now: Time,
     ) -> (Vec<(Path, Control)>, Option<Path>) {
@@ -32,7 +34,10 @@ impl Peer {
             trial.ask(id, now);
             (path, Control::Trial { id, is_answer: false })
         };
-        let trials: Vec<(Path, Control)> = self.candidates.trials(own, link.path, now).into_iter().map(ask).collect();
+        let in_use = link.path;
+        let is_worse = |path: &Path| metered.compare(path, &in_use).is_lt();
+        let due = self.candidates.trials(own, in_use, is_worse, now);
+        let trials: Vec<(Path, Control)> = due.into_iter().map(ask).collect();
         let beside = if trials.is_empty() { None } else { link.ping_beside(now) };
         (trials, beside)
     }
@@ -58,7 +63,10 @@ impl Topology {
         now: Time,
     ) {
         let Some(peer) = self.peers.get_mut(&label).filter(|_| !self.targets.is_forgotten(label)) else { return };
-        if !is_answer {
+        let is_worse = |link: &Link| self.metered.compare(&from, &link.path).is_lt();
+        if !is_answer && peer.link.as_ref().is_some_and(is_worse) {
+            // The peer does not know what it costs.
+        } else if !is_answer {
             peer.candidates.on_question(from);
             // The host that decides compares paths while either sends frames; if the other did as well, each would keep the other asking.
             if self.own < label {

@@ -1,12 +1,12 @@
 //! The graph of announced links, and the routes from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
 use super::routes::{Graph, Route};
-use crate::records::{LinkRecord, MAX_LINKS};
+use crate::records::{LinkRecord, MAX_LINKS, METERED_COST};
 
 /// Routes are computed at most this often; in between, changes gather.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -16,6 +16,8 @@ pub(crate) struct Routing {
     own: HostLabel,
     graph: Graph,
     routes: BTreeMap<HostLabel, Route>,
+    /// Hosts with which this one has metered links that hold the mesh together.
+    kept_metered: BTreeSet<HostLabel>,
     is_stale: bool,
     /// When routes may be computed again.
     after: Time,
@@ -27,7 +29,8 @@ impl Routing {
     pub(super) fn new(own: HostLabel, is_stub: bool, now: Time) -> Self {
         let mut graph = Graph::default();
         graph.set_stub(own, is_stub);
-        Routing { own, graph, routes: BTreeMap::new(), is_stale: false, after: now, has_news: true }
+        let (routes, kept_metered) = Default::default();
+        Routing { own, graph, routes, kept_metered, is_stale: false, after: now, has_news: true }
     }
 
     /// When routes are to be computed, if they are.
@@ -86,6 +89,21 @@ impl Routing {
     /// Whether there is a route to a host.
     pub(crate) fn has_route(&self, to: HostLabel) -> bool {
         self.route(to).is_some()
+    }
+
+    /// Whether the route to a host leads over a link that is paid for by the byte.
+    pub(crate) fn is_metered(&self, to: HostLabel) -> bool {
+        self.route(to).is_some_and(|route| route.cost >= METERED_COST)
+    }
+
+    /// Whether a neighbour says that the link with it is paid for by the byte.
+    pub(super) fn is_metered_by(&self, neighbour: HostLabel) -> bool {
+        self.link(neighbour, self.own).is_some_and(LinkRecord::is_metered)
+    }
+
+    /// Whether a metered link with a host is kept at rest.
+    pub(super) fn keeps(&self, neighbour: HostLabel) -> bool {
+        self.kept_metered.contains(&neighbour)
     }
 
     /// The link that a host announces with another.
@@ -151,13 +169,14 @@ impl Routing {
         }
         (self.is_stale, self.after) = (false, now + INTERVAL);
         let routes = self.graph.routes(self.own);
+        self.kept_metered = self.graph.kept_metered(self.own);
         let old = std::mem::replace(&mut self.routes, routes);
         self.has_news |= self.routes != old;
         let new = self.routes.iter().filter(|(to, route)| old.get(*to) != Some(*route)).map(|(to, _)| *to);
         let gone = old.keys().filter(|to| !self.routes.contains_key(*to)).copied();
         // A link's size may have changed without any route.
         let resized = self.neighbours_of(self.own).flat_map(|neighbour| self.via(neighbour));
-        new.chain(gone).chain(resized).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+        new.chain(gone).chain(resized).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 

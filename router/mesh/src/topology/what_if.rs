@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_crypto::HostLabel;
 
 use super::routes::{Distance, Graph, Indexed};
-use crate::records::LinkRecord;
+use crate::records::{LinkRecord, METERED_COST};
 
 /// The mesh as it is, and a host that is thought away. [`WhatIf::outcome`] takes a Dijkstra for each host, twice: seconds for a thousand
 /// hosts, which a node has no time for.
@@ -45,6 +45,8 @@ pub struct Detour {
     pub cost: u32,
     /// What it costs now.
     pub cost_now: u32,
+    /// Whether the path would lead over a metered link; costs are without what that costs in addition.
+    pub metered: bool,
 }
 
 impl WhatIf {
@@ -70,8 +72,9 @@ impl WhatIf {
                     Some(path) => moved.push(Detour {
                         between,
                         via: path.relays.into_iter().map(name).collect(),
-                        cost: path.cost,
-                        cost_now: now.cost,
+                        cost: path.cost % METERED_COST,
+                        cost_now: now.cost % METERED_COST,
+                        metered: path.cost >= METERED_COST,
                     }),
                 }
             }
@@ -170,6 +173,7 @@ mod tests {
             via: via.split_whitespace().map(str::to_owned).collect(),
             cost,
             cost_now,
+            metered: false,
         };
         assert_eq!(outcome.pairs, 6);
         assert_eq!(outcome.lost, [pair("h1", "h5"), pair("h2", "h5"), pair("h4", "h5")]);
