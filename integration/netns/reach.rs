@@ -93,6 +93,61 @@ fn a_link_moves_to_a_faster_wire_while_the_slow_one_works() {
     assert!(carried.bytes > 150 << 20, "{carried:?}");
 }
 
+/// A host has a metered line, and then a wire as well: all goes by the wire, as long as that is there.
+#[test]
+fn a_host_with_a_metered_line_uses_it_while_there_is_no_other_way() {
+    let _alone = alone();
+    let (mut mesh, _internet, addresses) = Mesh::join("metered", &[&[], &[Layer::FilteringNat]]);
+    mesh.add_argument(1, &addresses[0].to_string());
+    mesh.add_argument(1, "--metered-link=up");
+    [0, 1].into_iter().for_each(|number| mesh.launch(number));
+    let [from, to] = [0, 1].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    let is_metered = |expected: bool| {
+        let told = |host: usize| -> Result<bool> {
+            let status = mesh.hosts[host].status()?;
+            Ok(status["routes"]
+                .as_array()
+                .is_some_and(|routes| routes.iter().all(|route| route["metered"] == expected)))
+        };
+        Ok(told(0)? && told(1)?)
+    };
+    await_true("the line is not known to be metered", || is_metered(true)).unwrap();
+    let why = mesh.hosts[0].ask(Method::POST, "/why", &json!({ "to": "h1" })).unwrap();
+    assert_eq!(why["hops"][0]["metered"], true, "{why:#}");
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let carried = |seconds, meanwhile: &mut dyn FnMut()| {
+        transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(seconds), |_| meanwhile())
+    };
+    let by_line = carried(1, &mut || ());
+    assert!(by_line.bytes > 1 << 20, "{by_line:?}");
+    let ends = [1, 2].map(|last| [Prefix(IpAddr::from([10, 9, 0, last]), 24)]);
+    wire(&mesh.hosts[0].ns, &mesh.hosts[1].ns, ("cable", "cable"), (&ends[0], &ends[1])).unwrap();
+    let started = Instant::now();
+    await_true("the wire is not used", || is_metered(false)).unwrap();
+    println!("by the wire after {:.1?}", started.elapsed());
+    let paid = || {
+        let shown = run(&mesh.hosts[1].ns, "ip", "-s -j link show dev up");
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        ["rx", "tx"].map(|way| shown[0]["stats64"][way]["bytes"].as_u64().unwrap()).iter().sum::<u64>()
+    };
+    let before = paid();
+    let by_wire = carried(2, &mut || ());
+    let spent = paid() - before;
+    println!("{} bytes by the wire, {spent} by the line", by_wire.bytes);
+    assert!(by_wire.bytes > 1 << 20 && spent < 10_000, "{by_wire:?}, {spent} paid for");
+    // The wire is lost in mid-transfer, and comes back.
+    let set = |state: &str| ip(&mesh.hosts[0].ns, &format!("link set cable {state}"));
+    let over = carried(8, &mut || {
+        set("down");
+        await_true("the line is not used", || is_metered(true)).unwrap();
+    });
+    println!("the wire lost: {over:?}");
+    assert!(over.longest_silence < Duration::from_secs(4), "{over:?}");
+    set("up");
+    await_true("the wire is not used again", || is_metered(false)).unwrap();
+}
+
 /// Two hosts get other addresses at the same moment: they have a direct link again as soon as a host that stayed has told each of the other.
 #[test]
 fn hosts_that_move_at_once_have_a_direct_link_again() {

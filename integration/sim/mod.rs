@@ -6,6 +6,7 @@
 pub mod addresses;
 mod connections;
 pub mod disk;
+pub mod host;
 pub mod internet;
 pub mod model;
 pub mod nat;

@@ -20,6 +20,8 @@ pub struct Model {
     pub endpoints: BTreeMap<HostNumber, BTreeMap<EndpointId, EndpointRecord>>,
     /// Hosts that know of each other from the start: pairs named on either side.
     pub named: BTreeSet<(HostNumber, HostNumber)>,
+    /// Those of them whose line is paid for by the byte.
+    pub metered: BTreeSet<(HostNumber, HostNumber)>,
 }
 
 /// How a datagram is lost on its way.
@@ -34,12 +36,35 @@ enum Lost {
 impl Model {
     /// Groups of hosts that can reach each other, through other hosts if need be.
     pub fn islands(&self, world: &World) -> Vec<BTreeSet<HostNumber>> {
+        self.groups(|a, b| self.is_joined(world, a, b))
+    }
+
+    /// What is wrong, at rest, about lines that are paid for by the byte, if anything: hosts that reach each other by others go by these, and
+    /// as few metered links are there as hold together what those leave apart.
+    pub fn metered_problem(&self, world: &World) -> Option<String> {
+        let parts = self.groups(|a, b| self.is_joined(world, a, b) && !self.metered.contains(&(a.min(b), a.max(b))));
+        let metered = |from: HostNumber, to: HostNumber| {
+            let status = world.hosts[from].node.as_ref()?.status(world.now);
+            Some(status.routes.iter().find(|route| route.to == format!("h{to}"))?.metered)
+        };
+        let mut pairs = parts.iter().flat_map(pairs);
+        if let Some((from, to)) = pairs.find(|(from, to)| metered(*from, *to) != Some(false)) {
+            return Some(format!("what h{from} sends to h{to} is paid for, and need not be"));
+        }
+        let kept: Vec<(HostNumber, HostNumber)> =
+            self.metered.iter().copied().filter(|(a, b)| self.running.contains(a) && world.is_direct(*a, *b)).collect();
+        let needed = parts.len() - self.islands(world).len();
+        (kept.len() != needed).then(|| format!("{needed} metered links would do, and there are {kept:?}"))
+    }
+
+    /// Groups of running hosts that are joined, by way of others if need be.
+    fn groups(&self, is_joined: impl Fn(HostNumber, HostNumber) -> bool) -> Vec<BTreeSet<HostNumber>> {
         let mut left = self.running.clone();
         let mut islands = Vec::new();
         while let Some(first) = left.pop_first() {
             let (mut island, mut edge) = (BTreeSet::from([first]), vec![first]);
             while let Some(at) = edge.pop() {
-                let next: Vec<HostNumber> = left.iter().copied().filter(|to| self.is_joined(world, at, *to)).collect();
+                let next: Vec<HostNumber> = left.iter().copied().filter(|to| is_joined(at, *to)).collect();
                 for host in next {
                     left.remove(&host);
                     island.insert(host);

@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use weft_crypto::Ciphers;
+use weft_integration::sim::host::Host;
 use weft_integration::sim::weather::IP_AND_UDP;
-use weft_integration::sim::world::{Host, HostNumber, World};
+use weft_integration::sim::world::{HostNumber, World};
 use weft_integration::sim::{arrives, endpoint, got, send, star};
 use weft_mesh::node::Command;
 use weft_mesh::path::{MeteredPaths, Path};

@@ -41,7 +41,7 @@ impl Mesh {
     /// was right.
     pub fn raise(hosts: usize, seed: u64) -> (Mesh, Duration) {
         let mut mesh = Mesh { world: World::new(seed, null::ciphers(), true), drama: Drama::default() };
-        mesh.drama.raise(&mut mesh.world, hosts, DEGREE as f64 / hosts as f64);
+        mesh.drama.raise(&mut mesh.world, hosts, DEGREE as f64 / hosts as f64, 0.0);
         let took = mesh.drama.await_rest(&mut mesh.world, PATIENCE);
         (mesh, took)
     }

@@ -40,6 +40,8 @@ pub struct Scenario {
     pub check_frames: bool,
     /// How long the mesh is left alone before its idle traffic is measured.
     pub settle: Duration,
+    /// The share of joined pairs whose line is paid for by the byte.
+    pub metered: f64,
 }
 
 impl Scenario {
@@ -52,6 +54,19 @@ impl Scenario {
             patience: Duration::from_secs(20),
             check_frames: true,
             settle: Duration::ZERO,
+            metered: 0.0,
+        }
+    }
+
+    /// Meshes of 3 to 20 hosts with every kind of fault, and some lines that are paid for by the byte. Who is lost beyond one may be missed half a minute
+    /// later.
+    pub fn metered() -> Self {
+        Scenario {
+            hosts: 3..=20,
+            patience: Duration::from_secs(60),
+            settle: Duration::from_secs(120),
+            metered: 0.5,
+            ..Scenario::faults()
         }
     }
 
@@ -64,6 +79,7 @@ impl Scenario {
             patience: Duration::from_secs(5),
             check_frames: false,
             settle: Duration::from_secs(120),
+            metered: 0.0,
         }
     }
 }
@@ -100,7 +116,7 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
     // All linked with all is for small meshes; it grows with the square.
     let densest = if count <= 24 { 1.0 } else { 0.1 };
     let density = [0.0, 0.05, 0.2, densest][world.rng.random_range(0..4usize)];
-    drama.raise(&mut world, count, density);
+    drama.raise(&mut world, count, density, scenario.metered);
     world.run_for(Duration::from_secs(5));
     drama.act(&mut world, scenario.faults);
     let convergence = drama.await_rest(&mut world, scenario.patience);
@@ -108,6 +124,9 @@ pub fn run(scenario: &Scenario, seed: u64) -> Outcome {
         drama.model.check_frames(&mut world);
     }
     world.run_for(scenario.settle);
+    if let Some(problem) = drama.model.metered_problem(&world) {
+        panic!("{problem}\n{}", drama.story.join("\n"));
+    }
     let before = world.bytes_sent;
     world.run_for(IDLE);
     drama.await_rest(&mut world, TREMOR);
@@ -144,9 +163,9 @@ pub(super) struct Drama {
 }
 
 impl Drama {
-    /// A random connected underlay, on which such a share of the pairs is joined; each host is told of its neighbours or they
-    /// of it.
-    pub(super) fn raise(&mut self, world: &mut World, count: usize, density: f64) {
+    /// A random connected underlay, on which such a share of the pairs is joined, and of these such a share by a line that is paid for by
+    /// the byte; each host is told of its neighbours or they of it.
+    pub(super) fn raise(&mut self, world: &mut World, count: usize, density: f64, metered: f64) {
         for _ in 0..count {
             world.add_host();
         }
@@ -162,12 +181,31 @@ impl Drama {
                 }
             }
         }
+        if metered > 0.0 {
+            self.meter_lines(world, metered);
+        }
         for host in 0..count {
             world.start(host);
             self.model.running.insert(host);
             self.name_peers(world, host);
             let endpoints = world.rng.random_range(0..3);
             (0..endpoints).for_each(|_| self.attach(world, host));
+        }
+    }
+
+    /// Makes a share of the lines metered, each by the word of one of its ends or of both.
+    fn meter_lines(&mut self, world: &mut World, share: f64) {
+        for (a, b) in self.model.named.clone() {
+            if !world.rng.random_bool(share) {
+                continue;
+            }
+            self.model.metered.insert((a, b));
+            let first_knowing = world.rng.random_range(0..2usize);
+            let knowing = world.rng.random_range(1..=2usize);
+            for (host, other) in [(a, b), (b, a), (a, b)].iter().skip(first_knowing).take(knowing) {
+                let other = (world.hosts[*other].address.ip(), 32, true);
+                world.hosts[*host].metered_paths.networks.push(other);
+            }
         }
     }
 

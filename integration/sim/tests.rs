@@ -7,8 +7,9 @@ use std::time::Duration;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use weft_crypto::Ciphers;
+use weft_integration::sim::host::Host;
 use weft_integration::sim::scenario::said_cloned;
-use weft_integration::sim::world::{Host, HostNumber, World};
+use weft_integration::sim::world::{HostNumber, World};
 use weft_integration::sim::{Scenario, addresses, arrives, endpoint, run, star};
 use weft_mesh::egress::DropReason;
 use weft_mesh::node::{Command, Event, Input};
@@ -17,6 +18,7 @@ use weft_mesh::sink::Punt;
 
 /// As many as the time for simulation on CI holds; the full counts: `cargo run --release -p weft-bench -- sim`.
 const SEEDS: u64 = 40;
+const METERED_SEEDS: u64 = 20;
 const ADDRESS_SEEDS: u64 = 1000;
 
 fn faults(seeds: impl Iterator<Item = u64>) {
@@ -44,6 +46,14 @@ fn meshes_recover_from_random_faults_in_seeds_that_found_some() {
     for seed in [17, 47, 93, 193] {
         let outcome = run(&Scenario::faults(), seed);
         assert!(outcome.convergence <= Duration::from_secs(5), "seed {seed}: {:?}", outcome.convergence);
+    }
+}
+
+#[test]
+fn frames_go_by_lines_that_are_free_and_as_few_others_are_used_as_hold_a_mesh_together() {
+    for seed in 0..METERED_SEEDS {
+        let outcome = run(&Scenario::metered(), seed);
+        println!("seed {seed}: {} hosts, right after {:?}", outcome.hosts, outcome.convergence);
     }
 }
 

@@ -9,9 +9,10 @@ use weft_mesh::path::{Path, Transport};
 use weft_mesh::wire::Lane;
 
 use super::connections::Connection;
+use super::host::Host;
 use super::nat::{Behaviour, Nat};
 use super::weather::{IP_AND_UDP, Weather};
-use super::world::{Host, HostNumber, What, World};
+use super::world::{HostNumber, What, World};
 
 /// Where a datagram comes out of the network.
 #[derive(Clone, Copy)]

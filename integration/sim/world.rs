@@ -3,22 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use siphasher::sip::SipHasher13;
-use weft_crypto::{Ciphers, HostLabel, Identity, PeerId, Time};
+use weft_crypto::{Ciphers, Identity, Time};
 use weft_mesh::datapath::Datapath;
-use weft_mesh::egress::DropReason;
 use weft_mesh::ingress::RxBuffer;
-use weft_mesh::names::Names;
 use weft_mesh::node::{Command, CommandError, Config, Event, Input, Node, Output, Refusals, Target};
 use weft_mesh::path::Path;
-use weft_mesh::records::{Advertised, EndpointId, EndpointRecord, encode};
-use weft_mesh::sink::TapOffloads;
+use weft_mesh::records::{EndpointId, EndpointRecord, encode};
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::vnet::VnetHeader;
 use weft_mesh::wire::Lane;
@@ -26,70 +22,14 @@ use weft_mesh::wire::SegmentId;
 
 use super::connections::Connections;
 use super::disk::{ATTACHMENT, endpoints_on, keyring};
+use super::host::Host;
 use super::nat::Nat;
 use super::queue::Queue;
 use super::sink::HostSink;
-use super::weather::{FIRST_SPARE, IP_AND_UDP, Weather};
+use super::weather::{IP_AND_UDP, Weather};
 
 /// A host's number: its place in [`World::hosts`].
 pub type HostNumber = usize;
-
-/// A simulated host.
-pub struct Host {
-    /// Whose key it has.
-    pub seed: [u8; 32],
-    /// Its routing label.
-    pub label: HostLabel,
-    /// Where it is on the network.
-    pub address: SocketAddr,
-    /// Where else. What it sends comes from either, as from behind a NAT with two ways out.
-    pub second: Option<SocketAddr>,
-    /// The NAT it is behind: its place in the order in which NATs were made.
-    pub nat: Option<usize>,
-    /// The ports at which it accepts TCP connections.
-    pub tcp_ports: Vec<u16>,
-    /// Addresses of NATs that lead to it.
-    pub advertised: Advertised,
-    /// Its spare ports.
-    pub(super) spares: Range<u16>,
-    /// Whether it relays nothing.
-    pub is_stub: bool,
-    /// Whether its bytes are paid for.
-    pub is_metered: bool,
-    /// How many it sent and got, IP and UDP headers included.
-    pub carried: u64,
-    /// Whether its network lets no UDP pass.
-    pub blocks_udp: bool,
-    /// Whether what it sends by the urgent lane is marked.
-    pub marks: bool,
-    /// Its node, while it runs.
-    pub node: Option<Node>,
-    /// What survives a crash.
-    pub disk: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// What the data path works with: behind the node by the publication delay.
-    pub snapshot: Arc<Snapshot>,
-    /// Frames written to its TAPs.
-    pub delivered: Vec<(SegmentId, Vec<u8>)>,
-    /// What its data path dropped, and why.
-    pub dropped: BTreeMap<DropReason, u64>,
-    /// What its DNS server answers from.
-    pub names: Names,
-    /// What it said for the log.
-    pub events: Vec<Event>,
-    path: Datapath,
-    pub(super) life: u64,
-    timer: Time,
-    /// When the last publication takes effect.
-    published: Time,
-    offloads: TapOffloads,
-}
-
-impl Host {
-    /// Returns the host's key.
-    pub fn peer_id(&self) -> PeerId {
-        Identity::from_seed(&self.seed).peer_id()
-    }
-}
 
 /// Everything.
 pub struct World {
@@ -193,35 +133,8 @@ impl World {
         let ip = IpAddr::from([10, 1, (number / 250) as u8, (number % 250 + 1) as u8]);
         let address = SocketAddr::new(ip, 6783);
         let label = Identity::from_seed(&seed).peer_id().label();
-        let full = TapOffloads { checksum: true, tcp: true, udp: true };
-        let offloads = if self.rng.random() { full } else { TapOffloads::NONE };
-        self.hosts.push(Host {
-            seed,
-            label,
-            address,
-            second: None,
-            nat: None,
-            tcp_ports: Vec::new(),
-            spares: FIRST_SPARE..FIRST_SPARE,
-            advertised: Advertised::default(),
-            is_stub: false,
-            is_metered: false,
-            carried: 0,
-            blocks_udp: false,
-            marks: true,
-            node: None,
-            disk: BTreeMap::new(),
-            snapshot: Arc::new(Snapshot::empty(label, Hashing(0, 0))),
-            delivered: Vec::new(),
-            dropped: BTreeMap::new(),
-            names: Names::default(),
-            events: Vec::new(),
-            path: Datapath::new(64),
-            life: 0,
-            timer: Time::ZERO,
-            published: Time::ZERO,
-            offloads,
-        });
+        let host = Host::new(seed, label, address, self.rng.random());
+        self.hosts.push(host);
         self.by_address.insert(address, number);
         number
     }
@@ -258,6 +171,7 @@ impl World {
         host.node = Some(Node::new(config, entropy, self.now));
         host.marks = true;
         let addresses = [host.address].into_iter().chain(host.second).map(|address| address.ip()).collect();
+        self.command(number, Command::SetMeteredPaths(self.hosts[number].metered_paths.clone()));
         self.command(number, Command::SetAddresses(addresses));
     }
 

@@ -349,6 +349,7 @@ mod tests {
             peer: peer.into(),
             peer_id: format!("id-{peer}"),
             transport: Some(transport),
+            metered: false,
             remote: Some(([192, 0, 2, 1], 6783).into()),
             rtt_us: Some(1500),
             loss: Some(0.0),

@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(networks(&found(&wwan, &both)), "100.64.0.4/30");
         assert_eq!(found(&wwan, &both).locals, [addresses[1].1.0].into());
         assert_eq!(networks(&found(&wwan, &[both[1].clone(), lan.clone(), mobile.clone()])), "!10.0.0.0/24 0.0.0.0/0");
-        assert_eq!(networks(&found(&wwan, &[lan.clone()])), "");
+        assert_eq!(networks(&found(&wwan, std::slice::from_ref(&lan))), "");
         let site = [line("10.2.0.0/16"), line("wwan0")];
         let to_site = [route("10.2.7.0/24", 1, 0), lan.clone(), mobile];
         assert_eq!(networks(&found(&site, &to_site)), "100.64.0.4/30 10.2.0.0/16", "the operator knows better");

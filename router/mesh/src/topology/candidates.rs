@@ -165,13 +165,15 @@ impl Candidates {
         worst != newest
     }
 
-    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new.
+    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new, or is said again.
     pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> bool {
         let said: Vec<(Path, Learnt)> = said.collect();
+        let mut is_said_again = false;
         for (path, candidate) in &mut self.all {
-            candidate.is_said = said.iter().any(|(said, _)| said == path);
+            let was_said = std::mem::replace(&mut candidate.is_said, said.iter().any(|(said, _)| said == path));
+            is_said_again |= candidate.is_said && !was_said;
         }
-        said.into_iter().fold(false, |is_news, (path, learnt)| {
+        said.into_iter().fold(is_said_again, |is_news, (path, learnt)| {
             let is_new = self.add(path, learnt);
             if let Some(candidate) = self.all.get_mut(&path) {
                 candidate.is_said = true;
@@ -263,6 +265,15 @@ impl Candidates {
             |candidate: &Candidate| candidate.is_likely || raced.take(1, RACED_PER_SECOND, RACED_AT_ONCE, now);
         let asked = due.into_iter().filter(|(_, candidate)| may_ask(candidate));
         asked.map(|(path, candidate)| (*path, &mut candidate.trial)).collect()
+    }
+
+    /// Returns the paths that `is_better` names, to be asked beside a link that works; of unlikely ones only so many in a row.
+    pub(super) fn better(&mut self, is_better: impl Fn(&Path) -> bool, now: Time) -> Vec<Path> {
+        let Candidates { all, raced, .. } = self;
+        let better = all.iter().filter(|(path, _)| is_better(path));
+        let mut may_ask =
+            |candidate: &Candidate| candidate.is_likely || raced.take(1, RACED_PER_SECOND, RACED_AT_ONCE, now);
+        better.filter(|(_, candidate)| may_ask(candidate)).map(|(path, _)| *path).collect()
     }
 
     /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those

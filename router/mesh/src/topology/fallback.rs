@@ -120,10 +120,10 @@ impl Peer {
         let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
         link.sought = now;
         let in_use = link.path;
-        let is_own =
-            |path: &Path| own.iter().any(|own| own.ip() == path.remote.ip() && (*own == path.remote || !path.is_udp()));
-        let others = self.candidates.paths().filter(|path| metered.compare(path, &in_use).is_gt() && !is_own(path));
-        others.copied().collect()
+        let is_own = |path: &Path| {
+            own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() })
+        };
+        self.candidates.better(|path| metered.compare(path, &in_use).is_gt() && !is_own(path), now)
     }
 }
 

@@ -370,8 +370,8 @@ impl Topology {
             return;
         }
         // A packet may come from anywhere: the link moves once the peer has answered there.
-        let worth = self.metered.compare(&from, &link.path);
-        if is_current && link.may_leave(worth, own < label, now) && peer.may_ask_back(from, QUIET, now) {
+        let may_move = self.metered.may_move(&self.routing, (own, label), link, &from, now);
+        if is_current && may_move && peer.may_ask_back(from, QUIET, now) {
             self.ping(label, index, from, 0, now);
         }
     }

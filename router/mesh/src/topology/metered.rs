@@ -97,6 +97,19 @@ impl Metered {
         worth(path).cmp(&worth(than))
     }
 
+    /// Whether the link of the host `own` with another may go over to a path that the other answers on, or was heard from. Of the two the lower one
+    /// chooses the path, unless the other says that the link is metered: it knows what is not.
+    pub(super) fn may_move(
+        &self,
+        routing: &Routing,
+        (own, other): (HostLabel, HostLabel),
+        link: &Link,
+        to: &Path,
+        now: Time,
+    ) -> bool {
+        link.may_leave(self.compare(to, &link.path), own < other && !routing.is_metered_by(other), now)
+    }
+
     /// Whether a metered path to a host may be tried: there is no way to it, or the way is paid for anyway and enough goes there.
     pub(super) fn may_try(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
         !routing.has_route(host) || (routing.is_metered(host) && has_demand)

@@ -95,7 +95,7 @@ impl Topology {
         // Only where it was asked does an answer prove anything.
         if link.path != from
             && ping.to.may_be(from)
-            && link.may_leave(self.metered.compare(&from, &link.path), self.own < peer, now)
+            && self.metered.may_move(&self.routing, (self.own, peer), link, &from, now)
         {
             let cause = match self.metered.has_path(&link.path) && !self.metered.has_path(&from) {
                 true => "it is not paid for by the byte",

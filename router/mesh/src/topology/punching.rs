@@ -201,6 +201,9 @@ impl Peer {
     /// What did not lead to a link is tried again: one of the hosts has new addresses.
     pub(super) fn begin_again(&mut self, now: Time) {
         self.refused = Time::ZERO;
+        if let Some(link) = &mut self.link {
+            link.sought = Time::ZERO;
+        }
         self.punching.begin_again(now);
         self.spreads.hurry(now);
     }

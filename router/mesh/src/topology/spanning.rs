@@ -21,11 +21,10 @@ impl Parts {
         place
     }
 
-    /// Makes two parts one; returns whether they were two.
-    fn join(&mut self, a: usize, b: usize) -> bool {
+    /// Makes the parts of two places one.
+    fn join(&mut self, a: usize, b: usize) {
         let (a, b) = (self.root(a), self.root(b));
         self.0[a.max(b)] = a.min(b);
-        a != b
     }
 }
 
@@ -52,17 +51,18 @@ impl Indexed {
         for (from, edges) in self.edges.iter().enumerate() {
             for (to, link) in edges {
                 let stubs = [from, *to].into_iter().filter(|end| self.is_stub[*end]).count();
-                match (link.is_metered(), stubs) {
+                if link.is_metered() {
                     // Links between hosts that relay come first, those between two that do not last.
-                    (true, _) => drop(metered.insert((stubs, from.min(*to), from.max(*to)))),
-                    (false, 0) => drop(parts.join(from, *to)),
-                    (false, 1) if self.is_stub[from] => drop(reached[from].insert(*to)),
-                    (false, _) => {}
+                    metered.insert((stubs, from.min(*to), from.max(*to)));
+                } else if stubs == 0 {
+                    parts.join(from, *to);
+                } else if stubs == 1 && self.is_stub[from] {
+                    reached[from].insert(*to);
                 }
             }
         }
         let mut kept = Vec::new();
-        for (stubs, a, b) in metered {
+        for (_, a, b) in metered {
             let roots = |end: usize| -> BTreeSet<usize> {
                 let ends = if self.is_stub[end] { reached[end].clone() } else { [end].into() };
                 ends.into_iter().map(|end| parts.root(end)).collect()
@@ -71,11 +71,15 @@ impl Indexed {
                 continue;
             }
             kept.push((a, b));
-            match stubs {
-                0 => drop(parts.join(a, b)),
-                1 if self.is_stub[a] => drop(reached[a].insert(b)),
-                1 => drop(reached[b].insert(a)),
-                _ => {}
+            match (self.is_stub[a], self.is_stub[b]) {
+                (false, false) => parts.join(a, b),
+                (true, false) => {
+                    reached[a].insert(b);
+                }
+                (false, true) => {
+                    reached[b].insert(a);
+                }
+                (true, true) => {}
             }
         }
         kept
@@ -100,7 +104,9 @@ mod tests {
             // One end alone may know what the line costs.
             graph.set(label(*b), label(*a), LinkRecord { cost: 10, ..link });
         }
-        stubs.iter().for_each(|stub| drop(graph.set_stub(label(*stub), true)));
+        for stub in stubs {
+            graph.set_stub(label(*stub), true);
+        }
         graph
     }
 
