@@ -115,10 +115,11 @@ impl Peer {
         let interval = self.back.interval;
         let is_due = |link: &&mut Link| {
             let has_better = !link.path.is_udp() || metered.has_path(&link.path);
-            has_better && (now.since(link.sought) >= interval || metered.changed_since(link.sought))
+            let is_over = |sought| now.since(sought) >= interval || metered.changed_since(sought);
+            has_better && link.sought.is_none_or(is_over)
         };
         let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
-        link.sought = now;
+        link.sought = Some(now);
         let in_use = link.path;
         let is_own = |path: &Path| {
             own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() })

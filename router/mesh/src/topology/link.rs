@@ -62,9 +62,10 @@ pub(crate) struct Link {
     /// Cost and size as last announced.
     pub(super) announced: Option<(u32, u16)>,
     pub(super) last_used: Time,
-    /// When this host last looked whether it can do without it, and when for a better path.
+    /// When this host last looked whether it can do without it.
     pub(super) needed_at: Time,
-    pub(super) sought: Time,
+    /// When it last looked for a better path; none: that is due.
+    pub(super) sought: Option<Time>,
 }
 
 impl Link {
@@ -89,7 +90,7 @@ impl Link {
             announced: None,
             last_used: now,
             needed_at: now,
-            sought: now,
+            sought: Some(now),
         }
     }
 

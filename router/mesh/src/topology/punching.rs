@@ -202,7 +202,7 @@ impl Peer {
     pub(super) fn begin_again(&mut self, now: Time) {
         self.refused = Time::ZERO;
         if let Some(link) = &mut self.link {
-            link.sought = Time::ZERO;
+            link.sought = None;
         }
         self.punching.begin_again(now);
         self.spreads.hurry(now);
