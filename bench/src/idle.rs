@@ -15,11 +15,12 @@ use weft_router::lab::{LabHost, Ns, await_true, resident, wire};
 
 use crate::http;
 
-/// Counts what a host sends and receives, IP headers included.
+/// Counts what a host sends and receives, IP headers included, and what of it goes to the other site.
 const COUNTER: &str = "table ip idle {
     counter sent { }
     counter received { }
-    chain out { type filter hook output priority 0; oifname up counter name sent; }
+    counter crossing { }
+    chain out { type filter hook output priority 0; oifname up counter name sent; ip daddr OTHER counter name crossing; }
     chain in { type filter hook input priority 0; iifname up counter name received; }
 }";
 
@@ -35,9 +36,12 @@ pub struct Options {
     /// Seconds for which traffic is counted
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Launch the last host with --metered, and print what it sends and receives a day
+    /// Launch the last host with --metered, and print what it sends and receives a day; with --sites, launch all with --metered-link for the line
     #[arg(long)]
     metered: bool,
+    /// Half of the hosts are at another site; print what goes over the line between the sites a day
+    #[arg(long)]
+    sites: bool,
     /// Read each host's metrics every so many seconds, as Prometheus does
     #[arg(long, value_name = "SECONDS")]
     scrape: Option<u64>,
@@ -59,7 +63,8 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         let index = net.bridge("lan", 1500).await?;
         net.set_up(index, "lan").await
     })?;
-    let mut hosts: Vec<LabHost> = (0..count).map(|number| host(&lan, number, dir)).collect::<Result<_>>()?;
+    let place = |number| Place { number, is_far: options.sites && number >= count / 2 };
+    let mut hosts: Vec<LabHost> = (0..count).map(|number| host(&lan, &place(number), dir)).collect::<Result<_>>()?;
     let secret = dir.join("secret");
     write_secret(&secret)?;
     let weft = weft_binary()?;
@@ -67,9 +72,11 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
     for (number, host) in hosts.iter_mut().enumerate() {
         let mut arguments = vec!["--secret-file".to_owned(), secret.to_string_lossy().into_owned()];
         if number > 0 {
-            arguments.push(address(0).to_string());
+            arguments.push(place(0).address().to_string());
         }
-        if options.metered && number == count - 1 {
+        if options.metered && options.sites {
+            arguments.push(format!("--metered-link={}", place(number).other_site()));
+        } else if options.metered && number == count - 1 {
             arguments.push("--metered".to_owned());
         }
         host.spawn(&weft, TapMode::Fast, &arguments)?;
@@ -101,7 +108,12 @@ fn one(count: usize, options: &Options, dir: &Path) -> Result<()> {
         rate(|used| used.cpu.as_secs_f64()) * 100.0,
         after.iter().map(|used| used.resident).sum::<f64>() / count as f64 / 1e6,
     );
-    if let (true, Some(before), Some(after)) = (options.metered, before.last(), after.last()) {
+    if options.sites {
+        println!(
+            "| over the line between two sites | | {:.0} kB a day | | | |",
+            rate(|used| used.crossing) * count as f64 * 86.4
+        );
+    } else if let (true, Some(before), Some(after)) = (options.metered, before.last(), after.last()) {
         let carried = |used: &Used| used.bytes + used.received;
         let a_day = (carried(after) - carried(before)) / options.seconds as f64 * 86_400.0;
         println!("| of these the metered one, sent and received | | {:.0} kB a day | | | |", a_day / 1e3);
@@ -165,21 +177,35 @@ fn container() -> Result<Ns> {
     Ok(container)
 }
 
+/// Where a host is on the LAN.
+struct Place {
+    number: usize,
+    /// Whether it is at the second site, which has the upper half of the addresses.
+    is_far: bool,
+}
+
+impl Place {
+    fn address(&self) -> Ipv4Addr {
+        let first = if self.is_far { 129 } else { 1 };
+        Ipv4Addr::new(198, 51, 100, first + self.number as u8)
+    }
+
+    fn other_site(&self) -> Prefix {
+        Prefix([198, 51, 100, if self.is_far { 0 } else { 128 }].into(), 25)
+    }
+}
+
 /// A host on the LAN that is not started.
-fn host(lan: &Ns, number: usize, dir: &Path) -> Result<LabHost> {
-    let host = LabHost::new(&format!("h{number}"), dir)?;
-    let port = format!("port{number}");
-    wire(lan, &host.ns, (&port, "up"), (&[], &[Prefix(address(number).into(), 24)]))?;
+fn host(lan: &Ns, place: &Place, dir: &Path) -> Result<LabHost> {
+    let host = LabHost::new(&format!("h{}", place.number), dir)?;
+    let port = format!("port{}", place.number);
+    wire(lan, &host.ns, (&port, "up"), (&[], &[Prefix(place.address().into(), 24)]))?;
     lan.net(async move |net| {
         let (port, bridge) = (net.index(&port).await?, net.index("lan").await?);
         net.set_master(port, bridge).await
     })?;
-    nft(&host, &[COUNTER])?;
+    nft(&host, &[&COUNTER.replace("OTHER", &place.other_site().to_string())])?;
     Ok(host)
-}
-
-fn address(number: usize) -> Ipv4Addr {
-    Ipv4Addr::new(198, 51, 100, number as u8 + 1)
 }
 
 /// Runs nft on a host; returns what it prints.
@@ -194,6 +220,7 @@ fn nft(host: &LabHost, arguments: &[&str]) -> Result<Vec<u8>> {
 struct Used {
     bytes: f64,
     received: f64,
+    crossing: f64,
     packets: f64,
     cpu: Duration,
     resident: f64,
@@ -205,11 +232,12 @@ fn used(host: &LabHost) -> Result<Used> {
     let listed: serde_json::Value = serde_json::from_slice(&listed).doing(|| "cannot read nft's answer".into())?;
     let counters = || listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
     let named = |name: &str| counters().find(|counter| counter["name"] == name).ok_or_else(gone);
-    let (sent, received) = (named("sent")?, named("received")?);
+    let (sent, received, crossing) = (named("sent")?, named("received")?, named("crossing")?);
     let pid = host.pid().ok_or_else(gone)?;
     Ok(Used {
         bytes: sent["bytes"].as_f64().unwrap_or(0.0),
         received: received["bytes"].as_f64().unwrap_or(0.0),
+        crossing: crossing["bytes"].as_f64().unwrap_or(0.0),
         packets: sent["packets"].as_f64().unwrap_or(0.0),
         cpu: cpu_time(pid)?,
         resident: resident(pid).ok_or_else(gone)?,

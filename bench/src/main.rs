@@ -55,6 +55,9 @@ enum Command {
         /// Seeds of the family of 100 hosts
         #[arg(long, default_value_t = 10)]
         hundreds: u64,
+        /// Seeds of the family with lines that are paid for by the byte
+        #[arg(long, default_value_t = 200)]
+        metered: u64,
         /// Seeds of the family behind NATs
         #[arg(long, default_value_t = 300)]
         nats: u64,
@@ -87,8 +90,8 @@ fn main() -> ExitCode {
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
-        Command::Sim { seed: None, count, hundreds, nats, addresses, .. } => {
-            simulation::all(count, hundreds, nats, addresses)
+        Command::Sim { seed: None, count, hundreds, metered, nats, addresses, .. } => {
+            simulation::all(&[count, hundreds, metered], nats, addresses)
         }
     };
     match result {

@@ -18,6 +18,8 @@ pub enum Family {
     Faults,
     /// Meshes of 100 hosts.
     Hundred,
+    /// Meshes of 3 to 20 hosts, some of whose lines are paid for by the byte.
+    Metered,
     /// Hosts behind NATs, to which things happen.
     Nats,
     /// Hosts that hand out addresses.
@@ -29,6 +31,7 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
     let scenario = match family {
         Family::Faults => Scenario::faults(),
         Family::Hundred => Scenario::hundred(),
+        Family::Metered => Scenario::metered(),
         Family::Addresses => {
             println!("{:#?}", addresses::run(seed));
             return Ok(());
@@ -45,13 +48,14 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
 }
 
 /// Runs all of them; a wrong one ends the run and names its seed.
-pub fn all(count: u64, hundreds: u64, nats: u64, with_addresses: u64) -> Result<()> {
+pub fn all(&[faults, hundreds, metered]: &[u64; 3], nats: u64, with_addresses: u64) -> Result<()> {
     println!(
         "| family | seeds | hosts | right after the last fault: median, p90, longest | a name known everywhere | a name gone | idle B/s a host, median | wall time |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    family("faults", &Scenario::faults(), count);
+    family("faults", &Scenario::faults(), faults);
     family("a hundred hosts", &Scenario::hundred(), hundreds);
+    family("metered lines", &Scenario::metered(), metered);
     println!(
         "\n| family | seeds | hosts | pairs: direct, found, luck, relayed | frames come again: median, p90, longest | direct: the same | found: the same | wall time |"
     );

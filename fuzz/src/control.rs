@@ -149,6 +149,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Control::Bye,
         Control::Forgotten { host: stranger.peer_id(), incarnation: 5 },
         Control::Needless,
+        Control::Refused { id: 1 },
         Control::Punch(Punch::Open { hops: 2 }),
         Control::Punch(Punch::Opened),
         Control::Punch(Punch::Asked),

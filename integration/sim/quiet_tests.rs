@@ -142,9 +142,12 @@ fn sites(knowing: &[u8]) -> World {
         world.start(host);
         if knowing.contains(&site) {
             let other = IpAddr::from([10, 3 - site, 0, 0]);
-            let paths = MeteredPaths { networks: vec![(other, 16, true)], ..MeteredPaths::default() };
+            let paths = MeteredPaths::new([(other, 16, true)], []);
             world.command(host, Command::SetMeteredPaths(paths));
         }
+        // An address that no other host has a way to, as of another family or behind a NAT.
+        let addresses = [world.hosts[host].address.ip(), IpAddr::from([192, 168, host as u8, 1])];
+        world.command(host, Command::SetAddresses(addresses.to_vec()));
         world.connect(host, &[0]);
         world.attach(host, [host as u8 + 1; 16], endpoint(host));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use weft_crypto::Ciphers;
 use weft_mesh::node::Event;
+use weft_mesh::path::MeteredPaths;
 use weft_mesh::records::{EndpointId, EndpointRecord, Health};
 
 use super::disk::endpoints_on;
@@ -195,6 +196,7 @@ impl Drama {
 
     /// Makes a share of the lines metered, each by the word of one of its ends or of both.
     fn meter_lines(&mut self, world: &mut World, share: f64) {
+        let mut others = vec![Vec::new(); world.hosts.len()];
         for (a, b) in self.model.named.clone() {
             if !world.rng.random_bool(share) {
                 continue;
@@ -203,9 +205,11 @@ impl Drama {
             let first_knowing = world.rng.random_range(0..2usize);
             let knowing = world.rng.random_range(1..=2usize);
             for (host, other) in [(a, b), (b, a), (a, b)].iter().skip(first_knowing).take(knowing) {
-                let other = (world.hosts[*other].address.ip(), 32, true);
-                world.hosts[*host].metered_paths.networks.push(other);
+                others[*host].push((world.hosts[*other].address.ip(), 32, true));
             }
+        }
+        for (host, others) in world.hosts.iter_mut().zip(others) {
+            host.metered_paths = MeteredPaths::new(others, []);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The way of a datagram between two hosts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Bound;
 
 /// A path to a peer: what a link, a hop, a punt and a transmit speak of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -32,33 +33,62 @@ pub enum Transport {
 /// Which paths of a host lead over a line that is paid for by the byte.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MeteredPaths {
-    /// Networks of remote addresses, each with its prefix length in bits, and whether paths there are paid for. The longest prefix that holds an
-    /// address counts (RFC 1812, section 5.2.4.3); paths to all other addresses are free.
-    pub networks: Vec<(IpAddr, u8, bool)>,
+    /// Networks of remote addresses by prefix length in bits and base, and whether paths there are metered.
+    networks: BTreeMap<(u8, IpAddr), bool>,
     /// Addresses of this host whose datagrams leave by such a line.
-    pub locals: BTreeSet<IpAddr>,
+    locals: BTreeSet<IpAddr>,
 }
 
 impl MeteredPaths {
+    /// Returns those to `networks`, each with its base, its prefix length in bits and whether paths there are metered, and those from this host's
+    /// addresses `locals`. Of networks the longest prefix that holds an address counts (RFC 1812, section 5.2.4.3); paths to all other addresses are free.
+    pub fn new(
+        networks: impl IntoIterator<Item = (IpAddr, u8, bool)>,
+        locals: impl IntoIterator<Item = IpAddr>,
+    ) -> MeteredPaths {
+        let by_length = |(base, length, is_metered)| ((length, prefix(base, length)), is_metered);
+        MeteredPaths {
+            networks: networks.into_iter().map(by_length).collect(),
+            locals: locals.into_iter().map(|ip| ip.to_canonical()).collect(),
+        }
+    }
+
     /// Returns whether a path leads over such a line.
     pub fn contains(&self, path: &Path) -> bool {
         let remote = path.remote.ip().to_canonical();
-        let holding = self.networks.iter().filter(|(base, length, _)| is_within(remote, *base, *length));
-        let longest = holding.max_by_key(|(_, length, _)| *length).is_some_and(|(.., is_metered)| *is_metered);
-        longest || path.local.is_some_and(|local| self.locals.contains(&local.to_canonical()))
+        let is_local = path.local.is_some_and(|local| self.locals.contains(&local.to_canonical()));
+        is_local || self.longest(remote).is_some_and(|(_, is_metered)| is_metered)
+    }
+
+    /// Returns the networks, the shortest prefixes first.
+    pub fn networks(&self) -> impl Iterator<Item = (IpAddr, u8, bool)> {
+        self.networks.iter().map(|((length, base), is_metered)| (*base, *length, *is_metered))
+    }
+
+    /// The longest prefix that holds an address, and whether paths there are metered.
+    fn longest(&self, ip: IpAddr) -> Option<(u8, bool)> {
+        let mut end = Bound::Unbounded;
+        // The lengths that there are, the longest first.
+        while let Some(((length, _), _)) = self.networks.range((Bound::Unbounded, end)).next_back() {
+            if let Some(is_metered) = self.networks.get(&(*length, prefix(ip, *length))) {
+                return Some((*length, *is_metered));
+            }
+            end = Bound::Excluded((*length, IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+        }
+        None
     }
 }
 
-/// Whether the first `length` bits of an address are those of another of its family.
-fn is_within(ip: IpAddr, base: IpAddr, length: u8) -> bool {
-    match (ip, base) {
-        (IpAddr::V4(ip), IpAddr::V4(base)) => {
-            (ip.to_bits() ^ base.to_bits()).leading_zeros() >= u32::from(length.min(32))
+/// The first `length` bits of an address, and zeros.
+fn prefix(ip: IpAddr, length: u8) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => {
+            Ipv4Addr::from_bits(ip.to_bits() & u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0)).into()
         }
-        (IpAddr::V6(ip), IpAddr::V6(base)) => {
-            (ip.to_bits() ^ base.to_bits()).leading_zeros() >= u32::from(length.min(128))
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            Ipv6Addr::from_bits(ip.to_bits() & mask).into()
         }
-        _ => false,
     }
 }
 
@@ -146,20 +176,19 @@ mod tests {
     #[test]
     fn the_longest_prefix_says_whether_a_path_is_paid_for_and_so_does_the_address_it_leaves_by() {
         let network = |text: &str, length, is_metered| (text.parse().unwrap(), length, is_metered);
-        let metered = MeteredPaths {
-            networks: vec![
-                network("0.0.0.0", 0, true),
-                network("10.0.0.0", 8, false),
-                network("10.7.0.0", 16, true),
-                network("2001:db8::", 32, true),
-            ],
-            locals: ["100.64.0.5".parse().unwrap()].into(),
-        };
+        let networks = [
+            network("0.0.0.0", 0, true),
+            network("10.0.0.0", 8, false),
+            network("10.7.0.0", 16, true),
+            network("10.7.9.8", 32, false),
+            network("2001:db8::", 32, true),
+        ];
+        let metered = MeteredPaths::new(networks, ["100.64.0.5".parse().unwrap()]);
         let is_metered = |remote: &str| metered.contains(&Path::udp(remote.parse().unwrap()));
         for remote in ["192.0.2.1:1", "10.7.9.9:1", "[2001:db8:1::1]:1", "[::ffff:192.0.2.1]:1"] {
             assert!(is_metered(remote), "{remote}");
         }
-        for remote in ["10.8.0.1:1", "10.0.0.1:1", "[2001:db9::1]:1"] {
+        for remote in ["10.8.0.1:1", "10.0.0.1:1", "10.7.9.8:1", "[2001:db9::1]:1", "[::1]:1"] {
             assert!(!is_metered(remote), "{remote}");
         }
         let lan = Path::udp("10.0.0.1:6783".parse().unwrap());

@@ -1,6 +1,6 @@
 //! Which hosts are there: SWIM's verdicts, and for how long a host has been gone.
 //!
-//! A metered host takes no part in SWIM: its one link tells whether it is there.
+//! A metered host takes no part in SWIM: its one link tells whether it is there. Of hosts beyond metered links routes do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(crate) struct Presence {
     last_there: BTreeMap<HostLabel, Time>,
     /// Hosts that SWIM says are alive: it may know of one before this host has met it.
     alive: BTreeSet<HostLabel>,
+    /// Whether each host was there when last looked, and whether people were told so.
+    told: BTreeMap<HostLabel, (bool, bool)>,
 }
 
 impl Presence {
@@ -39,6 +41,7 @@ impl Presence {
             grace,
             last_there: BTreeMap::new(),
             alive: BTreeSet::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -61,6 +64,7 @@ impl Presence {
     /// Forgets a peer.
     pub(crate) fn remove(&mut self, peer: HostLabel) {
         self.last_there.remove(&peer);
+        self.told.remove(&peer);
     }
 
     /// Notes SWIM's verdict; false for a host that is not a peer.
@@ -71,6 +75,21 @@ impl Presence {
             self.alive.remove(&peer);
         }
         self.last_there.get_mut(&peer).map(|there| *there = now).is_some()
+    }
+
+    /// Whether people are to be told that a host is there, or that it is gone: neither is there a route to it nor does SWIM say that it is alive. That a new
+    /// host is there is told with SWIM's verdict, when its name is known.
+    pub(crate) fn take_news(&mut self, peer: HostLabel, has_route: bool, is_verdict: bool) -> Option<bool> {
+        let is_there = has_route || self.alive.contains(&peer);
+        let (was_there, was_told) = self.told.get(&peer).copied().unwrap_or((false, false));
+        let is_told = match (was_there, is_there) {
+            (false, true) => was_told || is_verdict,
+            (true, true) => is_verdict && !was_told,
+            (true, false) => true,
+            (false, false) => return None,
+        };
+        self.told.insert(peer, (is_there, is_told || (was_told && was_there == is_there)));
+        is_told.then_some(is_there)
     }
 
     /// An authenticated packet of a peer came.

@@ -203,6 +203,11 @@ pub enum Control {
         /// Whether it answers.
         is_answer: bool,
     },
+    /// A ping is not answered, for its path is paid for by the byte and there is another way; along that.
+    Refused {
+        /// The ping's.
+        id: u32,
+    },
 }
 
 /// Two hosts behind NATs open a path to each other: one opens its own NAT, then the other asks, then the first. What comes to a NAT from
@@ -397,7 +402,8 @@ mod tests {
     #[test]
     fn control_texts_survive_padding() {
         let pong = Control::Pong { id: 3, seen: "[fd00::1]:6783".parse().unwrap(), size: 1400 };
-        for control in [pong, Control::Swim(vec![1, 2, 3]), Control::Bye, Control::Needless] {
+        for control in [pong, Control::Swim(vec![1, 2, 3]), Control::Bye, Control::Needless, Control::Refused { id: 7 }]
+        {
             assert_eq!(Control::decode(&control.encode(0)), Some(control.clone()));
             let padded = control.encode(500);
             assert_eq!((padded.len(), Control::decode(&padded)), (500, Some(control)));

@@ -77,8 +77,8 @@ impl Interface {
 pub struct Route {
     /// Where to.
     pub to: Prefix,
-    /// The index of the interface it leads over.
-    pub interface: Option<u32>,
+    /// The indices of the interfaces it leads over: several, if it spreads packets over several ways.
+    pub interfaces: Vec<u32>,
     /// Whether another machine is to pass packets on.
     pub has_gateway: bool,
     /// Its IPv4 address, if it has one and there is one way.
@@ -93,20 +93,19 @@ impl Route {
         let is_v6 = message.header.address_family == AddressFamily::Inet6;
         let everywhere = if is_v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0; 4]) };
         let to = Prefix(everywhere, length);
-        let mut route = Route { to, interface: None, has_gateway: false, gateway: None, metric: 0 };
+        let mut route = Route { to, interfaces: Vec::new(), has_gateway: false, gateway: None, metric: 0 };
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.0 = IpAddr::V4(*ip),
                 RouteAttribute::Destination(RouteAddress::Inet6(ip)) => route.to.0 = IpAddr::V6(*ip),
                 RouteAttribute::Priority(metric) => route.metric = *metric,
-                RouteAttribute::Oif(index) => route.interface = Some(*index),
+                RouteAttribute::Oif(index) => route.interfaces = vec![*index],
                 RouteAttribute::Gateway(RouteAddress::Inet(ip)) => {
                     (route.has_gateway, route.gateway) = (true, Some(*ip))
                 }
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.has_gateway = true,
-                // Of several ways the first stands for all.
                 RouteAttribute::MultiPath(hops) => {
-                    route.interface = hops.first().map(|hop| hop.interface_index);
+                    route.interfaces = hops.iter().map(|hop| hop.interface_index).collect();
                     route.has_gateway = true;
                 }
                 _ => {}

@@ -228,7 +228,7 @@ fn candidate(CandidateAccount { path, learnt, outcome, tries }: &CandidateAccoun
         Outcome::Answered => "answered".to_owned(),
         Outcome::Silent => format!("no answer to {tries} tries"),
         Outcome::InTurn => format!("opened in turn from both ends, {tries} times, without an answer"),
-        Outcome::Spared => "not tried, for it is paid for by the byte and there is another way".to_owned(),
+        Outcome::Spared => "not tried, for it is metered and there is another way".to_owned(),
         Outcome::Untried => "not tried".to_owned(),
     };
     format!("{path} ({learnt}): {outcome}")

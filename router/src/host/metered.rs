@@ -3,8 +3,8 @@
 //! Rules that choose a table by other things than the destination are not looked at, but an address on such an interface is
 //! taken to send by it.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use weft_mesh::path::MeteredPaths;
@@ -30,6 +30,9 @@ impl FromStr for MeteredLink {
     fn from_str(text: &str) -> Result<Self, String> {
         if text.contains('/') {
             return match text.parse::<Prefix>() {
+                Ok(Prefix(ip, _)) if ip.to_canonical() != ip => {
+                    Err(format!("'{text}' stands for an IPv4 network: it takes that"))
+                }
                 Ok(prefix) if prefix.network() == prefix => Ok(MeteredLink::Network(prefix)),
                 Ok(prefix) => Err(format!("'{text}' is no network: it takes {}, or an interface", prefix.network())),
                 Err(error) => Err(format!("'{text}' is no network: {error}")),
@@ -69,25 +72,35 @@ pub fn paths(
     let leading =
         routes.iter().filter(|route| !metered.is_empty() && !is_link_local(&route.to.0) && !is_named(route.to));
     for route in leading {
-        let is_metered = route.interface.is_some_and(|index| metered.contains(&index));
+        let is_metered = route.interfaces.iter().any(|index| metered.contains(index));
         let best = by_network.entry(route.to).or_insert((route.metric, is_metered));
         *best = (*best).min((route.metric, is_metered));
     }
     by_network.extend(networks.iter().map(|network| (*network, (0, true))));
-    let covering = |to: Prefix| {
-        let others = by_network.iter().filter(|(other, _)| **other != to && within(to, **other));
-        others.max_by_key(|(other, _)| other.1).is_some_and(|(_, (_, is_metered))| *is_metered)
-    };
-    let telling = by_network.iter().filter(|(to, (_, is_metered))| covering(**to) != *is_metered);
-    let mut networks: Vec<_> =
-        telling.map(|(Prefix(base, length), (_, is_metered))| (*base, *length, *is_metered)).collect();
-    networks.sort_by_key(|(base, length, _)| (Reverse(*length), *base));
     let locals = addresses.iter().filter(|(index, _)| metered.contains(index)).map(|(_, Prefix(ip, _))| *ip);
-    MeteredPaths { networks, locals: locals.collect() }
+    MeteredPaths::new(telling(&by_network), locals)
+}
+
+/// The networks that say something else than those around them.
+fn telling(networks: &BTreeMap<Prefix, (u32, bool)>) -> Vec<(IpAddr, u8, bool)> {
+    let mut telling = Vec::new();
+    // Prefixes are in the order of their bases, and shorter ones first: those around one are on the stack.
+    let mut around: Vec<(Prefix, bool)> = Vec::new();
+    for (network, (_, is_metered)) in networks {
+        while around.pop_if(|(outer, _)| !outer.overlaps(*network)).is_some() {}
+        if around.last().is_some_and(|(_, outer)| outer == is_metered) || (around.is_empty() && !is_metered) {
+            continue;
+        }
+        around.push((*network, *is_metered));
+        telling.push((network.0, network.1, *is_metered));
+    }
+    telling
 }
 
 #[cfg(test)]
 mod tests {
+    use weft_mesh::path::Path;
+
     use super::*;
 
     fn line(text: &str) -> MeteredLink {
@@ -99,12 +112,11 @@ mod tests {
     }
 
     fn route(to: &str, interface: u32, metric: u32) -> Route {
-        Route { to: to.parse().unwrap(), interface: Some(interface), has_gateway: false, gateway: None, metric }
+        Route { to: to.parse().unwrap(), interfaces: vec![interface], has_gateway: false, gateway: None, metric }
     }
 
     fn networks(paths: &MeteredPaths) -> String {
-        let each =
-            paths.networks.iter().map(|(base, length, is)| format!("{}{base}/{length}", if *is { "" } else { "!" }));
+        let each = paths.networks().map(|(base, length, is)| format!("{}{base}/{length}", if is { "" } else { "!" }));
         each.collect::<Vec<_>>().join(" ")
     }
 
@@ -119,13 +131,15 @@ mod tests {
         // The wire has the default route, as long as it is there.
         let both = [route("0.0.0.0/0", 1, 100), route("0.0.0.0/0", 2, 700), lan.clone(), mobile.clone()];
         assert_eq!(networks(&found(&wwan, &both)), "100.64.0.4/30");
-        assert_eq!(found(&wwan, &both).locals, [addresses[1].1.0].into());
-        assert_eq!(networks(&found(&wwan, &[both[1].clone(), lan.clone(), mobile.clone()])), "!10.0.0.0/24 0.0.0.0/0");
+        let from = |local: &str| Path { local: local.parse().ok(), ..Path::udp(([10, 0, 0, 9], 6783).into()) };
+        let all = found(&wwan, &both);
+        assert!(all.contains(&from("100.64.0.5")) && !all.contains(&from("10.0.0.5")));
+        assert_eq!(networks(&found(&wwan, &[both[1].clone(), lan.clone(), mobile.clone()])), "0.0.0.0/0 !10.0.0.0/24");
         assert_eq!(networks(&found(&wwan, std::slice::from_ref(&lan))), "");
         let site = [line("10.2.0.0/16"), line("wwan0")];
         let to_site = [route("10.2.7.0/24", 1, 0), lan.clone(), mobile];
-        assert_eq!(networks(&found(&site, &to_site)), "100.64.0.4/30 10.2.0.0/16", "the operator knows better");
-        assert_eq!(found(&site[..1], &to_site).locals, [].into());
+        assert_eq!(networks(&found(&site, &to_site)), "10.2.0.0/16 100.64.0.4/30", "the operator knows better");
+        assert!(!found(&site[..1], &to_site).contains(&from("100.64.0.5")));
         assert_eq!(found(&[line("wwan7")], &both), MeteredPaths::default(), "it is not there");
         assert_eq!(found(&[], &both), MeteredPaths::default());
     }
@@ -139,6 +153,7 @@ mod tests {
             ("", "ADDR/LEN"),
             ("a b", "ADDR/LEN"),
             ("10.2.0.0/33", "too long"),
+            ("::ffff:10.2.0.0/112", "IPv4"),
             ("wwan-with-a-name", "ADDR/LEN"),
         ] {
             assert!(bad.parse::<MeteredLink>().is_err_and(|error| error.contains(remedy)), "{bad}");

@@ -72,7 +72,7 @@ struct Seen {
 impl Seen {
     fn gateway(&self) -> Option<Gateway> {
         let route = self.routes.iter().find(|route| route.to.1 == 0 && route.gateway.is_some())?;
-        let addresses = self.addresses.iter().filter(|(index, _)| Some(*index) == route.interface);
+        let addresses = self.addresses.iter().filter(|(index, _)| route.interfaces.first() == Some(index));
         let mut own = addresses.filter_map(|(_, Prefix(ip, _))| match ip {
             IpAddr::V4(ip) => Some(*ip),
             IpAddr::V6(_) => None,
@@ -146,7 +146,7 @@ fn choose(seen: &Seen, peers: &[IpAddr]) -> Underlay {
     let to_peers: BTreeSet<u32> = peers.iter().filter_map(|peer| route_to(&seen.routes, *peer)).collect();
     let by_gateway = |default: bool| -> BTreeSet<u32> {
         let routes = seen.routes.iter().filter(|route| route.has_gateway && (!default || route.to.1 == 0));
-        routes.filter_map(|route| route.interface).collect()
+        routes.flat_map(|route| route.interfaces.first().copied()).collect()
     };
     let (has_default, has_gateway) = (by_gateway(true), by_gateway(false));
     let has_network = |link: &Interface| {
@@ -201,10 +201,10 @@ fn is_nspawn(name: &str) -> bool {
     name.starts_with("ve-") || name.starts_with("vb-")
 }
 
-/// The interface that packets to an address leave by.
+/// The interface that packets to an address leave by; of several the first stands for all.
 fn route_to(routes: &[Route], ip: IpAddr) -> Option<u32> {
     let matching = routes.iter().filter(|route| route.to.overlaps(Prefix::alone(ip)));
-    matching.max_by_key(|route| (route.to.1, Reverse(route.metric)))?.interface
+    matching.max_by_key(|route| (route.to.1, Reverse(route.metric)))?.interfaces.first().copied()
 }
 
 /// What an interface is, as far as it tells whether it leads to other machines.
@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn route(to: &str, interface: u32, has_gateway: bool) -> Route {
-        Route { to: prefix(to), interface: Some(interface), has_gateway, gateway: None, metric: 0 }
+        Route { to: prefix(to), interfaces: vec![interface], has_gateway, gateway: None, metric: 0 }
     }
 
     /// A machine with an engine, many bridges, a VPN and a jumbo card.

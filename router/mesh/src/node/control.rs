@@ -65,6 +65,7 @@ impl Node {
                 self.parts.topology.let_go(peer, "the peer said goodbye", is_mutual, now);
             }
             Control::Needless => self.parts.topology.on_needless(peer, now),
+            Control::Refused { id } => self.parts.topology.on_refused(peer, id, now),
             Control::Trial { id, is_answer } => {
                 if let Some(from) = direct {
                     self.parts.topology.on_trial(peer, index, from, (id, is_answer), now);

@@ -122,24 +122,29 @@ impl Components {
 
     fn on_presence_event(&mut self, event: presence::Event, now: Time) {
         match event {
-            // Beyond a line that is paid for are hosts of which routes alone tell whether they are there.
-            presence::Event::Packet(to, _) if self.topology.metered.is_paid(&self.topology.routing, to) => {}
+            // Of hosts beyond a metered link routes tell whether they are there: SWIM would pay for each question.
+            presence::Event::Packet(to, _) if self.topology.metered.has_route(&self.topology.routing, to) => {}
             presence::Event::Packet(to, packet) => self.send_repeated(to, &Control::Swim(packet.to_vec()), now),
             presence::Event::Alive(peer, is_alive) => {
                 let is_peer = self.presence.set_alive(peer, is_alive, now);
-                let is_unasked = self.topology.metered.is_paid(&self.topology.routing, peer);
-                if is_unasked && self.topology.routing.has_route(peer) {
-                    return;
-                }
                 if !is_alive {
                     self.topology.on_dead(peer, now);
                     self.believe_forgotten(Some(peer));
                 }
                 if is_peer {
-                    let name = self.directory.name_of(peer);
-                    self.report(if is_alive { Event::PeerAlive(name) } else { Event::PeerDead(name) });
+                    self.tell_presence(peer, true);
                 }
             }
+        }
+    }
+
+    /// Reports that a host came or is gone: that SWIM says so if it `is_verdict`, or that the way there changed. A host is there as long as there is a
+    /// way to it, whatever SWIM says.
+    pub(super) fn tell_presence(&mut self, peer: HostLabel, is_verdict: bool) {
+        let has_route = self.topology.routing.has_route(peer);
+        if let Some(is_there) = self.presence.take_news(peer, has_route, is_verdict) {
+            let name = self.directory.name_of(peer);
+            self.report(if is_there { Event::PeerAlive(name) } else { Event::PeerDead(name) });
         }
     }
 
@@ -159,8 +164,8 @@ impl Components {
             }
             Said::Cloned => self.report(Event::Cloned),
             Said::Compared(peer) => {
-                let is_unasked = self.topology.metered.is_paid(&self.topology.routing, peer);
-                if !self.presence.is_alive(peer) && !is_unasked {
+                let is_metered = self.topology.metered.has_route(&self.topology.routing, peer);
+                if !self.presence.is_alive(peer) && !is_metered {
                     // An introduction may be lost; SWIM does not repeat it.
                     self.presence.announce(peer, now);
                 }

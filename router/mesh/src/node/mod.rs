@@ -254,9 +254,8 @@ impl Node {
         self.parts.route_events(now);
         self.open_sessions(all, now);
         let Topology { metered, routing, .. } = &self.parts.topology;
-        // Metered hosts ask by themselves.
         let is_asked = |peer| metered.own || !metered.contains(peer);
-        self.parts.records.compare(is_asked, |peer| metered.is_paid(routing, peer), now);
+        self.parts.records.compare(is_asked, |peer| metered.has_route(routing, peer), now);
         if now >= self.next_clearing {
             self.next_clearing = now + CLEAR_INTERVAL;
             self.parts.segments.age(now);
@@ -278,7 +277,9 @@ impl Node {
         self.parts.records.flush(now);
         self.parts.read_records(now);
         self.parts.records.pass_on(|origin| self.parts.topology.routing.neighbours_of(origin), now);
-        self.parts.topology.recompute_routes(now);
+        for host in self.parts.topology.routing.recompute(now) {
+            self.parts.refresh(host, now);
+        }
         self.parts.route_events(now);
         self.publish();
     }
@@ -298,7 +299,7 @@ impl Node {
         if all {
             let sharing = self.parts.segments.tables.ids().flat_map(|segment| self.parts.segments.hosts_in(segment));
             let is_wanted = |host: &HostLabel| {
-                !self.parts.topology.metered.is_paid(&self.parts.topology.routing, *host)
+                !self.parts.topology.metered.has_route(&self.parts.topology.routing, *host)
                     && self.parts.topology.routing.has_route(*host)
                     && self.parts.sessions.is_wanting(*host, now)
             };
@@ -464,6 +465,7 @@ impl Components {
         };
         self.publisher.set_outbound(to, outbound);
         self.publisher.send_waiting(to, now);
+        self.tell_presence(to, false);
     }
 }
 
@@ -472,7 +474,7 @@ fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
     let link = topology.link(peer).map(|link| link.path);
     let is_reachable = link.is_some() || topology.routing.has_route(peer);
     let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
-    let is_metered = topology.metered.is_paid(&topology.routing, peer);
+    let is_metered = topology.metered.has_route(&topology.routing, peer);
     PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer), is_metered }
 }
 

@@ -15,7 +15,7 @@ pub const METERED_COST: u32 = 100_000_000;
 /// Cost and size of a link, measured at the origin's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LinkRecord {
-    /// Cost in units of 100 µs of round trip, the fixed cost of a hop included, and [`METERED_COST`].
+    /// Cost in units of 100 µs of round trip, the fixed cost of a hop included, and [`METERED_COST`] if it is metered.
     pub cost: u32,
     /// The largest datagram (UDP payload) the link takes, in bytes.
     pub max_datagram: u16,

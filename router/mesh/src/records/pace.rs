@@ -24,7 +24,7 @@ const GREET_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a neighbour is asked whether it holds the same records: each time nothing was new doubles the wait.
 const COMPARE_SOONEST: Duration = Duration::from_secs(1);
 const COMPARE_LATEST: Duration = Duration::from_secs(16);
-/// The latter where what is said is paid for.
+/// The latter over metered links.
 const METERED_COMPARE_LATEST: Duration = Duration::from_secs(300);
 
 /// When what waits may be told, and neighbours be asked whether they hold the same.
@@ -35,22 +35,22 @@ pub(super) struct Pace {
     /// Milliseconds between flushes, and between passings on, that were not used.
     flush_budget: Bucket,
     pass_budget: Bucket,
-    /// When neighbours are asked whether they hold the same, and those of them where that is paid for.
-    free: Questions,
-    paid: Questions,
+    /// When neighbours are asked whether they hold the same, and when those that the way to is metered.
+    free: Comparisons,
+    metered: Comparisons,
 }
 
 /// When some neighbour is asked whether it holds the same records.
-struct Questions {
+struct Comparisons {
     last: Time,
     interval: Duration,
     longest: Duration,
 }
 
-impl Questions {
+impl Comparisons {
     /// Asks at once, and then each time after up to twice as long, up to the `longest`.
     fn new(longest: Duration, now: Time) -> Self {
-        Questions { last: now, interval: Duration::ZERO, longest }
+        Comparisons { last: now, interval: Duration::ZERO, longest }
     }
 
     fn is_due(&mut self, now: Time) -> bool {
@@ -72,8 +72,8 @@ impl Pace {
             greet_after: now,
             flush_budget: full(),
             pass_budget: full(),
-            free: Questions::new(COMPARE_LATEST, now),
-            paid: Questions::new(METERED_COMPARE_LATEST, now),
+            free: Comparisons::new(COMPARE_LATEST, now),
+            metered: Comparisons::new(METERED_COMPARE_LATEST, now),
         }
     }
 
@@ -109,12 +109,12 @@ impl Pace {
 
     /// Something is new here: some neighbour is soon asked whether there is more.
     pub(super) fn on_news(&mut self) {
-        (self.free.interval, self.paid.interval) = (COMPARE_SOONEST, COMPARE_SOONEST);
+        (self.free.interval, self.metered.interval) = (COMPARE_SOONEST, COMPARE_SOONEST);
     }
 
-    /// Whether some neighbour is to be asked whether it holds the same, and one of those where that is paid for.
+    /// Whether some neighbour is to be asked whether it holds the same, and one of those that the way to is metered.
     pub(super) fn may_compare(&mut self, now: Time) -> [bool; 2] {
-        [self.free.is_due(now), self.paid.is_due(now)]
+        [self.free.is_due(now), self.metered.is_due(now)]
     }
 
     /// Whether a new neighbour is to be told at once what this host holds. Of many links at once the first tell: what those neighbours hold, the

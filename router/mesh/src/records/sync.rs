@@ -204,18 +204,19 @@ impl RecordSync {
     }
 
     /// Asks neighbours whether they hold the same: those that were told something, so that a batch lost on the way is soon found, and at
-    /// intervals a random one for which `is_asked` holds. Those that it `is_paid` for to ask are seldom asked.
+    /// intervals a random one for which `is_asked` holds: metered hosts ask by themselves. Those that the way to `is_metered` are asked more seldom.
     pub(crate) fn compare(
         &mut self,
         is_asked: impl Fn(HostLabel) -> bool,
-        is_paid: impl Fn(HostLabel) -> bool,
+        is_metered: impl Fn(HostLabel) -> bool,
         now: Time,
     ) {
         let (to_ask, may_compare) = (self.told.ask(now), self.pace.may_compare(now));
         let classes = may_compare.into_iter().zip([false, true]).filter(|(is_due, _)| *is_due);
         let mut to_compare = Vec::new();
-        for (_, of_paid) in classes {
-            let asked = self.neighbours.iter().copied().filter(|peer| is_asked(*peer) && is_paid(*peer) == of_paid);
+        for (_, of_metered) in classes {
+            let asked =
+                self.neighbours.iter().copied().filter(|peer| is_asked(*peer) && is_metered(*peer) == of_metered);
             to_compare.extend(asked.choose(&mut self.rng));
         }
         if to_ask.is_empty() && to_compare.is_empty() {

@@ -20,8 +20,7 @@ impl LinkAccount {
         let peer = topology.peers.get(&label)?;
         let changes = peer.changes.iter().map(|(at, what)| (now.since(*at), what.clone()));
         let (metered, routing) = (&topology.metered, &topology.routing);
-        let may_pay = metered.may_try(routing, label, peer.has_demand(now));
-        let is_spared = |path: &Path| !may_pay && metered.has_path(path);
+        let is_spared = |path: &Path| !metered.may_try_path(routing, label, peer, path, now);
         Some(LinkAccount {
             since: match &peer.link {
                 Some(link) => Some(now.since(link.moved)),

@@ -26,6 +26,8 @@ const UNLIKELY_PER_SECOND: u64 = 1;
 /// The same of questions by such paths beside a link that works.
 const RACED_AT_ONCE: u64 = 16;
 const RACED_PER_SECOND: u64 = 2;
+/// How long a path is not tried by which the peer refused a link, while there is a route to it.
+pub(super) const REFUSED: Duration = Duration::from_secs(3600);
 /// Tries at one time: other peers have their turn, too.
 const AT_ONCE: usize = 4;
 
@@ -78,9 +80,18 @@ struct Candidate {
     /// How it was learnt first, and whether it ever answered.
     learnt: Learnt,
     answered: bool,
+    /// When it was last asked for being better than the link's.
+    sought: Time,
+    /// When the peer refused a link by it.
+    refused: Option<Time>,
 }
 
 impl Candidate {
+    /// Whether the peer refused a link by it a while ago.
+    fn is_refused(&self, now: Time) -> bool {
+        self.refused.is_some_and(|refused| now.since(refused) < REFUSED)
+    }
+
     /// How often it was tried without an answer.
     fn silent(&self) -> u32 {
         self.retry.failures().max(self.trial.silent())
@@ -130,10 +141,13 @@ impl Candidates {
             is_said: false,
             learnt,
             answered: false,
+            sought: Time::ZERO,
+            refused: None,
         };
         let candidate = self.all.entry(path).or_insert(new);
         candidate.is_mapped &= !matches!(learnt, Learnt::Announced | Learnt::Advertised);
         if learnt == Learnt::Worked {
+            candidate.refused = None;
             self.set_likely(path);
         }
         self.make_room(path) && is_new
@@ -165,21 +179,23 @@ impl Candidates {
         worst != newest
     }
 
-    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new, or is said again.
-    pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> bool {
+    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new, and whether any is said that
+    /// was not said before.
+    pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> (bool, bool) {
         let said: Vec<(Path, Learnt)> = said.collect();
-        let mut is_said_again = false;
+        let mut is_said_anew = false;
         for (path, candidate) in &mut self.all {
             let was_said = std::mem::replace(&mut candidate.is_said, said.iter().any(|(said, _)| said == path));
-            is_said_again |= candidate.is_said && !was_said;
+            is_said_anew |= candidate.is_said && !was_said;
         }
-        said.into_iter().fold(is_said_again, |is_news, (path, learnt)| {
-            let is_new = self.add(path, learnt);
+        let mut is_new = false;
+        for (path, learnt) in said {
+            is_new |= self.add(path, learnt);
             if let Some(candidate) = self.all.get_mut(&path) {
                 candidate.is_said = true;
             }
-            is_news | is_new
-        })
+        }
+        (is_new, is_new || is_said_anew)
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -244,7 +260,7 @@ impl Candidates {
     }
 
     /// The paths by UDP beside the link's, `in_use`, that are due to be asked, the most overdue first, but those to addresses of this host's
-    /// `own`, those that are worse by what they cost, and the outsides of NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
+    /// `own`, those that are worse or that the peer refused, and the outsides of NATs that were not open yet: what comes there unasked may spoil what hosts agree on later.
     pub(super) fn trials(
         &mut self,
         own: &[SocketAddr],
@@ -256,7 +272,7 @@ impl Candidates {
         let may_run = |path: &Path, candidate: &Candidate| {
             let is_open = candidate.is_likely || candidate.has_asked || !candidate.is_mapped;
             let is_other = path.is_udp() && !path.may_be(in_use) && !own.contains(&path.remote);
-            is_other && is_open && !is_worse(path) && now >= candidate.trial.next()
+            is_other && is_open && !is_worse(path) && !candidate.is_refused(now) && now >= candidate.trial.next()
         };
         let mut due: Vec<(&Path, &mut Candidate)> =
             all.iter_mut().filter(|(path, candidate)| may_run(path, candidate)).collect();
@@ -267,22 +283,47 @@ impl Candidates {
         asked.map(|(path, candidate)| (*path, &mut candidate.trial)).collect()
     }
 
-    /// Returns the paths that `is_better` names, to be asked beside a link that works; of unlikely ones only so many in a row.
-    pub(super) fn better(&mut self, is_better: impl Fn(&Path) -> bool, now: Time) -> Vec<Path> {
+    /// The peer refuses a link by a path, which is metered.
+    pub(super) fn on_refused(&mut self, path: Path, now: Time) {
+        if let Some(candidate) = self.all.get_mut(&path.from_any()) {
+            candidate.refused = Some(now);
+        }
+    }
+
+    /// Whether the peer refused a link by a path a while ago.
+    pub(super) fn is_refused(&self, path: &Path, now: Time) -> bool {
+        self.all.get(&path.from_any()).is_some_and(|candidate| candidate.is_refused(now))
+    }
+
+    /// What the peer refused may be tried again.
+    pub(super) fn forget_refusals(&mut self) {
+        self.all.values_mut().for_each(|candidate| candidate.refused = None);
+    }
+
+    /// Returns the paths that `is_better` names, to be asked beside a link that works, but those to addresses of this host's `own` and those that
+    /// the peer refused; of unlikely ones so many in a row, those first that were not asked for longest.
+    pub(super) fn better(&mut self, own: &[SocketAddr], is_better: impl Fn(&Path) -> bool, now: Time) -> Vec<Path> {
         let Candidates { all, raced, .. } = self;
-        let better = all.iter().filter(|(path, _)| is_better(path));
-        let mut may_ask =
-            |candidate: &Candidate| candidate.is_likely || raced.take(1, RACED_PER_SECOND, RACED_AT_ONCE, now);
-        better.filter(|(_, candidate)| may_ask(candidate)).map(|(path, _)| *path).collect()
+        let may_run =
+            |path: &Path, candidate: &Candidate| is_better(path) && !is_own(own, path) && !candidate.is_refused(now);
+        let mut better: Vec<(&Path, &mut Candidate)> =
+            all.iter_mut().filter(|(path, candidate)| may_run(path, candidate)).collect();
+        better.sort_by_key(|(_, candidate)| candidate.sought);
+        better.retain(|(_, candidate)| candidate.is_likely || raced.take(1, RACED_PER_SECOND, RACED_AT_ONCE, now));
+        let ask = |(path, candidate): (&Path, &mut Candidate)| {
+            candidate.sought = now;
+            *path
+        };
+        better.into_iter().map(ask).collect()
     }
 
     /// Returns the paths to try now, `tries` at most, which it counts down. Never tried are those to addresses of this host's `own`, those
-    /// that are unwanted now, which may depend on whether they are likely, and mapped ones that `is_punched` names: trying them unasked would
+    /// that are unwanted now, which may depend on whether they are likely and whether the peer refused them, and mapped ones that `is_punched` names: trying them unasked would
     /// spoil what is agreed with the peer.
     pub(super) fn due(
         &mut self,
         own: &[SocketAddr],
-        is_unwanted: impl Fn(&Path, bool) -> bool,
+        is_unwanted: impl Fn(&Path, bool, bool) -> bool,
         is_punched: impl Fn(&Path) -> bool,
         tries: &mut usize,
         jitter: f64,
@@ -293,10 +334,8 @@ impl Candidates {
             if *tries == 0 || due.len() >= AT_ONCE {
                 break;
             }
-            let is_own =
-                own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() });
-            let is_left = is_own
-                || is_unwanted(path, candidate.is_likely)
+            let is_left = is_own(own, path)
+                || is_unwanted(path, candidate.is_likely, candidate.is_refused(now))
                 || (candidate.is_mapped && path.is_udp() && is_punched(path));
             let is_due = candidate.retry.is_due(now) && !is_left;
             if is_due && (candidate.is_likely || self.unlikely.take(1, UNLIKELY_PER_SECOND, UNLIKELY_AT_ONCE, now)) {
@@ -313,6 +352,11 @@ impl Candidates {
         }
         due
     }
+}
+
+/// Whether a path leads to an address of this host's `own`.
+fn is_own(own: &[SocketAddr], path: &Path) -> bool {
+    own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() })
 }
 
 #[cfg(test)]
@@ -354,7 +398,7 @@ mod tests {
         }
         for now in (0..60).map(|second| Time::ZERO + Duration::from_secs(second)) {
             (1..MAX_LIKELY as u8).for_each(|host| candidates.reset(path(host), now));
-            candidates.due(&[], |_, _| false, |_| false, &mut 99, 0.5, now);
+            candidates.due(&[], |_, _, _| false, |_| false, &mut 99, 0.5, now);
         }
         candidates.add(path(50), Learnt::Worked);
         let left: Vec<SocketAddr> = (1..MAX_LIKELY as u8).chain([50]).map(address).collect();
@@ -368,7 +412,7 @@ mod tests {
             // It is seen elsewhere in each place.
             let now: Vec<Path> = (0..7).map(|n| path(10 * round + n)).collect();
             let said = || now.iter().copied().zip([Learnt::Announced].into_iter().chain([Learnt::Seen; 6]));
-            assert!(candidates.hear(said()) && !candidates.hear(said()));
+            assert_eq!((candidates.hear(said()), candidates.hear(said())), ((true, true), (false, false)));
             for port in 0..60 {
                 let elsewhere = |net: u8, base: u16| Path::udp(SocketAddr::from(([net, 51, 100, round], base + port)));
                 for net in [10, 198] {
@@ -388,13 +432,13 @@ mod tests {
             candidates.add(path(host), learnt(host == 0));
         }
         let (mut tries, now) = (2, Time::ZERO);
-        let due = candidates.due(&[address(1)], |_, _| false, |_| false, &mut tries, 0.5, now);
+        let due = candidates.due(&[address(1)], |_, _, _| false, |_| false, &mut tries, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(0), path(2)]);
         assert_eq!(tries, 0);
-        let due = candidates.due(&[], |_, _| false, |_| false, &mut 9, 0.5, now);
+        let due = candidates.due(&[], |_, _, _| false, |_| false, &mut 9, 0.5, now);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(1), path(3)]);
         candidates.reset(path(0), now);
-        assert_eq!(candidates.due(&[], |_, _| false, |_| false, &mut 9, 0.5, now).len(), 1);
+        assert_eq!(candidates.due(&[], |_, _, _| false, |_| false, &mut 9, 0.5, now).len(), 1);
     }
 
     #[test]
@@ -406,7 +450,7 @@ mod tests {
                 let port = 1024 + (millis % 50_000) as u16 + host;
                 candidates.add(Path::udp(SocketAddr::from(([192, 0, 2, 1], port))), Learnt::Announced);
             }
-            tried += candidates.due(&[], |_, _| false, |_| false, &mut 16, 0.5, now).len();
+            tried += candidates.due(&[], |_, _, _| false, |_| false, &mut 16, 0.5, now).len();
         }
         assert!((80..=93).contains(&tried), "{tried}");
     }
@@ -418,7 +462,7 @@ mod tests {
         candidates.add(path(2), Learnt::Worked);
         candidates.add(path(3), Learnt::Worked);
         candidates.add(path(3), Learnt::Announced);
-        let due = candidates.due(&[], |_, _| false, |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
+        let due = candidates.due(&[], |_, _, _| false, |path| path.remote != address(2), &mut 9, 0.5, Time::ZERO);
         assert_eq!(due.iter().map(|due| due.path).collect::<Vec<_>>(), [path(2), path(3)]);
     }
 }

@@ -1,18 +1,18 @@
-//! TCP where UDP does not pass, and back.
+//! TCP where UDP does not pass, and back to better paths.
 //!
-//! UDP is tried first, and again while a link goes over TCP: TCP repeats what was lost, and holds back all that came after it.
+//! UDP is tried first, and again while a link goes over TCP: TCP repeats what was lost, and holds back all that came after it. Paths that are not metered are
+//! tried again while a link goes over one that is.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use weft_crypto::Time;
+use weft_crypto::{HostLabel, Time};
 
-use super::Peer;
 use super::candidates::Learnt;
-use super::link::Link;
 use super::metered::Metered;
 use super::targets::Targets;
+use super::{Peer, Topology};
 use crate::path::{Path, Transport};
 use crate::records::HostRecord;
 
@@ -21,9 +21,11 @@ const HTTPS: u16 = 443;
 /// How long UDP is tried alone: without a route to the peer, and with one along which hosts agree on who asks first.
 const ALONE: Duration = Duration::from_secs(1);
 const ALONE_WITH_ROUTE: Duration = Duration::from_secs(5);
-/// How often UDP is tried again while a link goes over TCP. Each time that UDP was lost within [`SHORT_LIVED`] doubles it, up to the longest.
+/// How often better paths are tried again. Each time that one was lost within [`SHORT_LIVED`] doubles it, up to the longest. An end that
+/// knows only by the other's word that the link's path is metered doubles it each time: which paths are not it does not know.
 const RETURN: Duration = Duration::from_secs(20);
 const LONGEST_RETURN: Duration = Duration::from_secs(600);
+const MOST_DOUBLINGS: u32 = 5;
 const SHORT_LIVED: Duration = Duration::from_secs(60);
 /// Addresses of a peer that are asked for a TCP connection.
 const MAX_ADDRESSES: usize = 4;
@@ -31,11 +33,6 @@ const MAX_ADDRESSES: usize = 4;
 /// Whether it is too early for TCP, `waited` after a link was wanted first.
 pub(super) fn is_too_early(path: &Path, waited: Duration, has_route: bool) -> bool {
     !path.is_udp() && waited < if has_route { ALONE_WITH_ROUTE } else { ALONE }
-}
-
-/// Whether it is too early for paths that are paid for, `waited` after a link was wanted first: another may answer.
-pub(super) fn is_too_soon_to_pay(waited: Duration) -> bool {
-    waited < ALONE
 }
 
 /// Returns the paths by TCP to a host that says at which ports it accepts connections.
@@ -78,11 +75,29 @@ impl Return {
     }
 
     /// A link over a path was lost.
-    pub(super) fn on_loss(&mut self, path: Path, now: Time) {
-        if let Some((_, since)) = self.to.filter(|(to, _)| to.transport.name() == path.transport.name()) {
+    pub(super) fn on_loss(&mut self, path: Path, metered: &Metered, now: Time) {
+        if let Some((_, since)) = self.to.filter(|(to, _)| metered.compare(to, &path).is_eq()) {
             let is_short = now.since(since) < SHORT_LIVED;
             self.interval = if is_short { (self.interval * 2).min(LONGEST_RETURN) } else { RETURN };
         }
+    }
+}
+
+/// When a host looks for a better path than its link's.
+pub(super) struct Search {
+    /// When it last did; none: that is due.
+    last: Option<Time>,
+    count: u32,
+}
+
+impl Search {
+    pub(super) fn new(now: Time) -> Self {
+        Search { last: Some(now), count: 0 }
+    }
+
+    /// Has it look at once.
+    pub(super) fn hurry(&mut self) {
+        self.last = None;
     }
 }
 
@@ -110,21 +125,41 @@ impl Targets {
 }
 
 impl Peer {
-    /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host.
-    pub(super) fn better_paths(&mut self, own: &[SocketAddr], metered: &Metered, now: Time) -> Vec<Path> {
-        let interval = self.back.interval;
-        let is_due = |link: &&mut Link| {
-            let has_better = !link.path.is_udp() || metered.has_path(&link.path);
-            let is_over = |sought| now.since(sought) >= interval || metered.changed_since(sought);
-            has_better && link.sought.is_none_or(is_over)
+    /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host. If the link's path `is_metered_by`
+    /// the peer, and not as far as this host knows, any other may be better.
+    pub(super) fn better_paths(
+        &mut self,
+        own: &[SocketAddr],
+        metered: &Metered,
+        is_metered_by: bool,
+        now: Time,
+    ) -> Vec<Path> {
+        let Some(link) = &mut self.link else { return Vec::new() };
+        let knows_better = !link.path.is_udp() || metered.has_path(&link.path);
+        let interval = match knows_better {
+            true => self.back.interval,
+            false => (RETURN * 2u32.pow(link.search.count.min(MOST_DOUBLINGS))).min(LONGEST_RETURN),
         };
-        let Some(link) = self.link.as_mut().filter(is_due) else { return Vec::new() };
-        link.sought = Some(now);
+        let is_over = |last| now.since(last) >= interval || metered.changed_since(last);
+        if !(knows_better || is_metered_by) || !link.search.last.is_none_or(is_over) {
+            return Vec::new();
+        }
+        link.search = Search { last: Some(now), count: link.search.count.saturating_add(1) };
         let in_use = link.path;
-        let is_own = |path: &Path| {
-            own.iter().any(|own| if path.is_udp() { *own == path.remote } else { own.ip() == path.remote.ip() })
+        let is_better = |path: &Path| match knows_better {
+            true => metered.compare(path, &in_use).is_gt(),
+            false => path.is_udp() && !path.may_be(in_use) && !metered.has_path(path),
         };
-        self.candidates.better(|path| metered.compare(path, &in_use).is_gt() && !is_own(path), now)
+        self.candidates.better(own, is_better, now)
+    }
+}
+
+impl Topology {
+    /// A connection was closed. A link that goes over it is lost.
+    pub(crate) fn on_closed(&mut self, path: Path, now: Time) {
+        let uses = |label: &&HostLabel| self.link(**label).is_some_and(|link| link.path == path);
+        let lost: Vec<HostLabel> = self.linked.iter().filter(uses).copied().collect();
+        lost.into_iter().for_each(|label| self.link_down(label, "its connection was closed", now));
     }
 }
 
@@ -132,8 +167,8 @@ impl Peer {
 mod tests {
     use super::*;
     use crate::api::{Target, Usage};
+    use crate::topology::Event;
     use crate::topology::lab::*;
-    use crate::topology::{Event, Topology};
     use crate::wire::Control;
 
     fn tcp(port: u16) -> Path {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
+use super::fallback::Search;
 use super::pulse::Pulse;
 use super::size::{Load, PathSize};
 use crate::path::Path;
@@ -64,8 +65,7 @@ pub(crate) struct Link {
     pub(super) last_used: Time,
     /// When this host last looked whether it can do without it.
     pub(super) needed_at: Time,
-    /// When it last looked for a better path; none: that is due.
-    pub(super) sought: Option<Time>,
+    pub(super) search: Search,
 }
 
 impl Link {
@@ -90,7 +90,7 @@ impl Link {
             announced: None,
             last_used: now,
             needed_at: now,
-            sought: Some(now),
+            search: Search::new(now),
         }
     }
 
@@ -223,6 +223,11 @@ impl Pings {
             self.0.pop_first();
         }
         self.0.insert(id, ping);
+    }
+
+    /// The path of one that was not answered yet.
+    pub(super) fn path_of(&self, id: u32) -> Option<Path> {
+        self.0.get(&id).map(|ping| ping.to)
     }
 
     pub(super) fn take(&mut self, id: u32) -> Option<PingSent> {

@@ -17,7 +17,7 @@ use super::racing::straight;
 use super::routes::announced_cost;
 use super::size::Load;
 use super::trial::delay;
-use super::{Event, ON_DEMAND, Peer, SMALL_MESH, STRAGGLING, SessionTable, Topology, fallback};
+use super::{Event, ON_DEMAND, Peer, SMALL_MESH, STRAGGLING, SessionTable, Topology, fallback, metered};
 use crate::api::{self, Usage};
 use crate::path::Path;
 use crate::records::{LinkRecord, METERED_COST};
@@ -83,10 +83,10 @@ impl Topology {
                 self.events.push_back(Event::Announce(label, None));
             }
             let current = sessions.current(label);
-            let is_left_out = self.metered.leaves_out(&self.routing, label, peer, now);
+            let is_triable = self.metered.may_try_any(&self.routing, label, peer, now);
             if peer.link.is_some() {
                 are_at_rest &= self.tend_link(label, current, now);
-            } else if self.wants_link(label, now) && !is_left_out {
+            } else if self.wants_link(label, now) && is_triable {
                 are_at_rest = false;
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
@@ -136,7 +136,7 @@ impl Topology {
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }
-        let better = peer.better_paths(self.addresses.local(), &self.metered, now);
+        let better = peer.better_paths(self.addresses.local(), &self.metered, self.routing.is_metered_by(label), now);
         let mut tries = !better.is_empty();
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
@@ -184,27 +184,24 @@ impl Topology {
     }
 
     /// Offers the peer to do without a link that was opened for traffic that has ended, in a mesh too large for all to
-    /// be linked to all. The peer may have been told of this host, or have frames for it, and keep the link.
+    /// be linked to all, or without a metered link that the mesh does not keep. The peer may have been told of this host, or have frames for it, and keep the link.
     fn offer_idle(&mut self, label: HostLabel, now: Time) {
         let Some(link) = self.peers.get_mut(&label).and_then(|peer| peer.link.as_mut()) else { return };
         if now.since(link.last_used.max(link.needed_at)) <= ON_DEMAND {
             return;
         }
         link.needed_at = now;
-        let has_line = self.metered.has_line(&self.routing, label, link);
-        // Which links it keeps is the choice of a host that relays nothing; which metered ones, both ends know.
+        let is_path_metered = self.metered.has_link_path(&self.routing, label, link);
+        // Which links it keeps is the choice of a host that relays nothing; which go by metered paths, both ends know.
         let is_stubs_choice = self.routing.is_stub(label) && !self.routing.is_stub(self.own);
-        let is_peers_choice = !has_line && (self.fingers.is_finger_of(label) || is_stubs_choice);
+        let is_peers_choice = !is_path_metered && (self.fingers.is_finger_of(label) || is_stubs_choice);
         if self.can_do_without(label, now) && !is_peers_choice {
             self.events.push_back(Event::Message(label, Control::Needless));
         }
     }
 
-    /// The peer does without the link, or refuses to have one by the path it was just asked by.
+    /// The peer does without the link.
     pub(crate) fn on_needless(&mut self, label: HostLabel, now: Time) {
-        if let Some(peer) = self.peers.get_mut(&label).filter(|peer| peer.link.is_none()) {
-            peer.refused = now;
-        }
         // Others' frames may go over it, too.
         let is_idle = self.link(label).is_some_and(|link| now.since(link.last_used) > ON_DEMAND - IN_USE);
         if is_idle && self.can_do_without(label, now) {
@@ -235,7 +232,8 @@ impl Topology {
         let cost = surcharge + announced_cost(rtt, link.loss, is_idle, before);
         let max_datagram = link.size.max_datagram.min(usize::from(u16::MAX)) as u16;
         let is_news = link.announced != Some((cost, max_datagram));
-        let may_wait = link.announced.is_some_and(|(_, announced)| announced == max_datagram);
+        let is_known = |(before, announced)| announced == max_datagram && (before < METERED_COST) == (surcharge == 0);
+        let may_wait = link.announced.is_some_and(is_known);
         if !is_news || (may_wait && !self.announces_costs) {
             return;
         }
@@ -248,10 +246,7 @@ impl Topology {
     /// Whether this host should try to have a direct link with a peer.
     pub(super) fn wants_link(&self, label: HostLabel, now: Time) -> bool {
         let Some(peer) = self.peers.get(&label).filter(|_| !self.targets.is_forgotten(label)) else { return false };
-        let is_named = |peer: &Peer| {
-            let mut addresses = peer.candidates.paths().filter(|path| path.is_udp()).map(|path| path.remote);
-            addresses.any(|address| self.targets.has_address(&address))
-        };
+        let is_named = |peer: &Peer| peer.is_at_any(&self.targets);
         if self.metered.is_between(label) {
             let rank = |label: &HostLabel| (!self.peers.get(label).is_some_and(is_named), *label);
             let relays = || self.linked.iter().filter(|label| !self.routing.is_stub(**label));
@@ -271,8 +266,8 @@ impl Topology {
 
     /// Whether this host, for its part, needs no direct link with a peer.
     pub(super) fn can_do_without(&self, label: HostLabel, now: Time) -> bool {
-        let is_metered =
-            self.metered.is_paid(&self.routing, label) || self.metered.has_link(&self.routing, label, self.link(label));
+        let is_metered = self.metered.has_route(&self.routing, label)
+            || self.metered.has_link(&self.routing, label, self.link(label));
         (is_metered || self.peers.len() > SMALL_MESH) && !self.wants_link(label, now)
     }
 
@@ -284,7 +279,7 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        let may_pay = self.metered.may_try(&self.routing, label, peer.has_demand(now));
+        let may_pay = self.metered.may_try(&self.routing, label, peer, now);
         let is_free = |path: &Path| !self.metered.has_path(path);
         if has_route && !self.metered.own && (may_pay || peer.candidates.paths().all(is_free)) {
             self.prediction.note_due(label, peer, &self.addresses, now);
@@ -294,9 +289,10 @@ impl Topology {
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
         let is_too_early = |path: &Path| fallback::is_too_early(path, waited, has_route);
-        let is_unwanted = |path: &Path, is_likely: bool| {
-            let is_left = !is_free(path) && (!may_pay || fallback::is_too_soon_to_pay(waited));
-            is_left || (!is_likely && is_too_early(path))
+        let may_pay = may_pay && waited >= metered::patience(self.own, label);
+        let is_unwanted = |path: &Path, is_likely: bool, is_refused: bool| {
+            let is_metered = is_refused || !is_free(path);
+            (is_metered && !may_pay) || (!is_likely && is_too_early(path))
         };
         let own = self.addresses.local();
         for due in peer.candidates.due(own, is_unwanted, is_punched, tries, jitter, now) {
@@ -316,7 +312,7 @@ impl Topology {
         self.linked.insert(label);
         self.on_found(label, path);
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        (peer.told_let_go, peer.refused) = (None, Time::ZERO);
+        peer.told_let_go = None;
         peer.candidates.reset(path, now);
         peer.candidates.on_answer(path);
         peer.punching.reset(now);
@@ -337,7 +333,7 @@ impl Topology {
         peer.note(format!("ended over {}: {reason}", link.path), now);
         peer.pings.clear();
         peer.candidates.reset(link.path, now);
-        peer.back.on_loss(link.path, now);
+        peer.back.on_loss(link.path, &self.metered, now);
         self.events.extend(Event::connection(link.path, Usage::Idle));
         self.addresses.unsee(label);
         self.routing.set_own(label, None);
@@ -402,13 +398,6 @@ impl Topology {
         peer.note(what, now);
         self.routing.touch();
         self.events.extend(connections.into_iter().flatten());
-    }
-
-    /// A connection was closed. A link that goes over it is lost.
-    pub(crate) fn on_closed(&mut self, path: Path, now: Time) {
-        let uses = |label: &&HostLabel| self.link(**label).is_some_and(|link| link.path == path);
-        let lost: Vec<HostLabel> = self.linked.iter().filter(uses).copied().collect();
-        lost.into_iter().for_each(|label| self.link_down(label, "its connection was closed", now));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hosts and paths whose traffic is paid for by the byte.
 //!
 //! A metered host says so in its record, and relays nothing. A link over a metered path says so in its cost: frames go over it where there is no other
-//! way. At rest a mesh keeps as few such links as hold it together (see `spanning`); another is made for frames that would otherwise cross two.
+//! way. At rest a mesh keeps as few such links as hold it together (see `spanning`); another is made for frames that go over a metered link anyway.
 //! An end of a path that does not know that it is metered is told when it tries it.
 
 use std::cmp::Ordering;
@@ -10,24 +10,15 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
-use super::Peer;
 use super::link::Link;
 use super::routing::Routing;
+use super::{Peer, Topology};
 use crate::path::{MeteredPaths, Path};
 
-/// How long a host is not tried that did without a link, while there is a route to it, and either has no new address.
-const REFUSED: Duration = Duration::from_secs(3600);
-
-/// What a ping leads to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Reply {
-    /// An answer.
-    Answer,
-    /// None, and the link with the peer, which goes by a better path, has to answer: the peer may have lost it.
-    AskLink,
-    /// None, and the peer is told that no link is wanted by that path.
-    Refuse,
-}
+/// How long after a link was wanted first metered paths are tried, at least and at most: another may answer, or another pair may have one. All pairs whose
+/// only way was lost want one at the same time.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MOST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Which hosts are metered, and which paths of this one.
 pub(crate) struct Metered {
@@ -60,9 +51,19 @@ impl Metered {
         }
     }
 
+    /// Whether paths may be metered, or not, that were otherwise at a time.
+    pub(super) fn changed_since(&self, time: Time) -> bool {
+        self.paths_changed > time
+    }
+
     /// Whether another host is.
     pub(crate) fn contains(&self, host: HostLabel) -> bool {
         self.others.contains(&host)
+    }
+
+    /// Whether this host or another is.
+    pub(super) fn is_between(&self, host: HostLabel) -> bool {
+        self.own || self.contains(host)
     }
 
     /// Whether a path is, by what this host knows of it.
@@ -70,24 +71,19 @@ impl Metered {
         self.paths.contains(path)
     }
 
-    /// Whether this host and another have as few direct links as they can, since either is metered.
-    pub(super) fn is_between(&self, host: HostLabel) -> bool {
-        self.own || self.contains(host)
-    }
-
-    /// Whether what this host and another say to each other is paid for: either is metered, or the route between them leads over a metered link.
-    pub(crate) fn is_paid(&self, routing: &Routing, host: HostLabel) -> bool {
-        self.is_between(host) || routing.is_metered(host)
-    }
-
-    /// Whether a link with a host is paid for, by the word of either end.
+    /// Whether a link with a host is: either host is, or its path, by the word of either.
     pub(crate) fn has_link(&self, routing: &Routing, host: HostLabel, link: Option<&Link>) -> bool {
-        link.is_some_and(|link| self.is_between(host) || self.has_line(routing, host, link))
+        link.is_some_and(|link| self.is_between(host) || self.has_link_path(routing, host, link))
     }
 
-    /// Whether a link with a host goes over a path that is paid for, by the word of either end.
-    pub(super) fn has_line(&self, routing: &Routing, host: HostLabel, link: &Link) -> bool {
+    /// Whether the path of a link with a host is, by the word of either.
+    pub(super) fn has_link_path(&self, routing: &Routing, host: HostLabel, link: &Link) -> bool {
         self.has_path(&link.path) || routing.is_metered_by(host)
+    }
+
+    /// Whether the way between this host and another is: either host is, or a link on the route.
+    pub(crate) fn has_route(&self, routing: &Routing, host: HostLabel) -> bool {
+        self.is_between(host) || routing.is_metered(host)
     }
 
     /// Whether a path is the better one for a link (`Greater`), or the worse one: what is not metered before what is, and then UDP before TCP,
@@ -110,54 +106,54 @@ impl Metered {
         link.may_leave(self.compare(to, &link.path), own < other && !routing.is_metered_by(other), now)
     }
 
-    /// Whether a metered path to a host may be tried: there is no way to it, or the way is paid for anyway and enough goes there.
-    pub(super) fn may_try(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
-        !routing.has_route(host) || (routing.is_metered(host) && has_demand)
+    /// Whether metered paths to a peer may be tried: there is no way to it, or one that is metered, and enough goes there.
+    pub(super) fn may_try(&self, routing: &Routing, host: HostLabel, peer: &Peer, now: Time) -> bool {
+        !routing.has_route(host) || (routing.is_metered(host) && peer.has_demand(now))
     }
 
-    /// Whether the metered link with a host has to stay: there is no way around it, and it holds the mesh together or enough goes there.
+    /// Whether a path to a peer may be tried.
+    pub(super) fn may_try_path(&self, routing: &Routing, host: HostLabel, peer: &Peer, path: &Path, now: Time) -> bool {
+        let is_metered = || self.has_path(path) || peer.candidates.is_refused(path, now);
+        self.may_try(routing, host, peer, now) || !is_metered()
+    }
+
+    /// Whether any path to a peer may be tried, or none is known.
+    pub(super) fn may_try_any(&self, routing: &Routing, host: HostLabel, peer: &Peer, now: Time) -> bool {
+        let mut paths = peer.candidates.paths().peekable();
+        paths.peek().is_none() || paths.any(|path| self.may_try_path(routing, host, peer, path, now))
+    }
+
+    /// Whether a ping of a peer by a path is refused, for that is metered and there is another way.
+    pub(super) fn refuses(&self, routing: &Routing, host: HostLabel, peer: &Peer, from: &Path, now: Time) -> bool {
+        self.has_path(from)
+            && match &peer.link {
+                Some(link) => self.compare(from, &link.path).is_lt(),
+                None => !self.may_try(routing, host, peer, now),
+            }
+    }
+
+    /// Whether a metered link with a host has to stay, over which enough goes if it `has_demand`: there is no way around it that is not metered, and
+    /// it holds the mesh together or enough goes over it.
     pub(super) fn keeps(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
         !routing.has_route(host) || (routing.is_metered(host) && (has_demand || routing.keeps(host)))
     }
+}
 
-    /// What a ping of a peer by a path leads to.
-    pub(super) fn reply(&self, routing: &Routing, host: HostLabel, peer: &Peer, from: Path, now: Time) -> Reply {
-        match &peer.link {
-            _ if !self.has_path(&from) => Reply::Answer,
-            Some(link) if self.has_path(&link.path) => Reply::Answer,
-            Some(_) => Reply::AskLink,
-            None if self.may_try(routing, host, peer.has_demand(now)) => Reply::Answer,
-            None => Reply::Refuse,
+impl Topology {
+    /// The peer refuses a link by the path of a ping.
+    pub(crate) fn on_refused(&mut self, label: HostLabel, id: u32, now: Time) {
+        let Some(peer) = self.peers.get_mut(&label) else { return };
+        // A link by that path is lost with its pings, unless something is heard by another.
+        if let Some(path) = peer.pings.path_of(id) {
+            peer.candidates.on_refused(path, now);
         }
     }
+}
 
-    /// Whether no path to a peer is worth trying: those that are known are metered, or the peer would refuse, and there is a route.
-    pub(super) fn leaves_out(&self, routing: &Routing, host: HostLabel, peer: &Peer, now: Time) -> bool {
-        let is_refused = peer.refused != Time::ZERO && now.since(peer.refused) < REFUSED;
-        let has_free =
-            || peer.candidates.paths().next().is_none() || peer.candidates.paths().any(|path| !self.has_path(path));
-        !self.may_try(routing, host, peer.has_demand(now)) && (is_refused || !has_free())
-    }
-
-    /// Leaves those of the paths to a host that may be tried.
-    pub(super) fn affordable(
-        &self,
-        routing: &Routing,
-        host: HostLabel,
-        peer: &Peer,
-        mut paths: Vec<Path>,
-        now: Time,
-    ) -> Vec<Path> {
-        if !self.may_try(routing, host, peer.has_demand(now)) {
-            paths.retain(|path| !self.has_path(path));
-        }
-        paths
-    }
-
-    /// Whether paths that were metered when a link last looked for better ones may be so no longer, or the other way round.
-    pub(super) fn changed_since(&self, time: Time) -> bool {
-        self.paths_changed > time
-    }
+/// How long after a link between two hosts was wanted first metered paths are tried.
+pub(super) fn patience(own: HostLabel, other: HostLabel) -> Duration {
+    let share = u32::from(own.0[5] ^ other.0[5]);
+    PATIENCE + (MOST_PATIENCE - PATIENCE) * share / u32::from(u8::MAX)
 }
 
 #[cfg(test)]
@@ -170,7 +166,7 @@ mod tests {
     use crate::datapath::snapshot::Meter;
     use crate::records::{HostRecord, LinkRecord, METERED_COST};
     use crate::topology::lab::*;
-    use crate::topology::{Event, Topology};
+    use crate::topology::{Event, Learnt};
     use crate::wire::{Control, Lane};
 
     /// A free path to the peer, which `remote()` is not.
@@ -179,7 +175,7 @@ mod tests {
     }
 
     fn line() -> MeteredPaths {
-        MeteredPaths { networks: vec![(remote().remote.ip(), 24, true)], ..MeteredPaths::default() }
+        MeteredPaths::new([(remote().remote.ip(), 24, true)], [])
     }
 
     /// What is said between the host and its peer, which answers each ping by a path that carries anything, while time passes.
@@ -193,7 +189,7 @@ mod tests {
         let mut all = Vec::new();
         for now in millis.step_by(50) {
             topology.tend_links(true, table, at(now));
-            topology.recompute_routes(at(now));
+            topology.routing.recompute(at(now));
             for event in events(topology) {
                 match event {
                     Event::Straight { control: Control::Ping { id, .. }, to, size, .. } if carries(to) => {
@@ -223,7 +219,7 @@ mod tests {
     }
 
     fn refused(events: &[Event]) -> bool {
-        events.iter().any(|event| matches!(event, Event::Message(PEER, Control::Needless)))
+        events.iter().any(|event| matches!(event, Event::Message(PEER, Control::Refused { id: 1 })))
     }
 
     fn ping(topology: &mut Topology, from: Path, now: Time) -> Vec<Event> {
@@ -243,7 +239,7 @@ mod tests {
         for (a, b) in [(relay, OWN), (relay, PEER), (PEER, relay)] {
             topology.routing.hear(a, b, Some(link));
         }
-        topology.recompute_routes(at(0));
+        topology.routing.recompute(at(0));
     }
 
     #[test]
@@ -282,7 +278,7 @@ mod tests {
         assert!(!topology.routing.is_metered(PEER));
         // The peer asks by the metered path, for the other is lost: that is asked, and lost here, too.
         let said = ping(&mut topology, remote(), at(8000));
-        assert!(!has_pong(&said) && !refused(&said), "{said:?}");
+        assert!(!has_pong(&said), "{said:?}");
         let said = talk(&mut topology, &table, &meter, only(remote()), 8000..12_000);
         assert!(said.iter().any(|event| matches!(event, Event::LinkDown(PEER, _))));
         assert_eq!(path(&topology), Some(remote()));
@@ -296,7 +292,7 @@ mod tests {
     fn a_quick_metered_path_beside_a_free_link_is_not_compared() {
         let (mut topology, table, meter) = topology();
         topology.metered.set_paths(line(), at(0));
-        topology.add_candidate(PEER, free(), crate::topology::Learnt::Announced);
+        topology.add_candidate(PEER, free(), Learnt::Announced);
         talk(&mut topology, &table, &meter, |path| path == free(), 0..3000);
         let mut asked = 0;
         for now in (3000..10_000).step_by(50) {
@@ -342,30 +338,93 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_refuses_is_tried_again_after_an_hour_or_when_something_changes() {
+    fn a_refused_path_is_tried_again_after_an_hour_or_when_something_changes_and_others_meanwhile() {
         let (mut topology, table, meter) = topology();
         relay(&mut topology, 10);
-        topology.on_needless(PEER, at(10));
-        let is_tried = |topology: &mut Topology, seconds: u64| {
-            let said = talk(topology, &table, &meter, |_| false, seconds * 1000..seconds * 1000 + 200);
-            said.iter().any(|event| matches!(event, Event::Straight { to, .. } if *to == remote()))
-        };
-        assert!(!is_tried(&mut topology, 1) && !is_tried(&mut topology, 3599) && is_tried(&mut topology, 3600));
+        /// The paths that are tried in the first moments of a second; each ping by `remote()` is refused.
+        fn tried(topology: &mut Topology, table: &Table, meter: &Meter, second: u64) -> BTreeSet<Path> {
+            let mut tried = BTreeSet::new();
+            for event in talk(topology, table, meter, |_| false, second * 1000..second * 1000 + 200) {
+                let Event::Straight { to, control: Control::Ping { id, .. }, .. } = event else { continue };
+                tried.insert(to);
+                if to == remote() {
+                    topology.on_refused(PEER, id, at(second * 1000));
+                }
+            }
+            tried
+        }
         let said = |last: u8| HostRecord {
             name: "h".into(),
             addresses: vec![SocketAddr::from(([198, 51, 100, last], 6783))],
             ..HostRecord::default()
         };
-        topology.on_host(PEER, Some(&said(1)), at(4_000_000));
-        topology.on_needless(PEER, at(4_000_000));
-        assert!(!is_tried(&mut topology, 4001));
-        topology.on_host(PEER, Some(&said(1)), at(4_100_000));
-        assert!(!is_tried(&mut topology, 4100), "it says nothing new");
-        topology.on_host(PEER, Some(&said(2)), at(4_200_000));
-        assert!(is_tried(&mut topology, 4200));
-        topology.on_needless(PEER, at(4_300_000));
+        let has = |paths: &BTreeSet<Path>| (paths.contains(&remote()), !paths.is_empty());
+        let at_second = |topology: &mut Topology, second| has(&tried(topology, &table, &meter, second));
+        assert_eq!(at_second(&mut topology, 1), (true, true));
+        topology.on_refused(PEER, 12_345, at(1500));
+        assert_eq!(at_second(&mut topology, 3599), (false, false), "no other path is known");
+        topology.on_host(PEER, Some(&said(2)), at(3_599_500));
+        assert_eq!(at_second(&mut topology, 3600), (true, true), "something is new");
+        assert_eq!(at_second(&mut topology, 3700), (false, true), "the other path is not refused");
+        assert_eq!(at_second(&mut topology, 7300), (true, true));
+        let outcomes = crate::explanation::LinkAccount::of(&topology, PEER, at(7_300_000)).unwrap().candidates;
+        assert!(outcomes.iter().any(|candidate| candidate.outcome == crate::explanation::Outcome::Spared));
+        assert_eq!(at_second(&mut topology, 7400), (false, true));
         topology.routing.set_own(HostLabel([9; 6]), None);
-        assert!(is_tried(&mut topology, 4301), "there is no other way");
+        topology.routing.recompute(at(7_400_300));
+        assert!(at_second(&mut topology, 7500).0, "there is no other way");
+    }
+
+    #[test]
+    fn a_link_that_the_peer_refuses_for_it_lost_its_end_is_lost() {
+        let (mut topology, table, meter) = topology();
+        talk(&mut topology, &table, &meter, |_| true, 0..1000);
+        relay(&mut topology, 10);
+        assert_eq!(path(&topology), Some(remote()));
+        for now in (1000..40_000).step_by(50) {
+            for event in talk(&mut topology, &table, &meter, |_| false, now..now + 50) {
+                if let Event::Straight { control: Control::Ping { id, .. }, .. } = event {
+                    topology.on_refused(PEER, id, at(now));
+                }
+            }
+        }
+        assert_eq!(path(&topology), None);
+    }
+
+    #[test]
+    fn an_end_that_knows_of_the_price_only_by_the_other_looks_for_others_ever_more_seldom() {
+        let (mut topology, table, meter) = topology();
+        topology.add_candidate(PEER, free(), Learnt::Announced);
+        let metered = LinkRecord { cost: METERED_COST + 10, max_datagram: 1400 };
+        talk(&mut topology, &table, &meter, |path| path == remote(), 0..1000);
+        topology.on_link_record(PEER, OWN, Some(metered), at(1000));
+        let mut asked = Vec::new();
+        for second in 1..1000 {
+            meter.received.on_link(1, at(second * 1000));
+            let said =
+                talk(&mut topology, &table, &meter, |path| path == remote(), second * 1000..second * 1000 + 1000);
+            asked.extend(
+                said.iter().any(|event| matches!(event, Event::Straight { to, .. } if *to == free())).then_some(second),
+            );
+        }
+        assert_eq!(asked, [20, 60, 140, 300, 620]);
+        assert_eq!(path(&topology), Some(remote()));
+        talk(&mut topology, &table, &meter, |_| true, 1_000_000..1_300_000);
+        assert_eq!(path(&topology), Some(free()), "the peer answers there: it knows that it is not metered");
+    }
+
+    #[test]
+    fn rounds_that_are_agreed_on_over_metered_links_end() {
+        for (cost, expected) in [(10, 50..100), (METERED_COST + 10, 6..8)] {
+            let (mut topology, table, meter) = topology();
+            topology.metered.set_paths(line(), at(0));
+            // Nothing leads there, and there is no price on it either.
+            topology.add_candidate(PEER, Path::udp("[2001:db8::9]:6783".parse().unwrap()), Learnt::Seen);
+            relay(&mut topology, cost);
+            let said = talk(&mut topology, &table, &meter, |_| false, 0..3_700_000);
+            let rounds = said.iter().filter(|event| matches!(event, Event::Message(PEER, Control::Punch(_)))).count();
+            assert!(expected.contains(&rounds), "{rounds} at a cost of {cost}");
+        }
     }
 
     #[test]

@@ -199,8 +199,6 @@ struct Peer {
     window: (Time, u64),
     /// When [`DEMAND`] was last reached.
     last_demand: Time,
-    /// When the peer last refused to be linked by a metered path.
-    refused: Time,
     /// Where others see it, by its own word.
     seen: Option<Vec<SocketAddr>>,
     /// What happened to the link lately.
@@ -266,7 +264,6 @@ impl Topology {
             last_traffic: Time::ZERO,
             window: (Time::ZERO, 0),
             last_demand: Time::ZERO,
-            refused: Time::ZERO,
             seen: None,
             changes: VecDeque::new(),
         });
@@ -302,8 +299,14 @@ impl Topology {
             (&record.seen, Learnt::Seen),
         ];
         let by_udp = lists.into_iter().flat_map(|(all, learnt)| all.iter().map(move |at| (Path::udp(*at), learnt)));
-        if peer.candidates.hear(by_udp.chain(fallback::paths_of(record))) {
+        let (is_new, is_said_anew) = peer.candidates.hear(by_udp.chain(fallback::paths_of(record)));
+        if is_new {
             peer.begin_again(now);
+        }
+        if is_said_anew {
+            peer.candidates.forget_refusals();
+            let link = peer.link.as_mut().filter(|link| self.metered.has_link_path(&self.routing, host, link));
+            link.into_iter().for_each(|link| link.search.hurry());
         }
     }
 
@@ -389,12 +392,6 @@ impl Topology {
     pub(crate) fn last_traffic(&self, peer: HostLabel) -> Time {
         self.peers.get(&peer).map_or(Time::ZERO, |peer| peer.last_traffic)
     }
-
-    /// Computes routes if that is due.
-    pub(crate) fn recompute_routes(&mut self, now: Time) {
-        let changed = self.routing.recompute(now);
-        self.events.extend(changed.into_iter().map(Event::Refresh));
-    }
 }
 
 impl Peer {
@@ -453,7 +450,7 @@ mod tests {
         topology.tend_links(true, &table, at(0));
         answer(&mut topology, &meter, 1400, at(10));
         assert!(matches!(topology.next_hop(PEER), Some((PEER, None))));
-        topology.recompute_routes(at(200));
+        topology.routing.recompute(at(200));
         assert!(matches!(topology.next_hop(PEER), Some((PEER, Some(_)))) && topology.routing.has_route(PEER));
         topology.remove(PEER);
         assert!(topology.link(PEER).is_none() && topology.linked.is_empty());

@@ -7,7 +7,6 @@ use weft_crypto::{HostLabel, Time, envelope, session};
 
 use super::candidates::Learnt;
 use super::link::{Link, PingSent};
-use super::metered::Reply;
 use super::pulse::QUIET;
 use super::{Event, Topology};
 use crate::path::Path;
@@ -18,8 +17,7 @@ impl Topology {
     pub(crate) fn ping(&mut self, peer: HostLabel, index: u32, to: Path, size: usize, now: Time) {
         let id = self.rng.next_u32();
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let may_pay = || self.metered.may_try(&self.routing, peer, known.has_demand(now));
-        if known.link.is_none() && self.metered.has_path(&to) && !may_pay() {
+        if known.link.is_none() && !self.metered.may_try_path(&self.routing, peer, known, &to, now) {
             return;
         }
         let probed = (size > 0).then_some(size);
@@ -51,13 +49,11 @@ impl Topology {
             return;
         }
         let known = self.peers.get_mut(&peer);
-        match known.map(|known| (self.metered.reply(&self.routing, peer, known, from, now), known)) {
-            Some((Reply::Refuse, _)) => return self.events.push_back(Event::Message(peer, Control::Needless)),
-            Some((Reply::AskLink, known)) => {
-                known.doubt(now);
-                return self.events.push_back(Event::Wake(now));
-            }
-            Some((Reply::Answer, _)) | None => {}
+        if let Some(known) = known.filter(|known| self.metered.refuses(&self.routing, peer, known, &from, now)) {
+            // The peer may have lost a link by a better path.
+            known.doubt(now);
+            self.events.extend([Event::Wake(now), Event::Message(peer, Control::Refused { id })]);
+            return;
         }
         if self.link(peer).is_some() {
             self.note_seen(peer, from, seen, now);

@@ -13,7 +13,7 @@ const ASLEEP: Duration = Duration::from_millis(250);
 const HEARTBEAT: Duration = Duration::from_millis(1400);
 const SOONEST_HEARTBEAT: Duration = Duration::from_secs(4);
 const LATEST_HEARTBEAT: Duration = Duration::from_secs(15);
-/// The time between two on a link of a metered host.
+/// The time between two on a metered link.
 pub(super) const METERED_HEARTBEAT: Duration = Duration::from_secs(25);
 /// How late a heartbeat may come: its sender looks at its links at intervals, at rest at long ones.
 const LATE: Duration = Duration::from_millis(350);

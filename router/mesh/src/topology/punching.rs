@@ -21,6 +21,9 @@ use crate::wire::{Control, Punch};
 /// The longest wait between rounds. It is longer than what a NAT remembers of a datagram that was not answered, 30 s with Linux: in the end
 /// both hosts are silent for so long that a NAT which took the peer's datagrams for its own begins anew.
 const LONGEST: Duration = Duration::from_secs(64);
+/// Rounds that are agreed on over metered links, and how long after these another is.
+const METERED_ROUNDS: u32 = 6;
+const METERED_REST: Duration = Duration::from_secs(3600);
 /// How long the host with the higher label leaves it to the other to begin: at first, and since the other last did.
 const LEFT_TO_PEER: Duration = Duration::from_secs(4);
 const PEER_BEGINS: Duration = Duration::from_secs(90);
@@ -50,6 +53,8 @@ pub(super) struct Punching {
     /// Rounds that the peer began, and when the last was.
     joined: u32,
     began: Time,
+    /// When this host last began one.
+    last_begun: Time,
     /// When this host last had the peer open its NATs: the peer says so then.
     asked_to_open: Option<Time>,
     /// When the peer last took a step, and when this host last opened its NATs for it to ask.
@@ -66,6 +71,7 @@ impl Default for Punching {
             wanted: None,
             joined: 0,
             began: Time::ZERO,
+            last_begun: Time::ZERO,
             asked_to_open: None,
             heard: Time::ZERO,
             opened: None,
@@ -107,6 +113,11 @@ impl Punching {
         waited < ALONE || (self.heard != Time::ZERO && now.since(self.heard) < TAKES_PART)
     }
 
+    /// Whether enough rounds led to nothing where what hosts agree on goes over metered links.
+    fn rests(&self, now: Time) -> bool {
+        self.rounds.failures() >= METERED_ROUNDS && now.since(self.last_begun) < METERED_REST
+    }
+
     /// Whether all addresses of the peer may be sent to once more; counts as done.
     fn may_burst(&mut self, now: Time) -> bool {
         self.budget.take(BURST, BURST / BURST_EVERY, BURSTS * BURST, now)
@@ -123,7 +134,8 @@ impl Topology {
         let peer_begins = punching.began != Time::ZERO && now.since(punching.began) < PEER_BEGINS;
         let is_peers_turn = label < self.own && (waited < LEFT_TO_PEER || peer_begins);
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
-        if is_peers_turn || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
+        let rests = self.routing.is_metered(label) && punching.rests(now);
+        if is_peers_turn || rests || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
             return;
         }
         let round = punching.rounds.failures();
@@ -131,12 +143,13 @@ impl Topology {
             return;
         }
         punching.rounds.on_try(now, LONGEST, self.rng.random());
+        punching.last_begun = now;
         let further = (round / 2) as u8 % (MOST_HOPS - FEWEST_HOPS + 1);
         let hops = FEWEST_HOPS + further;
         let step = if round % 2 == 0 {
             punching.opened = Some(now);
-            let to = peer.others(self.addresses.local());
-            let to = self.metered.affordable(&self.routing, label, peer, to, now);
+            let mut to = peer.others(self.addresses.local());
+            to.retain(|path| self.metered.may_try_path(&self.routing, label, peer, path, now));
             self.events.extend(to.into_iter().map(|to| Event::Open { to, hops }));
             Punch::Opened
         } else {
@@ -151,8 +164,7 @@ impl Topology {
         let is_wanted = !self.targets.is_forgotten(label) && self.link(label).is_none();
         let is_searched = step == Punch::Spread && is_wanted && !self.metered.own && self.wants_link(label, now);
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
-        if is_wanted && self.metered.leaves_out(&self.routing, label, peer, now) {
-            self.events.push_back(Event::Message(label, Control::Needless));
+        if !self.metered.may_try_any(&self.routing, label, peer, now) {
             return;
         }
         // The peer has no link with this host any more, or not yet.
@@ -178,8 +190,8 @@ impl Topology {
         if !is_wanted || !may_ask {
             return;
         }
-        let to = peer.others(self.addresses.local());
-        let to = self.metered.affordable(&self.routing, label, peer, to, now);
+        let mut to = peer.others(self.addresses.local());
+        to.retain(|path| self.metered.may_try_path(&self.routing, label, peer, path, now));
         let next = match step {
             Punch::Open { hops } => {
                 let hops = hops.clamp(FEWEST_HOPS, MOST_HOPS);
@@ -200,10 +212,7 @@ impl Topology {
 impl Peer {
     /// What did not lead to a link is tried again: one of the hosts has new addresses.
     pub(super) fn begin_again(&mut self, now: Time) {
-        self.refused = Time::ZERO;
-        if let Some(link) = &mut self.link {
-            link.sought = None;
-        }
+        self.candidates.forget_refusals();
         self.punching.begin_again(now);
         self.spreads.hurry(now);
     }

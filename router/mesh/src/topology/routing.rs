@@ -163,7 +163,7 @@ impl Routing {
     }
 
     /// Computes all routes if that is due; returns the hosts whose entries in the forwarding table have to be refreshed.
-    pub(super) fn recompute(&mut self, now: Time) -> Vec<HostLabel> {
+    pub(crate) fn recompute(&mut self, now: Time) -> Vec<HostLabel> {
         if !self.is_stale || now < self.after {
             return Vec::new();
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weft_crypto::{HostLabel, PeerId, Time};
 
+use super::Peer;
 use super::candidates::LONGEST_METERED;
 use crate::api::Target;
 use crate::backoff::Backoff;
@@ -191,6 +192,14 @@ impl Targets {
             }
         }
         named
+    }
+}
+
+impl Peer {
+    /// Whether the operator named any address that it may have.
+    pub(super) fn is_at_any(&self, targets: &Targets) -> bool {
+        let mut addresses = self.candidates.paths().filter(|path| path.is_udp()).map(|path| path.remote);
+        addresses.any(|address| targets.has_address(&address))
     }
 }
 
