@@ -187,7 +187,8 @@ fn two_sites_keep_one_metered_link_at_rest_and_make_others_for_traffic() {
     println!("not metered: {} bytes a day", bytes_a_day(&mut free));
     for knowing in [&[1, 2][..], &[1], &[2]] {
         let mut world = sites(knowing);
-        world.run_for(Duration::from_secs(120));
+        // What is tried by the addresses without a way there ends.
+        world.run_for(Duration::from_secs(600));
         assert!(all_have_paths(&world));
         let a_day = bytes_a_day(&mut world);
         println!("known to {knowing:?}: {a_day} bytes a day");

@@ -83,24 +83,6 @@ impl Return {
     }
 }
 
-/// When a host looks for a better path than its link's.
-pub(super) struct Search {
-    /// When it last did; none: that is due.
-    last: Option<Time>,
-    count: u32,
-}
-
-impl Search {
-    pub(super) fn new(now: Time) -> Self {
-        Search { last: Some(now), count: 0 }
-    }
-
-    /// Has it look at once.
-    pub(super) fn hurry(&mut self) {
-        self.last = None;
-    }
-}
-
 impl Targets {
     /// Returns the paths by TCP to an address that the operator named: at its own port, and at the one that is open everywhere.
     pub(super) fn tcp_paths(&self, address: SocketAddr) -> impl Iterator<Item = Path> {
@@ -138,13 +120,13 @@ impl Peer {
         let knows_better = !link.path.is_udp() || metered.has_path(&link.path);
         let interval = match knows_better {
             true => self.back.interval,
-            false => (RETURN * 2u32.pow(link.search.count.min(MOST_DOUBLINGS))).min(LONGEST_RETURN),
+            false => (RETURN * 2u32.pow(link.search.count().min(MOST_DOUBLINGS))).min(LONGEST_RETURN),
         };
         let is_over = |last| now.since(last) >= interval || metered.changed_since(last);
-        if !(knows_better || is_metered_by) || !link.search.last.is_none_or(is_over) {
+        if !(knows_better || is_metered_by) || !link.search.last().is_none_or(is_over) {
             return Vec::new();
         }
-        link.search = Search { last: Some(now), count: link.search.count.saturating_add(1) };
+        link.search.on_search(now);
         let in_use = link.path;
         let is_better = |path: &Path| match knows_better {
             true => metered.compare(path, &in_use).is_gt(),

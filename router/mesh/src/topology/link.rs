@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use weft_crypto::Time;
 
-use super::fallback::Search;
 use super::pulse::Pulse;
 use super::size::{Load, PathSize};
 use crate::path::Path;
@@ -201,6 +200,38 @@ impl Link {
         (self.srtt, self.loss) = (None, 0.0);
         self.rtts.clear();
         self.size.distrust();
+    }
+}
+
+/// When a host looks for a better path than its link's.
+pub(super) struct Search {
+    last: Option<Time>,
+    count: u32,
+}
+
+impl Search {
+    fn new(now: Time) -> Self {
+        Search { last: Some(now), count: 0 }
+    }
+
+    /// When it last did, or when the link came up; none: that is due.
+    pub(super) fn last(&self) -> Option<Time> {
+        self.last
+    }
+
+    /// How often it did.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Has it look at once.
+    pub(super) fn hurry(&mut self) {
+        self.last = None;
+    }
+
+    /// It looks now.
+    pub(super) fn on_search(&mut self, now: Time) {
+        (self.last, self.count) = (Some(now), self.count.saturating_add(1));
     }
 }
 

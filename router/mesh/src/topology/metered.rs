@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn rounds_that_are_agreed_on_over_metered_links_end() {
-        for (cost, expected) in [(10, 50..100), (METERED_COST + 10, 6..8)] {
+        for (cost, expected) in [(10, 50..100), (METERED_COST + 10, 6..7)] {
             let (mut topology, table, meter) = topology();
             topology.metered.set_paths(line(), at(0));
             // Nothing leads there, and there is no price on it either.

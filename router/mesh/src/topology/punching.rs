@@ -21,9 +21,8 @@ use crate::wire::{Control, Punch};
 /// The longest wait between rounds. It is longer than what a NAT remembers of a datagram that was not answered, 30 s with Linux: in the end
 /// both hosts are silent for so long that a NAT which took the peer's datagrams for its own begins anew.
 const LONGEST: Duration = Duration::from_secs(64);
-/// Rounds that are agreed on over metered links, and how long after these another is.
+/// Rounds that are agreed on over metered links, until something changes.
 const METERED_ROUNDS: u32 = 6;
-const METERED_REST: Duration = Duration::from_secs(3600);
 /// How long the host with the higher label leaves it to the other to begin: at first, and since the other last did.
 const LEFT_TO_PEER: Duration = Duration::from_secs(4);
 const PEER_BEGINS: Duration = Duration::from_secs(90);
@@ -53,8 +52,6 @@ pub(super) struct Punching {
     /// Rounds that the peer began, and when the last was.
     joined: u32,
     began: Time,
-    /// When this host last began one.
-    last_begun: Time,
     /// When this host last had the peer open its NATs: the peer says so then.
     asked_to_open: Option<Time>,
     /// When the peer last took a step, and when this host last opened its NATs for it to ask.
@@ -71,7 +68,6 @@ impl Default for Punching {
             wanted: None,
             joined: 0,
             began: Time::ZERO,
-            last_begun: Time::ZERO,
             asked_to_open: None,
             heard: Time::ZERO,
             opened: None,
@@ -113,11 +109,6 @@ impl Punching {
         waited < ALONE || (self.heard != Time::ZERO && now.since(self.heard) < TAKES_PART)
     }
 
-    /// Whether enough rounds led to nothing where what hosts agree on goes over metered links.
-    fn rests(&self, now: Time) -> bool {
-        self.rounds.failures() >= METERED_ROUNDS && now.since(self.last_begun) < METERED_REST
-    }
-
     /// Whether all addresses of the peer may be sent to once more; counts as done.
     fn may_burst(&mut self, now: Time) -> bool {
         self.budget.take(BURST, BURST / BURST_EVERY, BURSTS * BURST, now)
@@ -134,7 +125,7 @@ impl Topology {
         let peer_begins = punching.began != Time::ZERO && now.since(punching.began) < PEER_BEGINS;
         let is_peers_turn = label < self.own && (waited < LEFT_TO_PEER || peer_begins);
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
-        let rests = self.routing.is_metered(label) && punching.rests(now);
+        let rests = self.routing.is_metered(label) && punching.rounds.failures() >= METERED_ROUNDS;
         if is_peers_turn || rests || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
             return;
         }
@@ -143,7 +134,6 @@ impl Topology {
             return;
         }
         punching.rounds.on_try(now, LONGEST, self.rng.random());
-        punching.last_begun = now;
         let further = (round / 2) as u8 % (MOST_HOPS - FEWEST_HOPS + 1);
         let hops = FEWEST_HOPS + further;
         let step = if round % 2 == 0 {
