@@ -48,6 +48,15 @@ impl FromStr for MeteredLink {
     }
 }
 
+/// Returns the interfaces among the `lines` that are not there.
+pub fn missing(lines: &[MeteredLink], links: &[Interface]) -> Vec<String> {
+    let is_missing = |line: &MeteredLink| match line {
+        MeteredLink::Interface(name) if links.iter().all(|link| link.name != *name) => Some(name.clone()),
+        MeteredLink::Interface(_) | MeteredLink::Network(_) => None,
+    };
+    lines.iter().filter_map(is_missing).collect()
+}
+
 /// Returns which paths lead over any of the `lines`, in as few networks as say it.
 pub fn paths(
     lines: &[MeteredLink],
@@ -141,6 +150,7 @@ mod tests {
         assert_eq!(networks(&found(&site, &to_site)), "10.2.0.0/16 100.64.0.4/30", "the operator knows better");
         assert!(!found(&site[..1], &to_site).contains(&from("100.64.0.5")));
         assert_eq!(found(&[line("wwan7")], &both), MeteredPaths::default(), "it is not there");
+        assert_eq!(missing(&[line("wwan7"), line("wwan0"), line("10.2.0.0/16")], &links), ["wwan7"]);
         assert_eq!(found(&[], &both), MeteredPaths::default());
     }
 

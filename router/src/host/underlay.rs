@@ -87,6 +87,9 @@ pub fn look(peers: &[IpAddr], lines: &[MeteredLink]) -> Result<Underlay> {
         Ok(Seen { links: net.links().await?, addresses: net.all_addresses().await?, routes: net.routes().await? })
     })?;
     let metered = metered::paths(lines, &seen.links, &seen.addresses, &seen.routes);
+    for name in metered::missing(lines, &seen.links) {
+        info!("no interface {name} is there: its line counts as metered once it is (--metered-link)");
+    }
     Ok(Underlay { metered, ..choose(&seen, peers) })
 }
 
