@@ -77,15 +77,15 @@ impl Presence {
         self.last_there.get_mut(&peer).map(|there| *there = now).is_some()
     }
 
-    /// Whether people are to be told that a host is there, or that it is gone: neither is there a route to it nor does SWIM say that it is alive. That a new
-    /// host is there is told with SWIM's verdict, when its name is known.
-    pub(crate) fn take_news(&mut self, peer: HostLabel, has_route: bool, is_verdict: bool) -> Option<bool> {
+    /// Whether people are to be told that a host is there, as SWIM says first (`is_found`), or that it is gone: neither is there a route to it nor
+    /// does SWIM say that it is alive. Of hosts that SWIM never spoke of nothing is told.
+    pub(crate) fn take_news(&mut self, peer: HostLabel, has_route: bool, is_found: bool) -> Option<bool> {
         let is_there = has_route || self.alive.contains(&peer);
         let (was_there, was_told) = self.told.get(&peer).copied().unwrap_or((false, false));
         let is_told = match (was_there, is_there) {
-            (false, true) => was_told || is_verdict,
-            (true, true) => is_verdict && !was_told,
-            (true, false) => true,
+            (false, true) => was_told || is_found,
+            (true, true) => is_found && !was_told,
+            (true, false) => was_told,
             (false, false) => return None,
         };
         self.told.insert(peer, (is_there, is_told || (was_told && was_there == is_there)));
@@ -176,6 +176,22 @@ mod tests {
         presence.set_alive(label(1), false, second(70));
         assert_eq!(presence.gone(|_| false, second(120)), [3, 4].map(label));
         assert_eq!(presence.gone(|_| false, second(131)), [1, 2, 3, 4].map(label));
+    }
+
+    #[test]
+    fn a_host_is_gone_for_people_once_there_is_no_way_to_it_either() {
+        let (peer, now) = (HostLabel([1; 6]), Time::ZERO);
+        let mut presence = Presence::new(HostLabel([0; 6]), 1, 7, Duration::from_secs(60), true);
+        presence.meet(peer, now);
+        let mut told = |is_alive, has_route, is_found| {
+            presence.set_alive(peer, is_alive, now);
+            presence.take_news(peer, has_route, is_found)
+        };
+        assert_eq!([told(false, true, false), told(false, false, false)], [None, None], "SWIM never spoke of it");
+        assert_eq!([told(false, true, false), told(true, true, true)], [None, Some(true)]);
+        assert_eq!([told(false, true, false), told(false, false, false)], [None, Some(false)]);
+        assert_eq!([told(false, true, false), told(true, true, true)], [Some(true), None]);
+        assert_eq!([told(true, false, false), told(false, false, false)], [None, Some(false)]);
     }
 
     #[test]

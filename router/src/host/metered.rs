@@ -3,6 +3,7 @@
 //! Rules that choose a table by other things than the destination are not looked at, but an address on such an interface is
 //! taken to send by it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -83,7 +84,11 @@ pub fn paths(
     for route in leading {
         let is_metered = route.interfaces.iter().any(|index| metered.contains(index));
         let best = by_network.entry(route.to).or_insert((route.metric, is_metered));
-        *best = (*best).min((route.metric, is_metered));
+        *best = match route.metric.cmp(&best.0) {
+            Ordering::Less => (route.metric, is_metered),
+            Ordering::Equal => (route.metric, is_metered || best.1),
+            Ordering::Greater => *best,
+        };
     }
     by_network.extend(networks.iter().map(|network| (*network, (0, true))));
     let locals = addresses.iter().filter(|(index, _)| metered.contains(index)).map(|(_, Prefix(ip, _))| *ip);
@@ -145,6 +150,8 @@ mod tests {
         assert!(all.contains(&from("100.64.0.5")) && !all.contains(&from("10.0.0.5")));
         assert_eq!(networks(&found(&wwan, &[both[1].clone(), lan.clone(), mobile.clone()])), "0.0.0.0/0 !10.0.0.0/24");
         assert_eq!(networks(&found(&wwan, std::slice::from_ref(&lan))), "");
+        let spread = [route("0.0.0.0/0", 1, 100), route("0.0.0.0/0", 2, 100)];
+        assert_eq!(networks(&found(&wwan, &spread)), "0.0.0.0/0", "either may be taken");
         let site = [line("10.2.0.0/16"), line("wwan0")];
         let to_site = [route("10.2.7.0/24", 1, 0), lan.clone(), mobile];
         assert_eq!(networks(&found(&site, &to_site)), "10.2.0.0/16 100.64.0.4/30", "the operator knows better");

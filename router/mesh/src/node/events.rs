@@ -132,17 +132,16 @@ impl Components {
                     self.believe_forgotten(Some(peer));
                 }
                 if is_peer {
-                    self.tell_presence(peer, true);
+                    self.tell_presence(peer, is_alive);
                 }
             }
         }
     }
 
-    /// Reports that a host came or is gone: that SWIM says so if it `is_verdict`, or that the way there changed. A host is there as long as there is a
-    /// way to it, whatever SWIM says.
-    pub(super) fn tell_presence(&mut self, peer: HostLabel, is_verdict: bool) {
+    /// Reports that a host came or is gone, after SWIM found it (`is_found`) or doubts it, or the way there changed.
+    pub(super) fn tell_presence(&mut self, peer: HostLabel, is_found: bool) {
         let has_route = self.topology.routing.has_route(peer);
-        if let Some(is_there) = self.presence.take_news(peer, has_route, is_verdict) {
+        if let Some(is_there) = self.presence.take_news(peer, has_route, is_found) {
             let name = self.directory.name_of(peer);
             self.report(if is_there { Event::PeerAlive(name) } else { Event::PeerDead(name) });
         }

@@ -27,7 +27,7 @@ const UNLIKELY_PER_SECOND: u64 = 1;
 const RACED_AT_ONCE: u64 = 16;
 const RACED_PER_SECOND: u64 = 2;
 /// How long a path is not tried by which the peer refused a link, while there is a route to it.
-pub(super) const REFUSED: Duration = Duration::from_secs(3600);
+const REFUSED: Duration = Duration::from_secs(3600);
 /// Tries at one time: other peers have their turn, too.
 const AT_ONCE: usize = 4;
 
@@ -63,6 +63,17 @@ impl Learnt {
             Learnt::Worked => "it came from there",
         }
     }
+}
+
+/// What a peer's record says of its paths that it did not say before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Heard {
+    /// None.
+    Nothing,
+    /// One that is known already.
+    Known,
+    /// A new one.
+    New,
 }
 
 #[derive(Clone, Copy)]
@@ -179,23 +190,25 @@ impl Candidates {
         worst != newest
     }
 
-    /// Takes the paths in the peer's record, the first ones if they are too many; returns whether any of them is new, and whether any is said that
-    /// was not said before.
-    pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> (bool, bool) {
+    /// Takes the paths in the peer's record, the first ones if they are too many.
+    pub(super) fn hear(&mut self, said: impl Iterator<Item = (Path, Learnt)>) -> Heard {
         let said: Vec<(Path, Learnt)> = said.collect();
-        let mut is_said_anew = false;
+        let mut heard = Heard::Nothing;
         for (path, candidate) in &mut self.all {
             let was_said = std::mem::replace(&mut candidate.is_said, said.iter().any(|(said, _)| said == path));
-            is_said_anew |= candidate.is_said && !was_said;
+            if candidate.is_said && !was_said {
+                heard = Heard::Known;
+            }
         }
-        let mut is_new = false;
         for (path, learnt) in said {
-            is_new |= self.add(path, learnt);
+            if self.add(path, learnt) {
+                heard = Heard::New;
+            }
             if let Some(candidate) = self.all.get_mut(&path) {
                 candidate.is_said = true;
             }
         }
-        (is_new, is_new || is_said_anew)
+        heard
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -412,7 +425,7 @@ mod tests {
             // It is seen elsewhere in each place.
             let now: Vec<Path> = (0..7).map(|n| path(10 * round + n)).collect();
             let said = || now.iter().copied().zip([Learnt::Announced].into_iter().chain([Learnt::Seen; 6]));
-            assert_eq!((candidates.hear(said()), candidates.hear(said())), ((true, true), (false, false)));
+            assert_eq!([(); 2].map(|()| candidates.hear(said())), [Heard::New, Heard::Nothing]);
             for port in 0..60 {
                 let elsewhere = |net: u8, base: u16| Path::udp(SocketAddr::from(([net, 51, 100, round], base + port)));
                 for net in [10, 198] {

@@ -21,8 +21,8 @@ const HTTPS: u16 = 443;
 /// How long UDP is tried alone: without a route to the peer, and with one along which hosts agree on who asks first.
 const ALONE: Duration = Duration::from_secs(1);
 const ALONE_WITH_ROUTE: Duration = Duration::from_secs(5);
-/// How often better paths are tried again. Each time that one was lost within [`SHORT_LIVED`] doubles it, up to the longest. An end that
-/// knows only by the other's word that the link's path is metered doubles it each time: which paths are not it does not know.
+/// How often better paths are tried again. Each time that one was lost within [`SHORT_LIVED`] doubles it, up to the longest. Each try doubles it
+/// where only the peer knows that the link's path is metered, and which others are not.
 const RETURN: Duration = Duration::from_secs(20);
 const LONGEST_RETURN: Duration = Duration::from_secs(600);
 const MOST_DOUBLINGS: u32 = 5;
@@ -107,32 +107,33 @@ impl Targets {
 }
 
 impl Peer {
-    /// Returns the paths better than its link's that are to be tried again now; `own` are addresses of this host. If the link's path `is_metered_by`
-    /// the peer, and not as far as this host knows, any other may be better.
+    /// Returns the paths that are to be tried again now: those better than its link's, and those that may be, if only the peer knows that the
+    /// link's path `is_metered_by` it. That end has to go there first. `own` are addresses of this host.
     pub(super) fn better_paths(
         &mut self,
         own: &[SocketAddr],
         metered: &Metered,
         is_metered_by: bool,
         now: Time,
-    ) -> Vec<Path> {
-        let Some(link) = &mut self.link else { return Vec::new() };
-        let knows_better = !link.path.is_udp() || metered.has_path(&link.path);
-        let interval = match knows_better {
+    ) -> [Vec<Path>; 2] {
+        let Some(link) = &mut self.link else { return Default::default() };
+        let is_sure = !link.path.is_udp() || metered.has_path(&link.path);
+        let interval = match is_sure {
             true => self.back.interval,
             false => (RETURN * 2u32.pow(link.search.count().min(MOST_DOUBLINGS))).min(LONGEST_RETURN),
         };
         let is_over = |last| now.since(last) >= interval || metered.changed_since(last);
-        if !(knows_better || is_metered_by) || !link.search.last().is_none_or(is_over) {
-            return Vec::new();
+        if !(is_sure || is_metered_by) || !link.search.last().is_none_or(is_over) {
+            return Default::default();
         }
         link.search.on_search(now);
         let in_use = link.path;
-        let is_better = |path: &Path| match knows_better {
+        let is_better = |path: &Path| match is_sure {
             true => metered.compare(path, &in_use).is_gt(),
             false => path.is_udp() && !path.may_be(in_use) && !metered.has_path(path),
         };
-        self.candidates.better(own, is_better, now)
+        let paths = self.candidates.better(own, is_better, now);
+        if is_sure { [paths, Vec::new()] } else { [Vec::new(), paths] }
     }
 }
 

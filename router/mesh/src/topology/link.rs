@@ -195,6 +195,7 @@ impl Link {
     pub(super) fn move_to(&mut self, path: Path, now: Time) {
         self.path = path;
         self.moved = now;
+        self.search = Search::new(now);
         self.last_from_remote = now;
         // The delay of the other path says nothing of this one.
         (self.srtt, self.loss) = (None, 0.0);
@@ -224,9 +225,9 @@ impl Search {
         self.count
     }
 
-    /// Has it look at once.
+    /// Has it look at once, and as often as in the beginning.
     pub(super) fn hurry(&mut self) {
-        self.last = None;
+        (self.last, self.count) = (None, 0);
     }
 
     /// It looks now.

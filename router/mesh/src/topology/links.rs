@@ -83,10 +83,10 @@ impl Topology {
                 self.events.push_back(Event::Announce(label, None));
             }
             let current = sessions.current(label);
-            let is_triable = self.metered.may_try_any(&self.routing, label, peer, now);
+            let may_try = peer.link.is_none() && self.metered.may_try_any(&self.routing, label, peer, now);
             if peer.link.is_some() {
                 are_at_rest &= self.tend_link(label, current, now);
-            } else if self.wants_link(label, now) && is_triable {
+            } else if may_try && self.wants_link(label, now) {
                 are_at_rest = false;
                 self.try_candidates(label, current, &mut tries, now);
             } else if let Some(peer) = self.peers.get_mut(&label) {
@@ -136,11 +136,14 @@ impl Topology {
         if is_silent {
             self.events.push_back(Event::Wake(now + ASK_AGAIN));
         }
-        let better = peer.better_paths(self.addresses.local(), &self.metered, self.routing.is_metered_by(label), now);
-        let mut tries = !better.is_empty();
+        let is_metered_by = self.routing.is_metered_by(label);
+        let [better, unsure] = peer.better_paths(self.addresses.local(), &self.metered, is_metered_by, now);
+        let mut tries = !(better.is_empty() && unsure.is_empty());
         if let Some(index) = current {
             self.ask_and_tell(label, index, ping, now);
             better.into_iter().for_each(|path| self.ping(label, index, path, 0, now));
+            let question = Control::Trial { id: self.rng.random(), is_answer: false };
+            self.events.extend(unsure.into_iter().map(|to| straight(label, index, to, question.clone())));
             let Some(peer) = self.peers.get_mut(&label) else { return true };
             let (trials, beside) = peer.due_trials(self.addresses.local(), &self.metered, &mut self.rng, now);
             tries |= !trials.is_empty() || beside.is_some();
@@ -191,7 +194,7 @@ impl Topology {
             return;
         }
         link.needed_at = now;
-        let is_path_metered = self.metered.has_link_path(&self.routing, label, link);
+        let is_path_metered = !self.metered.is_between(label) && self.metered.has_link_path(&self.routing, label, link);
         // Which links it keeps is the choice of a host that relays nothing; which go by metered paths, both ends know.
         let is_stubs_choice = self.routing.is_stub(label) && !self.routing.is_stub(self.own);
         let is_peers_choice = !is_path_metered && (self.fingers.is_finger_of(label) || is_stubs_choice);
@@ -279,9 +282,9 @@ impl Topology {
         }
         let jitter = self.rng.random();
         let Some(peer) = self.peers.get_mut(&label) else { return };
-        let may_pay = self.metered.may_try(&self.routing, label, peer, now);
-        let is_free = |path: &Path| !self.metered.has_path(path);
-        if has_route && !self.metered.own && (may_pay || peer.candidates.paths().all(is_free)) {
+        let may_try = |path: &Path| self.metered.may_try_path(&self.routing, label, peer, path, now);
+        let may_try_all = peer.candidates.paths().all(may_try);
+        if has_route && !self.metered.own && may_try_all {
             self.prediction.note_due(label, peer, &self.addresses, now);
         }
         let waited = peer.punching.waited(now);
@@ -289,9 +292,10 @@ impl Topology {
         let is_punched =
             |path: &Path| (is_left_to_rounds || waited < ROUTE_MAY_COME) && !self.targets.has_address(&path.remote);
         let is_too_early = |path: &Path| fallback::is_too_early(path, waited, has_route);
-        let may_pay = may_pay && waited >= metered::patience(self.own, label);
+        let may_pay =
+            self.metered.may_try(&self.routing, label, peer, now) && waited >= metered::patience(self.own, label);
         let is_unwanted = |path: &Path, is_likely: bool, is_refused: bool| {
-            let is_metered = is_refused || !is_free(path);
+            let is_metered = is_refused || self.metered.has_path(path);
             (is_metered && !may_pay) || (!is_likely && is_too_early(path))
         };
         let own = self.addresses.local();

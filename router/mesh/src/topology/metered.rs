@@ -132,10 +132,10 @@ impl Metered {
             }
     }
 
-    /// Whether a metered link with a host has to stay, over which enough goes if it `has_demand`: there is no way around it that is not metered, and
-    /// it holds the mesh together or enough goes over it.
+    /// Whether a metered link with a host has to stay: all ways there are metered, and the link holds the mesh together or `has_demand`, for
+    /// enough frames go there.
     pub(super) fn keeps(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
-        !routing.has_route(host) || (routing.is_metered(host) && (has_demand || routing.keeps(host)))
+        !routing.has_route(host) || (routing.is_metered(host) && (has_demand || routing.is_kept(host)))
     }
 }
 
@@ -410,7 +410,10 @@ mod tests {
         assert_eq!(asked, [20, 60, 140, 300, 620]);
         assert_eq!(path(&topology), Some(remote()));
         talk(&mut topology, &table, &meter, |_| true, 1_000_000..1_300_000);
-        assert_eq!(path(&topology), Some(free()), "the peer answers there: it knows that it is not metered");
+        assert_eq!(path(&topology), Some(remote()), "it may be metered, too");
+        topology.on_heard_from(PEER, 7, true, free(), at(1_300_000));
+        talk(&mut topology, &table, &meter, |_| true, 1_300_000..1_301_000);
+        assert_eq!(path(&topology), Some(free()), "the peer has gone there");
     }
 
     #[test]

@@ -36,8 +36,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use candidates::Candidates;
 pub(crate) use candidates::Learnt;
+use candidates::{Candidates, Heard};
 use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
@@ -299,11 +299,11 @@ impl Topology {
             (&record.seen, Learnt::Seen),
         ];
         let by_udp = lists.into_iter().flat_map(|(all, learnt)| all.iter().map(move |at| (Path::udp(*at), learnt)));
-        let (is_new, is_said_anew) = peer.candidates.hear(by_udp.chain(fallback::paths_of(record)));
-        if is_new {
+        let heard = peer.candidates.hear(by_udp.chain(fallback::paths_of(record)));
+        if heard == Heard::New {
             peer.begin_again(now);
         }
-        if is_said_anew {
+        if heard != Heard::Nothing {
             peer.candidates.forget_refusals();
             let link = peer.link.as_mut().filter(|link| self.metered.has_link_path(&self.routing, host, link));
             link.into_iter().for_each(|link| link.search.hurry());

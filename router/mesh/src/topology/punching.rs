@@ -21,7 +21,7 @@ use crate::wire::{Control, Punch};
 /// The longest wait between rounds. It is longer than what a NAT remembers of a datagram that was not answered, 30 s with Linux: in the end
 /// both hosts are silent for so long that a NAT which took the peer's datagrams for its own begins anew.
 const LONGEST: Duration = Duration::from_secs(64);
-/// Rounds that are agreed on over metered links, until something changes.
+/// Rounds that are agreed on over metered links without demand, until something changes.
 const METERED_ROUNDS: u32 = 6;
 /// How long the host with the higher label leaves it to the other to begin: at first, and since the other last did.
 const LEFT_TO_PEER: Duration = Duration::from_secs(4);
@@ -120,12 +120,13 @@ impl Topology {
     pub(super) fn punch(&mut self, label: HostLabel, now: Time) {
         let is_behind_nat = !self.addresses.seen().is_empty();
         let Some(peer) = self.peers.get_mut(&label) else { return };
+        let is_spared = self.routing.is_metered(label) && !peer.has_demand(now);
         let punching = &mut peer.punching;
         let waited = punching.waited(now);
         let peer_begins = punching.began != Time::ZERO && now.since(punching.began) < PEER_BEGINS;
         let is_peers_turn = label < self.own && (waited < LEFT_TO_PEER || peer_begins);
         let has_nat = is_behind_nat || peer.candidates.has_mapped();
-        let rests = self.routing.is_metered(label) && punching.rounds.failures() >= METERED_ROUNDS;
+        let rests = is_spared && punching.rounds.failures() >= METERED_ROUNDS;
         if is_peers_turn || rests || !(has_nat || waited >= PLAIN_TRIES) || !punching.rounds.is_due(now) {
             return;
         }
@@ -154,15 +155,17 @@ impl Topology {
         let is_wanted = !self.targets.is_forgotten(label) && self.link(label).is_none();
         let is_searched = step == Punch::Spread && is_wanted && !self.metered.own && self.wants_link(label, now);
         let (Some(peer), Some(index)) = (self.peers.get_mut(&label), sessions.current(label)) else { return };
+        // The peer has no link with this host any more, or not yet.
+        peer.doubt(now);
         if !self.metered.may_try_any(&self.routing, label, peer, now) {
             return;
         }
-        // The peer has no link with this host any more, or not yet.
-        peer.doubt(now);
         peer.punching.heard = now;
         if step == Punch::Spread {
             let own = self.addresses.local();
-            if is_searched && self.port_search.begin(label, peer, own, now) {
+            let outside = peer.seen.iter().flatten().next().map(|seen| Path::udp(*seen));
+            let may_try = |path: Path| self.metered.may_try_path(&self.routing, label, peer, &path, now);
+            if is_searched && outside.is_some_and(may_try) && self.port_search.begin(label, peer, own, now) {
                 self.events.push_back(Event::Wake(now));
             }
             return;

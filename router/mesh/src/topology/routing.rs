@@ -29,8 +29,15 @@ impl Routing {
     pub(super) fn new(own: HostLabel, is_stub: bool, now: Time) -> Self {
         let mut graph = Graph::default();
         graph.set_stub(own, is_stub);
-        let (routes, kept_metered) = Default::default();
-        Routing { own, graph, routes, kept_metered, is_stale: false, after: now, has_news: true }
+        Routing {
+            own,
+            graph,
+            routes: BTreeMap::new(),
+            kept_metered: BTreeSet::new(),
+            is_stale: false,
+            after: now,
+            has_news: true,
+        }
     }
 
     /// When routes are to be computed, if they are.
@@ -102,7 +109,7 @@ impl Routing {
     }
 
     /// Whether a metered link with a host is kept at rest.
-    pub(super) fn keeps(&self, neighbour: HostLabel) -> bool {
+    pub(super) fn is_kept(&self, neighbour: HostLabel) -> bool {
         self.kept_metered.contains(&neighbour)
     }
 
