@@ -46,7 +46,7 @@ impl MeteredPaths {
         networks: impl IntoIterator<Item = (IpAddr, u8, bool)>,
         locals: impl IntoIterator<Item = IpAddr>,
     ) -> MeteredPaths {
-        let by_length = |(base, length, is_metered)| ((length, prefix(base, length)), is_metered);
+        let by_length = |(base, length, is_metered)| ((length, network(base, length)), is_metered);
         MeteredPaths {
             networks: networks.into_iter().map(by_length).collect(),
             locals: locals.into_iter().map(|ip| ip.to_canonical()).collect(),
@@ -57,7 +57,7 @@ impl MeteredPaths {
     pub fn contains(&self, path: &Path) -> bool {
         let remote = path.remote.ip().to_canonical();
         let is_local = path.local.is_some_and(|local| self.locals.contains(&local.to_canonical()));
-        is_local || self.longest(remote).is_some_and(|(_, is_metered)| is_metered)
+        is_local || self.by_longest(remote)
     }
 
     /// Returns the networks, the shortest prefixes first.
@@ -65,25 +65,26 @@ impl MeteredPaths {
         self.networks.iter().map(|((length, base), is_metered)| (*base, *length, *is_metered))
     }
 
-    /// The longest prefix that holds an address, and whether paths there are metered.
-    fn longest(&self, ip: IpAddr) -> Option<(u8, bool)> {
+    /// Whether paths to an address are metered by the longest prefix that holds it.
+    fn by_longest(&self, ip: IpAddr) -> bool {
         let mut end = Bound::Unbounded;
         // The lengths that there are, the longest first.
         while let Some(((length, _), _)) = self.networks.range((Bound::Unbounded, end)).next_back() {
-            if let Some(is_metered) = self.networks.get(&(*length, prefix(ip, *length))) {
-                return Some((*length, *is_metered));
+            if let Some(is_metered) = self.networks.get(&(*length, network(ip, *length))) {
+                return *is_metered;
             }
             end = Bound::Excluded((*length, IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
         }
-        None
+        false
     }
 }
 
-/// The first `length` bits of an address, and zeros.
-fn prefix(ip: IpAddr, length: u8) -> IpAddr {
+/// Returns the first `length` bits of an address, and zeros behind them.
+pub fn network(ip: IpAddr, length: u8) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => {
-            Ipv4Addr::from_bits(ip.to_bits() & u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0)).into()
+            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            Ipv4Addr::from_bits(ip.to_bits() & mask).into()
         }
         IpAddr::V6(ip) => {
             let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
@@ -175,13 +176,13 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_says_whether_a_path_is_paid_for_and_so_does_the_address_it_leaves_by() {
-        let network = |text: &str, length, is_metered| (text.parse().unwrap(), length, is_metered);
+        let to = |text: &str, length, is_metered| (text.parse().unwrap(), length, is_metered);
         let networks = [
-            network("0.0.0.0", 0, true),
-            network("10.0.0.0", 8, false),
-            network("10.7.0.0", 16, true),
-            network("10.7.9.8", 32, false),
-            network("2001:db8::", 32, true),
+            to("0.0.0.0", 0, true),
+            to("10.0.0.0", 8, false),
+            to("10.7.0.0", 16, true),
+            to("10.7.9.8", 32, false),
+            to("2001:db8::", 32, true),
         ];
         let metered = MeteredPaths::new(networks, ["100.64.0.5".parse().unwrap()]);
         let is_metered = |remote: &str| metered.contains(&Path::udp(remote.parse().unwrap()));

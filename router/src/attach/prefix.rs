@@ -21,17 +21,7 @@ impl Prefix {
     /// Returns the prefix's network: the same length, and zeros behind it.
     pub fn network(self) -> Prefix {
         let Prefix(ip, length) = self;
-        let base = match ip {
-            IpAddr::V4(ip) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
-                IpAddr::from((u32::from(ip) & mask).to_be_bytes())
-            }
-            IpAddr::V6(ip) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
-                IpAddr::from((u128::from(ip) & mask).to_be_bytes())
-            }
-        };
-        Prefix(base, length)
+        Prefix(weft_mesh::path::network(ip, length), length)
     }
 
     /// Returns whether two prefixes share addresses. Link-local ones share none: each link has its own.

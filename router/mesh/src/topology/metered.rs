@@ -114,7 +114,7 @@ impl Metered {
     /// Whether a path to a peer may be tried.
     pub(super) fn may_try_path(&self, routing: &Routing, host: HostLabel, peer: &Peer, path: &Path, now: Time) -> bool {
         let is_metered = || self.has_path(path) || peer.candidates.is_refused(path, now);
-        self.may_try(routing, host, peer, now) || !is_metered()
+        !is_metered() || self.may_try(routing, host, peer, now)
     }
 
     /// Whether any path to a peer may be tried, or none is known.

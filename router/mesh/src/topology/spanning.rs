@@ -31,11 +31,12 @@ impl Parts {
 impl Graph {
     /// The hosts with which `own` has metered links that are to be kept at rest.
     pub(super) fn kept_metered(&self, own: HostLabel) -> BTreeSet<HostLabel> {
-        let graph = self.indexed(own);
-        let Ok(own) = graph.labels.binary_search(&own) else { return BTreeSet::new() };
-        if !graph.edges[own].iter().any(|(_, link)| link.is_metered()) {
+        let is_metered_by = |host| self.of(host).any(|(to, link)| to == own && link.is_metered());
+        if !self.of(own).any(|(to, link)| link.is_metered() || is_metered_by(to)) {
             return BTreeSet::new();
         }
+        let graph = self.indexed(own);
+        let Ok(own) = graph.labels.binary_search(&own) else { return BTreeSet::new() };
         let kept = graph.spanning_metered();
         let of_own = kept.into_iter().filter(|(a, b)| *a == own || *b == own);
         of_own.map(|(a, b)| graph.labels[if a == own { b } else { a }]).collect()
