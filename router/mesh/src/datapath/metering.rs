@@ -89,14 +89,15 @@ impl<const WORDS: usize> Hash for Packed<WORDS> {
 }
 
 /// Packs six bytes into a word; [`six`] unpacks them.
+// Little-endian, as most machines are: swapping the bytes of two words took a seventh of what counting takes.
 #[inline]
 fn word(bytes: [u8; 6]) -> u64 {
     let [a, b, c, d, e, f] = bytes;
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 fn six(word: u64) -> [u8; 6] {
-    let [_, _, bytes @ ..] = word.to_be_bytes();
+    let [bytes @ .., _, _] = word.to_le_bytes();
     bytes
 }
 
