@@ -14,6 +14,7 @@ mod events;
 mod places;
 mod report;
 mod restore;
+mod ways;
 mod why;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,13 +22,13 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use weft_crypto::{HostLabel, PeerId, Time, envelope};
+use weft_crypto::{HostLabel, PeerId, Time};
 
 use crate::addresses::Addresses;
 pub use crate::api::*;
 use crate::codec::{decode, encode};
 use crate::datapath::sink::Punt;
-use crate::datapath::snapshot::{Hashing, Hop, Outbound, Snapshot};
+use crate::datapath::snapshot::{Hashing, Snapshot};
 use crate::directory::Directory;
 use crate::explanation::Explanation;
 use crate::ipam::{self, Ipam};
@@ -39,11 +40,12 @@ use crate::records::writes::Writes;
 use crate::records::{HostRecord, Key, MAX_INCARNATION};
 pub use crate::report::*;
 use crate::segments::Segments;
-use crate::sessions::{self, PathView, Sessions};
+use crate::sessions::{self, Sessions};
 use crate::stored::Stored;
 use crate::topology::own_addresses::OwnReach;
 use crate::topology::{self, SessionTable, Topology};
 use crate::wire::{Control, Lane};
+use ways::path_view;
 
 /// How often links are looked after, and in a small mesh sessions and all peers; those of a large one, and everything at rest, go by the round.
 const TICK: Duration = Duration::from_millis(50);
@@ -433,49 +435,6 @@ impl Components {
     fn want_session(&mut self, peer: HostLabel, now: Time) {
         self.sessions.want(peer, path_view(&self.topology, peer), now);
     }
-
-    /// The next hop towards a host: its own link if that is the best, or the route's neighbour.
-    fn hop_towards(&self, to: HostLabel) -> Option<Hop> {
-        let (via, route) = self.topology.next_hop(to)?;
-        self.hop_by(via, route.filter(|_| via != to).map_or(usize::MAX, |route| route.max_datagram.into()))
-    }
-
-    /// The hop over the link with a neighbour, if it is up; what lies beyond takes datagrams of `narrowest` bytes.
-    fn hop_by(&self, via: HostLabel, narrowest: usize) -> Option<Hop> {
-        let (link, keys) = (self.topology.link(via)?, self.sessions.current_keys(via)?);
-        Some(Hop {
-            via,
-            path: link.path,
-            link_index: keys.remote_index,
-            hop_send: keys.hop,
-            max_datagram: link.size.max_datagram.min(narrowest),
-            meter: self.sessions.meter_of(via),
-        })
-    }
-
-    /// Brings a host's entry in the forwarding table up to date, and sends what waited for it.
-    fn refresh(&mut self, to: HostLabel, now: Time) {
-        let hop = self.hop_towards(to);
-        let outbound = Outbound {
-            send: self.sessions.current_keys(to).map(|keys| keys.seal.clone()),
-            envelope: hop.as_ref().map_or([0; envelope::LEN], |hop| hop.envelope(envelope::MAX_TTL, to)),
-            link: self.topology.link(to).map(|link| link.path),
-            hop,
-            meter: self.sessions.meter_of(to),
-        };
-        self.publisher.set_outbound(to, outbound);
-        self.publisher.send_waiting(to, now);
-        self.tell_presence(to, false);
-    }
-}
-
-/// What sessions need to know of the way to a peer.
-fn path_view(topology: &Topology, peer: HostLabel) -> PathView {
-    let link = topology.link(peer).map(|link| link.path);
-    let is_reachable = link.is_some() || topology.routing.has_route(peer);
-    let via = topology.next_hop(peer).map(|(via, _)| via).filter(|via| topology.link(*via).is_some());
-    let is_metered = topology.metered.has_route(&topology.routing, peer);
-    PathView { is_reachable, via, link, last_traffic: topology.last_traffic(peer), is_metered }
 }
 
 #[cfg(test)]

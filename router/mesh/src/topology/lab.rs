@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use weft_crypto::{envelope, session};
 
 use super::*;
+use crate::wire::Control;
 
 pub(super) const OWN: HostLabel = HostLabel([1; 6]);
 pub(super) const PEER: HostLabel = HostLabel([2; 6]);

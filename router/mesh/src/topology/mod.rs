@@ -6,6 +6,7 @@
 
 mod account;
 mod candidates;
+mod event;
 mod fallback;
 mod fingers;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 pub(crate) use candidates::Learnt;
 use candidates::{Candidates, Heard};
+pub(crate) use event::Event;
 use fallback::Return;
 use fingers::Fingers;
 pub(crate) use link::Link;
@@ -56,12 +58,10 @@ use routing::Routing;
 use targets::Targets;
 use weft_crypto::{HostLabel, PeerId, Time};
 
-use crate::api::{self, Usage};
 use crate::bucket::Bucket;
 use crate::datapath::snapshot::Meter;
 use crate::path::Path;
 use crate::records::{HostRecord, LinkRecord};
-use crate::wire::{Control, Lane};
 
 /// Hosts up to which all link with all.
 const SMALL_MESH: usize = 32;
@@ -79,68 +79,6 @@ pub(crate) trait SessionTable {
     fn current(&self, peer: HostLabel) -> Option<u32>;
     /// Whether a handshake straight to an address is under way.
     fn is_trying(&self, at: Path, now: Time) -> bool;
-}
-
-/// What comes of a call.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A message to seal under a session, straight to an address, padded to `size` bytes of text.
-    Straight {
-        peer: HostLabel,
-        index: u32,
-        to: Path,
-        lane: Lane,
-        control: Control,
-        size: usize,
-    },
-    /// A message to a peer along its route.
-    Message(HostLabel, Control),
-    /// A datagram that passes so many routers on its way to an address, and opens this host's NATs for what comes back.
-    Open {
-        to: Path,
-        hops: u8,
-    },
-    /// Spare ports are to be opened towards a peer's addresses.
-    Spread {
-        towards: Vec<Path>,
-    },
-    /// Whether a link goes over a connection or a spare port now.
-    Connection {
-        path: Path,
-        usage: Usage,
-    },
-    /// A handshake to start, straight at an address; `tries` so far failed.
-    Handshake {
-        peer: Option<HostLabel>,
-        at: Path,
-        tries: u32,
-    },
-    /// This host's record of a link.
-    Announce(HostLabel, Option<LinkRecord>),
-    /// What this host announces of itself changed.
-    HostChanged,
-    /// A direct link is up; these addresses of the peer are worth keeping across restarts.
-    Up(HostLabel, Vec<SocketAddr>),
-    /// A direct link is down.
-    Down(HostLabel),
-    /// A host's entry in the forwarding table has to be refreshed.
-    Refresh(HostLabel),
-    /// Topology wants to be called again at a time.
-    Wake(Time),
-    /// The network drops marked datagrams: this host marks none any more.
-    MarksLost(HostLabel),
-    /// Something people may want to know. Peers are named by the node.
-    LinkUp(HostLabel, SocketAddr),
-    LinkDown(HostLabel, &'static str),
-    LinkMoved(HostLabel, SocketAddr),
-    Notice(api::Event),
-}
-
-impl Event {
-    /// What the shell is to know of a path that a link begins or ends to use.
-    fn connection(path: Path, usage: Usage) -> Option<Event> {
-        path.is_opened().then_some(Event::Connection { path, usage })
-    }
 }
 
 /// Links, candidates and routes of this host.
