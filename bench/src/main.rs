@@ -61,6 +61,9 @@ enum Command {
         /// Seeds of the family behind NATs
         #[arg(long, default_value_t = 300)]
         nats: u64,
+        /// Seeds of the family with relays that do not pass on what they should.
+        #[arg(long, default_value_t = 300)]
+        relays: u64,
         /// Seeds of the family that hands out addresses
         #[arg(long, default_value_t = 500)]
         addresses: u64,
@@ -90,8 +93,8 @@ fn main() -> ExitCode {
         Command::Instructions => instructions::run(),
         Command::WorkToCount(case) => instructions::work(&case),
         Command::Sim { seed: Some(seed), family, .. } => simulation::one(seed, family),
-        Command::Sim { seed: None, count, hundreds, metered, nats, addresses, .. } => {
-            simulation::all(&[count, hundreds, metered], nats, addresses)
+        Command::Sim { seed: None, count, hundreds, metered, nats, relays, addresses, .. } => {
+            simulation::all(&[count, hundreds, metered], [nats, relays, addresses])
         }
     };
     match result {

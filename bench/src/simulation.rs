@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use weft_integration::sim::internet::Reach;
-use weft_integration::sim::{Outcome, Scenario, addresses, internet, run};
+use weft_integration::sim::{Outcome, Scenario, addresses, faulty, internet, run};
 use weft_router::error::Result;
 
 /// Seeds that took longer are named, to be looked at.
@@ -20,6 +20,8 @@ pub enum Family {
     Hundred,
     /// Meshes of 3 to 20 hosts, some of whose lines are paid for by the byte.
     Metered,
+    /// Meshes of 4 to 12 hosts, some of which do not pass on what they should.
+    Relays,
     /// Hosts behind NATs, to which things happen.
     Nats,
     /// Hosts that hand out addresses.
@@ -36,6 +38,10 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
             println!("{:#?}", addresses::run(seed));
             return Ok(());
         }
+        Family::Relays => {
+            println!("{:#?}", faulty::run(seed));
+            return Ok(());
+        }
         Family::Nats => {
             println!("{:#?}", internet::run(seed));
             return Ok(());
@@ -48,7 +54,7 @@ pub fn one(seed: u64, family: Family) -> Result<()> {
 }
 
 /// Runs all of them; a wrong one ends the run and names its seed.
-pub fn all(&[faults, hundreds, metered]: &[u64; 3], nats: u64, with_addresses: u64) -> Result<()> {
+pub fn all(&[faults, hundreds, metered]: &[u64; 3], [nats, relays, with_addresses]: [u64; 3]) -> Result<()> {
     println!(
         "| family | seeds | hosts | right after the last fault: median, p90, longest | a name known everywhere | a name gone | idle B/s a host, median | wall time |"
     );
@@ -61,6 +67,11 @@ pub fn all(&[faults, hundreds, metered]: &[u64; 3], nats: u64, with_addresses: u
     );
     println!("|---|---|---|---|---|---|---|---|");
     nat_family(nats);
+    println!(
+        "\n| family | seeds | hosts | pairs parted, each way by itself | together again: median, p90, longest | wall time |"
+    );
+    println!("|---|---|---|---|---|---|");
+    relay_family(relays);
     println!(
         "\n| family | seeds | hosts | right after the last fault: median, p90, longest | granted | refused | wall time |"
     );
@@ -89,6 +100,22 @@ fn nat_family(count: u64) {
         spread(outcomes.iter().map(|outcome| outcome.ways)),
         spread(outcomes.iter().map(|outcome| outcome.direct)),
         spread(outcomes.iter().map(|outcome| outcome.found.unwrap_or(internet::FOUND_WITHIN))),
+        started.elapsed(),
+    );
+}
+
+fn relay_family(count: u64) {
+    let started = Instant::now();
+    let outcomes = on_all_cores("faulty relays", count, faulty::run);
+    if outcomes.is_empty() {
+        return;
+    }
+    println!(
+        "| faulty relays | 0 to {} | {} | {} | {} | {:.0?} |",
+        count - 1,
+        sizes(outcomes.iter().map(|outcome| outcome.hosts)),
+        outcomes.iter().map(|outcome| outcome.parted).sum::<usize>(),
+        spread(outcomes.iter().filter(|outcome| outcome.parted > 0).map(|outcome| outcome.apart)),
         started.elapsed(),
     );
 }

@@ -10,6 +10,7 @@ use weft_integration::alone;
 use weft_integration::netns::internet::{AskedBy, Edge, Layer, mapped_address, transfer};
 use weft_integration::netns::{Mesh, ip, nft, run};
 use weft_router::attach::prefix::Prefix;
+use weft_router::cli::options::TapMode;
 use weft_router::daemon::why;
 use weft_router::error::Result;
 use weft_router::lab::{await_true, ping, wire};
@@ -53,6 +54,36 @@ fn a_path_that_takes_less_in_mid_transfer_is_silent_for_three_seconds_at_most() 
         })
         .unwrap();
     }
+}
+
+/// A relay's kernel begins to drop all large datagrams that it is to send to one host, in mid-transfer: its links stay up, and another relay takes over.
+#[test]
+fn a_relay_that_drops_large_datagrams_is_left_in_mid_transfer() {
+    let _alone = alone();
+    let mut mesh = Mesh::start("faulty", &[TapMode::Fast; 4], &[(0, 1), (1, 3), (0, 2), (2, 3)]);
+    let [from, to] = [0, 3].map(|host| mesh.add_container(host, "red"));
+    mesh.await_connected();
+    mesh.await_all_reach_all(1000);
+    let via = || mesh.hosts[0].peer("h3").map(|peer| peer["via"].as_str().unwrap_or_default().to_owned());
+    let (near, far) = (&mesh.containers[from], &mesh.containers[to]);
+    let used = via().unwrap();
+    let (relay, wire) = if used == "h1" { (1, "w1") } else { (2, "w3") };
+    let carried = transfer(&near.ns, &far.ns, IpAddr::V4(far.v4), Duration::from_secs(12), |arrived| {
+        await_true("nothing is carried", || Ok(arrived.load(Ordering::Relaxed) > 1 << 20)).unwrap();
+        let rule = format!("oifname {wire} meta length > 300 drop");
+        nft(
+            &mesh.hosts[relay].ns,
+            &format!("table inet faulty {{ chain out {{ type filter hook output priority 0; {rule}; }} }}"),
+        );
+    });
+    println!("{carried:?}, by {used} and {}", via().unwrap());
+    assert!(carried.longest_silence < Duration::from_secs(6), "{carried:?}");
+    assert_ne!(via().unwrap(), used);
+    let report = mesh.hosts[0].status().unwrap();
+    let problem = format!("what goes to h3 by {used} does not arrive");
+    assert!(report["problems"].to_string().contains(&problem), "{report:#}");
+    let why = mesh.hosts[0].ask(Method::POST, "/why", &json!({ "to": "h3" })).unwrap();
+    assert!(why::print(&why).contains(&format!("{used} is avoided")), "{why:#}");
 }
 
 /// A transfer fills a wire of 45 Mbit/s, and a faster one comes between the two hosts: the link moves within ten seconds, and not a ping is lost.

@@ -16,6 +16,7 @@ use weft_mesh::sink::TapOffloads;
 use weft_mesh::snapshot::{Hashing, Snapshot};
 use weft_mesh::wire::SegmentId;
 
+use super::relaying::Relaying;
 use super::weather::FIRST_SPARE;
 
 /// A simulated host.
@@ -36,6 +37,8 @@ pub struct Host {
     pub advertised: Advertised,
     /// Its spare ports.
     pub(super) spares: Range<u16>,
+    /// What it does with what it is to pass on.
+    pub relaying: Relaying,
     /// Whether it relays nothing.
     pub is_stub: bool,
     /// Whether its bytes are paid for.
@@ -83,6 +86,7 @@ impl Host {
             tcp_ports: Vec::new(),
             spares: FIRST_SPARE..FIRST_SPARE,
             advertised: Advertised::default(),
+            relaying: Relaying::default(),
             is_stub: false,
             is_metered: false,
             metered_paths: MeteredPaths::default(),

@@ -6,12 +6,14 @@
 pub mod addresses;
 mod connections;
 pub mod disk;
+pub mod faulty;
 pub mod host;
 pub mod internet;
 pub mod model;
 pub mod nat;
 pub mod null;
 mod queue;
+pub mod relaying;
 pub mod scale;
 pub mod scenario;
 mod sink;

@@ -11,6 +11,7 @@ use weft_mesh::wire::Lane;
 use super::connections::Connection;
 use super::host::Host;
 use super::nat::{Behaviour, Nat};
+use super::relaying::Relaying;
 use super::weather::{IP_AND_UDP, Weather};
 use super::world::{HostNumber, What, World};
 
@@ -107,6 +108,30 @@ impl World {
     pub fn is_direct(&self, from: HostNumber, to: HostNumber) -> bool {
         let outbound = self.hosts[from].snapshot.outbound.get(&self.hosts[to].label);
         outbound.is_some_and(|outbound| outbound.link.is_some())
+    }
+
+    /// A host passes a run on.
+    pub(super) fn pass_on(&mut self, number: HostNumber, to: Path, data: Vec<u8>, stride: usize) {
+        let relaying = self.hosts[number].relaying.clone();
+        if relaying == Relaying::default() {
+            return self.transmit(number, Lane::Main, to, data, stride);
+        }
+        for datagram in data.chunks(stride.max(1)) {
+            let mut datagram = datagram.to_vec();
+            let is_victim = relaying.only_to.is_none_or(|only| only == to.remote);
+            if is_victim && datagram.len() > relaying.spares_up_to {
+                if self.rng.random_bool(relaying.drops) {
+                    continue;
+                }
+                if let Some(last) = datagram.last_mut().filter(|_| relaying.corrupts) {
+                    *last ^= 1;
+                }
+            }
+            for _ in 0..relaying.copies {
+                let what = What::PassOn { host: number, to, data: datagram.clone() };
+                self.queue.push(self.now + relaying.delay, what);
+            }
+        }
     }
 
     /// Puts a run on the network; each of its datagrams has its own fate.

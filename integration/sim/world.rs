@@ -82,6 +82,12 @@ pub(super) enum What {
         port: u16,
         data: Vec<u8>,
     },
+    /// A host passes a datagram on.
+    PassOn {
+        host: HostNumber,
+        to: Path,
+        data: Vec<u8>,
+    },
     Publish {
         host: HostNumber,
         life: u64,
@@ -284,6 +290,10 @@ impl World {
                 self.trace.write(&data);
                 self.arrive(nat, from, port, data);
             }
+            What::PassOn { host, to, data } => {
+                let stride = data.len();
+                self.transmit(host, Lane::Main, to, data, stride);
+            }
             What::Publish { host, life, snapshot } => {
                 if self.hosts[host].life == life {
                     self.hosts[host].snapshot = snapshot;
@@ -321,9 +331,11 @@ impl World {
         let runs: Vec<(Lane, Path, Vec<u8>, usize)> =
             host.path.sender.batch.runs().map(|(run, bytes)| (run.lane, run.to, bytes.to_vec(), run.stride)).collect();
         host.path.sender.batch.clear();
-        let relayed = sink.relayed.into_iter().map(|(to, data, stride)| (Lane::Main, to, data, stride));
-        for (lane, to, data, stride) in runs.into_iter().chain(relayed) {
+        for (lane, to, data, stride) in runs {
             self.transmit(number, lane, to, data, stride);
+        }
+        for (to, data, stride) in sink.relayed {
+            self.pass_on(number, to, data, stride);
         }
         for punt in sink.punts {
             if self.hosts[number].node.is_some() {

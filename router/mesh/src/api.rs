@@ -411,6 +411,17 @@ pub enum Event {
         /// Where it is now.
         remote: SocketAddr,
     },
+    /// What goes to a host by another does not arrive there, though the links with that are up: other ways are taken.
+    RelayAvoided {
+        /// The host it goes to.
+        peer: PeerId,
+        /// Its nickname.
+        host: String,
+        /// The nickname of the neighbour that it went by.
+        relay: String,
+        /// How long others are taken.
+        length: Duration,
+    },
     /// The network to a peer loses datagrams of the urgent lane and passes others: they should not be marked any more.
     MarksLost {
         /// The peer.

@@ -21,6 +21,8 @@ pub struct Explanation {
     pub hops: Vec<HopStatus>,
     /// Without a path: hosts that are linked with both ends, and relay nothing.
     pub stubs: Vec<String>,
+    /// Neighbours by which what goes from this host to the other end does not arrive, though the links with them are up.
+    pub avoided: Vec<String>,
     /// What has the name or address by which the end was asked for, those first that are answered.
     pub holders: Vec<HolderAccount>,
     /// How many more have it.

@@ -95,6 +95,8 @@ pub struct RouteStatus {
     pub via: String,
     /// Through which when that is lost.
     pub backup: Option<String>,
+    /// Neighbours by which what goes there does not arrive, though the links with them are up.
+    pub avoided: Vec<String>,
     /// Cost of the path, without what metered links cost in addition.
     pub cost: u32,
     /// Whether it leads over a metered link.

@@ -208,6 +208,34 @@ pub enum Control {
         /// The ping's.
         id: u32,
     },
+    /// What came of the receiver's along the routes over other hosts.
+    Tally(Tally),
+}
+
+/// What a host got from another, to which frames go over a third.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tally {
+    /// Its number among the sender's to the receiver; each is one more than the one before.
+    pub number: u32,
+    /// The latest number of the receiver's that came.
+    pub latest: u32,
+    /// Which of the 32 before it came: bit n stands for `latest - 1 - n`.
+    pub before: u32,
+    /// Bytes received so far in datagrams with frames.
+    pub received: u64,
+    /// Whether the sender wants one, too.
+    pub asks: bool,
+}
+
+impl Tally {
+    /// Whether it says that the receiver's tally of a number came.
+    pub(crate) fn tells_of(&self, number: u32) -> bool {
+        match self.latest.wrapping_sub(number) {
+            0 => true,
+            behind @ 1..=32 => self.before >> (behind - 1) & 1 == 1,
+            _ => false,
+        }
+    }
 }
 
 /// Two hosts behind NATs open a path to each other: one opens its own NAT, then the other asks, then the first. What comes to a NAT from
@@ -283,6 +311,11 @@ impl Step {
             Step::Third => 4,
             Step::Cookie => 5,
         }
+    }
+
+    /// Returns which message a packet carries.
+    pub(crate) fn of(packet: &[u8]) -> Option<Step> {
+        Step::from_kind(*packet.first()?)
     }
 
     fn from_kind(kind: u8) -> Option<Step> {

@@ -65,7 +65,7 @@ pub fn print(report: &Value, topic: Option<Topic>) -> Result<String> {
         None => summary(report),
         Some(Topic::Peers) => rows("peers", PEERS),
         Some(Topic::Links) => rows("links", &["from", "to", "cost", "metered"]),
-        Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "cost", "metered", "max_datagram"]),
+        Some(Topic::Routes) => rows("routes", &["to", "via", "backup", "avoided", "cost", "metered", "max_datagram"]),
         Some(Topic::Endpoints) => {
             rows("endpoints", &["segment", "host", "ips", "names", "health", "ports", "mac", "id"])
         }

@@ -406,6 +406,7 @@ fn observe(Observers { tallies, recorder, .. }: &Observers, event: &Event) {
         Event::LinkMoved { .. } => tallies.path_change("moved"),
         Event::LinkDown { reason, .. } => tallies.path_change(reason),
         Event::Session { .. } => return tallies.session(),
+        Event::RelayAvoided { .. } => tallies.relay_avoided(),
         _ => {}
     }
     let named = |peer: String, id: PeerId| PeerName { peer, peer_id: id.short() };
@@ -417,6 +418,9 @@ fn observe(Observers { tallies, recorder, .. }: &Observers, event: &Event) {
             Happening::LinkMoved { peer: named(host, peer), remote: remote.to_string() }
         }
         Event::LinkDown { peer, host, reason } => Happening::LinkDown { peer: named(host, peer), cause: reason },
+        Event::RelayAvoided { peer, host, relay, length } => {
+            Happening::RelayAvoided { peer: named(host, peer), relay, seconds: length.as_secs() }
+        }
         Event::MarksLost { host, .. } => Happening::MarksLost { peer: host },
         Event::TargetSilent { name, address } => Happening::TargetSilent { name, address: address.to_string() },
         Event::PeerDead(peer) => Happening::PeerGone { peer },
@@ -435,6 +439,13 @@ fn log(event: &Event) {
         Event::LinkUp { peer, host, remote } => info!(host, peer = %peer.short(), %remote, "link up"),
         Event::LinkDown { peer, host, reason } => info!(host, peer = %peer.short(), reason, "link down"),
         Event::LinkMoved { peer, host, remote } => info!(host, peer = %peer.short(), %remote, "link moved"),
+        Event::RelayAvoided { peer, host, relay, length } => warn!(
+            host,
+            peer = %peer.short(),
+            "what goes to this host by {relay} does not arrive, though the link with {relay} is up: other ways are taken for {} s; see \
+             weft status drops there",
+            length.as_secs()
+        ),
         Event::MarksLost { peer, host } => warn!(
             host,
             peer = %peer.short(),

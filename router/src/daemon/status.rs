@@ -1,5 +1,6 @@
 //! The report: one JSON object.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -78,6 +79,23 @@ fn report(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Value {
     })
 }
 
+/// Relays that do not carry what goes by them, a line each.
+fn avoided(status: &Status) -> Vec<String> {
+    let mut by_relay: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for route in &status.routes {
+        route.avoided.iter().for_each(|relay| by_relay.entry(relay).or_default().push(&route.to));
+    }
+    let line = |(relay, hosts): (&str, Vec<&str>)| {
+        let others = if hosts.len() > 1 { format!(" and {} more", hosts.len() - 1) } else { String::new() };
+        let first = hosts.first().unwrap_or(&"?");
+        format!(
+            "what goes to {first}{others} by {relay} does not arrive, though the link with {relay} is up: other ways are taken; look at \
+             weft status drops on {relay}"
+        )
+    };
+    by_relay.into_iter().map(line).collect()
+}
+
 /// What is wrong and what to do about it, a line each.
 fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
     let mut problems = Vec::new();
@@ -111,6 +129,7 @@ fn problems(status: &Status, unproven: &[Ipv4Addr], api: &Api) -> Vec<String> {
                 .to_owned(),
         );
     }
+    problems.extend(avoided(status));
     if status.load > 0 {
         problems.push(format!(
             "this host is busy all the time and relays for others, who prefer other relays of the same cost (load {} of 4): let more \

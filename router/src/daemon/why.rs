@@ -95,7 +95,10 @@ fn reasons(explanation: &Explanation) -> Vec<String> {
     });
     let untold = Some(explanation.untold_holders).filter(|untold| *untold > 0);
     let untold = untold.map(|untold| format!("and {untold} more have it"));
-    held.chain(untold).chain(ill).chain(of_the_path(explanation)).chain(narrow).collect()
+    let avoided = explanation.avoided.iter().map(|relay| {
+        format!("what goes there by {relay} does not arrive, though the link with {relay} is up: {relay} is avoided")
+    });
+    held.chain(untold).chain(ill).chain(of_the_path(explanation)).chain(narrow).chain(avoided).collect()
 }
 
 /// Whether a holder of the name or address is what an asker gets, and why.
@@ -150,7 +153,8 @@ fn unhealthy(place: &Place) -> Option<String> {
 }
 
 fn of_the_path(explanation: &Explanation) -> Vec<String> {
-    let Explanation { from, to, is_one_host, hops, stubs, link, holders: _, untold_holders: _ } = explanation;
+    let Explanation { from, to, is_one_host, hops, stubs, avoided: _, link, holders: _, untold_holders: _ } =
+        explanation;
     if *is_one_host {
         return vec![format!("both are on {}: what they say does not leave it", from.host)];
     }
@@ -366,6 +370,7 @@ mod tests {
             is_one_host: false,
             hops,
             stubs: Vec::new(),
+            avoided: Vec::new(),
             holders: Vec::new(),
             untold_holders: 0,
             link: Some(link),
@@ -467,13 +472,15 @@ mod tests {
             is_one_host: false,
             hops: vec![hop("h0", "udp"), hop("h2", "udp")],
             stubs: Vec::new(),
+            avoided: Vec::new(),
             holders: Vec::new(),
             untold_holders: 0,
             link: None,
         };
         assert!(said(&others).contains("run this on h3 to see what was tried: weft why h2"));
-        let apart = Explanation { hops: vec![], stubs: vec!["h1".into()], ..others };
+        let apart = Explanation { hops: vec![], stubs: vec!["h1".into()], avoided: vec!["h4".into()], ..others };
         assert!(said(&apart).contains("no path\n  h1 could lead there, and relays nothing"), "{}", said(&apart));
+        assert!(said(&apart).contains("though the link with h4 is up: h4 is avoided"), "{}", said(&apart));
         let web = Place { endpoint: Some("web".into()), health: Some(Health::Healthy), ..place("h1", true) };
         let same = Explanation {
             from: web,
@@ -481,6 +488,7 @@ mod tests {
             is_one_host: true,
             hops: vec![],
             stubs: vec![],
+            avoided: vec![],
             holders: vec![],
             untold_holders: 0,
             link: None,

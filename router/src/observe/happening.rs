@@ -86,6 +86,16 @@ pub enum Happening {
         /// Its address.
         address: String,
     },
+    /// What goes to a host by another does not arrive: it goes other ways.
+    RelayAvoided {
+        /// The host it goes to.
+        #[serde(flatten)]
+        peer: PeerName,
+        /// The host it went by.
+        relay: String,
+        /// For how many seconds.
+        seconds: u64,
+    },
     /// The network to a host drops what is marked.
     MarksLost {
         /// The host.

@@ -18,6 +18,7 @@ pub type Label = (&'static str, String);
 #[derive(Clone, Debug)]
 pub struct Tallies {
     path_changes: Family<[Label; 1], Counter>,
+    relays_avoided: Counter,
     sessions: Counter,
     dns_questions: Family<[Label; 1], Counter>,
     dns_time: Histogram,
@@ -32,6 +33,7 @@ impl Default for Tallies {
     fn default() -> Self {
         let tallies = Tallies {
             path_changes: Family::default(),
+            relays_avoided: Counter::default(),
             sessions: Counter::default(),
             dns_questions: Family::default(),
             // From 10 µs, which an answer from memory takes, to 2.6 s.
@@ -60,6 +62,11 @@ impl Tallies {
     /// A direct link came up, moved or went down; the causes are few fixed words.
     pub fn path_change(&self, cause: &'static str) {
         self.path_changes.get_or_create_owned(&[("cause", cause.to_owned())]).inc();
+    }
+
+    /// A relay is avoided on the way to one host.
+    pub fn relay_avoided(&self) {
+        self.relays_avoided.inc();
     }
 
     /// A session was agreed on.
@@ -105,6 +112,7 @@ impl Tallies {
         let registry = registry.sub_registry_with_prefix("weft");
         let Tallies {
             path_changes,
+            relays_avoided,
             sessions: _,
             dns_questions,
             dns_time,
@@ -115,6 +123,11 @@ impl Tallies {
             flows,
         } = self.clone();
         registry.register("path_changes", "Direct links that came up, moved or went down, by cause", path_changes);
+        registry.register(
+            "relays_avoided",
+            "Times that a relay was avoided on the way to a host, for what went by it did not arrive",
+            relays_avoided,
+        );
         registry.register("dns_questions", "Questions for names, by what came of them", dns_questions);
         registry.register_with_unit("dns", "Time until a question was answered", Unit::Seconds, dns_time);
         registry.register("plugin_calls", "Calls of the Docker engine, by what came of them", plugin_calls);

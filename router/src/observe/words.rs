@@ -30,6 +30,10 @@ fn raw(event: &Value) -> String {
         "peer_gone" => format!("host {peer} is gone"),
         "peer_back" => format!("host {peer} is there"),
         "target_silent" => format!("{} does not answer at {}", text("name"), text("address")),
+        "relay_avoided" => {
+            let relay = text("relay");
+            format!("what goes to {peer} by {relay} does not arrive: other ways are taken for {} s", event["seconds"])
+        }
         "marks_lost" => format!("the network to {peer} drops packets marked AF21: none are marked any more"),
         "conflict" => format!("{} is also claimed by {}, which has the older right", text("what"), text("by")),
         "fenced" => format!("{} is another host's: its endpoint here is cut off", text("address")),

@@ -4,6 +4,7 @@ use weft_crypto::{HostLabel, Time};
 
 use super::{Node, path_view};
 use crate::path::Path;
+use crate::topology::verification;
 use crate::wire::Control;
 
 impl Node {
@@ -66,6 +67,7 @@ impl Node {
             }
             Control::Needless => self.parts.topology.on_needless(peer, now),
             Control::Refused { id } => self.parts.topology.on_refused(peer, id, now),
+            Control::Tally(tally) => verification::on_tally(&mut self.parts.topology, peer, &tally, now),
             Control::Trial { id, is_answer } => {
                 if let Some(from) = direct {
                     self.parts.topology.on_trial(peer, index, from, (id, is_answer), now);

@@ -12,7 +12,7 @@ use crate::sessions::SendKeys;
 use crate::stored::Stored;
 use crate::topology::Topology;
 use crate::topology::prediction::{SPARE_HOPS, SPARE_PORTS};
-use crate::wire::{Control, Lane};
+use crate::wire::{Control, Lane, Step};
 use crate::{addresses, presence, sessions, topology};
 
 impl Components {
@@ -45,7 +45,8 @@ impl Components {
             }
             Said::Packet { direct: Some(to), bytes, .. } => self.publisher.send_packet(to, bytes),
             Said::Packet { direct: None, to, bytes } => {
-                if let Some((to, hop)) = to.and_then(|to| Some((to, self.hop_towards(to)?))) {
+                let by = |to| self.hop_of_handshake(Step::of(&bytes)?, to, now);
+                if let Some((to, hop)) = to.zip(to.and_then(by)) {
                     self.publisher.relay_packet(to, &hop, &bytes, now);
                 }
             }
@@ -77,6 +78,16 @@ impl Components {
                 }
             }
             Said::Message(peer, control) => self.send(peer, &control, now),
+            Said::By { peer, by, control } => {
+                let keys = self.sessions.current_keys(peer);
+                if let Some(outbound) = keys.and_then(|keys| Some(keys.over(self.hop_by(by, usize::MAX)?, peer))) {
+                    self.publisher.send_over(&outbound, Lane::Urgent, &control.encode(0), true, now);
+                }
+            }
+            Said::Avoided { to, via, length } => {
+                let relay = self.directory.name_of(via);
+                self.report_of(to, |peer, host| Event::RelayAvoided { peer, host, relay, length });
+            }
             Said::Connection { path, usage } => self.outputs.push_back(Output::Connection { path, usage }),
             Said::Spread { towards } => {
                 self.outputs.push_back(Output::Spread { towards, count: SPARE_PORTS, hops: SPARE_HOPS });

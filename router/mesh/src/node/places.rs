@@ -44,6 +44,11 @@ impl<'a> Places<'a> {
         }
     }
 
+    /// Nicknames of the neighbours that this host avoids on its way to another.
+    pub(super) fn avoided(&self, to: HostLabel) -> Vec<String> {
+        self.0.topology.routing.avoided(to).map(|host| self.0.directory.unmistakable(host)).collect()
+    }
+
     /// Finds the one place of a name: a container's address or name, or a host's nickname or key.
     pub(super) fn find(&self, what: &str) -> Result<Found, CommandError> {
         let ips: Vec<IpAddr> = self.0.directory.addresses_of(what).collect();

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use weft_crypto::{HostLabel, PeerId, Time};
 
+use super::places::Places;
 use super::{
     CommandError, Components, EndpointStatus, LinkStatus, Measures, PeerState, PeerStatus, Refusals, RingReport,
     RouteStatus, Status, TargetStatus,
@@ -42,6 +43,7 @@ impl Components {
                     to: name(*to),
                     via: name(route.via),
                     backup: route.backup.map(name),
+                    avoided: Places(self).avoided(*to),
                     cost: route.cost % METERED_COST,
                     metered: routing.is_metered(*to),
                     max_datagram: route.max_datagram,

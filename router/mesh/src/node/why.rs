@@ -31,6 +31,7 @@ impl Components {
         Ok(Explanation {
             is_one_host,
             stubs: if has_path { Vec::new() } else { self.stubs_between(from.host, to.host) },
+            avoided: if from.host == self.own { places.avoided(to.host) } else { Vec::new() },
             hops,
             from: places.place(from),
             to: places.place(to),

@@ -1,6 +1,7 @@
 //! What links and routes lead to elsewhere.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
@@ -23,6 +24,18 @@ pub(crate) enum Event {
     },
     /// A message to a peer along its route.
     Message(HostLabel, Control),
+    /// A message to a peer by a neighbour, which need not be the route's.
+    By {
+        peer: HostLabel,
+        by: HostLabel,
+        control: Control,
+    },
+    /// What goes to a host by a neighbour does not arrive: for so long others are taken.
+    Avoided {
+        to: HostLabel,
+        via: HostLabel,
+        length: Duration,
+    },
     /// A datagram that passes so many routers on its way to an address, and opens this host's NATs for what comes back.
     Open {
         to: Path,
@@ -68,5 +81,18 @@ impl Event {
     /// What the shell is to know of a path that a link begins or ends to use.
     pub(super) fn connection(path: Path, usage: Usage) -> Option<Event> {
         path.is_opened().then_some(Event::Connection { path, usage })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shell_is_told_of_paths_that_it_has_to_open_and_close() {
+        let remote = SocketAddr::from(([192, 0, 2, 2], 6783));
+        assert!(Event::connection(Path::udp(remote), Usage::InUse).is_none());
+        let told = Event::connection(Path::tcp(remote), Usage::InUse);
+        assert!(matches!(told, Some(Event::Connection { path, usage: Usage::InUse }) if path == Path::tcp(remote)));
     }
 }

@@ -95,7 +95,7 @@ impl Topology {
         }
         self.events.extend(self.prediction.spread(&mut self.peers, &self.addresses, now));
         self.events.extend(self.port_search.search(sessions, &mut self.rng, now));
-        are_at_rest
+        super::verification::tend(self, all, sessions, now) && are_at_rest
     }
 
     /// Tries addresses that the operator named and that have not answered yet.

@@ -106,9 +106,10 @@ impl Metered {
         link.may_leave(self.compare(to, &link.path), own < other && !routing.is_metered_by(other), now)
     }
 
-    /// Whether metered paths to a peer may be tried: there is no way to it, or one that is metered, and enough goes there.
+    /// Whether metered paths to a peer may be tried: there is no way to it, or none that carries, or one that is metered, and enough goes there.
     pub(super) fn may_try(&self, routing: &Routing, host: HostLabel, peer: &Peer, now: Time) -> bool {
-        !routing.has_route(host) || (routing.is_metered(host) && peer.has_demand(now))
+        let has_way = routing.has_route(host) && !routing.is_blocked(host);
+        !has_way || (routing.is_metered(host) && peer.has_demand(now))
     }
 
     /// Whether a path to a peer may be tried.
@@ -132,10 +133,11 @@ impl Metered {
             }
     }
 
-    /// Whether a metered link with a host has to stay: all ways there are metered, and the link holds the mesh together or `has_demand`, for
-    /// enough frames go there.
+    /// Whether a metered link with a host has to stay: all ways there are metered or do not carry, and the link holds the mesh together or `has_demand`,
+    /// for enough frames go there.
     pub(super) fn keeps(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
-        !routing.has_route(host) || (routing.is_metered(host) && (has_demand || routing.is_kept(host)))
+        let is_needed = || has_demand || routing.is_kept(host) || routing.avoided(host).next().is_some();
+        !routing.has_route(host) || routing.is_blocked(host) || (routing.is_metered(host) && is_needed())
     }
 }
 
@@ -166,8 +168,8 @@ mod tests {
     use crate::datapath::snapshot::Meter;
     use crate::records::{HostRecord, LinkRecord, METERED_COST};
     use crate::topology::lab::*;
-    use crate::topology::{Event, Learnt};
-    use crate::wire::{Control, Lane};
+    use crate::topology::{Event, Learnt, verification};
+    use crate::wire::{Control, Lane, Tally};
 
     /// A free path to the peer, which `remote()` is not.
     fn free() -> Path {
@@ -195,6 +197,12 @@ mod tests {
                     Event::Straight { control: Control::Ping { id, .. }, to, size, .. } if carries(to) => {
                         meter.received.on_link(1, at(now));
                         topology.on_pong(PEER, to, id, to.remote, size as u16, at(now + 10));
+                    }
+                    // The route carries.
+                    Event::By { peer: PEER, control: Control::Tally(Tally { number, .. }), .. } => {
+                        let received = meter.sent.bytes.load(std::sync::atomic::Ordering::Relaxed);
+                        let tally = Tally { number, latest: number, before: u32::MAX, received, asks: false };
+                        verification::on_tally(topology, PEER, &tally, at(now));
                     }
                     event => all.push(event),
                 }
@@ -335,6 +343,23 @@ mod tests {
             );
             assert_eq!(refused(&ping(&mut topology, remote(), at(11_000))), is_refused_with_demand);
         }
+    }
+
+    #[test]
+    fn a_peer_that_asks_by_a_metered_path_is_answered_once_the_free_way_turns_out_not_to_carry() {
+        let (mut topology, table, _) = topology();
+        topology.metered.set_paths(line(), at(0));
+        relay(&mut topology, 10);
+        let answered = |topology: &mut Topology, millis: std::ops::Range<u64>| {
+            let mut asked = millis.step_by(50).filter(|now| {
+                topology.tend_links(true, &table, at(*now));
+                events(topology);
+                now % 1000 == 0 && has_pong(&ping(topology, remote(), at(*now)))
+            });
+            asked.next()
+        };
+        let first = answered(&mut topology, 1000..10_000);
+        assert!(first.is_some_and(|first| (2000..4000).contains(&first)), "{first:?}");
     }
 
     #[test]

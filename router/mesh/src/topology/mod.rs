@@ -5,6 +5,7 @@
 //! fingers, with the peers that the operator named, and with those that frames go to.
 
 mod account;
+mod avoidance;
 mod candidates;
 mod event;
 mod fallback;
@@ -27,8 +28,10 @@ pub mod routes;
 mod routing;
 mod size;
 mod spanning;
+mod tallies;
 mod targets;
 mod trial;
+pub(crate) mod verification;
 pub mod what_if;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -50,12 +53,13 @@ use own_addresses::{OwnAddresses, OwnReach};
 use port_search::PortSearch;
 use prediction::{Prediction, Spreads};
 use punching::Punching;
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use relay_load::RelayLoad;
 use routes::Route;
 use routing::Routing;
 use targets::Targets;
+use verification::Verification;
 use weft_crypto::{HostLabel, PeerId, Time};
 
 use crate::bucket::Bucket;
@@ -102,6 +106,8 @@ pub(crate) struct Topology {
     pub(crate) addresses: OwnAddresses,
     /// Announced links, and the routes over them.
     pub(crate) routing: Routing,
+    /// Whether routes over other hosts carry.
+    pub(crate) verification: Verification,
     /// How busy this host is as a relay.
     pub(crate) load: RelayLoad,
     fingers: Fingers,
@@ -157,13 +163,15 @@ pub(crate) struct Setup {
 
 impl Topology {
     pub(crate) fn new(setup: Setup, now: Time) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(setup.entropy);
         Topology {
             own: setup.own,
             discovery: setup.discovery,
             underlay_mtu: setup.underlay_mtu,
             marks: true,
             metered: Metered::new(setup.is_metered, now),
-            rng: ChaCha20Rng::from_seed(setup.entropy),
+            verification: Verification::new(rng.random()),
+            rng,
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
             targets: Targets::default(),
@@ -213,6 +221,7 @@ impl Topology {
             self.events.push_back(Event::Announce(peer, None));
         }
         self.linked.remove(&peer);
+        self.verification.remove(peer, &mut self.routing);
         self.port_search.end(peer);
         self.addresses.unsee(peer);
     }
@@ -265,6 +274,7 @@ impl Topology {
 
     /// A session with a peer is used for sending from now on: packets under the last link have had their time.
     pub(crate) fn on_session(&mut self, peer: HostLabel) {
+        self.verification.on_session(peer);
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.let_go = Time::ZERO;
         }

@@ -52,6 +52,7 @@ impl Topology {
         if let Some(known) = known.filter(|known| self.metered.refuses(&self.routing, peer, known, &from, now)) {
             // The peer may have lost a link by a better path.
             known.doubt(now);
+            self.verification.suspect(peer, &self.routing, now);
             self.events.extend([Event::Wake(now), Event::Message(peer, Control::Refused { id })]);
             return;
         }

@@ -41,6 +41,9 @@ pub struct Route {
     pub max_datagram: u16,
 }
 
+/// Neighbours by which what goes to a host does not arrive, of each host to which the ways are looked at one by one.
+pub(super) type Avoided = BTreeMap<HostLabel, BTreeSet<HostLabel>>;
+
 /// The graph with hosts as numbers, and only links that count.
 pub(super) struct Indexed {
     pub(super) labels: Vec<HostLabel>,
@@ -134,10 +137,23 @@ impl Graph {
     /// The routes from `own` to every host that can be reached. An edge between others counts if both ends
     /// say so; this host's own links are what it knows itself.
     pub fn routes(&self, own: HostLabel) -> BTreeMap<HostLabel, Route> {
+        self.routes_around(own, &Avoided::new()).0
+    }
+
+    /// The same, by other neighbours than the avoided ones where there are any; and of each host that `avoided` names all ways there, avoided or
+    /// not, the cheapest first.
+    pub(super) fn routes_around(
+        &self,
+        own: HostLabel,
+        avoided: &Avoided,
+    ) -> (BTreeMap<HostLabel, Route>, BTreeMap<HostLabel, Vec<HostLabel>>) {
         let graph = self.indexed(own);
-        let Some(around) = graph.neighbourhood(own) else { return BTreeMap::new() };
+        let Some(around) = graph.neighbourhood(own) else { return Default::default() };
         let others = graph.labels.iter().enumerate().filter(|(to, _)| *to != around.start);
-        others.filter_map(|(to, label)| Some((*label, around.route(to)?))).collect()
+        let routes = others.filter_map(|(to, label)| Some((*label, around.route(to, avoided.get(label))?))).collect();
+        let index = |label: &HostLabel| graph.labels.binary_search(label).ok();
+        let watched = avoided.keys().filter_map(|label| Some((*label, around.all_ways(index(label)?))));
+        (routes, watched.collect())
     }
 
     /// The next host on the way from one to another.
@@ -213,13 +229,42 @@ impl Indexed {
 }
 
 impl Neighbourhood<'_> {
-    fn route(&self, to: usize) -> Option<Route> {
+    fn route(&self, to: usize, avoided: Option<&BTreeSet<HostLabel>>) -> Option<Route> {
         let first = self.first_hop(to)?;
+        let label = |via: &Via| self.graph.labels[via.by];
+        let is_avoided = |via: &Via| avoided.is_some_and(|avoided| avoided.contains(&label(via)));
+        let rank = |via: &Via| (via.cost, label(via));
+        if is_avoided(&first) {
+            let mut ways: Vec<Via> = self.ways(to, &first).filter(|via| !is_avoided(via)).collect();
+            ways.sort_unstable_by_key(rank);
+            if let [Via { by, cost, max_datagram, .. }, others @ ..] = &ways[..] {
+                let backup = others.first().map(label);
+                return Some(Route { via: self.graph.labels[*by], backup, cost: *cost, max_datagram: *max_datagram });
+            }
+        }
         let is_loop_free = |via: &Via| via.by != first.by && via.onward < via.back.saturating_add(first.cost);
-        let backups = self.by_neighbours(to).filter(is_loop_free);
-        let backup = backups.map(|via| (via.cost, self.graph.labels[via.by])).min().map(|(_, label)| label);
+        let backups = self.by_neighbours(to).filter(|via| is_loop_free(via) && !is_avoided(via));
+        let backup = backups.map(|via| rank(&via)).min().map(|(_, label)| label);
         let Via { by, cost, max_datagram, .. } = first;
         Some(Route { via: self.graph.labels[by], backup, cost, max_datagram })
+    }
+
+    /// The neighbours that lead to a host whatever others avoid, the cheapest first.
+    fn all_ways(&self, to: usize) -> Vec<HostLabel> {
+        let Some(first) = self.first_hop(to) else { return Vec::new() };
+        let ways = self.ways(to, &first).map(|via| (via.cost, self.graph.labels[via.by]));
+        let mut ways: Vec<(u32, HostLabel)> = ways.collect();
+        ways.sort_unstable();
+        ways.into_iter().map(|(_, label)| label).collect()
+    }
+
+    /// The neighbours that are nearer to a host (RFC 5286, inequality 3), and those that go to it straight, as nothing costs them less. So each hop leads nearer or
+    /// to the end, whatever any host on the way avoids: with inequality 1 two hosts that avoid each the other's way would send in a circle.
+    fn ways(&self, to: usize, first: &Via) -> impl Iterator<Item = Via> {
+        let goes_straight = move |via: &Via| {
+            via.by == to || self.graph.edges[via.by].iter().any(|(end, link)| *end == to && link.cost == via.onward)
+        };
+        self.by_neighbours(to).filter(move |via| via.onward < first.cost || goes_straight(via))
     }
 
     /// By the host itself if nothing costs less, or by one of the neighbours by which it costs the same.

@@ -1,11 +1,12 @@
 //! The graph of announced links, and the routes from it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_crypto::{HostLabel, Time};
 
-use super::routes::{Graph, Route};
+use super::routes::{Avoided, Graph, Route};
 use crate::records::{LinkRecord, MAX_LINKS, METERED_COST};
 
 /// Routes are computed at most this often; in between, changes gather.
@@ -16,6 +17,11 @@ pub(crate) struct Routing {
     own: HostLabel,
     graph: Graph,
     routes: BTreeMap<HostLabel, Route>,
+    /// Of hosts to which the ways are looked at one by one: neighbours that are avoided, and all ways there.
+    avoided: Avoided,
+    ways: BTreeMap<HostLabel, Vec<HostLabel>>,
+    /// Hosts that do not answer what is asked along the route.
+    silent: BTreeSet<HostLabel>,
     /// Hosts with which this one has metered links that hold the mesh together.
     kept_metered: BTreeSet<HostLabel>,
     is_stale: bool,
@@ -33,6 +39,9 @@ impl Routing {
             own,
             graph,
             routes: BTreeMap::new(),
+            avoided: Avoided::new(),
+            ways: BTreeMap::new(),
+            silent: BTreeSet::new(),
             kept_metered: BTreeSet::new(),
             is_stale: false,
             after: now,
@@ -67,6 +76,55 @@ impl Routing {
     /// Sets the steps of load that a relay announces.
     pub(super) fn set_load(&mut self, host: HostLabel, load: u8) {
         self.is_stale |= self.graph.set_load(host, load);
+    }
+
+    /// The ways to a host are looked at one by one from now on.
+    pub(super) fn watch(&mut self, to: HostLabel) {
+        if let Entry::Vacant(vacant) = self.avoided.entry(to) {
+            vacant.insert(BTreeSet::new());
+            self.is_stale = true;
+        }
+    }
+
+    /// They are no longer.
+    pub(super) fn unwatch(&mut self, to: HostLabel) {
+        self.ways.remove(&to);
+        self.silent.remove(&to);
+        self.is_stale |= self.avoided.remove(&to).is_some_and(|avoided| !avoided.is_empty());
+    }
+
+    /// Has the route to a host avoid a neighbour, or no longer, as soon as may be.
+    pub(super) fn set_avoided(&mut self, to: HostLabel, via: HostLabel, is_avoided: bool) {
+        let avoided = self.avoided.entry(to).or_default();
+        let is_news = if is_avoided { avoided.insert(via) } else { avoided.remove(&via) };
+        if is_news {
+            (self.is_stale, self.after) = (true, Time::ZERO);
+        }
+    }
+
+    /// A host does not answer what is asked along the route, or does.
+    pub(super) fn set_silent(&mut self, to: HostLabel, is_silent: bool) {
+        if is_silent {
+            self.silent.insert(to)
+        } else {
+            self.silent.remove(&to)
+        };
+    }
+
+    /// Whether what goes along the route to a host does not arrive, or nothing comes back.
+    pub(super) fn is_blocked(&self, to: HostLabel) -> bool {
+        let is_avoided = |route: &Route| self.avoided.get(&to).is_some_and(|avoided| avoided.contains(&route.via));
+        self.silent.contains(&to) || self.route(to).is_some_and(is_avoided)
+    }
+
+    /// Neighbours by which what goes to a host does not arrive.
+    pub(crate) fn avoided(&self, to: HostLabel) -> impl Iterator<Item = HostLabel> {
+        self.avoided.get(&to).into_iter().flatten().copied()
+    }
+
+    /// The neighbours that lead to a host which is looked at, the cheapest first.
+    pub(super) fn ways(&self, to: HostLabel) -> &[HostLabel] {
+        self.ways.get(&to).map_or(&[], |ways| ways)
     }
 
     /// Returns the steps of load that a relay announces.
@@ -175,7 +233,8 @@ impl Routing {
             return Vec::new();
         }
         (self.is_stale, self.after) = (false, now + INTERVAL);
-        let routes = self.graph.routes(self.own);
+        let (routes, ways) = self.graph.routes_around(self.own, &self.avoided);
+        self.ways = ways;
         self.kept_metered = self.graph.kept_metered(self.own);
         let old = std::mem::replace(&mut self.routes, routes);
         self.has_news |= self.routes != old;
