@@ -63,7 +63,8 @@ pub fn run(seed: u64) -> Outcome {
         let after = world.now.since(began);
         assert!(
             lost.is_empty() || after <= JOINED_WITHIN,
-            "seed {seed}: {lost:?} are apart, {faulty:?} of {hosts} are faulty"
+            "seed {seed}: {lost:?} are apart, {faulty:?} of {hosts} are faulty; {}",
+            lost.iter().map(|(a, b)| told(&world, *a, *b) + &told(&world, *b, *a)).collect::<String>()
         );
         if !lost.is_empty() {
             last = after;
@@ -93,6 +94,15 @@ fn raise(seed: u64) -> World {
         world.connect(host, &wired);
     }
     world
+}
+
+/// What a host tells of its way to another, and what the hosts on it do.
+fn told(world: &World, from: HostNumber, to: HostNumber) -> String {
+    let why = world.hosts[from].node.as_ref().and_then(|node| node.why(None, &format!("h{to}"), world.now).ok());
+    let way = why.map(|why| (why.hops.into_iter().map(|hop| hop.peer).collect::<Vec<_>>(), why.avoided));
+    let faults = world.hosts.iter().enumerate().filter(|(_, host)| host.relaying != Relaying::default());
+    let faults: Vec<_> = faults.map(|(number, host)| (number, &host.relaying)).collect();
+    format!("h{from} to h{to}: {way:?}; {faults:?}")
 }
 
 fn fault(world: &mut World) -> Relaying {

@@ -78,7 +78,9 @@ fn frames_leave_a_relay_that_drops_them_whatever_it_drops() {
                 world.hosts[relay].relaying = Relaying { only_to, ..relaying.clone() };
                 let (silent, lost) = converse(&mut world, ways, Duration::from_secs(20));
                 println!("{what}, {} ways, seed {seed}: {silent:?}, {lost} lost", ways.len());
-                assert!(silent <= Duration::from_secs(4), "{what}, {ways:?}, seed {seed}: lost for {silent:?}");
+                // Of those that are lost at random some tallies and frames come.
+                let most = Duration::from_secs(if relaying.drops > 0.0 && relaying.drops < 1.0 { 10 } else { 4 });
+                assert!(silent <= most, "{what}, {ways:?}, seed {seed}: lost for {silent:?}");
             }
         }
     }
@@ -113,7 +115,7 @@ fn a_relay_is_taken_again_once_it_passes_on_what_it_should_and_avoided_for_longe
     let (_, lost) = converse(&mut world, &BOTH, Duration::from_secs(100));
     assert_eq!((lost, via(&world, 0) == relay), (0, false), "it has to prove itself by tallies, not by frames");
     world.hosts[relay].relaying = Relaying::default();
-    let (_, lost) = converse(&mut world, &BOTH, Duration::from_secs(10));
+    let (_, lost) = converse(&mut world, &BOTH, Duration::from_secs(20));
     assert_eq!((lost, via(&world, 0), via(&world, 1)), (0, relay, relay));
     assert!(avoided(&world, 0).is_empty() && avoided(&world, 1).is_empty());
     world.hosts[relay].relaying = Relaying::none();
@@ -129,6 +131,46 @@ fn a_relay_is_taken_again_once_it_passes_on_what_it_should_and_avoided_for_longe
         })
         .collect();
     assert_eq!(lengths, [60, 120]);
+}
+
+/// Frames go one way, now all the time and now in bursts of some seconds each two minutes: the end that only answers keeps avoiding the relay, too.
+#[test]
+fn a_relay_that_stays_faulty_is_not_taken_again_for_want_of_use() {
+    for pause in [0, 110] {
+        let mut world = world(4, 2);
+        world.run_for(Duration::from_secs(5));
+        converse(&mut world, &BOTH[..1], Duration::from_secs(3));
+        let relay = via(&world, 0);
+        world.hosts[relay].relaying = Relaying::none();
+        converse(&mut world, &BOTH[..1], Duration::from_secs(10));
+        for burst in 0..3 {
+            world.run_for(Duration::from_secs(pause));
+            let (silent, lost) =
+                converse(&mut world, &BOTH[..1], Duration::from_secs(if pause > 0 { 10 } else { 100 }));
+            assert_eq!(lost, 0, "burst {burst} after {pause} s each: lost for {silent:?}");
+        }
+    }
+}
+
+/// A host is off for a while, to which frames go over relays; its relays are as good as before.
+#[test]
+fn nobody_avoids_a_relay_for_a_host_that_was_off() {
+    for off in [1, 3, 10] {
+        for seed in 0..5 {
+            let mut world = world(seed, 4);
+            world.run_for(Duration::from_secs(5));
+            converse(&mut world, &BOTH, Duration::from_secs(3));
+            world.crash(1);
+            converse(&mut world, &BOTH[..1], Duration::from_secs(off));
+            world.start(1);
+            world.connect(1, &[2, 3, 4, 5]);
+            world.attach(1, [2; 16], endpoint(1));
+            converse(&mut world, &BOTH, Duration::from_secs(15));
+            let avoids = |event: &&Event| matches!(event, Event::RelayAvoided { .. });
+            let avoided = world.hosts.iter().flat_map(|host| &host.events).filter(avoids).count();
+            assert_eq!(avoided, 0, "off for {off} s, seed {seed}");
+        }
+    }
 }
 
 #[test]
@@ -201,7 +243,7 @@ fn a_free_way_that_does_not_carry_is_no_reason_to_do_without_a_metered_line() {
         println!("one way: {one_way}, one end knows: {one_knows}: {silent:?}");
         assert!(silent <= Duration::from_secs(15), "lost for {silent:?}");
         [2, 3].into_iter().for_each(|host| world.hosts[host].relaying = Relaying::default());
-        let (_, lost) = converse(&mut world, ways, Duration::from_secs(60));
+        let (_, lost) = converse(&mut world, ways, Duration::from_secs(90));
         assert_eq!((lost, world.is_direct(0, 1)), (0, false), "the free way is taken again");
     }
 }

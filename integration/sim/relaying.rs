@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What a host does with datagrams that it is to pass on; by default that.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Relaying {
     /// The share that it drops of those that it does not treat well.
     pub drops: f64,

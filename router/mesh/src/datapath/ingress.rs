@@ -308,11 +308,14 @@ impl Receiver {
                     let Some((_, inbound, _)) = &run.session else { continue };
                     carried += len;
                     let is_direct = neighbour.is_some_and(|neighbour| neighbour.peer == inbound.peer);
+                    let is_control = datagram.get(text.start) == Some(&(TextKind::Control as u8));
+                    if is_control {
+                        inbound.meter.received.control.fetch_add(len as u64, Ordering::Relaxed);
+                    }
                     inbound.meter.received.bytes.fetch_add(len as u64, Ordering::Relaxed);
                     if is_direct {
                         inbound.meter.received.on_link(1, now);
                     }
-                    let is_control = datagram.get(text.start) == Some(&(TextKind::Control as u8));
                     // A path is large, and hardly ever told.
                     let direct = || is_direct.then_some(buffer.from);
                     if heard != Some((index, inbound.peer)) {

@@ -148,6 +148,8 @@ pub struct Meter {
 pub struct Direction {
     /// Bytes of datagrams in sessions with the peer.
     pub bytes: AtomicU64,
+    /// Those of them, received, in control messages.
+    pub control: AtomicU64,
     /// Datagrams over the direct link with the peer, of all sessions.
     pub link_datagrams: AtomicU64,
     /// Those of them whose loss need not be found out: what they carry is said again anyway.

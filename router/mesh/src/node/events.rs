@@ -81,7 +81,8 @@ impl Components {
             Said::By { peer, by, control } => {
                 let keys = self.sessions.current_keys(peer);
                 if let Some(outbound) = keys.and_then(|keys| Some(keys.over(self.hop_by(by, usize::MAX)?, peer))) {
-                    self.publisher.send_over(&outbound, Lane::Urgent, &control.encode(0), true, now);
+                    // With the frames: it is to say whether they arrive.
+                    self.publisher.send_over(&outbound, Lane::Main, &control.encode(0), true, now);
                 }
             }
             Said::Avoided { to, via, length } => {

@@ -211,7 +211,6 @@ impl Node {
                 let control = Control::decode(&text);
                 let is_trial = control.as_ref().is_some_and(Control::is_trial);
                 let is_small_talk = matches!(control, Some(Control::Heartbeat { .. } | Control::Swim(_)));
-                self.parts.topology.verification.on_control(peer, size);
                 self.on_heard(index, peer, direct, is_trial, now);
                 if !self.parts.sessions.is_in_doubt(peer, index)
                     && let Some(control) = control

@@ -9,6 +9,9 @@ use weft_crypto::{HostLabel, Time};
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// How long one without use is remembered beyond its time, at least.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// Neighbours by which what goes to one host does not arrive.
 #[derive(Default)]
 pub(super) struct Avoidances(BTreeMap<HostLabel, Avoidance>);
@@ -36,9 +39,14 @@ impl Avoidances {
     /// Ends those whose time is over and which are proved since then; returns them.
     pub(super) fn end(&mut self, now: Time, is_proved: impl Fn(HostLabel, Time) -> bool) -> Vec<HostLabel> {
         self.0.retain(|_, avoidance| !avoidance.has_ended || now.since(avoidance.until) < avoidance.length * 2);
-        let on_trial = self.0.iter_mut().filter(|(_, avoidance)| avoidance.is_on_trial(now));
-        let proved = on_trial.filter(|(via, avoidance)| is_proved(**via, avoidance.until));
-        proved.map(|(via, avoidance)| (*via, avoidance.has_ended = true).0).collect()
+        let mut ended = Vec::new();
+        for (via, avoidance) in self.0.iter_mut().filter(|(_, avoidance)| avoidance.is_on_trial(now)) {
+            if is_proved(*via, avoidance.until) {
+                avoidance.has_ended = true;
+                ended.push(*via);
+            }
+        }
+        ended
     }
 
     /// Neighbours that have to prove themselves.
@@ -56,9 +64,9 @@ impl Avoidances {
         self.0.values().any(|avoidance| !avoidance.has_ended)
     }
 
-    /// Whether the time of all is over.
+    /// Whether all are long past.
     pub(super) fn is_past(&self, now: Time) -> bool {
-        self.0.values().all(|avoidance| now >= avoidance.until)
+        self.0.values().all(|avoidance| now >= avoidance.until + KEPT.max(avoidance.length * 2))
     }
 }
 
@@ -78,13 +86,14 @@ mod tests {
         let (mut avoidances, via) = (Avoidances::default(), HostLabel([8; 6]));
         assert_eq!(avoidances.begin(via, at(0)), Some(FIRST));
         assert_eq!((avoidances.begin(via, at(10)), avoidances.contains(via)), (None, true));
-        assert!(avoidances.end(at(59_000), |_, _| true).is_empty() && avoidances.on_trial(at(59_000)).next().is_none());
-        assert!(avoidances.end(at(60_000), |_, _| false).is_empty() && avoidances.is_past(at(60_000)));
+        let yes = |_, _| true;
+        assert!(avoidances.end(at(59_000), yes).is_empty() && avoidances.on_trial(at(59_000)).next().is_none());
+        assert!(avoidances.end(at(60_000), |_, _| false).is_empty() && !avoidances.is_past(at(60_000)));
         assert_eq!(avoidances.end(at(61_000), |_, since| since == at(60_000)), [via]);
         assert!(!avoidances.contains(via) && !avoidances.is_any());
         assert_eq!(avoidances.begin(via, at(100_000)), Some(FIRST * 2));
-        assert_eq!(avoidances.end(at(220_000), |_, _| true), [via]);
-        avoidances.end(at(1_000_000), |_, _| true);
-        assert_eq!(avoidances.begin(via, at(1_000_000)), Some(FIRST), "that was long ago");
+        assert_eq!(avoidances.end(at(220_000), yes), [via]);
+        avoidances.end(at(2_000_000), yes);
+        assert_eq!(avoidances.begin(via, at(2_000_000)), Some(FIRST), "that was long ago");
     }
 }

@@ -136,8 +136,8 @@ impl Metered {
     /// Whether a metered link with a host has to stay: all ways there are metered or do not carry, and the link holds the mesh together or `has_demand`,
     /// for enough frames go there.
     pub(super) fn keeps(&self, routing: &Routing, host: HostLabel, has_demand: bool) -> bool {
-        let is_needed = || has_demand || routing.is_kept(host) || routing.avoided(host).next().is_some();
-        !routing.has_route(host) || routing.is_blocked(host) || (routing.is_metered(host) && is_needed())
+        let is_needed = has_demand || routing.is_kept(host);
+        !routing.has_route(host) || routing.is_blocked(host) || (routing.is_metered(host) && is_needed)
     }
 }
 

@@ -10,6 +10,8 @@ mod candidates;
 mod event;
 mod fallback;
 mod fingers;
+mod frame_loss;
+mod handshake_turns;
 #[cfg(test)]
 mod lab;
 mod link;
@@ -53,7 +55,7 @@ use own_addresses::{OwnAddresses, OwnReach};
 use port_search::PortSearch;
 use prediction::{Prediction, Spreads};
 use punching::Punching;
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use relay_load::RelayLoad;
 use routes::Route;
@@ -163,15 +165,14 @@ pub(crate) struct Setup {
 
 impl Topology {
     pub(crate) fn new(setup: Setup, now: Time) -> Self {
-        let mut rng = ChaCha20Rng::from_seed(setup.entropy);
         Topology {
             own: setup.own,
             discovery: setup.discovery,
             underlay_mtu: setup.underlay_mtu,
             marks: true,
             metered: Metered::new(setup.is_metered, now),
-            verification: Verification::new(rng.random()),
-            rng,
+            rng: ChaCha20Rng::from_seed(setup.entropy),
+            verification: Verification::new(setup.entropy),
             peers: BTreeMap::new(),
             linked: BTreeSet::new(),
             targets: Targets::default(),

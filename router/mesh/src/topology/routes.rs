@@ -11,7 +11,7 @@ use std::time::Duration;
 use siphasher::sip::SipHasher13;
 use weft_crypto::HostLabel;
 
-use crate::records::LinkRecord;
+use crate::records::{LinkRecord, METERED_COST};
 
 /// The fixed cost of a hop beside its RTT, so that a relay is only taken where it pays.
 const HOP_COST: u32 = 10;
@@ -152,7 +152,8 @@ impl Graph {
         let others = graph.labels.iter().enumerate().filter(|(to, _)| *to != around.start);
         let routes = others.filter_map(|(to, label)| Some((*label, around.route(to, avoided.get(label))?))).collect();
         let index = |label: &HostLabel| graph.labels.binary_search(label).ok();
-        let watched = avoided.keys().filter_map(|label| Some((*label, around.all_ways(index(label)?))));
+        let watched =
+            avoided.iter().filter_map(|(label, avoided)| Some((*label, around.all_ways(index(label)?, avoided))));
         (routes, watched.collect())
     }
 
@@ -249,20 +250,25 @@ impl Neighbourhood<'_> {
         Some(Route { via: self.graph.labels[by], backup, cost, max_datagram })
     }
 
-    /// The neighbours that lead to a host whatever others avoid, the cheapest first.
-    fn all_ways(&self, to: usize) -> Vec<HostLabel> {
+    /// The neighbours that lead to a host whatever others avoid, the cheapest first; those where bytes are paid for only if of the others all but one are
+    /// avoided.
+    fn all_ways(&self, to: usize, avoided: &BTreeSet<HostLabel>) -> Vec<HostLabel> {
         let Some(first) = self.first_hop(to) else { return Vec::new() };
         let ways = self.ways(to, &first).map(|via| (via.cost, self.graph.labels[via.by]));
         let mut ways: Vec<(u32, HostLabel)> = ways.collect();
         ways.sort_unstable();
-        ways.into_iter().map(|(_, label)| label).collect()
+        let is_free = |cost: u32| cost < METERED_COST;
+        let free = ways.iter().filter(|(cost, label)| is_free(*cost) && !avoided.contains(label)).count();
+        ways.into_iter().filter(|(cost, _)| is_free(*cost) || free <= 1).map(|(_, label)| label).collect()
     }
 
     /// The neighbours that are nearer to a host (RFC 5286, inequality 3), and those that go to it straight, as nothing costs them less. So each hop leads nearer or
     /// to the end, whatever any host on the way avoids: with inequality 1 two hosts that avoid each the other's way would send in a circle.
     fn ways(&self, to: usize, first: &Via) -> impl Iterator<Item = Via> {
         let goes_straight = move |via: &Via| {
-            via.by == to || self.graph.edges[via.by].iter().any(|(end, link)| *end == to && link.cost == via.onward)
+            let links = &self.graph.edges[via.by];
+            let link = links.binary_search_by_key(&to, |(end, _)| *end).ok().map(|at| links[at].1);
+            via.by == to || link.is_some_and(|link| link.cost == via.onward)
         };
         self.by_neighbours(to).filter(move |via| via.onward < first.cost || goes_straight(via))
     }

@@ -1,6 +1,5 @@
 //! The graph of announced links, and the routes from it.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -20,8 +19,8 @@ pub(crate) struct Routing {
     /// Of hosts to which the ways are looked at one by one: neighbours that are avoided, and all ways there.
     avoided: Avoided,
     ways: BTreeMap<HostLabel, Vec<HostLabel>>,
-    /// Hosts that do not answer what is asked along the route.
-    silent: BTreeSet<HostLabel>,
+    /// Hosts to which frames go, and no free way carries.
+    blocked: BTreeSet<HostLabel>,
     /// Hosts with which this one has metered links that hold the mesh together.
     kept_metered: BTreeSet<HostLabel>,
     is_stale: bool,
@@ -41,7 +40,7 @@ impl Routing {
             routes: BTreeMap::new(),
             avoided: Avoided::new(),
             ways: BTreeMap::new(),
-            silent: BTreeSet::new(),
+            blocked: BTreeSet::new(),
             kept_metered: BTreeSet::new(),
             is_stale: false,
             after: now,
@@ -78,43 +77,37 @@ impl Routing {
         self.is_stale |= self.graph.set_load(host, load);
     }
 
-    /// The ways to a host are looked at one by one from now on.
-    pub(super) fn watch(&mut self, to: HostLabel) {
-        if let Entry::Vacant(vacant) = self.avoided.entry(to) {
-            vacant.insert(BTreeSet::new());
-            self.is_stale = true;
-        }
+    /// The ways to a host are looked at one by one from now on; soon if it `is_urgent`.
+    pub(super) fn watch(&mut self, to: HostLabel, is_urgent: bool) {
+        self.avoided.entry(to).or_default();
+        self.is_stale |= is_urgent && !self.ways.contains_key(&to);
     }
 
     /// They are no longer.
     pub(super) fn unwatch(&mut self, to: HostLabel) {
         self.ways.remove(&to);
-        self.silent.remove(&to);
+        self.blocked.remove(&to);
         self.is_stale |= self.avoided.remove(&to).is_some_and(|avoided| !avoided.is_empty());
     }
 
-    /// Has the route to a host avoid a neighbour, or no longer, as soon as may be.
+    /// Has the route to a host avoid a neighbour, or no longer.
     pub(super) fn set_avoided(&mut self, to: HostLabel, via: HostLabel, is_avoided: bool) {
         let avoided = self.avoided.entry(to).or_default();
-        let is_news = if is_avoided { avoided.insert(via) } else { avoided.remove(&via) };
-        if is_news {
-            (self.is_stale, self.after) = (true, Time::ZERO);
-        }
+        self.is_stale |= if is_avoided { avoided.insert(via) } else { avoided.remove(&via) };
     }
 
-    /// A host does not answer what is asked along the route, or does.
-    pub(super) fn set_silent(&mut self, to: HostLabel, is_silent: bool) {
-        if is_silent {
-            self.silent.insert(to)
+    /// Frames go to a host to which no free way carries, or not.
+    pub(super) fn set_blocked(&mut self, to: HostLabel, is_blocked: bool) {
+        if is_blocked {
+            self.blocked.insert(to)
         } else {
-            self.silent.remove(&to)
+            self.blocked.remove(&to)
         };
     }
 
-    /// Whether what goes along the route to a host does not arrive, or nothing comes back.
+    /// Whether frames go to a host to which no free way carries.
     pub(super) fn is_blocked(&self, to: HostLabel) -> bool {
-        let is_avoided = |route: &Route| self.avoided.get(&to).is_some_and(|avoided| avoided.contains(&route.via));
-        self.silent.contains(&to) || self.route(to).is_some_and(is_avoided)
+        self.blocked.contains(&to)
     }
 
     /// Neighbours by which what goes to a host does not arrive.

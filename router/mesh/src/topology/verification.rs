@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 use weft_crypto::{HostLabel, Time};
 
+use super::routes::Route;
 use super::routing::Routing;
 use super::tallies::{Carried, RouteCheck, patience};
 use super::{Event, Peer, SessionTable, Topology};
@@ -20,21 +23,27 @@ const PERIOD: Duration = Duration::from_secs(1);
 const METERED_PERIOD: Duration = Duration::from_secs(30);
 /// How long after the last frame.
 const IN_USE: Duration = Duration::from_secs(5);
+/// The stream of its random numbers.
+const STREAM: u64 = 1;
+/// How often a host is asked without frames, for it tries a path that is paid for.
+const DOUBTED: Duration = Duration::from_secs(30);
 
 /// What is found out about routes over other hosts.
 pub(crate) struct Verification {
-    /// The number of the first tally to each host.
-    first: u32,
+    rng: ChaCha20Rng,
     checks: BTreeMap<HostLabel, RouteCheck>,
 }
 
 impl Verification {
-    pub(super) fn new(first: u32) -> Verification {
-        Verification { first, checks: BTreeMap::new() }
+    /// Makes one with random numbers of its own stream under a seed that others use, too.
+    pub(super) fn new(entropy: [u8; 32]) -> Verification {
+        let mut rng = ChaCha20Rng::from_seed(entropy);
+        rng.set_stream(STREAM);
+        Verification { rng, checks: BTreeMap::new() }
     }
 
     fn check(&mut self, to: HostLabel, now: Time) -> &mut RouteCheck {
-        self.checks.entry(to).or_insert_with(|| RouteCheck::new(self.first, now))
+        self.checks.entry(to).or_insert_with(|| RouteCheck::new(self.rng.random(), now))
     }
 
     /// Forgets a peer.
@@ -43,17 +52,13 @@ impl Verification {
         routing.unwatch(peer);
     }
 
-    /// A control message of a peer came, which is no frame.
-    pub(crate) fn on_control(&mut self, peer: HostLabel, size: usize) {
-        if let Some(check) = self.checks.get_mut(&peer) {
-            check.control_bytes += size as u64;
-        }
-    }
-
     /// A peer asks for a path that is paid for: it may be that nothing of it comes along the route.
     pub(super) fn suspect(&mut self, peer: HostLabel, routing: &Routing, now: Time) {
         if routing.has_route(peer) && !routing.is_metered(peer) {
-            self.check(peer, now).used = now;
+            let check = self.check(peer, now);
+            if now.since(check.doubted) >= DOUBTED {
+                (check.doubted, check.used) = (now, now);
+            }
         }
     }
 
@@ -73,8 +78,15 @@ impl Verification {
         now: Time,
     ) -> Option<HostLabel> {
         let via = routing.route(to).map(|route| route.via).filter(|via| *via != to)?;
-        routing.watch(to);
-        self.check(to, now).handshake_by(step, via, routing.ways(to), now)
+        let check = self.check(to, now);
+        // Most handshakes come to a session by the route.
+        routing.watch(to, check.turns.have_begun());
+        let by = check.turns.next(step, via, routing.ways(to));
+        if by.is_some() {
+            // A session that comes of it is looked at as one in use.
+            check.used = now;
+        }
+        by
     }
 }
 
@@ -95,31 +107,37 @@ pub(super) fn tend(topology: &mut Topology, all: bool, sessions: &impl SessionTa
     }
     let mut is_nothing_asked = true;
     for (to, check) in &mut verification.checks {
-        let Some(peer) = peers.get(to).filter(|_| now.since(check.used) < IN_USE) else { continue };
-        let Some(route) = routing.route(*to).copied().filter(|route| route.via != *to || check.avoided.is_any()) else {
-            routing.set_silent(*to, false);
+        let is_used = now.since(check.used) < IN_USE;
+        // An end that only answers looks whether what it avoids carries again.
+        let is_due = is_used || (check.avoided.is_any() && now.since(check.asked_for) < IN_USE);
+        let is_relayed = |route: &Route| route.via != *to || check.avoided.is_any();
+        let route = routing.route(*to).copied().filter(is_relayed);
+        let Some((peer, route)) = peers.get(to).zip(route).filter(|_| is_due) else {
+            routing.set_blocked(*to, false);
             continue;
         };
         let patience = patience(route.cost);
-        routing.set_silent(*to, check.is_silent(route.via, patience, now));
+        check.note_heard(peer.meter.received.bytes.load(Ordering::Relaxed), now);
+        let carries_not = check.avoided.contains(route.via) || check.is_silent(route.via, patience, now);
+        routing.set_blocked(*to, is_used && (carries_not || route.via == *to));
         if sessions.current(*to).is_none() {
             continue;
         }
         if check.is_doubtful(route.via, patience, now) {
-            routing.watch(*to);
+            routing.watch(*to, true);
         }
         let period = if metered.has_route(routing, *to) { METERED_PERIOD } else { PERIOD };
-        for by in check.due(route.via, routing.ways(*to), patience, period, now) {
-            events.push_back(said(*to, by, check.tally(by, true, carried(peer, check), now)));
+        for by in check.due(route.via, routing.ways(*to), patience, is_used.then_some(period), now) {
+            events.push_back(said(*to, by, check.tally(by, true, carried(peer), now)));
         }
-        is_nothing_asked &= !check.is_asking();
+        is_nothing_asked &= !check.is_asking(patience, now);
     }
     is_nothing_asked
 }
 
 /// Takes a tally of a peer: the way there may have to avoid a neighbour, and the peer may want one.
 pub(crate) fn on_tally(topology: &mut Topology, from: HostLabel, tally: &Tally, now: Time) {
-    let Topology { verification, routing, peers, events, .. } = topology;
+    let Topology { verification, routing, metered, peers, events, .. } = topology;
     let (Some(peer), Some(route)) = (peers.get(&from), routing.route(from).copied()) else { return };
     let check = verification.check(from, now);
     let patience = patience(route.cost);
@@ -131,18 +149,20 @@ pub(crate) fn on_tally(topology: &mut Topology, from: HostLabel, tally: &Tally, 
         events.push_back(Event::Avoided { to: from, via: route.via, length });
     }
     if check.is_doubtful(route.via, patience, now) {
-        routing.watch(from);
+        routing.watch(from, true);
     }
-    for via in check.take_back(now) {
+    for via in check.take_back(routing.ways(from), now) {
         routing.set_avoided(from, via, false);
     }
     if tally.asks {
+        check.asked_for = now;
         let ways = [route.via].into_iter().chain(routing.ways(from).iter().copied());
         let via = ways.into_iter().find(|via| !check.avoided.contains(*via)).unwrap_or(route.via);
-        for by in check.answering(via, routing.ways(from), patience, now) {
+        let is_metered = metered.has_route(routing, from);
+        for by in check.answering(via, routing.ways(from), patience, is_metered, now) {
             // An answer that others join, for nothing is heard of those before, asks whether it came.
             let asks = by != via;
-            events.push_back(said(from, by, check.tally(by, asks, carried(peer, check), now)));
+            events.push_back(said(from, by, check.tally(by, asks, carried(peer), now)));
         }
     }
 }
@@ -151,9 +171,10 @@ fn said(peer: HostLabel, by: HostLabel, tally: Tally) -> Event {
     Event::By { peer, by, control: Control::Tally(tally) }
 }
 
-fn carried(peer: &Peer, check: &RouteCheck) -> Carried {
-    let [sent, received] = [&peer.meter.sent, &peer.meter.received].map(|way| way.bytes.load(Ordering::Relaxed));
-    Carried { sent, received: received.saturating_sub(check.control_bytes) }
+fn carried(Peer { meter, .. }: &Peer) -> Carried {
+    let received = meter.received.bytes.load(Ordering::Relaxed);
+    let control = meter.received.control.load(Ordering::Relaxed);
+    Carried { sent: meter.sent.bytes.load(Ordering::Relaxed), received: received.saturating_sub(control) }
 }
 
 impl Peer {
@@ -264,8 +285,9 @@ mod tests {
             )
         };
         assert!(said.len() == 1 && said.iter().all(answers), "{said:?}");
-        on_tally(&mut case.topology, PEER, &question, at(1001));
         on_tally(&mut case.topology, HostLabel([77; 6]), &question, at(2000));
         assert!(events(&mut case.topology).is_empty());
+        (6..1000).for_each(|number| on_tally(&mut case.topology, PEER, &Tally { number, ..question }, at(2000)));
+        assert!(events(&mut case.topology).len() <= 50, "no more than a few");
     }
 }
