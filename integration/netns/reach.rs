@@ -77,7 +77,8 @@ fn a_relay_that_drops_large_datagrams_is_left_in_mid_transfer() {
         );
     });
     println!("{carried:?}, by {used} and {}", via().unwrap());
-    assert!(carried.longest_silence < Duration::from_secs(6), "{carried:?}");
+    // TCP asks again after 3.2 s, and after 6.4 s.
+    assert!(carried.longest_silence < Duration::from_secs(8), "{carried:?}");
     assert_ne!(via().unwrap(), used);
     let report = mesh.hosts[0].status().unwrap();
     let problem = format!("what goes to h3 by {used} does not arrive");
