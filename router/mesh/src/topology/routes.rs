@@ -250,7 +250,7 @@ impl Neighbourhood<'_> {
         Some(Route { via: self.graph.labels[by], backup, cost, max_datagram })
     }
 
-    /// The neighbours that lead to a host whatever others avoid, the cheapest first; those where bytes are paid for only if of the others all but one are
+    /// The neighbours that lead to a host while others avoid theirs, the cheapest first; those where bytes are paid for only if of the others all but one are
     /// avoided.
     fn all_ways(&self, to: usize, avoided: &BTreeSet<HostLabel>) -> Vec<HostLabel> {
         let Some(first) = self.first_hop(to) else { return Vec::new() };
@@ -263,7 +263,7 @@ impl Neighbourhood<'_> {
     }
 
     /// The neighbours that are nearer to a host (RFC 5286, inequality 3), and those that go to it straight, as nothing costs them less. So each hop leads nearer or
-    /// to the end, whatever any host on the way avoids: with inequality 1 two hosts that avoid each the other's way would send in a circle.
+    /// to the end, also if hosts on the way avoid some: with inequality 1 two hosts that avoid each the other's way would send in a circle.
     fn ways(&self, to: usize, first: &Via) -> impl Iterator<Item = Via> {
         let goes_straight = move |via: &Via| {
             let links = &self.graph.edges[via.by];

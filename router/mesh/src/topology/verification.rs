@@ -2,7 +2,7 @@
 //!
 //! A relay whose links answer may still drop what it is to pass on, by a fault or on purpose. Hosts between which frames go over others therefore
 //! tell each other once a second what came (see `tallies`). If nothing comes back they do so by other neighbours, too, until one leads there; a neighbour
-//! that does not is avoided for this one host. Nobody else is told: an accusation proves nothing.
+//! that does not is avoided for this one host. Other hosts are not told: an accusation proves nothing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
